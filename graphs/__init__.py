@@ -1,0 +1,56 @@
+"""What runs, what it costs and what it holds.
+
+Glossary:
+    value: a storage; every view of it is the same value.
+    op: one kernel call of the training step.
+    resident: a value no op makes; live all the time (parameters, buffers, inputs, optimizer state).
+    schedule: the order in which ops run, recomputations included, and values are freed.
+    budget: the bytes a schedule may hold at any step; peak: the most it does hold.
+    recompute: run an op again instead of keeping its output.
+    phase: forward, backward, optimizer or communication.
+"""
+
+from graphs.files import graph_from_dict, graph_to_dict, load_graph, save_graph
+from graphs.graph import Graph, Kind, Op, Phase, Value
+from graphs.instances import load_instance
+from graphs.schedule import (
+    Action,
+    InvalidSchedule,
+    Live,
+    Schedule,
+    Step,
+    Trace,
+    breakdown,
+    live_at,
+    phase_peaks,
+    schedule_from_order,
+    simulate,
+    step_phases,
+    store_all,
+)
+
+__all__ = [
+    "Action",
+    "Graph",
+    "InvalidSchedule",
+    "Kind",
+    "Live",
+    "Op",
+    "Phase",
+    "Schedule",
+    "Step",
+    "Trace",
+    "Value",
+    "breakdown",
+    "graph_from_dict",
+    "graph_to_dict",
+    "live_at",
+    "load_graph",
+    "load_instance",
+    "phase_peaks",
+    "save_graph",
+    "schedule_from_order",
+    "simulate",
+    "step_phases",
+    "store_all",
+]

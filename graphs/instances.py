@@ -1,0 +1,67 @@
+"""Read the rematerialization instances others have published (networkx node-link JSON)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from graphs.graph import Graph, Op, Phase, Value
+
+
+def load_instance(path: str | Path) -> Graph:
+    """Read one node-link file; every node becomes an op with one output.
+
+    Two dialects: Checkmate's (``id, backward, cost_cpu, cost_ram``) and the random layered graphs of
+    the constraint-programming papers (``name, duration, out_cost``). Costs keep their own units.
+
+    Raises:
+        ValueError: the file is not node-link JSON of either dialect, or has a cycle.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+        nodes, links = data["nodes"], data["links"]
+        checkmate = "cost_cpu" in nodes[0]
+        key, ends = ("id", ("source", "target")) if checkmate else ("name", ("0", "1"))
+        edges = [(link[ends[0]], link[ends[1]]) for link in links]
+        table = {node[key]: node for node in nodes}
+    except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected networkx node-link JSON with nodes of {{id, cost_cpu, cost_ram}} or "
+            f"{{name, duration, out_cost}}; found {error!r}"
+        ) from error
+    order = data["graph"].get("order") or _order(path, table, edges)
+    return _graph(Path(path).stem, table, edges, order)
+
+
+def _order(path: str | Path, table: dict[Any, Any], edges: list[tuple[Any, Any]]) -> list[Any]:
+    ids = sorted(table)
+    if all(u < v for u, v in edges):
+        return ids
+    digraph = nx.DiGraph()
+    digraph.add_nodes_from(ids)
+    digraph.add_edges_from(edges)
+    try:
+        return list(nx.lexicographical_topological_sort(digraph))
+    except nx.NetworkXUnfeasible as error:
+        raise ValueError(f"{path}: the graph has a cycle, so no order exists") from error
+
+
+def _graph(
+    name: str, table: dict[Any, Any], edges: list[tuple[Any, Any]], order: list[Any]
+) -> Graph:
+    position = {node: i for i, node in enumerate(order)}
+    parents: list[set[int]] = [set() for _ in order]
+    for u, v in edges:
+        parents[position[v]].add(position[u])
+    ops, values = [], []
+    for i, node in enumerate(order):
+        data = table[node]
+        label = str(data["name"])
+        seconds = float(data.get("cost_cpu", data.get("duration", 0)))
+        phase = Phase.BACKWARD if data.get("backward") else Phase.FORWARD
+        ops.append(Op(label, label, tuple(sorted(parents[i])), (i,), seconds, phase=phase))
+        values.append(Value(label, int(data.get("cost_ram", data.get("out_cost", 0)))))
+    return Graph(tuple(ops), tuple(values), name=name)
