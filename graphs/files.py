@@ -28,14 +28,14 @@ def graph_to_dict(graph: Graph) -> dict[str, Any]:
     }
 
 
-def graph_from_dict(data: dict[str, Any]) -> Graph:
+def graph_from_dict(data: Any) -> Graph:
     """Rebuild a graph.
 
     Raises:
         ValueError: not this format, a newer version, or a field missing or of the wrong type.
     """
-    if data.get("format") != FORMAT:
-        raise ValueError(f"expected format {FORMAT!r}, found {data.get('format')!r}")
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"expected a JSON object with format {FORMAT!r}, found {str(data)[:80]}")
     if data.get("version") != VERSION:
         raise ValueError(
             f"graph version {data.get('version')!r} is not {VERSION}: update the package"
@@ -75,8 +75,6 @@ def load_graph(path: str | Path) -> Graph:
         data = json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON (truncated?): {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, expected a JSON object")
     return graph_from_dict(data)
 
 

@@ -14,8 +14,8 @@ from graphs.graph import Graph, Op, Phase, Value
 def load_instance(path: str | Path) -> Graph:
     """Read one node-link file; every node becomes an op with one output.
 
-    Two dialects: Checkmate's (``id, backward, cost_cpu, cost_ram``) and the random layered graphs of
-    the constraint-programming papers (``name, duration, out_cost``). Costs keep their own units.
+    Two dialects: Checkmate's (``id, backward, cost_cpu, cost_ram``) and the random layered graphs
+    of the constraint-programming papers (``name, duration, out_cost``). Costs keep their own units.
 
     Raises:
         ValueError: the file is not node-link JSON of either dialect, or has a cycle.

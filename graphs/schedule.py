@@ -77,7 +77,8 @@ def schedule_from_order(graph: Graph, order: Sequence[int]) -> Schedule:
     """Add to a sequence of ops the earliest possible frees: each copy dies after its last use.
 
     >>> from graphs.graph import Graph, Op, Value
-    >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), (Value("a", 1), Value("b", 1)))
+    >>> values = (Value("a", 1), Value("b", 1))
+    >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), values)
     >>> [(s.action.value, s.index) for s in schedule_from_order(g, [0, 1]).steps]
     [('compute', 0), ('compute', 1), ('free', 0), ('free', 1)]
     """
@@ -184,7 +185,8 @@ def live_at(graph: Graph, schedule: Schedule, step: int) -> tuple[Live, ...]:
     """List what is held while a step runs, largest first.
 
     >>> from graphs.graph import Graph, Op, Value
-    >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), (Value("a", 3), Value("b", 4)))
+    >>> values = (Value("a", 3), Value("b", 4))
+    >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), values)
     >>> [x.value.name for x in live_at(g, store_all(g), 1)]
     ['b', 'a']
     """
@@ -209,7 +211,7 @@ _GROUPINGS: Mapping[str, Callable[[Live], str]] = {
 
 
 def breakdown(graph: Graph, schedule: Schedule, step: int, by: str = "kind") -> dict[str, int]:
-    """Add up the bytes held at a step by ``"kind"``, ``"module"`` or ``"source"``, largest first."""
+    """Add up the bytes held at a step by "kind", "module" or "source", largest first."""
     totals: defaultdict[str, int] = defaultdict(int)
     for item in live_at(graph, schedule, step):
         totals[_GROUPINGS[by](item)] += item.value.size_bytes
