@@ -1,0 +1,43 @@
+# Every target sets up what it needs: a virtual environment in .venv with the pinned packages.
+# A fresh machine needs Python 3.11 (or newer) and make, nothing else.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+SOURCES := graphs solvers planner examples benchmarks tests
+
+.PHONY: setup demo test format lint types bench clean
+
+demo: setup  ## train GPT-2 in half the memory it needs
+	$(BIN)/python examples/train_gpt2.py
+
+test: lint types  ## everything a change must pass
+	$(BIN)/python -m pytest
+
+format: setup
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+lint: setup
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup  ## every benchmark; each adds a CSV to benchmarks/results
+	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.baselines
+	$(BIN)/python -m benchmarks.speed
+
+setup: $(STAMP)
+
+# torch goes first and alone, so that the later, larger installation cannot change its build.
+$(STAMP): constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 setuptools
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
