@@ -1,0 +1,81 @@
+"""From a set of kept values to an order of ops, the way checkpointing runs.
+
+Knows how to recompute what is missing. Knows nothing of budgets, and chooses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+
+from graphs import Graph, Phase, simulate, store_all
+
+
+def turning_point(graph: Graph) -> int:
+    """Return the index of the first backward op, where the forward pass is over.
+
+    A graph without a backward op (the random instances of the papers) turns where it holds most.
+
+    >>> from graphs import Op, Value
+    >>> ops = (Op("f", "f", (), (0,)), Op("b", "b", (0,), (1,), phase=Phase.BACKWARD))
+    >>> turning_point(Graph(ops, (Value("x", 1), Value("g", 1))))
+    1
+    """
+    backward = (i for i, op in enumerate(graph.ops) if op.phase is Phase.BACKWARD)
+    if (first := next(backward, None)) is not None:
+        return first
+    schedule = store_all(graph)
+    held = simulate(graph, schedule).peak_step if graph.ops else 0
+    return sum(step.action.value == "compute" for step in schedule.steps[: held + 1])
+
+
+def ops_to_make(graph: Graph, wanted: Iterable[int], live: Set[int]) -> list[int]:
+    """Return the ops, in graph order, that make the wanted values from those that are live.
+
+    Resident values are always there. Nothing live is remade, unless it shares its op with a value
+    that is missing.
+
+    >>> from graphs import Op, Value
+    >>> ops = tuple(Op(f"f{i}", "f", (i,), (i + 1,)) for i in range(3))
+    >>> g = Graph(ops, tuple(Value(f"x{i}", 1) for i in range(4)))
+    >>> ops_to_make(g, [3], {1}), ops_to_make(g, [3], set()), ops_to_make(g, [3], {3})
+    ([1, 2], [0, 1, 2], [])
+    """
+    producer, found, stack = graph.producer, set[int](), list(wanted)
+    while stack:
+        value = stack.pop()
+        maker = producer[value]
+        if maker is None or value in live or maker in found:
+            continue
+        found.add(maker)
+        stack.extend(graph.ops[maker].inputs)
+    return sorted(found)
+
+
+def order_from_kept(graph: Graph, kept: Set[int], turn: int | None = None) -> list[int]:
+    """Return an order that keeps only the values of ``kept`` from the forward pass to the backward.
+
+    Every op before ``turn`` (by default ``turning_point``) runs once, in order. Then the others
+    run in order; what one of them reads and is not there is recomputed just before it, from kept
+    and resident values, and stays until its last use, so no op runs more than twice. The outputs
+    of an op that is not recomputable are kept whether named or not.
+
+    >>> from graphs import Op, Value
+    >>> ops = (Op("f", "f", (), (0,)), Op("g", "g", (0,), (1,)),
+    ...        Op("b", "b", (0, 1), (2,), phase=Phase.BACKWARD))
+    >>> g = Graph(ops, tuple(Value(n, 1) for n in "xyz"))
+    >>> order_from_kept(g, {1}), order_from_kept(g, set()), order_from_kept(g, {0, 1})
+    ([0, 1, 0, 2], [0, 1, 0, 1, 2], [0, 1, 2])
+    """
+    turn = turning_point(graph) if turn is None else turn
+    order = list(range(turn))
+    live = {
+        v
+        for op in graph.ops[:turn]
+        for v in op.outputs
+        if v in kept or v in graph.outputs or not op.recomputable
+    }
+    for index in range(turn, len(graph.ops)):
+        for op in (*ops_to_make(graph, graph.ops[index].inputs, live), index):
+            order.append(op)
+            live.update(graph.ops[op].outputs)
+    return order
