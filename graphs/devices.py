@@ -151,11 +151,12 @@ def _plain(name: str) -> str:
 
 
 def cpu() -> Device:
-    """Describe the CPU this runs on, on the safe side: half of what its vector units could do.
+    """Describe the CPU this runs on, on the safe side.
 
-    One multiply-add of a full vector a cycle on each core at 2.5 GHz, and 4 GB/s of memory for
-    each core up to eight, since fresh outputs cost page faults. No clock is read, so that the same machine always gives the same plan; measured mode
-    exists for those who need better. The reserve is 0: the process shares the machine's memory.
+    One multiply-add of a full vector a cycle on each core at 2.5 GHz; 4 GB/s of memory for each
+    core up to eight, since fresh outputs cost page faults. No clock is read, so that the same
+    machine always gives the same plan; measured mode exists for those who need better. The
+    reserve is 0: the process shares the machine's memory.
     """
     cores = _cores()
     float32 = cores * 2.5e9 * 2 * _float32_lanes()
