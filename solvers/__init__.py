@@ -1,5 +1,9 @@
-"""Pure mathematics over a Graph: which schedule fits a budget at the least time. No torch here."""
+"""Pure mathematics over a Graph: which schedule fits a budget at the least time. No torch here.
 
+Importing this package registers every solver.
+"""
+
+from solvers import blocks, chen_greedy, chen_sqrt, recompute_all, store_all
 from solvers.base import (
     SOLVERS,
     Answer,
@@ -19,7 +23,12 @@ __all__ = [
     "Solution",
     "Status",
     "binding_op",
+    "blocks",
+    "chen_greedy",
+    "chen_sqrt",
     "floor_bytes",
+    "recompute_all",
     "register",
     "solve",
+    "store_all",
 ]
