@@ -1,0 +1,50 @@
+"""Plan a training step so that it fits the memory there is, at the least extra time.
+
+>>> import planner
+>>> planner.parse_budget("40GB")
+40000000000
+
+``fit`` makes a ``Plan``; ``Plan.apply`` makes a model that follows it.
+"""
+
+from planner.compare import Comparison, compare
+from planner.errors import (
+    BadBudget,
+    BadSpec,
+    CaptureError,
+    InfeasibleBudget,
+    InvalidPlan,
+    NotAvailable,
+    PlanMismatch,
+    PlannerError,
+    UnknownDevice,
+    UnknownMethod,
+)
+from planner.fit import fit
+from planner.plan import Plan
+from planner.planfile import load
+from planner.timeline import render_timeline_svg
+from planner.units import parse_budget
+from solvers import Limits, Status
+
+__all__ = [
+    "BadBudget",
+    "BadSpec",
+    "CaptureError",
+    "Comparison",
+    "InfeasibleBudget",
+    "InvalidPlan",
+    "Limits",
+    "NotAvailable",
+    "Plan",
+    "PlanMismatch",
+    "PlannerError",
+    "Status",
+    "UnknownDevice",
+    "UnknownMethod",
+    "compare",
+    "fit",
+    "load",
+    "parse_budget",
+    "render_timeline_svg",
+]

@@ -1,0 +1,237 @@
+"""The command line: ``planner fit``, ``show``, ``compare`` and ``verify``.
+
+Exit codes: 0 the plan fits, 1 it does not, 2 the input is wrong, 3 a defect of this program.
+Answers go to standard output, everything else to standard error. The only file that prints.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from planner.compare import compare as run_compare
+from planner.errors import InfeasibleBudget, PlannerError
+from planner.fit import fit as run_fit
+from planner.plan import Plan
+from planner.planfile import load
+from planner.progress import on_terminal
+from planner.report import summary
+from planner.spec import load_example
+from solvers import Limits
+
+FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT = 0, 1, 2, 3
+
+MODEL = click.argument("model", metavar="MODEL")
+PLAN = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+_SHARED = (
+    click.option("--budget", required=True, help="'6GB', '6GiB', '80%' of the device."),
+    click.option("--inputs", metavar="SPEC", help="path.py:function that returns the inputs."),
+    click.option("--optimizer", default="adamw", show_default=True, help="'none' leaves it out."),
+    click.option("--device", default="auto", show_default=True, help="'H100 SXM', 'cpu', ..."),
+    click.option(
+        "--costs",
+        type=click.Choice(["roofline", "measured"]),
+        default="roofline",
+        show_default=True,
+        help="How op times are known.",
+    ),
+    click.option(
+        "--time-limit",
+        type=click.FloatRange(min=0, min_open=True),
+        default=Limits().seconds,
+        show_default=True,
+        help="Seconds a solver may take.",
+    ),
+    JSON,
+)
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _shared(command: _Command) -> _Command:
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+def _writable(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a path that cannot be written before any work is done."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise click.BadParameter(f"{path} cannot be written: its folder must exist")
+    return path
+
+
+def _output(name: str, help_text: str) -> Callable[[_Command], _Command]:
+    return click.option(name, type=click.Path(path_type=Path), callback=_writable, help=help_text)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="remat-planner")
+def cli() -> None:
+    """Plan a training step so that it fits the memory there is, at the least extra time.
+
+    MODEL is path.py:function or package.module:function. The function returns (model, inputs), or a
+    model that carries its own example inputs.
+    """
+
+
+@cli.command()
+@MODEL
+@_shared
+@click.option("--method", default="auto", show_default=True, help="The solver to use.")
+@_output("--export", "Write the plan here, as JSON.")
+@_output("--report", "Write a report with a picture here, as HTML.")
+def fit(
+    model: str,
+    inputs: str | None,
+    method: str,
+    export: Path | None,
+    report: Path | None,
+    *,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find a plan for MODEL within a budget."""
+    with _answering(as_json=as_json), on_terminal() as progress:
+        progress(f"loading {model}")
+        example = load_example(model, inputs)
+        plan = run_fit(
+            example.model,
+            inputs=example.inputs,
+            method=method,
+            progress=progress,
+            **_arguments(**options),
+        )
+    if export is not None:
+        plan.save(export)
+    if report is not None:
+        plan.report(report)
+    _show(plan, as_json=as_json)
+
+
+@cli.command()
+@PLAN
+@JSON
+def show(plan_path: Path, *, as_json: bool) -> None:
+    """Print what a plan file says."""
+    with _answering(as_json=as_json):
+        plan = load(plan_path)
+    _show(plan, as_json=as_json)
+
+
+@cli.command()
+@MODEL
+@_shared
+@click.option("--method", "methods", multiple=True, help="A solver to run; repeatable.")
+def compare(
+    model: str, inputs: str | None, methods: tuple[str, ...], *, as_json: bool, **options: Any
+) -> None:
+    """Plan MODEL by several solvers, all of them by default."""
+    with _answering(as_json=as_json), on_terminal() as progress:
+        progress(f"loading {model}")
+        example = load_example(model, inputs)
+        result = run_compare(
+            example.model,
+            inputs=example.inputs,
+            methods=methods or None,
+            progress=progress,
+            **_arguments(**options),
+        )
+    click.echo(_dump(result.to_json()) if as_json else str(result))
+    sys.exit(FITS if any(row.fits for row in result.rows) else DOES_NOT_FIT)
+
+
+@cli.command()
+@MODEL
+@PLAN
+@click.option("--inputs", metavar="SPEC", help="path.py:function that returns the inputs.")
+@JSON
+def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) -> None:
+    """Run MODEL plain and planned, and compare memory, time and gradients."""
+    from planner.verify import verify as run_verify
+
+    with _answering(as_json=as_json), on_terminal() as progress:
+        plan = load(plan_path)
+        progress(f"loading {model}")
+        example = load_example(model, inputs)
+        progress("running the plain and the planned step")
+        result = run_verify(example.model, plan, example.inputs)
+    click.echo(_dump(result.to_json()) if as_json else str(result))
+    sys.exit(FITS if result.fits else DOES_NOT_FIT)
+
+
+def _arguments(
+    *, budget: str, optimizer: str, device: str, costs: str, time_limit: float
+) -> dict[str, Any]:
+    """Turn the shared options into arguments of ``planner.fit``."""
+    return {
+        "budget": int(budget) if budget.isdecimal() else budget,
+        "optimizer": None if optimizer == "none" else optimizer,
+        "device": device,
+        "costs": costs,
+        "limits": Limits(seconds=time_limit),
+    }
+
+
+def _show(plan: Plan, *, as_json: bool) -> NoReturn:
+    click.echo(_dump(summary(plan)) if as_json else str(plan))
+    sys.exit(FITS if plan.fits else DOES_NOT_FIT)
+
+
+@contextmanager
+def _answering(*, as_json: bool) -> Iterator[None]:
+    """Turn what users can do wrong into one paragraph and an exit code."""
+    try:
+        yield
+    except InfeasibleBudget as error:
+        if as_json:
+            click.echo(_dump(_infeasible(error)))
+        click.echo(f"Does not fit: {error}", err=True)
+        sys.exit(DOES_NOT_FIT)
+    except (PlannerError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(WRONG_INPUT)
+
+
+def _infeasible(error: InfeasibleBudget) -> dict[str, Any]:
+    found = error.binding
+    return {
+        "fits": False,
+        "budget_bytes": error.budget_bytes,
+        "least_bytes": error.least_bytes,
+        "binding": {
+            "op": found.op,
+            "module": found.module,
+            "source": found.source,
+            "phase": found.phase.value,
+            "category": found.category.value,
+        },
+        "message": str(error),
+    }
+
+
+def _dump(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=2)
+
+
+def main() -> NoReturn:
+    """Run the command line; a defect of this program is not confused with a plan's answer."""
+    try:
+        cli(standalone_mode=True)
+    except Exception as defect:
+        traceback.print_exc()
+        raise SystemExit(DEFECT) from defect
+    raise AssertionError("click ends the process")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Everything that can go wrong for a user, as one tree.
+
+    PlannerError
+      BadBudget           ValueError           the budget is not a size
+      CaptureError        graphs.CaptureError  the training step cannot be captured
+      InfeasibleBudget    ValueError           no schedule found fits the budget
+      InvalidPlan         ValueError           a plan file is damaged, foreign or too new
+      PlanMismatch        ValueError           the plan was made for another model or other inputs
+      UnknownMethod       ValueError           no solver has this name
+      UnknownDevice       ValueError           no device has this name
+      BadSpec             ValueError           a MODEL text does not lead to a model
+      NotAvailable        NotImplementedError  this version cannot do it
+
+Every message says what was found, what was expected and what to do next. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import graphs.errors
+
+if TYPE_CHECKING:
+    from planner.binding import Binding
+
+
+class PlannerError(Exception):
+    """The root: ``except PlannerError`` catches whatever this package raises on purpose."""
+
+
+class BadBudget(PlannerError, ValueError):
+    """The budget is not a positive size in bytes, a text such as "40GB", or a percentage."""
+
+
+class CaptureError(PlannerError, graphs.errors.CaptureError):
+    """The training step cannot be captured; the message names the line and what to change."""
+
+
+class InfeasibleBudget(PlannerError, ValueError):
+    """No schedule found fits the budget.
+
+    Attributes:
+        budget_bytes: what was asked for.
+        least_bytes: the least budget known to work.
+        binding: the moment that holds most in the schedule for ``least_bytes``.
+    """
+
+    def __init__(
+        self, budget_bytes: int, least_bytes: int, binding: Binding, explanation: str
+    ) -> None:
+        # all of them are arguments of the base class, so that the error survives pickling
+        super().__init__(budget_bytes, least_bytes, binding, explanation)
+        self.budget_bytes, self.least_bytes, self.binding = budget_bytes, least_bytes, binding
+        self._explanation = explanation
+
+    def __str__(self) -> str:
+        """Say what was asked, what would work, what binds and what to try."""
+        return self._explanation
+
+
+class InvalidPlan(PlannerError, ValueError):
+    """A plan file is damaged, truncated, foreign, or written by a newer version."""
+
+
+class PlanMismatch(PlannerError, ValueError):
+    """The plan was made for another model, other inputs or another mode."""
+
+
+class NotAvailable(PlannerError, NotImplementedError):
+    """A documented feature that this version does not have yet."""
+
+
+class BadSpec(PlannerError, ValueError):
+    """A MODEL argument does not lead to a function that returns a model."""
+
+
+class UnknownDevice(PlannerError, ValueError):
+    """No device has this name; the message lists the valid ones."""
+
+
+class UnknownMethod(PlannerError, ValueError):
+    """No solver has this name; the message lists the valid ones, the likely one first.
+
+    >>> print(UnknownMethod("atuo", ["auto", "milp"]))
+    unknown method 'atuo' (did you mean 'auto'?); valid methods: auto, milp
+    """
+
+    def __init__(self, name: str, valid: Iterable[str]) -> None:
+        self.name, self.valid = name, tuple(sorted(valid))
+        super().__init__(name, self.valid)
+
+    def __str__(self) -> str:
+        """List the valid names."""
+        close = difflib.get_close_matches(self.name, self.valid, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        return f"unknown method {self.name!r}{hint}; valid methods: {', '.join(self.valid)}"

@@ -1,0 +1,260 @@
+"""From a model and a budget to a plan: capture once, solve, check, say why not.
+
+Knows the order of the steps and which error each can end in. Knows nothing of how they are done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from graphs import Graph, simulate
+from graphs.errors import CaptureError as GraphsCaptureError
+from planner.advice import explain
+from planner.binding import binding
+from planner.errors import (
+    CaptureError,
+    InfeasibleBudget,
+    NotAvailable,
+    UnknownDevice,
+    UnknownMethod,
+)
+from planner.plan import Plan
+from planner.progress import Progress, silent
+from planner.units import format_both, parse_budget
+from solvers import SOLVERS, Limits, solve
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from graphs.devices import Device
+
+DEFAULT_LIMITS = Limits()
+
+
+class Captured(Protocol):
+    """What ``graphs.capture`` returns: the training step, and what a plan for it is good for."""
+
+    @property
+    def graph(self) -> Graph: ...
+
+    @property
+    def signature(self) -> Mapping[str, Any]: ...
+
+
+def fit(
+    model: nn.Module,
+    budget: str | float,
+    *,
+    inputs: Any = None,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "adamw",
+    device: str = "auto",
+    method: str = "auto",
+    limits: Limits = DEFAULT_LIMITS,
+    costs: str = "roofline",
+    accumulate: bool = False,
+    world_size: int = 1,
+    progress: Progress | None = None,
+) -> Plan:
+    """Plan one training step of a model within a budget of device memory.
+
+    The budget covers everything: parameters, gradients, optimizer state, activations, temporaries
+    and the reserve of the device.
+
+    Args:
+        model: any ``nn.Module``, on a real, meta or fake device; it is not changed.
+        budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
+        inputs: a tensor, a tuple (positional) or a dict (keywords). Without it the model's own
+            example is used: ``example_input_array`` (Lightning) or ``dummy_inputs`` (transformers).
+        loss: called with the model's output and ``targets``; without it the output is the loss,
+            has a ``.loss``, or is differentiated by the caller.
+        optimizer: a name, a class, a factory or an instance; ``None`` leaves its state out.
+        device: a name of ``graphs.DEVICES``, or "auto" for the device at hand.
+        method: a name of ``solvers.SOLVERS``.
+        costs: "roofline" estimates times, "measured" runs each distinct op once.
+        accumulate: keep the gradients of earlier micro-steps through forward.
+        progress: called with a sentence when the work enters a new part.
+
+    Raises:
+        BadBudget, UnknownMethod, UnknownDevice: an argument is not what it should be.
+        CaptureError: the step cannot be captured, or no inputs are known.
+        InfeasibleBudget: no schedule found fits; the error has the least budget that works.
+    """
+    check_method(method)
+    if world_size != 1:
+        raise NotAvailable(
+            f"world_size={world_size}: sharding over several devices is not available in this "
+            "version; plan for one device with world_size=1"
+        )
+    hardware = find_device(device)
+    budget_bytes = parse_budget(budget, lambda: hardware.memory_bytes)
+    start = time.perf_counter()
+    captured = capture_step(
+        model,
+        inputs=inputs,
+        loss=loss,
+        targets=targets,
+        optimizer=optimizer,
+        device=hardware.name,
+        costs=costs,
+        accumulate=accumulate,
+        progress=progress,
+    )
+    return plan_graph(
+        captured,
+        budget_bytes,
+        method=method,
+        limits=limits,
+        device=hardware.name,
+        optimizer=optimizer_name(optimizer),
+        costs=costs,
+        capture_seconds=time.perf_counter() - start,
+        progress=progress,
+    )
+
+
+def capture_step(
+    model: nn.Module,
+    *,
+    inputs: Any,
+    loss: Callable[..., Any] | None,
+    targets: Any,
+    optimizer: Any,
+    device: str,
+    costs: str,
+    accumulate: bool,
+    progress: Progress | None,
+) -> Captured:
+    """Capture one training step; the arguments are those of ``fit``.
+
+    Raises:
+        CaptureError: the step cannot be captured, or no inputs are known.
+    """
+    from graphs.capture import capture
+
+    (progress or silent)(f"capturing {type(model).__name__}")
+    try:
+        return capture(
+            model,
+            example_inputs(model) if inputs is None else inputs,
+            loss=loss,
+            targets=targets,
+            optimizer=optimizer,
+            device=device,
+            costs=costs,
+            accumulate=accumulate,
+            progress=progress,
+        )
+    except GraphsCaptureError as error:
+        raise CaptureError(str(error)) from error
+
+
+def plan_graph(
+    captured: Captured,
+    budget_bytes: int,
+    *,
+    method: str = "auto",
+    limits: Limits = DEFAULT_LIMITS,
+    device: str = "cpu",
+    optimizer: str | None = None,
+    costs: str = "roofline",
+    capture_seconds: float = 0.0,
+    progress: Progress | None = None,
+) -> Plan:
+    """Plan a captured training step; ``fit`` after its capture.
+
+    Raises:
+        InfeasibleBudget: no schedule found fits; the error has the least budget that works.
+        UnknownMethod: no solver has this name.
+    """
+    check_method(method)
+    graph, tell = captured.graph, progress or silent
+    tell(f"solving {len(graph.ops):,} ops within {format_both(budget_bytes)} by {method}")
+    start = time.perf_counter()
+    solution = solve(graph, budget_bytes, method=method, limits=limits)
+    if solution.schedule is None:
+        tell("looking for the least budget that works")
+        raise infeasible(graph, budget_bytes, solution.message, limits)
+    return Plan(
+        graph=graph,
+        schedule=solution.schedule,
+        budget_bytes=budget_bytes,
+        status=solution.status,
+        bound_seconds=solution.bound_seconds,
+        method=method,
+        signature=captured.signature,
+        device=device,
+        optimizer=optimizer,
+        costs=costs,
+        message=solution.message,
+        capture_seconds=capture_seconds,
+        solve_seconds=time.perf_counter() - start,
+    )
+
+
+def infeasible(graph: Graph, budget_bytes: int, reason: str, limits: Limits) -> InfeasibleBudget:
+    """Make the error that says what budget works, what binds there and what to try."""
+    from solvers import minimum_budget
+
+    least = minimum_budget(graph, limits=limits).schedule
+    trace = simulate(graph, least)
+    found = binding(graph, least, trace)
+    text = explain(graph, budget_bytes, trace, found, reason)
+    return InfeasibleBudget(budget_bytes, trace.peak_bytes, found, text)
+
+
+def check_method(method: str) -> None:
+    """Raise ``UnknownMethod`` unless a solver has this name."""
+    if method not in SOLVERS:
+        raise UnknownMethod(method, SOLVERS)
+
+
+def find_device(name: str) -> Device:
+    """Look a device up; "auto" is the accelerator at hand, else this machine's processor.
+
+    Raises:
+        UnknownDevice: no device has this name.
+    """
+    from graphs.devices import device
+
+    try:
+        return device(_present() if name == "auto" else name)
+    except ValueError as error:
+        raise UnknownDevice(str(error)) from error
+
+
+def _present() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def example_inputs(model: nn.Module) -> Any:
+    """Return the inputs a model carries along.
+
+    Raises:
+        CaptureError: it carries none; the message says what to pass.
+    """
+    for attribute in ("example_input_array", "dummy_inputs"):
+        found = getattr(model, attribute, None)
+        if found is not None:
+            return found
+    raise CaptureError(
+        f"{type(model).__name__} has neither example_input_array nor dummy_inputs, so it is not "
+        "known what to run it on: pass inputs= a tensor, a tuple (positional) or a dict (keywords)"
+    )
+
+
+def optimizer_name(optimizer: Any) -> str | None:
+    """Name an optimizer given as text, class, factory or instance.
+
+    >>> optimizer_name("adamw"), optimizer_name(dict), optimizer_name(None)
+    ('adamw', 'dict', None)
+    """
+    if optimizer is None or isinstance(optimizer, str):
+        return optimizer
+    named = optimizer if hasattr(optimizer, "__name__") else type(optimizer)
+    return str(named.__name__)

@@ -1,0 +1,203 @@
+"""The plan as text: the answer first, the explanation after, at most 100 columns.
+
+Knows how to lay out what a plan says. Computes nothing about schedules and prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from graphs import Kind, Live, Phase
+from planner.binding import largest_live, short_target
+from planner.folding import fold
+from planner.plan import Plan
+from planner.units import format_both, format_bytes, format_percent, format_seconds
+from solvers import Status
+
+ROWS = 12  # of the longest tables; what is left out is added up in one more row
+LIVE = 6
+WIDTH = 100
+
+
+def render(plan: Plan) -> str:
+    """Write everything a person wants to know about a plan, the answer first."""
+    sections = (
+        answer(plan),
+        recomputation(plan),
+        memory_table(plan),
+        binding_text(plan),
+        "\n".join(["Notes", *(f"  - {note}" for note in notes(plan))]),
+    )
+    return "\n\n".join(section for section in sections if section)
+
+
+def answer(plan: Plan) -> str:
+    """Say whether the plan fits, what it costs and how good it is, in five lines."""
+    verdict = "Fits" if plan.fits else "DOES NOT FIT"
+    lines = [
+        f"{verdict}: peak {format_both(plan.peak_bytes)} of a {format_both(plan.budget_bytes)} "
+        "budget",
+        f"Plain   peak {format_both(plan.baseline_peak_bytes)}, "
+        f"step {format_seconds(plan.baseline_seconds)}",
+        f"Time    +{format_percent(plan.overhead)} of the plain step, "
+        f"step {format_seconds(plan.seconds)}",
+        f"Proven  at least +{format_percent(plan.bound_overhead)} is necessary: "
+        f"gap {format_percent(plan.gap)} of the plain step",
+        f"Status  {_status(plan)}, by {plan.method}",
+    ]
+    return "\n".join(lines)
+
+
+def _status(plan: Plan) -> str:
+    if plan.status is Status.OPTIMAL and not plan.schedule.is_store_all:
+        return "optimal, within the gap above, for the captured order of first computations"
+    if plan.status is Status.OPTIMAL:
+        return "optimal: nothing needs to be recomputed"
+    return plan.status.value
+
+
+def recomputation(plan: Plan) -> str:
+    """Tell which ops run again, identical layers folded."""
+    if not plan.recomputed:
+        return "Recomputed: nothing"
+    folds = fold(plan.graph, plan.recomputed)
+    head, tail = folds[:ROWS], folds[ROWS:]
+    rows = [
+        (
+            f.modules or "(no module)",
+            f.target,
+            f"x{f.count}",
+            *_cost(f.saved_bytes, f.extra_seconds),
+        )
+        for f in head
+    ]
+    if tail:
+        left = sum(f.saved_bytes for f in tail), sum(f.extra_seconds for f in tail)
+        rows.append((f"{len(tail)} more rows", "", f"x{sum(f.count for f in tail)}", *_cost(*left)))
+    saved = format_bytes(sum(r.saved_bytes for r in plan.recomputed))
+    title = (
+        f"Recomputed: {len(plan.recomputed):,} of {len(plan.graph.ops):,} ops run again, "
+        f"{saved} not held"
+    )
+    header = ("module", "operator", "runs", "not held", "time added")
+    return f"{title}\n{table('llrrr', header, rows)}"
+
+
+def _cost(saved_bytes: int, seconds: float) -> tuple[str, str]:
+    return format_bytes(saved_bytes), format_seconds(seconds)
+
+
+def memory_table(plan: Plan) -> str:
+    """Show bytes by category and phase, each phase at the step where it holds most."""
+    phases = [p for p in Phase if p in plan.memory]
+    rows = [
+        (kind.value, *(format_bytes(plan.memory[p].get(kind, 0)) for p in phases))
+        for kind in Kind
+        if any(kind in plan.memory[p] for p in phases)
+    ]
+    rows.append(("total", *(format_bytes(sum(plan.memory[p].values())) for p in phases)))
+    header = ("category", *(p.value for p in phases))
+    return f"Memory when each phase holds most\n{table('l' + 'r' * len(phases), header, rows)}"
+
+
+def binding_text(plan: Plan) -> str:
+    """Name the op at the peak and the largest values an op made that are held there."""
+    found = plan.binding
+    share = format_bytes(found.category_bytes)
+    lines = [
+        "What binds",
+        f"  {found}",
+        f"  at step {found.step + 1:,} of {len(plan.schedule.steps):,}; "
+        f"{share} of {format_bytes(found.peak_bytes)} there is {found.category.value}",
+    ]
+    live = largest_live(plan.graph, plan.schedule, found.step, LIVE)
+    rows = [_live_row(item) for item in live]
+    header = ("held there", "made by", "bytes", "module", "source")
+    return "\n".join([*lines, table("llrll", header, rows)] if rows else lines)
+
+
+def _live_row(item: Live) -> tuple[str, ...]:
+    assert item.op is not None  # largest_live lists what an op made
+    size = format_bytes(item.value.size_bytes)
+    return item.value.name, short_target(item.op.target), size, item.op.module, item.op.source
+
+
+def notes(plan: Plan) -> Iterator[str]:
+    """Say what the numbers rest on, one honest sentence each."""
+    model = plan.signature.get("model")
+    if model:
+        inputs = plan.signature.get("inputs")
+        yield f"made for {model}" + (f" with {_inputs(inputs)}" if inputs else "")
+    if plan.optimizer is None:
+        yield "the optimizer's state and step are left out of every number here"
+    else:
+        yield f"the step of the optimizer {plan.optimizer}, its state and temporaries are counted"
+    if plan.costs == "measured":
+        yield f"times were measured op by op on {plan.device}"
+    else:
+        yield f"times are {plan.costs} estimates for {plan.device}; costs='measured' times real ops"
+    if plan.binding.phase is Phase.OPTIMIZER:
+        yield "the peak is in the optimizer step, where recomputing layers cannot lower it"
+    if plan.message:
+        yield f"solver: {plan.message}"
+
+
+def _inputs(inputs: Any) -> str:
+    return ", ".join(map(str, inputs)) if isinstance(inputs, list) else str(inputs)
+
+
+def table(align: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows under a header; ``align`` has an ``l`` or an ``r`` for every column.
+
+    Cells that do not fit lose their beginning: the end of a path says most.
+
+    >>> print(table("lr", ("op", "bytes"), [("mm", "12 B"), ("relu", "4 B")]))
+      op    bytes
+      mm     12 B
+      relu    4 B
+    """
+    cells = [list(header), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    while sum(widths) + 2 * len(widths) > WIDTH:
+        widths[widths.index(max(widths))] -= 1
+    return "\n".join(_line(row, align, widths) for row in cells)
+
+
+def _line(row: Sequence[str], align: str, widths: Sequence[int]) -> str:
+    padded = []
+    for cell, side, width in zip(row, align, widths, strict=True):
+        fitted = cell if len(cell) <= width else "…" + cell[len(cell) - width + 1 :]
+        padded.append(fitted.ljust(width) if side == "l" else fitted.rjust(width))
+    return ("  " + "  ".join(padded)).rstrip()
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """Return the plan's answers as plain JSON types, for programs."""
+    return {
+        "fits": plan.fits,
+        "budget_bytes": plan.budget_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "baseline_peak_bytes": plan.baseline_peak_bytes,
+        "seconds": plan.seconds,
+        "baseline_seconds": plan.baseline_seconds,
+        "overhead": plan.overhead,
+        "bound_overhead": plan.bound_overhead,
+        "gap": plan.gap,
+        "status": plan.status.name,
+        "method": plan.method,
+        "stage": plan.stage,
+        "device": plan.device,
+        "optimizer": plan.optimizer,
+        "costs": plan.costs,
+        "ops": len(plan.graph.ops),
+        "recomputed_ops": len(plan.recomputed),
+        "memory": {
+            phase.value: {kind.value: size for kind, size in sizes.items()}
+            for phase, sizes in plan.memory.items()
+        },
+        "signature": dict(plan.signature),
+        "capture_seconds": plan.capture_seconds,
+        "solve_seconds": plan.solve_seconds,
+        "message": plan.message,
+    }

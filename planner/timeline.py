@@ -1,0 +1,172 @@
+"""One picture: memory over one training step, plain and planned, under the budget line.
+
+Knows how to draw a trace as SVG without any library. Every column of the picture shows the most
+that is held during its share of the step, so no peak is lost however short it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphs import Action, Graph, Phase, Schedule, Trace, step_phases
+from planner.plan import Plan
+from planner.units import format_bytes, format_seconds
+
+COLUMNS = 480
+WIDTH, HEIGHT = 960, 400
+LEFT, RIGHT, TOP, BOTTOM = 76, 24, 64, 44
+PLAIN, PLANNED, RESIDENT, BUDGET, INK = "#c3c9d3", "#3b7dd8", "#1f4a86", "#c62f2f", "#30363d"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Where seconds and bytes fall on the canvas."""
+
+    seconds: float
+    top_bytes: int
+
+    def x(self, seconds: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * seconds / self.seconds
+
+    def y(self, size_bytes: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * size_bytes / self.top_bytes
+
+
+def render_timeline_svg(plan: Plan) -> str:
+    """Draw memory over time before and after, with the budget, as a self-contained SVG."""
+    plain = _starts(plan.graph, plan.baseline)
+    planned = _starts(plan.graph, plan.schedule)
+    most = max(plan.budget_bytes, plan.peak_bytes, plan.baseline_peak_bytes, 1)
+    scale = _Scale(float(max(plain[-1], planned[-1])), int(most * 1.08) + 1)
+    body = [
+        *_axes(scale, timed=plan.seconds > 0),
+        _area(scale, plain, _held(plan.baseline, plan.baseline_trace), PLAIN, "0.9"),
+        _area(scale, planned, _held(plan.schedule, plan.trace), PLANNED, "0.75"),
+        _resident(scale, float(planned[-1]), plan.graph.resident_bytes),
+        *_phases(scale, plan, planned),
+        *_budget(scale, plan.budget_bytes),
+        *_legend(plan),
+    ]
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        'font-family="system-ui, sans-serif" font-size="13">'
+    )
+    title = f"<title>{escape('Memory over one training step, plain and planned')}</title>"
+    back = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
+    return "\n".join([head, title, back, *body, "</svg>", ""])
+
+
+def _starts(graph: Graph, schedule: Schedule) -> NDArray[np.float64]:
+    """Return when each computation starts, and at the end when the last one stops.
+
+    A graph whose ops take no time is drawn with one unit an op.
+    """
+    seconds = np.array([graph.ops[i].seconds for i in schedule.order])
+    if not seconds.sum():
+        seconds = np.ones(len(schedule.order))
+    return np.concatenate([[0.0], np.cumsum(seconds)])
+
+
+def _held(schedule: Schedule, trace: Trace) -> NDArray[np.int64]:
+    """Return what is held during each computation."""
+    return trace.live_bytes[[s.action is Action.COMPUTE for s in schedule.steps]]
+
+
+def _area(
+    scale: _Scale, starts: NDArray[np.float64], held: NDArray[np.int64], fill: str, opacity: str
+) -> str:
+    edges = np.linspace(0.0, starts[-1], COLUMNS + 1)
+    first = np.clip(np.searchsorted(starts, edges[:-1], side="right") - 1, 0, len(held) - 1)
+    last = np.clip(np.searchsorted(starts, edges[1:], side="left") - 1, first, len(held) - 1)
+    first = np.minimum(first, np.searchsorted(starts[:-1], edges[:-1], side="left"))
+    columns = [int(held[a : b + 1].max()) for a, b in zip(first, last, strict=True)]
+    path = [f"M{scale.x(0):.1f} {scale.y(0):.1f}"]
+    for i, size in enumerate(columns):
+        if i == 0 or size != columns[i - 1]:
+            path.append(f"H{scale.x(edges[i]):.1f}V{scale.y(size):.1f}")
+    path.append(f"H{scale.x(starts[-1]):.1f}V{scale.y(0):.1f}Z")
+    return f'<path d="{"".join(path)}" fill="{fill}" fill-opacity="{opacity}"/>'
+
+
+def _resident(scale: _Scale, seconds: float, size_bytes: int) -> str:
+    top, width = scale.y(size_bytes), scale.x(seconds) - scale.x(0)
+    height = scale.y(0) - top
+    return (
+        f'<rect x="{scale.x(0):.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'fill="{RESIDENT}" fill-opacity="0.85"/>'
+    )
+
+
+def _axes(scale: _Scale, *, timed: bool) -> Iterator[str]:
+    for size in _ticks(scale.top_bytes):
+        y = scale.y(size)
+        yield _line(LEFT, y, WIDTH - RIGHT, y, "#e4e7ec")
+        yield _text(LEFT - 8, y + 4, format_bytes(int(size)), anchor="end")
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        moment = scale.seconds * share
+        label = format_seconds(moment) if timed else f"{moment:.0f} ops"
+        anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
+        yield _text(scale.x(moment), HEIGHT - BOTTOM + 20, label, anchor=anchor)
+
+
+def _ticks(top: int) -> list[float]:
+    step = 10.0 ** np.floor(np.log10(top))
+    step = next(s for s in (step / 5, step / 2, step, step * 2) if top / s <= 6)
+    return [k * step for k in range(int(top / step) + 1)]
+
+
+def _phases(scale: _Scale, plan: Plan, starts: NDArray[np.float64]) -> Iterator[str]:
+    """Mark where a phase of the planned step begins."""
+    phases = step_phases(plan.graph, plan.schedule)
+    computed = [p for p, s in zip(phases, plan.schedule.steps, strict=True) if _computes(s.action)]
+    previous: Phase | None = None
+    for start, phase in zip(starts, computed, strict=False):
+        if phase is not previous:
+            x = scale.x(float(start))
+            yield _line(x, TOP - 6, x, HEIGHT - BOTTOM, "#8b949e", dash="2 3")
+            yield _text(x + 4, TOP + 6, phase.value, fill="#57606a")
+        previous = phase
+
+
+def _computes(action: Action) -> bool:
+    return action is Action.COMPUTE
+
+
+def _budget(scale: _Scale, size_bytes: int) -> Iterator[str]:
+    y = scale.y(size_bytes)
+    yield _line(LEFT, y, WIDTH - RIGHT, y, BUDGET, dash="7 4", width=2)
+    label = f"budget {format_bytes(size_bytes)}"
+    yield _text(WIDTH - RIGHT - 4, y - 6, label, anchor="end", fill=BUDGET)
+
+
+def _legend(plan: Plan) -> Iterator[str]:
+    entries = (
+        (PLAIN, f"plain: peak {format_bytes(plan.baseline_peak_bytes)}"),
+        (PLANNED, f"planned: peak {format_bytes(plan.peak_bytes)}"),
+        (RESIDENT, f"always held: {format_bytes(plan.graph.resident_bytes)}"),
+    )
+    for i, (fill, label) in enumerate(entries):
+        x = LEFT + i * 250
+        yield f'<rect x="{x}" y="18" width="14" height="14" fill="{fill}"/>'
+        yield _text(x + 20, 30, label)
+
+
+def _line(
+    x1: float, y1: float, x2: float, y2: float, stroke: str, *, dash: str = "", width: int = 1
+) -> str:
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
+        f'stroke="{stroke}" stroke-width="{width}"{dashes}/>'
+    )
+
+
+def _text(x: float, y: float, label: str, *, anchor: str = "start", fill: str = INK) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{escape(label)}</text>'
+    )
