@@ -36,12 +36,19 @@ class PeakRecord(Generic[T]):
     changes: tuple[int, ...] = ()
 
 
-def measure_peak(run: Callable[[], T], device: str | torch.device = "cpu") -> PeakRecord[T]:
+def measure_peak(
+    run: Callable[[], T], device: str | torch.device = "cpu", *, collect: bool = True
+) -> PeakRecord[T]:
     """Run a function and return the most bytes its tensors held above the level at its start.
 
     On a CPU a block that was allocated before the run and is freed inside it leaves no record, so
     the peak can only be overstated: drop gradients and other leftovers first. Threads that the
     function starts through Python are not seen; autograd's and the kernels' own are.
+
+    Args:
+        run: what to run, once.
+        device: whose allocator to watch.
+        collect: collect garbage first, so that nothing older is freed halfway.
 
     >>> def run():
     ...     a = torch.empty(1000)
@@ -50,7 +57,8 @@ def measure_peak(run: Callable[[], T], device: str | torch.device = "cpu") -> Pe
     >>> record.peak_bytes, record.left_bytes
     (12000, 8000)
     """
-    gc.collect()  # a cycle collected halfway would free blocks of an earlier run
+    if collect:
+        gc.collect()
     if torch.device(device).type == "cuda":
         return _accelerator_peak(run, torch.device(device))
     with recorded_changes() as changes:

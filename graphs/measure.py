@@ -1,0 +1,163 @@
+"""What an operator really takes here: seconds and scratch memory, measured once and remembered.
+
+Knows how to run one operator alone on made-up data. Knows nothing of graphs. The device must be
+present; for one that is not there are ``graphs.workspace`` and the roofline.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+from graphs.allocations import measure_peak
+from graphs.cache import environment, recall, remember
+from graphs.calls import Call, device_of, input_bytes, materialise, output_bytes, signature
+
+T = TypeVar("T", int, float)
+_TIMED_SECONDS = 0.1
+_LEAST_RUNS, _MOST_RUNS = 3, 30
+
+
+class MeasureError(RuntimeError):
+    """An operator could not be run here; the message names it and says why."""
+
+
+def measure_seconds(
+    calls: Sequence[Call],
+    *,
+    cache: Path | None = None,
+    fallback: Callable[[Call], float] | None = None,
+) -> list[float]:
+    """Time each distinct call: the median of at least three warm runs, freeing included.
+
+    Takes what ``measure_workspace`` takes, and raises what it raises.
+    """
+    return _each(calls, "seconds", _seconds, cache, fallback)
+
+
+def measure_workspace(
+    calls: Sequence[Call],
+    *,
+    cache: Path | None = None,
+    fallback: Callable[[Call], int] | None = None,
+) -> list[int]:
+    """Find the scratch bytes of each distinct call: its peak beyond its inputs and outputs.
+
+    Args:
+        calls: in any order and with repetitions, which cost nothing.
+        cache: a folder that remembers measurements from one process to the next.
+        fallback: what to use for a call that cannot be run here.
+
+    Raises:
+        MeasureError: such a call, when there is no ``fallback``.
+
+    >>> x = torch.empty(8, 8)
+    >>> measure_workspace([Call(torch.ops.aten.add.Tensor, (x, x))])
+    [0]
+    """
+    return _each(calls, "workspace_bytes", _workspace, cache, fallback)
+
+
+def _each(
+    calls: Sequence[Call],
+    kind: str,
+    one: Callable[[Call], T],
+    cache: Path | None,
+    fallback: Callable[[Call], T] | None,
+) -> list[T]:
+    """Apply ``one`` to each distinct call that the cache does not know."""
+    keys = [signature(call) for call in calls]
+    answers: dict[str, T] = {}
+    fresh: dict[str, dict[str, T]] = {}
+    books: dict[str, dict[str, Any]] = {}
+    for key, call in zip(keys, calls, strict=True):
+        if key in answers:
+            continue
+        try:
+            where = _check_present(call)
+            book = books.setdefault(where, recall(cache, kind, where) if cache else {})
+            if key not in book:
+                book[key] = fresh.setdefault(where, {})[key] = _guarded(call, one)
+            answers[key] = book[key]
+        except MeasureError:
+            if fallback is None:
+                raise
+            answers[key] = fallback(call)
+    if cache:
+        for where, entries in fresh.items():
+            remember(cache, kind, where, entries)
+    return [answers[key] for key in keys]
+
+
+def _check_present(call: Call) -> str:
+    """Return the environment the call runs in."""
+    device = device_of(call)
+    if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available()):
+        return environment(device)
+    raise MeasureError(f"{call.target} is for {device}, which is not on this machine")
+
+
+def _guarded(call: Call, one: Callable[[Call], T]) -> T:
+    """Apply ``one`` to real tensors, unless they would not fit; leave the random state alone."""
+    device = device_of(call)
+    try:
+        needed = input_bytes(call) + output_bytes(call)
+        if needed > (available := _available_bytes(device)) // 2:
+            raise MeasureError(
+                f"{call.target} needs {needed} bytes, more than half of the {available} available "
+                f"on {device}: it is not run"
+            )
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return one(materialise(call))
+    except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError) as error:
+        if isinstance(error, MeasureError):
+            raise
+        raise MeasureError(f"{call.target} does not run on made-up data: {error}") from error
+
+
+def _available_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _workspace(call: Call) -> int:
+    """Return the peak of one run beyond its outputs: kernels take their scratch anew every time."""
+    record = measure_peak(lambda: _run_and_drop(call), device_of(call), collect=False)
+    return max(0, record.peak_bytes - output_bytes(call))
+
+
+def _run_and_drop(call: Call) -> None:
+    """Run a call and free what it returns, while the allocator is still being watched."""
+    call.run()
+
+
+def _seconds(call: Call) -> float:
+    clock = _cuda_seconds if device_of(call).type == "cuda" else _wall_seconds
+    clock(call)  # warm: code paths are chosen and pages mapped on the first run
+    runs: list[float] = []
+    while len(runs) < _LEAST_RUNS or (sum(runs) < _TIMED_SECONDS and len(runs) < _MOST_RUNS):
+        runs.append(clock(call))
+    return statistics.median(runs)
+
+
+def _wall_seconds(call: Call) -> float:
+    start = time.perf_counter()
+    _run_and_drop(call)
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(call: Call) -> float:
+    event: Any = torch.cuda.Event
+    start, end = event(enable_timing=True), event(enable_timing=True)
+    start.record()
+    _run_and_drop(call)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
