@@ -3,7 +3,7 @@
 Importing this package registers every solver.
 """
 
-from solvers import blocks, chen_greedy, chen_sqrt, recompute_all, store_all
+from solvers import auto, blocks, chen_greedy, chen_sqrt, recompute_all, store_all
 from solvers.base import (
     SOLVERS,
     Answer,
@@ -22,6 +22,7 @@ __all__ = [
     "Limits",
     "Solution",
     "Status",
+    "auto",
     "binding_op",
     "blocks",
     "chen_greedy",

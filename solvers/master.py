@@ -1,0 +1,174 @@
+"""The master problem: what to hold at a few cut steps, and what to recompute between them.
+
+A cut ``k`` is the moment op ``t[k]`` first runs; window ``k`` lasts from it to cut ``k + 1``, the
+last window to the end. For values ``v`` made before the cut, ``s[v, k] = 1`` if ``v`` is held at
+the cut; for the ops ``o`` before it, ``r[o, k] = 1`` if ``o`` runs again in the window.
+
+    need    s[v, k] + r[maker(v), k] >= 1                  v read in the window by an op's first run
+    chain   r[o, k] <= s[u, k] + r[maker(u), k]            u an input of o
+    carry   s[v, k + 1] <= s[v, k] + r[maker(v), k]
+    memory  sum over v of bytes(v) s[v, k] <= budget - own(t[k])
+
+and the seconds of ``r`` are minimized. Every schedule whose first runs follow the graph's order
+satisfies these rows, whatever the cuts, so the optimum is a lower bound on its extra time. The
+memory between cuts is not seen here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.lp import Model, minimize
+from solvers.problem import Problem
+
+SLACK = 1e-7  # widens the memory rows, so that rounding never cuts off a schedule that fits
+
+
+@dataclass(frozen=True)
+class Plan:
+    """For each cut the values to hold."""
+
+    cuts: tuple[int, ...]
+    keep: tuple[frozenset[int], ...]
+
+
+@dataclass(frozen=True)
+class MasterResult:
+    """The plan found (``None`` if none) and the proven bound on the extra seconds."""
+
+    plan: Plan | None
+    bound: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """One cut ``t``: what first runs in its window read from before it, and what that concerns."""
+
+    t: int
+    need: frozenset[int]
+    relevant: tuple[int, ...]
+
+
+def windows(problem: Problem, cuts: Sequence[int], tiny: frozenset[int]) -> list[Window]:
+    """Return the windows; relevant values are those that could serve the window or a later one."""
+    found: list[Window] = []
+    later: set[int] = set()
+    stop = problem.n
+    for t in reversed(cuts):
+        need = {v for j in range(t, stop) for v in problem.inputs[j] if problem.maker[v] < t}
+        if stop == problem.n:
+            need.update(v for v in problem.ends if problem.maker[v] < t)
+        need -= tiny
+        seen = need | {v for v in later if problem.maker[v] < t}
+        stack = list(seen)
+        while stack:
+            op = problem.maker[stack.pop()]
+            if not problem.recomputable[op]:
+                continue
+            fresh = [u for u in problem.inputs[op] if u not in seen and u not in tiny]
+            seen.update(fresh)
+            stack += fresh
+        found.append(Window(t, frozenset(need), tuple(sorted(seen))))
+        later, stop = seen, t
+    return found[::-1]
+
+
+def solve_master(
+    problem: Problem,
+    budget: int,
+    cuts: Sequence[int],
+    *,
+    tiny: frozenset[int] = frozenset(),
+    relax: bool = False,
+    gap: float = 1e-4,
+    seconds: float = math.inf,
+    seed: int = 0,
+) -> MasterResult:
+    """Solve the master; values in ``tiny`` count as always held and weightless.
+
+    With ``relax`` the bound is that of the linear relaxation and the plan its rounding.
+    """
+    master = _Master(problem, windows(problem, cuts, tiny), tiny)
+    if any(master.space(w, budget) < 0 for w in master.frames):
+        return MasterResult(None, math.inf)
+    model = master.model(budget)
+    result = minimize(model, relax=relax, gap=gap, seconds=seconds, seed=seed)
+    plan = None if result.x is None else master.plan(result.x)
+    return MasterResult(plan, max(0.0, result.bound * (1 - 1e-6)) * master.unit)
+
+
+class _Master:
+    """The columns of the master and the rows over them."""
+
+    def __init__(self, problem: Problem, frames: list[Window], tiny: frozenset[int]) -> None:
+        self.problem, self.frames, self.tiny = problem, frames, tiny
+        self.unit = max(problem.seconds, default=0.0) or 1.0
+        self.held: list[dict[int, int]] = []
+        self.redone: list[dict[int, int]] = []
+
+    def space(self, frame: Window, budget: int) -> int:
+        """Return the bytes left at a cut for values made before it."""
+        return int(budget * (1 + SLACK)) - self.problem.own(frame.t)
+
+    def model(self, budget: int) -> Model:
+        """Build the model."""
+        model = Model()
+        for k, frame in enumerate(self.frames):
+            self._columns(model, frame)
+            self._need(model, frame, k)
+            self._chain(model, k)
+            if k:
+                self._carry(model, k)
+            self._memory(model, frame, k, budget)
+        return model
+
+    def plan(self, x: NDArray[np.float64]) -> Plan:
+        """Read the held values off a point."""
+        keep = tuple(frozenset(v for v, c in held.items() if x[c] > 0.5) for held in self.held)
+        return Plan(tuple(f.t for f in self.frames), keep)
+
+    def _columns(self, model: Model, frame: Window) -> None:
+        p, reads = self.problem, set(self.problem.inputs[frame.t])
+        self.held.append(
+            {v: model.column(0.0, lower=float(v in reads), integer=True) for v in frame.relevant}
+        )
+        makers = dict.fromkeys(p.maker[v] for v in frame.relevant)
+        self.redone.append(
+            {o: model.column(p.seconds[o] / self.unit) for o in makers if p.recomputable[o]}
+        )
+
+    def _supply(self, v: int, k: int) -> list[int]:
+        """Return the columns that make ``v`` available in window ``k``."""
+        again = self.redone[k].get(self.problem.maker[v])
+        return [self.held[k][v]] if again is None else [self.held[k][v], again]
+
+    def _need(self, model: Model, frame: Window, k: int) -> None:
+        for v in sorted(frame.need.difference(self.problem.inputs[frame.t])):
+            columns = self._supply(v, k)
+            model.row(columns, [1.0] * len(columns), low=1.0)
+
+    def _chain(self, model: Model, k: int) -> None:
+        for op, again in self.redone[k].items():
+            for u in self.problem.inputs[op]:
+                if u not in self.tiny:
+                    columns = self._supply(u, k)
+                    model.row([*columns, again], [1.0] * len(columns) + [-1.0], low=0.0)
+
+    def _carry(self, model: Model, k: int) -> None:
+        before = self.held[k - 1]
+        for v, held in self.held[k].items():
+            if v in before:
+                columns = self._supply(v, k - 1)
+                model.row([*columns, held], [1.0] * len(columns) + [-1.0], low=0.0)
+
+    def _memory(self, model: Model, frame: Window, k: int, budget: int) -> None:
+        space = self.space(frame, budget)
+        unit = float(max(space, 1))
+        weights = {c: self.problem.sizes[v] / unit for v, c in self.held[k].items()}
+        heavy = {c: w for c, w in weights.items() if w > 1e-9}
+        model.row(list(heavy), list(heavy.values()), high=space / unit)

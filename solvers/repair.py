@@ -1,0 +1,184 @@
+"""Make an order fit a budget: run it on paper, evict what costs least, recompute on demand.
+
+Knows every later use in the order, so it evicts with foresight; recomputation nests, and what a
+recomputation holds counts. Knows nothing of optimality.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from solvers.problem import Problem
+
+
+class _Stuck(Exception):
+    """What must be live at once exceeds the budget, or the order grows beyond its limit."""
+
+
+def fit(
+    problem: Problem, order: Sequence[int], budget: int, *, max_steps: int | None = None
+) -> list[int] | None:
+    """Return an order that fits the budget, close to the given one; ``None`` if none was found.
+
+    >>> from graphs import Graph, Op, Value
+    >>> from solvers.problem import flatten
+    >>> chain = [Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)), Op("c", "f", (0, 1), (2,)),
+    ...          Op("d", "f", (2,), (3,)), Op("e", "f", (0, 3), (4,))]
+    >>> g = Graph(tuple(chain), tuple(Value(x, 1) for x in "abcde"), frozenset({4}))
+    >>> fit(flatten(g), range(5), 3)
+    [0, 1, 2, 3, 4]
+    """
+    run = _Run(problem, order, budget, max_steps or 20 * len(order) + 1000)
+    try:
+        for position, op in enumerate(order):
+            run.step(position, op)
+    except _Stuck:
+        return None
+    return run.done
+
+
+class _Run:
+    """The state of one run: what is live, what is pinned, what was done."""
+
+    def __init__(self, problem: Problem, order: Sequence[int], budget: int, max_steps: int) -> None:
+        self.p, self.max_steps = problem, max_steps
+        self.space = budget - problem.resident_bytes
+        self.live: dict[int, None] = {}
+        self.used = 0
+        self.seen: set[int] = set()
+        self.pinned: dict[int, int] = {}
+        self.pending: dict[int, int] = {}
+        self.debt: dict[int, float] = {}
+        self.done: list[int] = []
+        self.position = 0
+        self.reads: list[list[int]] = [[] for _ in problem.sizes]
+        self.makes: list[list[int]] = [[] for _ in problem.sizes]
+        for i, op in enumerate(order):
+            for v in problem.inputs[op]:
+                self.reads[v].append(i)
+            for v in problem.outputs[op]:
+                self.makes[v].append(i)
+        for v in problem.ends:
+            self.reads[v].append(len(order))
+
+    def step(self, position: int, op: int) -> None:
+        """Run the op at a position of the order, unless its outputs are there already."""
+        self.position = position
+        again = op in self.seen
+        if again and all(v in self.live or not self._wanted(v) for v in self.p.outputs[op]):
+            self._sweep(self.p.inputs[op])
+            return
+        self._compute(op)
+
+    def _wanted(self, v: int) -> int:
+        """Return the position of the next read of the copy held now, 0 if there is none."""
+        reads, makes = self.reads[v], self.makes[v]
+        i = bisect_right(reads, self.position)
+        if i == len(reads):
+            return 0
+        j = bisect_right(makes, self.position)
+        return 0 if j < len(makes) and makes[j] < reads[i] else reads[i]
+
+    def _compute(self, op: int) -> None:
+        """Bring back the inputs of an op, pin them, run it."""
+        inputs = self.p.inputs[op]
+        for v in inputs:
+            self.pinned[v] = self.pinned.get(v, 0) + 1
+        missing = [v for v in inputs if v not in self.live]
+        if missing:
+            self._bring_back(missing)
+        self._execute(op)
+        for v in inputs:
+            self.pinned[v] -= 1
+            if not self.pinned[v]:
+                del self.pinned[v]
+        self._sweep((*inputs, *self.p.outputs[op]))
+
+    def _bring_back(self, missing: list[int]) -> None:
+        """Recompute values: the closure of their missing ancestors, in the graph's order."""
+        burst = self._closure(missing)
+        for op in burst:
+            for v in self.p.inputs[op]:
+                self.pending[v] = self.pending.get(v, 0) + 1
+        for op in burst:
+            outputs = self.p.outputs[op]
+            if any(v not in self.live and self._useful(v) for v in outputs):
+                self._compute(op)
+            for v in self.p.inputs[op]:
+                self.pending[v] -= 1
+                if not self.pending[v]:
+                    del self.pending[v]
+            self._sweep(self.p.inputs[op])
+
+    def _useful(self, v: int) -> bool:
+        return v in self.pinned or v in self.pending
+
+    def _closure(self, missing: Iterable[int]) -> list[int]:
+        found: set[int] = set()
+        stack = list(missing)
+        while stack:
+            op = self.p.maker[stack.pop()]
+            if op in found:
+                continue
+            if not self.p.recomputable[op]:
+                raise _Stuck
+            found.add(op)
+            stack += [u for u in self.p.inputs[op] if u not in self.live]
+        return sorted(found)
+
+    def _execute(self, op: int) -> None:
+        p = self.p
+        fresh = [v for v in p.outputs[op] if v not in self.live]
+        twice = sum(p.sizes[v] for v in p.outputs[op] if v in self.live)
+        made = sum(p.sizes[v] for v in fresh)
+        self._make_room(made + twice + p.workspace[op])
+        for v in fresh:
+            self.live[v] = None
+        self.used += made
+        self.seen.add(op)
+        self.done.append(op)
+        if len(self.done) > self.max_steps:
+            raise _Stuck
+
+    def _make_room(self, needed: int) -> None:
+        if self.used + needed <= self.space:
+            return
+        victims = self._victims()
+        while self.used + needed > self.space:
+            if not victims:
+                raise _Stuck
+            self._drop(victims.pop()[1])
+
+    def _victims(self) -> list[tuple[float, int]]:
+        """Return what may be evicted, the best victim last."""
+        p, ranked = self.p, []
+        for v in self.live:
+            size, op = p.sizes[v], p.maker[v]
+            if not size or v in self.pinned or not p.recomputable[op]:
+                continue
+            wait = (self._wanted(v) or self.position + 1) - self.position
+            score = (self._cost(v) + 1e-12) / (size * wait)
+            if v in self.pending:
+                score *= 1e6
+            ranked.append((score, v))
+        ranked.sort(reverse=True)
+        return ranked
+
+    def _cost(self, v: int) -> float:
+        """Return about what bringing a value back would cost: its op and its missing ancestors."""
+        op = self.p.maker[v]
+        return self.p.seconds[op] + sum(
+            self.debt.get(u, 0.0) for u in self.p.inputs[op] if u not in self.live
+        )
+
+    def _drop(self, v: int) -> None:
+        self.debt[v] = self._cost(v)
+        del self.live[v]
+        self.used -= self.p.sizes[v]
+
+    def _sweep(self, values: Iterable[int]) -> None:
+        """Free the values that nothing will read before they are made again."""
+        for v in values:
+            if v in self.live and not self._useful(v) and not self._wanted(v):
+                self._drop(v)
