@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from graphs import Graph
 from solvers.base import Answer, Limits, register
-from solvers.cuts import checkpoints, crossing_bytes
-from solvers.segments import order_from_kept, turning_point
+from solvers.cuts import checkpoint_orders, crossing_bytes
+from solvers.segments import turning_point
 from solvers.sweep import cheapest
 
 TRIALS = 40
@@ -41,7 +41,7 @@ def _orders(graph: Graph) -> Iterator[list[int]]:
         positions = _positions(made, width, sum(made) * 0.85**k)
         if positions not in seen:
             seen.add(positions)
-            yield order_from_kept(graph, checkpoints(graph, turn, positions), turn)
+            yield from checkpoint_orders(graph, turn, positions)
 
 
 def _positions(made: list[int], width: list[int], full: float) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from graphs import Graph
 from solvers.base import Answer, Limits, register
-from solvers.cuts import checkpoints, narrow_positions
-from solvers.segments import order_from_kept, turning_point
+from solvers.cuts import checkpoint_orders, narrow_positions
+from solvers.segments import turning_point
 from solvers.sweep import cheapest, sizes_up_to
 
 
@@ -25,7 +25,7 @@ def chen_sqrt(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     ...                  for i in (4, 3, 2, 1))
     >>> g = Graph(forward + backward, tuple(Value(f"x{i}", 1) for i in range(9)))
     >>> chen_sqrt(g, 5, Limits()).message
-    'chen_sqrt: best of 5 schedules'
+    'chen_sqrt: best of 8 schedules'
     """
     del limits  # a sweep of a few dozen sizes
     return cheapest(graph, budget_bytes, _orders(graph), family="chen_sqrt")
@@ -35,4 +35,4 @@ def _orders(graph: Graph) -> Iterator[list[int]]:
     turn = turning_point(graph)
     for segments in sizes_up_to(turn):
         positions = narrow_positions(graph, turn, segments)
-        yield order_from_kept(graph, checkpoints(graph, turn, positions), turn)
+        yield from checkpoint_orders(graph, turn, positions)

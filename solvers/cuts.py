@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from graphs import Graph
+from solvers.segments import order_from_kept
 
 
 def _spans(graph: Graph, turn: int) -> Iterator[tuple[int, int, int]]:
@@ -40,19 +41,24 @@ def crossing(graph: Graph, turn: int, positions: Sequence[int]) -> frozenset[int
     )
 
 
-def checkpoints(graph: Graph, turn: int, positions: Sequence[int]) -> frozenset[int]:
-    """Return what a checkpoint at each position keeps, and all of the last segment.
+def checkpoint_orders(graph: Graph, turn: int, positions: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the orders that keep what crosses the positions: with the last segment, and without.
 
-    The backward pass begins with the last segment: dropping it would only buy its recomputation.
+    The backward pass begins with the last segment, so dropping it seldom pays; but what is
+    recomputed lazily can hold less than what is kept.
 
-    >>> from graphs import Op, Value
-    >>> ops = tuple(Op(f"f{i}", "f", (i,), (i + 1,)) for i in range(5))
-    >>> sorted(checkpoints(Graph(ops, tuple(Value(f"x{i}", 1) for i in range(6))), 5, [1, 3]))
-    [1, 3, 4, 5]
+    >>> from graphs import Op, Phase, Value
+    >>> ops = tuple(Op(f"f{i}", "f", (i,), (i + 1,)) for i in range(2))
+    >>> back = Op("b", "b", (1, 2), (3,), phase=Phase.BACKWARD)
+    >>> g = Graph((*ops, back), tuple(Value(f"x{i}", 1) for i in range(4)))
+    >>> list(checkpoint_orders(g, 2, [1]))
+    [[0, 1, 2], [0, 1, 1, 2]]
     """
-    last = positions[-1] if positions else 0
-    tail = {v for op in graph.ops[last:turn] for v in op.outputs}
-    return crossing(graph, turn, positions) | tail
+    kept = crossing(graph, turn, positions)
+    start = positions[-1] if positions else 0
+    tail = {v for op in graph.ops[start:turn] for v in op.outputs}
+    yield order_from_kept(graph, kept | tail, turn)
+    yield order_from_kept(graph, kept, turn)
 
 
 def crossing_bytes(graph: Graph, turn: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphs import Graph
 
@@ -17,18 +17,21 @@ class _State:
     frontier: int
     """The next op to run for the first time."""
     last: int
-    """The op that ran last since the frontier moved, -1 if none; always -1 if not staged."""
+    """The op that ran last in this pass, -1 if none; always -1 if passes are not limited."""
+    passes: int
+    """The passes begun since the frontier moved, 1 at least; always 1 if they are not limited."""
 
 
-def brute(graph: Graph, budget_bytes: int, *, staged: bool = False) -> float:
+def brute(graph: Graph, budget_bytes: int, *, passes: int | None = None) -> float:
     """Return the least seconds of a schedule within the budget, ``inf`` if there is none.
 
     The class: first computations follow the given order; recomputations are free to happen in any
-    order and number. ``staged`` narrows it to Checkmate's: between two first computations each op
-    is recomputed at most once and in the graph's order.
+    order and number. ``passes`` narrows it: between two first computations the graph is passed
+    through, in its order, so many times, and one pass runs an op at most once. One pass is
+    Checkmate's class.
     """
     assert len(graph.ops) <= 10, "brute force is for small graphs"
-    start, goal = _State(0, 0, -1), _mask(graph.outputs - graph.resident)
+    start, goal = _State(0, 0, -1, 1), _mask(graph.outputs - graph.resident)
     best, queue = {start: 0.0}, [(0.0, start)]
     while queue:
         seconds, state = heapq.heappop(queue)
@@ -36,7 +39,7 @@ def brute(graph: Graph, budget_bytes: int, *, staged: bool = False) -> float:
             continue
         if state.frontier == len(graph.ops) and state.live & goal == goal:
             return seconds
-        for cost, after in _moves(graph, budget_bytes, state, staged=staged):
+        for cost, after in _moves(graph, budget_bytes, state, passes=passes):
             if seconds + cost < best.get(after, math.inf):
                 best[after] = seconds + cost
                 heapq.heappush(queue, (seconds + cost, after))
@@ -52,18 +55,20 @@ def _bytes(graph: Graph, live: int) -> int:
 
 
 def _moves(
-    graph: Graph, budget_bytes: int, state: _State, *, staged: bool
+    graph: Graph, budget_bytes: int, state: _State, *, passes: int | None
 ) -> Iterator[tuple[float, _State]]:
     for v in range(len(graph.values)):
         if state.live >> v & 1:
-            yield 0.0, _State(state.live & ~(1 << v), state.frontier, state.last)
+            yield 0.0, replace(state, live=state.live & ~(1 << v))
     held = graph.resident_bytes + _bytes(graph, state.live)
     for i, op in enumerate(graph.ops[: state.frontier + 1]):
         first = i == state.frontier
-        if not first and (not op.recomputable or i <= state.last):
+        passed = state.passes + (not first and i <= state.last)
+        if not first and (not op.recomputable or passed > (passes or 1)):
             continue
         inputs, outputs = _mask(frozenset(op.inputs) - graph.resident), _mask(frozenset(op.outputs))
         fits = held + _bytes(graph, outputs) + op.workspace_bytes <= budget_bytes
         if fits and state.live & inputs == inputs:
-            last = i if staged and not first else -1
-            yield op.seconds, _State(state.live | outputs, state.frontier + first, last)
+            live, last = state.live | outputs, i if passes else -1
+            after = (state.frontier + 1, -1, 1) if first else (state.frontier, last, passed)
+            yield op.seconds, _State(live, *after)
