@@ -5,10 +5,11 @@ Knows how to lay out what a plan says. Computes nothing about schedules and prin
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from graphs import Kind, Live, Phase
+from graphs import Kind, Live, Phase, phase_peaks
 from planner.binding import largest_live, short_target
 from planner.folding import fold
 from planner.plan import Plan
@@ -27,7 +28,7 @@ def render(plan: Plan) -> str:
         recomputation(plan),
         memory_table(plan),
         binding_text(plan),
-        "\n".join(["Notes", *(f"  - {note}" for note in notes(plan))]),
+        "\n".join(["Notes", *(_wrap(note, "  - ", "    ") for note in notes(plan))]),
     )
     return "\n\n".join(section for section in sections if section)
 
@@ -54,7 +55,7 @@ def _status(plan: Plan) -> str:
         return "optimal, within the gap above, for the captured order of first computations"
     if plan.status is Status.OPTIMAL:
         return "optimal: nothing needs to be recomputed"
-    return plan.status.value
+    return str(plan.status.value)
 
 
 def recomputation(plan: Plan) -> str:
@@ -97,6 +98,9 @@ def memory_table(plan: Plan) -> str:
         if any(kind in plan.memory[p] for p in phases)
     ]
     rows.append(("total", *(format_bytes(sum(plan.memory[p].values())) for p in phases)))
+    plain = phase_peaks(plan.graph, plan.baseline, plan.baseline_trace)
+    held = plan.baseline_trace.live_bytes
+    rows.append(("plain total", *(format_bytes(int(held[plain[p]])) for p in phases)))
     header = ("category", *(p.value for p in phases))
     return f"Memory when each phase holds most\n{table('l' + 'r' * len(phases), header, rows)}"
 
@@ -107,7 +111,7 @@ def binding_text(plan: Plan) -> str:
     share = format_bytes(found.category_bytes)
     lines = [
         "What binds",
-        f"  {found}",
+        _wrap(str(found), "  ", "  "),
         f"  at step {found.step + 1:,} of {len(plan.schedule.steps):,}; "
         f"{share} of {format_bytes(found.peak_bytes)} there is {found.category.value}",
     ]
@@ -170,6 +174,10 @@ def _line(row: Sequence[str], align: str, widths: Sequence[int]) -> str:
         fitted = cell if len(cell) <= width else "…" + cell[len(cell) - width + 1 :]
         padded.append(fitted.ljust(width) if side == "l" else fitted.rjust(width))
     return ("  " + "  ".join(padded)).rstrip()
+
+
+def _wrap(text: str, first: str, rest: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=rest)
 
 
 def summary(plan: Plan) -> dict[str, Any]:

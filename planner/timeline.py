@@ -19,8 +19,9 @@ from planner.units import format_bytes, format_seconds
 
 COLUMNS = 480
 WIDTH, HEIGHT = 960, 400
-LEFT, RIGHT, TOP, BOTTOM = 76, 24, 64, 44
+LEFT, RIGHT, TOP, BOTTOM = 76, 24, 60, 44
 PLAIN, PLANNED, RESIDENT, BUDGET, INK = "#c3c9d3", "#3b7dd8", "#1f4a86", "#c62f2f", "#30363d"
+_DASHED = 'stroke-dasharray="7 4"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,11 @@ def render_timeline_svg(plan: Plan) -> str:
     scale = _Scale(float(max(plain[-1], planned[-1])), int(most * 1.08) + 1)
     body = [
         *_axes(scale, timed=plan.seconds > 0),
-        _area(scale, plain, _held(plan.baseline, plan.baseline_trace), PLAIN, "0.9"),
-        _area(scale, planned, _held(plan.schedule, plan.trace), PLANNED, "0.75"),
+        _area(scale, plain, _held(plan.baseline, plan.baseline_trace), PLAIN),
+        _area(scale, planned, _held(plan.schedule, plan.trace), PLANNED),
         _resident(scale, float(planned[-1]), plan.graph.resident_bytes),
         *_phases(scale, plan, planned),
-        *_budget(scale, plan.budget_bytes),
+        _across(scale.y(plan.budget_bytes), f'stroke="{BUDGET}" stroke-width="2" {_DASHED}'),
         *_legend(plan),
     ]
     head = (
@@ -77,20 +78,18 @@ def _held(schedule: Schedule, trace: Trace) -> NDArray[np.int64]:
     return trace.live_bytes[[s.action is Action.COMPUTE for s in schedule.steps]]
 
 
-def _area(
-    scale: _Scale, starts: NDArray[np.float64], held: NDArray[np.int64], fill: str, opacity: str
-) -> str:
+def _area(scale: _Scale, starts: NDArray[np.float64], held: NDArray[np.int64], fill: str) -> str:
+    """Draw the most held in every column; computations that touch a column count for it."""
     edges = np.linspace(0.0, starts[-1], COLUMNS + 1)
-    first = np.clip(np.searchsorted(starts, edges[:-1], side="right") - 1, 0, len(held) - 1)
-    last = np.clip(np.searchsorted(starts, edges[1:], side="left") - 1, first, len(held) - 1)
-    first = np.minimum(first, np.searchsorted(starts[:-1], edges[:-1], side="left"))
-    columns = [int(held[a : b + 1].max()) for a, b in zip(first, last, strict=True)]
+    first = np.searchsorted(starts[1:], edges[:-1], side="left")
+    end = np.searchsorted(starts[:-1], edges[1:], side="right")
+    columns = [int(held[a:b].max()) for a, b in zip(first, end, strict=True)]
     path = [f"M{scale.x(0):.1f} {scale.y(0):.1f}"]
     for i, size in enumerate(columns):
         if i == 0 or size != columns[i - 1]:
             path.append(f"H{scale.x(edges[i]):.1f}V{scale.y(size):.1f}")
     path.append(f"H{scale.x(starts[-1]):.1f}V{scale.y(0):.1f}Z")
-    return f'<path d="{"".join(path)}" fill="{fill}" fill-opacity="{opacity}"/>'
+    return f'<path d="{"".join(path)}" fill="{fill}"/>'
 
 
 def _resident(scale: _Scale, seconds: float, size_bytes: int) -> str:
@@ -98,14 +97,14 @@ def _resident(scale: _Scale, seconds: float, size_bytes: int) -> str:
     height = scale.y(0) - top
     return (
         f'<rect x="{scale.x(0):.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" '
-        f'fill="{RESIDENT}" fill-opacity="0.85"/>'
+        f'fill="{RESIDENT}"/>'
     )
 
 
 def _axes(scale: _Scale, *, timed: bool) -> Iterator[str]:
     for size in _ticks(scale.top_bytes):
         y = scale.y(size)
-        yield _line(LEFT, y, WIDTH - RIGHT, y, "#e4e7ec")
+        yield _across(y, 'stroke="#e4e7ec"')
         yield _text(LEFT - 8, y + 4, format_bytes(int(size)), anchor="end")
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         moment = scale.seconds * share
@@ -123,25 +122,17 @@ def _ticks(top: int) -> list[float]:
 def _phases(scale: _Scale, plan: Plan, starts: NDArray[np.float64]) -> Iterator[str]:
     """Mark where a phase of the planned step begins."""
     phases = step_phases(plan.graph, plan.schedule)
-    computed = [p for p, s in zip(phases, plan.schedule.steps, strict=True) if _computes(s.action)]
+    computed = [
+        p for p, s in zip(phases, plan.schedule.steps, strict=True) if s.action is Action.COMPUTE
+    ]
     previous: Phase | None = None
     for start, phase in zip(starts, computed, strict=False):
         if phase is not previous:
-            x = scale.x(float(start))
-            yield _line(x, TOP - 6, x, HEIGHT - BOTTOM, "#8b949e", dash="2 3")
-            yield _text(x + 4, TOP + 6, phase.value, fill="#57606a")
+            x, near_edge = scale.x(float(start)), start > 0.9 * scale.seconds
+            yield _line(x, TOP - 6, x, HEIGHT - BOTTOM, 'stroke="#8b949e" stroke-dasharray="2 3"')
+            side, anchor = (-4, "end") if near_edge else (4, "start")
+            yield _text(x + side, TOP + 6, phase.value, anchor=anchor, fill="#57606a")
         previous = phase
-
-
-def _computes(action: Action) -> bool:
-    return action is Action.COMPUTE
-
-
-def _budget(scale: _Scale, size_bytes: int) -> Iterator[str]:
-    y = scale.y(size_bytes)
-    yield _line(LEFT, y, WIDTH - RIGHT, y, BUDGET, dash="7 4", width=2)
-    label = f"budget {format_bytes(size_bytes)}"
-    yield _text(WIDTH - RIGHT - 4, y - 6, label, anchor="end", fill=BUDGET)
 
 
 def _legend(plan: Plan) -> Iterator[str]:
@@ -149,21 +140,20 @@ def _legend(plan: Plan) -> Iterator[str]:
         (PLAIN, f"plain: peak {format_bytes(plan.baseline_peak_bytes)}"),
         (PLANNED, f"planned: peak {format_bytes(plan.peak_bytes)}"),
         (RESIDENT, f"always held: {format_bytes(plan.graph.resident_bytes)}"),
+        (BUDGET, f"budget: {format_bytes(plan.budget_bytes)}"),
     )
     for i, (fill, label) in enumerate(entries):
-        x = LEFT + i * 250
-        yield f'<rect x="{x}" y="18" width="14" height="14" fill="{fill}"/>'
+        x, high = LEFT + i * 224, 2 if fill == BUDGET else 14
+        yield f'<rect x="{x}" y="{25 - high // 2}" width="14" height="{high}" fill="{fill}"/>'
         yield _text(x + 20, 30, label)
 
 
-def _line(
-    x1: float, y1: float, x2: float, y2: float, stroke: str, *, dash: str = "", width: int = 1
-) -> str:
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-        f'stroke="{stroke}" stroke-width="{width}"{dashes}/>'
-    )
+def _across(y: float, style: str) -> str:
+    return _line(LEFT, y, WIDTH - RIGHT, y, style)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>'
 
 
 def _text(x: float, y: float, label: str, *, anchor: str = "start", fill: str = INK) -> str:

@@ -1,0 +1,165 @@
+"""The report as text, page and picture; golden files show what people see."""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from graphs import Graph, Schedule, schedule_from_order, store_all
+from planner import Status, render_timeline_svg
+from planner.folding import fold, fold_paths
+from planner.page import render_page
+from planner.plan import Plan
+from planner.report import ROWS, WIDTH, render, summary, table
+
+Golden = Callable[[str, str], None]
+
+
+def test_golden_recomputing(plan: Plan, golden: Golden) -> None:
+    golden("recomputing.txt", render(plan) + "\n")
+
+
+def test_golden_store_all(graph: Graph, make_plan: Callable[..., Plan], golden: Golden) -> None:
+    plan = make_plan(
+        schedule=store_all(graph),
+        status=Status.OPTIMAL,
+        bound_seconds=graph.seconds,
+        optimizer=None,
+        costs="measured",
+        message="nothing to do",
+    )
+    golden("store_all.txt", render(plan) + "\n")
+
+
+def test_golden_does_not_fit(plan: Plan, golden: Golden) -> None:
+    golden("does_not_fit.txt", render(replace(plan, budget_bytes=10**8)) + "\n")
+
+
+def test_golden_picture(plan: Plan, golden: Golden) -> None:
+    golden("timeline.svg", render_timeline_svg(plan))
+
+
+def test_the_answer_comes_first(plan: Plan) -> None:
+    first, *_ = str(plan).splitlines()
+    assert first == "Fits: peak 147 MB (140 MiB) of a 148 MB (141 MiB) budget"
+
+
+def test_lines_stay_short_whatever_the_names(plan: Plan) -> None:
+    ops = tuple(replace(op, module=f"model.{'deep.' * 40}{op.module}") for op in plan.graph.ops)
+    text = render(replace(plan, graph=replace(plan.graph, ops=ops)))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert "h.0-2.attn" in text  # a path keeps its end
+
+
+def test_no_colour_codes(plan: Plan) -> None:
+    assert "\x1b" not in str(plan)
+
+
+def test_identical_layers_fold_into_one_row(plan: Plan) -> None:
+    rows = fold(plan.graph, plan.recomputed)
+    assert [(f.modules, f.target, f.count) for f in rows] == [
+        ("h.0-2.attn", "softmax", 3),
+        ("h.0-2.mlp", "mm", 3),
+    ]
+    assert sum(f.saved_bytes for f in rows) == sum(r.saved_bytes for r in plan.recomputed)
+
+
+@pytest.mark.parametrize(
+    ("paths", "folded"),
+    [
+        (["h.0.attn"], "h.0.attn"),
+        (["h.10.attn", "h.2.attn", "h.9.attn"], "h.2,9-10.attn"),
+        (["layers.0.experts.1", "layers.1.experts.1"], "layers.0-1.experts.1"),
+        (["", ""], ""),
+    ],
+)
+def test_fold_paths(paths: list[str], folded: str) -> None:
+    assert fold_paths(paths) == folded
+
+
+def test_a_long_table_adds_up_what_it_leaves_out(plan: Plan) -> None:
+    ops = tuple(replace(op, module=f"m{'xyz'[i % 3]}{i}") for i, op in enumerate(plan.graph.ops))
+    order = [i for n in plan.schedule.order for i in ([n, n] if n < 14 else [n])]
+    graph = replace(plan.graph, ops=tuple(replace(op, recomputable=True) for op in ops))
+    text = render(replace(plan, graph=graph, schedule=schedule_from_order(graph, order)))
+    rows = len(re.findall(r"^  m[xyz]\d+ .* x\d", text, re.MULTILINE))
+    assert rows == ROWS
+    assert "  2 more rows" in text  # 14 ops run again, in 14 places
+
+
+def test_optimizer_at_the_peak_is_said(plan: Plan) -> None:
+    ops = (*plan.graph.ops[:-1], replace(plan.graph.ops[-1], workspace_bytes=10**9))
+    text = render(replace(plan, graph=replace(plan.graph, ops=ops)))
+    assert "the peak is in the optimizer step, where recomputing layers cannot lower it" in text
+
+
+def test_table_aligns() -> None:
+    assert table("lr", ("a", "b"), [("xx", "1"), ("y", "22")]).splitlines() == [
+        "  a    b",
+        "  xx   1",
+        "  y   22",
+    ]
+
+
+def test_picture_is_xml_and_shows_every_peak(plan: Plan) -> None:
+    root = ET.fromstring(render_timeline_svg(plan))
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    for expected in ("plain: peak 247 MB", "planned: peak 147 MB", "budget: 148 MB", "backward"):
+        assert expected in texts
+
+
+def test_picture_never_loses_a_short_peak(plan: Plan) -> None:
+    """An op that takes no time still shows its memory: the lowest y is that of the peak."""
+    ops = tuple(
+        replace(op, seconds=0.0 if op.name == "backward_3" else 1.0) for op in plan.graph.ops
+    )
+    instant = replace(plan, graph=replace(plan.graph, ops=ops))
+    tops = []
+    for picture in (plan, instant):
+        paths = re.findall(r'<path d="([^"]*)"', render_timeline_svg(picture))
+        tops.append([min(map(float, re.findall(r"V([\d.]+)", path))) for path in paths])
+    assert tops[0] == tops[1]
+
+
+def test_picture_of_a_step_without_times_counts_ops(plan: Plan) -> None:
+    ops = tuple(replace(op, seconds=0.0) for op in plan.graph.ops)
+    timeless = replace(plan, graph=replace(plan.graph, ops=ops), bound_seconds=0.0)
+    assert "24 ops" in render_timeline_svg(timeless)
+
+
+def test_page_holds_everything_and_escapes(plan: Plan, tmp_path: Path) -> None:
+    odd = replace(plan, signature={"model": "<Toy & Co>"})
+    odd.report(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page == render_page(odd)
+    assert "&lt;Toy &amp; Co&gt;" in page
+    assert "<Toy" not in page
+    assert render_timeline_svg(odd) in page
+    assert not re.search(r'(src|href)="', page)  # self-contained
+
+
+@pytest.mark.parametrize("format", ["json", "html", "svg", "text"])
+def test_exports(plan: Plan, tmp_path: Path, format: str) -> None:
+    plan.export(tmp_path / "out", format)
+    assert (tmp_path / "out").stat().st_size > 500
+
+
+def test_unknown_export_lists_the_formats(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="valid formats: html, json, svg, text"):
+        plan.export(tmp_path / "out", "pdf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_summary_is_the_plan(plan: Plan) -> None:
+    answers = summary(plan)
+    for name in ("peak_bytes", "seconds", "overhead", "gap", "fits", "method"):
+        assert answers[name] == getattr(plan, name)
+    assert answers["memory"]["backward"]["activation"] == 85 * 10**6
+
+
+def test_report_of_an_empty_schedule_is_refused(plan: Plan) -> None:
+    with pytest.raises(ValueError, match="never runs"):
+        render(replace(plan, schedule=Schedule(())))
