@@ -33,6 +33,7 @@ def fit(
     try:
         for position, op in enumerate(order):
             run.step(position, op)
+        run.finish(len(order))
     except _Stuck:
         return None
     return run.done
@@ -70,6 +71,13 @@ class _Run:
             self._sweep(self.p.inputs[op])
             return
         self._compute(op)
+
+    def finish(self, position: int) -> None:
+        """Bring back what must be live at the end."""
+        self.position = position
+        self.pinned.update(dict.fromkeys(self.p.ends, 1))
+        if missing := [v for v in self.p.ends if v not in self.live]:
+            self._bring_back(missing)
 
     def _wanted(self, v: int) -> int:
         """Return the position of the next read of the copy held now, 0 if there is none."""
