@@ -1,0 +1,209 @@
+"""Check a plan by running it: plain and patched training, each in a fresh process.
+
+Knows how to start two trials and compare what they wrote down. Knows nothing of how a trial runs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from planner.difference import Difference, compare_tensors
+from planner.errors import PlannerError
+from planner.trial import Factory, Measurement, Trial, run
+from planner.units import format_both
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+
+
+class VerificationFailed(PlannerError, RuntimeError):
+    """A training run could not be carried out in a process of its own."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What plain and patched training needed, and whether they agree."""
+
+    baseline: Measurement
+    patched: Measurement
+    predicted_bytes: int
+    budget_bytes: int
+    loss: Difference
+    gradients: Difference
+    parameters: Difference
+    buffers: Difference
+
+    @property
+    def fits(self) -> bool:
+        """Whether the measured peak is within the budget."""
+        return self.patched.peak_bytes <= self.budget_bytes
+
+    @property
+    def identical(self) -> bool:
+        """Whether losses, gradients, parameters and buffers agree in every bit."""
+        compared = (self.loss, self.gradients, self.parameters, self.buffers)
+        return all(difference.identical for difference in compared)
+
+    @property
+    def prediction_error(self) -> float:
+        """How far the predicted peak is above the measured one, as a fraction of it."""
+        return self.predicted_bytes / self.patched.peak_bytes - 1
+
+    @property
+    def time_ratio(self) -> float:
+        """Time of a patched step over that of a plain one."""
+        return self.patched.seconds / self.baseline.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain dicts, lists and numbers."""
+        derived = ("fits", "identical", "prediction_error", "time_ratio")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+    def __str__(self) -> str:
+        """Answer first: does it fit, does it agree, what does it cost."""
+        return _render(self)
+
+
+def verify(
+    model: nn.Module | Factory,
+    plan: Plan,
+    inputs: Any = None,
+    *,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "plan",
+    steps: int = 5,
+    seed: int = 0,
+) -> Verification:
+    """Train a model plain and patched, each in a fresh process, and compare.
+
+    Both start from the same parameters and seed. The model travels to the processes by pickle; one
+    that cannot be pickled is given as an importable function that returns ``(model, inputs)``. A
+    script that calls this needs the usual ``if __name__ == "__main__":``.
+
+    Args:
+        optimizer: as for ``fit``; "plan" stands for the one the plan was made for.
+        steps: how many steps are timed, after three that warm up and measure memory.
+
+    Raises:
+        VerificationFailed: the model does not survive pickling, or a process died.
+    """
+    made = plan.optimizer if optimizer == "plan" else optimizer
+    trial = Trial(
+        model=model,
+        inputs=inputs,
+        loss=loss,
+        targets=targets,
+        optimizer=_maker(made),
+        plan=None,
+        steps=steps,
+        seed=seed,
+        threads=torch.get_num_threads(),
+    )
+    with tempfile.TemporaryDirectory(prefix="remat-planner-") as name:
+        folder = Path(name)
+        plan.save(folder / "plan.json")
+        baseline = run_alone(trial, folder / "baseline")
+        patched = run_alone(replace(trial, plan=folder / "plan.json"), folder / "patched")
+        left, right = read_results(folder / "baseline"), read_results(folder / "patched")
+    return Verification(
+        baseline=baseline,
+        patched=patched,
+        predicted_bytes=plan.peak_bytes,
+        budget_bytes=plan.budget_bytes,
+        loss=compare_tensors(_losses(baseline), _losses(patched)),
+        gradients=compare_tensors(left["gradients"], right["gradients"]),
+        parameters=compare_tensors(left["parameters"], right["parameters"]),
+        buffers=compare_tensors(left["buffers"], right["buffers"]),
+    )
+
+
+def _maker(optimizer: Any) -> Callable[[list[nn.Parameter]], Optimizer] | None:
+    """Return what makes the optimizer: the class or function given, or what a name stands for."""
+    if optimizer is None or callable(optimizer):
+        return optimizer  # type: ignore[no-any-return]
+    raise NotImplementedError
+
+
+def run_alone(trial: Trial, results: Path) -> Measurement:
+    """Run a trial in a fresh process.
+
+    Raises:
+        VerificationFailed: the trial does not survive pickling, or the process died.
+    """
+    task = results.with_suffix(".task")
+    try:
+        torch.save(trial, task)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise VerificationFailed(
+            f"the model, its inputs, loss or optimizer cannot be sent to another process: {error}; "
+            "define them at the top level of a module, and give the model as an importable "
+            "function that returns (model, inputs)"
+        ) from error
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        try:
+            return pool.submit(_run_task, task, results).result()
+        except BrokenProcessPool as error:
+            raise VerificationFailed(
+                "the training process died; most likely the system ran out of memory, or the "
+                'calling script has no `if __name__ == "__main__":`'
+            ) from error
+
+
+def _run_task(task: Path, results: Path) -> Measurement:
+    trial: Trial = torch.load(task, weights_only=False)
+    os.remove(task)
+    return run(trial, results)
+
+
+def read_results(results: Path) -> dict[str, dict[str, Tensor]]:
+    """Read what a trial wrote: gradients of the first step, parameters and buffers at the end."""
+    found: dict[str, dict[str, Tensor]] = torch.load(results.with_suffix(".gradients"))
+    found |= torch.load(results)
+    return found
+
+
+def _losses(measured: Measurement) -> dict[str, Tensor]:
+    return {f"step {i + 1}": torch.tensor(x) for i, x in enumerate(measured.losses)}
+
+
+def _render(found: Verification) -> str:
+    fits = "fits" if found.fits else "DOES NOT FIT"
+    agree = "bit-identical" if found.identical else "NOT bit-identical"
+    plain, patched = found.baseline, found.patched
+    lines = [
+        f"{fits}: measured peak {format_both(patched.peak_bytes)} of the budget "
+        f"{format_both(found.budget_bytes)}; results {agree}",
+        f"  predicted peak   {format_both(found.predicted_bytes)} "
+        f"({found.prediction_error:+.2%} of measured)",
+        f"  plain training   {format_both(plain.peak_bytes)}, {plain.seconds:.3f} s a step",
+        f"  patched          {format_both(patched.peak_bytes)}, {patched.seconds:.3f} s a step "
+        f"({found.time_ratio - 1:+.1%})",
+    ]
+    if patched.high_water_bytes and plain.high_water_bytes:
+        lines.append(
+            f"  seen by system   {format_both(plain.high_water_bytes)} plain, "
+            f"{format_both(patched.high_water_bytes)} patched"
+        )
+    for what in ("loss", "gradients", "parameters", "buffers"):
+        gap: Difference = getattr(found, what)
+        if not gap.identical:
+            lines.append(
+                f"  {what} differ by {gap.absolute:.3g} ({gap.relative:.3g} relative), "
+                f"most in {gap.name}"
+            )
+    return "\n".join(lines)
