@@ -49,7 +49,7 @@ def op_cost(
     >>> op_cost(aten.mm.default, (x, w), {}, x @ w)
     OpCost(flops=1024, moved_bytes=896, dtype='float32')
     """
-    made = list(tensors_in(outputs))
+    made = list(tensors_in(outputs)) or list(_overwritten(target, args))
     read = list(tensors_in((args, kwargs)))
     dtype = next((t.dtype for t in (*read, *made) if t.is_floating_point()), torch.float32)
     name = str(dtype).removeprefix("torch.")
@@ -90,6 +90,13 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
     elif isinstance(tree, Mapping):
         yield from tensors_in(list(tree.values()))
+
+
+def _overwritten(target: torch._ops.OpOverload, args: Sequence[Any]) -> Iterator[Tensor]:
+    """Yield the arguments that a call with nothing to return (``_foreach_add_``) writes to."""
+    for argument, value in zip(target._schema.arguments, args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors_in(value)
 
 
 def _extent_bytes(tensor: Tensor) -> int:
