@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graphs import Graph, simulate, store_all
 from planner.fit import DEFAULT_LIMITS, capture_step, check_method, find_device
 from planner.progress import Progress, silent
-from planner.report import table
+from planner.report import table, wrap
 from planner.units import (
     format_both,
     format_bytes,
@@ -84,7 +84,8 @@ class Comparison:
         rows = [self._cells(row) for row in self.rows]
         proved = self._over(self.bound_seconds - self.baseline_seconds)
         foot = f"Proven: at least +{format_percent(proved)} is necessary; gaps are to this bound"
-        return "\n".join([title, table("llrrrrl", header, rows), foot])
+        why = [wrap(_why(row), "  ", "    ") for row in self.rows if not row.fits]
+        return "\n".join([title, table("llrrrrl", header, rows), foot, *why])
 
     def _cells(self, row: Row) -> tuple[str, ...]:
         overhead, gap = self.overhead(row), self.gap(row)
@@ -122,6 +123,11 @@ class Comparison:
         }
 
 
+def _why(row: Row) -> str:
+    said = row.message or row.status.value
+    return said if said.startswith(f"{row.method}:") else f"{row.method}: {said}"
+
+
 def compare(
     model: nn.Module,
     budget: str | float,
@@ -146,7 +152,7 @@ def compare(
         BadBudget, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
     """
     _check(methods)
-    hardware = find_device(device)
+    hardware = find_device(device, model)
     budget_bytes = parse_budget(budget, lambda: hardware.memory_bytes)
     captured = capture_step(
         model,

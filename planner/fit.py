@@ -6,11 +6,10 @@ Knows the order of the steps and which error each can end in. Knows nothing of h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from graphs import Graph, simulate
-from graphs.errors import CaptureError as GraphsCaptureError
 from planner.advice import explain
 from planner.binding import binding
 from planner.errors import (
@@ -28,19 +27,10 @@ from solvers import SOLVERS, Limits, solve
 if TYPE_CHECKING:
     from torch import nn
 
+    from graphs.capture import Captured
     from graphs.devices import Device
 
 DEFAULT_LIMITS = Limits()
-
-
-class Captured(Protocol):
-    """What ``graphs.capture`` returns: the training step, and what a plan for it is good for."""
-
-    @property
-    def graph(self) -> Graph: ...
-
-    @property
-    def signature(self) -> Mapping[str, Any]: ...
 
 
 def fit(
@@ -89,7 +79,7 @@ def fit(
             f"world_size={world_size}: sharding over several devices is not available in this "
             "version; plan for one device with world_size=1"
         )
-    hardware = find_device(device)
+    hardware = find_device(device, model)
     budget_bytes = parse_budget(budget, lambda: hardware.memory_bytes)
     start = time.perf_counter()
     captured = capture_step(
@@ -148,7 +138,7 @@ def capture_step(
             accumulate=accumulate,
             progress=progress,
         )
-    except GraphsCaptureError as error:
+    except ValueError as error:  # a CaptureError of graphs, or an argument it does not know
         raise CaptureError(str(error)) from error
 
 
@@ -212,8 +202,8 @@ def check_method(method: str) -> None:
         raise UnknownMethod(method, SOLVERS)
 
 
-def find_device(name: str) -> Device:
-    """Look a device up; "auto" is the accelerator at hand, else this machine's processor.
+def find_device(name: str, model: nn.Module) -> Device:
+    """Look a device up; "auto" is the one the model lives on (meta stands for this machine's cpu).
 
     Raises:
         UnknownDevice: no device has this name.
@@ -221,15 +211,25 @@ def find_device(name: str) -> Device:
     from graphs.devices import device
 
     try:
-        return device(_present() if name == "auto" else name)
+        return device(_home(model) if name == "auto" else name)
     except ValueError as error:
         raise UnknownDevice(str(error)) from error
 
 
-def _present() -> str:
+def _home(model: nn.Module) -> str:
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    members = (*model.parameters(), *model.buffers())
+    kind = next((t.device.type for t in members if not t.is_meta), "cpu")
+    if kind == "cpu":
+        return kind
+    module = torch.get_device_module(kind)
+    if not module.is_available():
+        raise UnknownDevice(
+            f"the model lives on {kind!r}, which this machine does not have: say which device to "
+            "plan for, for example device='H100 SXM'"
+        )
+    return str(module.get_device_name())
 
 
 def example_inputs(model: nn.Module) -> Any:

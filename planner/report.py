@@ -28,7 +28,7 @@ def render(plan: Plan) -> str:
         recomputation(plan),
         memory_table(plan),
         binding_text(plan),
-        "\n".join(["Notes", *(_wrap(note, "  - ", "    ") for note in notes(plan))]),
+        "\n".join(["Notes", *(wrap(note, "  - ", "    ") for note in notes(plan))]),
     )
     return "\n\n".join(section for section in sections if section)
 
@@ -111,7 +111,7 @@ def binding_text(plan: Plan) -> str:
     share = format_bytes(found.category_bytes)
     lines = [
         "What binds",
-        _wrap(str(found), "  ", "  "),
+        wrap(str(found), "  ", "  "),
         f"  at step {found.step + 1:,} of {len(plan.schedule.steps):,}; "
         f"{share} of {format_bytes(found.peak_bytes)} there is {found.category.value}",
     ]
@@ -176,7 +176,8 @@ def _line(row: Sequence[str], align: str, widths: Sequence[int]) -> str:
     return ("  " + "  ".join(padded)).rstrip()
 
 
-def _wrap(text: str, first: str, rest: str) -> str:
+def wrap(text: str, first: str, rest: str) -> str:
+    """Break a sentence into lines, the first and the others with their own indent."""
     return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=rest)
 
 

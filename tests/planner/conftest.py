@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order, simulate
 from planner.plan import Plan
@@ -165,3 +167,21 @@ def make_plan(captured: Captured) -> Callable[..., Plan]:
 @pytest.fixture
 def plan(make_plan: Callable[..., Plan]) -> Plan:
     return make_plan()
+
+
+class Net(nn.Module):
+    """Blocks that hold more for backward than their parameters weigh."""
+
+    def __init__(self, width: int = 16, depth: int = 4) -> None:
+        super().__init__()
+        self.h = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.h:
+            x = torch.nn.functional.gelu(layer(x))
+        return x.square().mean()
+
+
+@pytest.fixture(scope="session")
+def make_net() -> Callable[[], nn.Module]:
+    return Net

@@ -1,0 +1,217 @@
+"""From a captured step or a model to a plan, and the errors on the way."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import planner
+from graphs import Graph, Kind, Op, Phase, Value, simulate, store_all
+from planner import (
+    BadBudget,
+    CaptureError,
+    InfeasibleBudget,
+    NotAvailable,
+    UnknownDevice,
+    UnknownMethod,
+)
+from planner.advice import advice
+from planner.fit import example_inputs, optimizer_name, plan_graph
+
+MB = 10**6
+
+
+def test_plan_graph_fits_a_budget_the_plain_step_exceeds(captured: Any) -> None:
+    plain = simulate(captured.graph, store_all(captured.graph)).peak_bytes
+    plan = plan_graph(captured, plain - 20 * MB)
+    assert plan.fits
+    assert plan.baseline_peak_bytes == plain > plan.budget_bytes
+    assert 0 < plan.bound_overhead <= plan.overhead
+    assert plan.signature == captured.signature
+
+
+def test_plenty_of_memory_costs_nothing(captured: Any) -> None:
+    plan = plan_graph(captured, 10**12)
+    assert (plan.overhead, plan.gap, plan.status.name) == (0.0, 0.0, "OPTIMAL")
+    assert plan.recomputed == ()
+
+
+def test_same_step_same_plan(captured: Any) -> None:
+    assert plan_graph(captured, 200 * MB) == plan_graph(captured, 200 * MB)
+
+
+def test_progress_is_told_in_sentences(captured: Any) -> None:
+    said: list[str] = []
+    plan_graph(captured, 10**9, progress=said.append)
+    assert said == ["solving 18 ops within 1.00 GB (954 MiB) by auto"]
+
+
+def test_infeasible_budget_names_everything(captured: Any) -> None:
+    with pytest.raises(InfeasibleBudget) as caught:
+        plan_graph(captured, 100 * MB)
+    error = caught.value
+    assert error.budget_bytes == 100 * MB < error.least_bytes
+    assert error.binding.phase is Phase.BACKWARD
+    assert error.binding.category is Kind.ACTIVATION
+    assert error.binding.peak_bytes == error.least_bytes
+    for part in (
+        "100 MB (95.4 MiB)",
+        f"{error.least_bytes} bytes",
+        error.binding.op,
+        "micro-batch",
+    ):
+        assert part in str(error)
+
+
+def test_the_least_budget_works(captured: Any) -> None:
+    with pytest.raises(InfeasibleBudget) as caught:
+        plan_graph(captured, 100 * MB)
+    assert plan_graph(captured, caught.value.least_bytes).fits
+
+
+def test_a_method_that_finds_nothing_points_to_what_does(captured: Any) -> None:
+    with pytest.raises(InfeasibleBudget, match="method='auto'") as caught:
+        plan_graph(captured, 200 * MB, method="store_all")
+    assert caught.value.least_bytes <= 200 * MB
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        # half of the room for activations: half the batch
+        ({Kind.PARAMETER: 40, Kind.ACTIVATION: 120}, "micro-batch 2 times smaller"),
+        ({Kind.PARAMETER: 40, Kind.ACTIVATION: 121}, "micro-batch 3 times smaller"),
+        ({Kind.PARAMETER: 40, Kind.GRADIENT: 80, Kind.ACTIVATION: 9}, "which no smaller batch"),
+    ],
+)
+def test_advice_follows_what_is_held(held: dict[Kind, int], expected: str) -> None:
+    graph = Graph((Op("f", "f", (0,), ()),), (Value("w", 40, Kind.PARAMETER),))
+    text = advice(graph, 100, held)
+    assert expected in text
+    words = ("precision", "shard", "smaller model")
+    assert sorted(words, key=text.index) == list(words)  # the order practitioners use
+
+
+def test_advice_when_the_state_alone_is_too_much() -> None:
+    graph = Graph((Op("f", "f", (0,), ()),), (Value("w", 101, Kind.PARAMETER),))
+    text = advice(graph, 100, {Kind.PARAMETER: 101, Kind.ACTIVATION: 5})
+    assert "neither recomputation nor a smaller batch can help" in text
+
+
+def test_unknown_method_lists_the_valid_ones(captured: Any) -> None:
+    with pytest.raises(UnknownMethod, match=r"did you mean 'auto'.*store_all"):
+        plan_graph(captured, 10**9, method="outo")
+
+
+@pytest.fixture(scope="module")
+def roomy(make_net: Callable[[], nn.Module]) -> planner.Plan:
+    return planner.fit(make_net(), "1GB", inputs=torch.zeros(4096, 16))
+
+
+def test_fit_a_real_model(roomy: planner.Plan) -> None:
+    assert roomy.fits
+    assert roomy.overhead == 0.0
+    assert roomy.signature["model"] == "Net"
+    assert set(roomy.memory) == {Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER}
+    assert roomy.memory[Phase.OPTIMIZER][Kind.OPTIMIZER] >= 2 * 4 * (16 * 16 + 16) * 4
+    assert (roomy.device, roomy.optimizer, roomy.costs) == ("cpu", "adamw", "roofline")
+    assert roomy.capture_seconds > 0
+
+
+def test_fit_recomputes_when_it_must(
+    roomy: planner.Plan, make_net: Callable[[], nn.Module]
+) -> None:
+    budget = int(0.75 * roomy.peak_bytes)
+    plan = planner.fit(make_net(), budget, inputs=torch.zeros(4096, 16))
+    assert plan.peak_bytes <= budget < plan.baseline_peak_bytes == roomy.peak_bytes
+    assert plan.recomputed
+    assert plan == planner.fit(make_net(), budget, inputs=torch.zeros(4096, 16))
+    assert "h.0-" in str(plan)
+
+
+def test_a_saved_plan_of_a_real_model(roomy: planner.Plan, tmp_path: Any) -> None:
+    roomy.save(tmp_path / "plan.json")
+    assert planner.load(tmp_path / "plan.json") == roomy
+
+
+def test_without_optimizer_its_state_is_left_out(
+    roomy: planner.Plan, make_net: Callable[[], nn.Module]
+) -> None:
+    plan = planner.fit(make_net(), "1GB", inputs=torch.zeros(4096, 16), optimizer=None)
+    assert Phase.OPTIMIZER not in plan.memory
+    assert plan.graph.resident_bytes < roomy.graph.resident_bytes
+    assert "left out" in str(plan)
+
+
+def test_percentage_is_of_the_named_device(make_net: Callable[[], nn.Module]) -> None:
+    plan = planner.fit(make_net(), "50%", inputs=torch.zeros(8, 16), device="L4")
+    assert 11e9 < plan.budget_bytes < 12e9
+    assert plan.device == "L4"
+
+
+def test_the_models_own_example_is_used(make_net: Callable[[], nn.Module]) -> None:
+    model = make_net()
+    model.example_input_array = torch.zeros(8, 16)
+    assert "8, 16" in planner.fit(model, "1GB").signature["inputs"][0]
+
+
+class Dummy(nn.Module):
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        return {"x": torch.zeros(5, 16)}
+
+
+def test_dummy_inputs_are_used() -> None:
+    assert example_inputs(Dummy())["x"].shape == (5, 16)
+
+
+def test_no_inputs_says_what_to_pass(make_net: Callable[[], nn.Module]) -> None:
+    with pytest.raises(CaptureError, match=r"Net has neither .*: pass inputs="):
+        planner.fit(make_net(), "1GB")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "reason"),
+    [
+        ({"budget": "lots"}, BadBudget, "40GiB"),
+        ({"method": "magic"}, UnknownMethod, "valid methods"),
+        ({"device": "abacus"}, UnknownDevice, "H100"),
+        ({"world_size": 2}, NotAvailable, "world_size=2"),
+        ({"optimizer": "adamwww"}, CaptureError, "adamwww"),
+        ({"costs": "guessed"}, CaptureError, "roofline"),
+        ({"inputs": torch.zeros(8, 3)}, CaptureError, ""),
+    ],
+)
+def test_wrong_arguments(
+    arguments: dict[str, Any],
+    error: type[Exception],
+    reason: str,
+    make_net: Callable[[], nn.Module],
+) -> None:
+    with pytest.raises(error, match=reason):
+        planner.fit(make_net(), **({"budget": "1GB", "inputs": torch.zeros(8, 16)} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [
+        (None, None),
+        ("sgd", "sgd"),
+        (torch.optim.SGD, "SGD"),
+        (torch.optim.SGD([torch.zeros(1)]), "SGD"),
+        (partial(torch.optim.SGD, lr=0.1), "partial"),
+    ],
+)
+def test_optimizer_names(optimizer: Any, name: str | None) -> None:
+    assert optimizer_name(optimizer) == name
+
+
+def test_planning_does_not_change_the_model(make_net: Callable[[], nn.Module]) -> None:
+    model = make_net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    planner.fit(model, "1GB", inputs=torch.zeros(8, 16))
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
