@@ -101,6 +101,7 @@ def fit(
         device=hardware.name,
         optimizer=optimizer_name(optimizer),
         costs=costs,
+        loss=loss,
         capture_seconds=time.perf_counter() - start,
         progress=progress,
     )
@@ -151,6 +152,7 @@ def plan_graph(
     device: str = "cpu",
     optimizer: str | None = None,
     costs: str = "roofline",
+    loss: Callable[..., Any] | None = None,
     capture_seconds: float = 0.0,
     progress: Progress | None = None,
 ) -> Plan:
@@ -180,6 +182,7 @@ def plan_graph(
         optimizer=optimizer,
         costs=costs,
         message=solution.message,
+        loss=loss,
         capture_seconds=capture_seconds,
         solve_seconds=time.perf_counter() - start,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -49,8 +49,9 @@ class Plan:
     """A schedule for a captured training step under a budget.
 
     ``bound_seconds`` is proved: no schedule of this graph whose first computations keep its order
-    fits the budget in less. ``signature`` says what the plan is for. ``message`` and the seconds
-    spent capturing and solving do not count for equality.
+    fits the budget in less. ``signature`` says what the plan is for. ``message``, the seconds spent
+    capturing and solving, and ``loss`` (the callable the step was captured with, which no file can
+    hold) do not count for equality.
 
     Raises:
         ValueError: a graph without ops, a budget that is not positive, a bound that is not a finite
@@ -68,6 +69,7 @@ class Plan:
     optimizer: str | None = None
     costs: str = "roofline"
     message: str = field(default="", compare=False)
+    loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
     capture_seconds: float = field(default=0.0, compare=False)
     solve_seconds: float = field(default=0.0, compare=False)
 
@@ -168,15 +170,26 @@ class Plan:
             if n > 1
         )
 
-    def apply(self, model: nn.Module, *, on_mismatch: str = "error") -> nn.Module:
+    def apply(
+        self,
+        model: nn.Module,
+        *,
+        on_mismatch: str = "error",
+        loss: Callable[..., Any] | None = None,
+    ) -> nn.Module:
         """Return a model with the same parameters that runs this schedule.
+
+        Args:
+            model: the one the plan was made for.
+            on_mismatch: what a call that is not the planned one does; see ``planner.patch.apply``.
+            loss: the callable the plan was made with, needed if the plan comes from a file.
 
         Raises:
             PlanMismatch: the model is not the one the plan was made for.
         """
         from planner.patch import apply
 
-        return apply(self, model, on_mismatch=on_mismatch)
+        return apply(self, model, on_mismatch=on_mismatch, loss=loss)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON; ``planner.load`` reads it back."""
