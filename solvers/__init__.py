@@ -3,7 +3,17 @@
 Importing this package registers every solver.
 """
 
-from solvers import auto, blocks, chen_greedy, chen_sqrt, recompute_all, store_all
+from solvers import (
+    auto,
+    blocks,
+    chen_greedy,
+    chen_sqrt,
+    lp_rounding,
+    milp,
+    recompute_all,
+    revolve,
+    store_all,
+)
 from solvers.base import (
     SOLVERS,
     Answer,
@@ -28,8 +38,11 @@ __all__ = [
     "chen_greedy",
     "chen_sqrt",
     "floor_bytes",
+    "lp_rounding",
+    "milp",
     "recompute_all",
     "register",
+    "revolve",
     "solve",
     "store_all",
 ]

@@ -14,8 +14,14 @@ from graphs import Graph
 from solvers.segments import order_from_kept
 
 
-def _spans(graph: Graph, turn: int) -> Iterator[tuple[int, int, int]]:
-    """Yield ``(value, maker, last reader)`` of what is made and read before op ``turn``."""
+def spans(graph: Graph, turn: int) -> Iterator[tuple[int, int, int]]:
+    """Yield ``(value, maker, last reader)`` of what is made and read before op ``turn``.
+
+    >>> from graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)), Op("c", "f", (0,), (2,)))
+    >>> list(spans(Graph(ops, tuple(Value(n, 1) for n in "xyz")), turn=3))
+    [(0, 0, 2)]
+    """
     for value, maker in enumerate(graph.producer):
         readers = graph.consumers[value]
         if maker is not None and (before := bisect_left(readers, turn)):
@@ -36,7 +42,7 @@ def crossing(graph: Graph, turn: int, positions: Sequence[int]) -> frozenset[int
     """
     return frozenset(
         value
-        for value, maker, last in _spans(graph, turn)
+        for value, maker, last in spans(graph, turn)
         if bisect_right(positions, maker) < bisect_right(positions, last)
     )
 
@@ -70,7 +76,7 @@ def crossing_bytes(graph: Graph, turn: int) -> list[int]:
     [0, 5, 7, 0]
     """
     change = [0] * (turn + 2)
-    for value, maker, last in _spans(graph, turn):
+    for value, maker, last in spans(graph, turn):
         change[maker + 1] += graph.values[value].size_bytes
         change[last + 1] -= graph.values[value].size_bytes
     return list(accumulate(change))[: turn + 1]

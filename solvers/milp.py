@@ -75,10 +75,11 @@ def solve_exactly(
         left = deadline - time.monotonic()
         if left <= 0 or n * n * count > MOST_CELLS or best.seconds <= bound * (1 + limits.gap):
             break
-        found = _solve(graph, budget_bytes, replace(limits, seconds=left), solver, count)
+        backend = _backend(solver, replace(limits, seconds=left), bound)
+        found = _solve(graph, budget_bytes, backend, count)
         best = min(best, found, key=lambda f: f.seconds) if found.order else best
         best = _Found(best.order, best.seconds, found.finished)
-    return _answer(best, bound)
+    return _answer(best, bound, limits)
 
 
 @register("milp")
@@ -93,7 +94,7 @@ def milp_cbc(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     return solve_exactly(graph, budget_bytes, limits, solver="CBC")
 
 
-def _answer(best: _Found, bound: float) -> Answer:
+def _answer(best: _Found, bound: float, limits: Limits) -> Answer:
     if best.order is None:
         message = (
             "milp: no schedule of its class fits, which is no proof for other schedules"
@@ -101,7 +102,8 @@ def _answer(best: _Found, bound: float) -> Answer:
             else "milp: the time limit came before a schedule that fits"
         )
         return Answer(Status.UNKNOWN, None, bound, message)
-    status = Status.OPTIMAL if best.finished else Status.FEASIBLE
+    proved = best.finished or best.seconds <= bound * (1 + limits.gap)
+    status = Status.OPTIMAL if proved else Status.FEASIBLE
     return Answer(status, best.order, min(bound, best.seconds), "milp: best of its class")
 
 
@@ -118,13 +120,13 @@ def _bound(graph: Graph, budget_bytes: int, limits: Limits) -> float:
     return graph.seconds + master.bound
 
 
-def _solve(graph: Graph, budget_bytes: int, limits: Limits, solver: str, passes: int) -> _Found:
-    """Solve one integer program; HiGHS and CBC may overstep a row by a millionth of the budget."""
-    aim, deadline = budget_bytes, time.monotonic() + limits.seconds
+def _solve(graph: Graph, budget_bytes: int, backend: Any, passes: int) -> _Found:
+    """Solve one integer program; solvers may overstep a row by a millionth of the budget."""
+    aim, deadline = budget_bytes, time.monotonic() + backend.timeLimit
     for _ in range(TRIES):
         program = build(graph, aim, passes=passes)
-        left = max(0.1, deadline - time.monotonic())
-        program.problem.solve(_backend(solver, limits, left))
+        backend.timeLimit = max(0.1, deadline - time.monotonic())
+        program.problem.solve(backend)
         state = program.problem.sol_status
         finished = state in (pulp.LpSolutionOptimal, pulp.LpSolutionInfeasible)
         if state not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
@@ -137,17 +139,16 @@ def _solve(graph: Graph, budget_bytes: int, limits: Limits, solver: str, passes:
     return _Found(None, math.inf, finished=False)
 
 
-def _backend(name: str, limits: Limits, seconds: float) -> Any:
-    """Return a PuLP solver.
+def _backend(name: str, limits: Limits, bound: float) -> Any:
+    """Return a PuLP solver that stops at the gap, or (HiGHS) as soon as the bound is met.
 
     Raises:
         ValueError: the name is neither "HiGHS" nor "CBC".
     """
+    common = {"msg": False, "timeLimit": limits.seconds, "gapRel": limits.gap, "threads": 1}
     if name == "HiGHS":
-        return pulp.HiGHS(
-            msg=False, timeLimit=seconds, gapRel=0.0, threads=1, random_seed=limits.seed
-        )
+        target = bound * (1 + limits.gap)
+        return pulp.HiGHS(**common, random_seed=limits.seed, objective_target=target)
     if name == "CBC":
-        path = pulp.PULP_CBC_CMD.pulp_cbc_path
-        return pulp.COIN_CMD(path=path, msg=False, timeLimit=seconds, gapRel=0.0, threads=1)
+        return pulp.COIN_CMD(path=pulp.PULP_CBC_CMD.pulp_cbc_path, **common)
     raise ValueError(f"unknown integer solver {name!r}; valid ones: CBC, HiGHS")

@@ -5,7 +5,7 @@ Knows how to recompute what is missing. Knows nothing of budgets, and chooses no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 
 from graphs import Graph, Phase, simulate, store_all
 
@@ -79,3 +79,54 @@ def order_from_kept(graph: Graph, kept: Set[int], turn: int | None = None) -> li
             order.append(op)
             live.update(graph.ops[op].outputs)
     return order
+
+
+def order_from_stages(graph: Graph, kept: Sequence[Set[int]]) -> list[int]:
+    """Return an order from the values to hold as each op first runs, ``kept[t]`` for op ``t``.
+
+    Before op ``t`` what it reads and what ``kept[t + 1]`` wants is recomputed from what ``kept[t]``
+    held; ``kept`` may have one more entry than there are ops, for the end. Outputs of an op that is
+    not recomputable are always held.
+
+    >>> from graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (), (1,)), Op("c", "f", (0, 1), (2,)))
+    >>> g = Graph(ops, tuple(Value(n, 1) for n in "xyz"))
+    >>> order_from_stages(g, [set(), {0}, {0, 1}]), order_from_stages(g, [set(), set(), {1}])
+    ([0, 1, 2], [0, 1, 0, 2])
+    """
+    order: list[int] = []
+    live: set[int] = set()
+    fixed: set[int] = set()
+    count = len(graph.ops)
+    for t in range(count + 1):
+        after = kept[t + 1] if t + 1 < len(kept) else graph.outputs
+        wanted = (
+            [*graph.ops[t].inputs, *(after - set(graph.ops[t].outputs))] if t < count else after
+        )
+        for index in (*ops_to_make(graph, wanted, live), *range(t, count)[:1]):
+            op = graph.ops[index]
+            order.append(index)
+            live.update(op.outputs)
+            fixed.update(() if op.recomputable else op.outputs)
+        live = {v for v in live if v in after or v in fixed}
+    return order
+
+
+def without_unread(graph: Graph, order: Sequence[int]) -> list[int]:
+    """Drop the repeated runs that nobody reads; the rest holds no more and costs less.
+
+    >>> from graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)))
+    >>> g = Graph(ops, (Value("x", 1), Value("y", 1)))
+    >>> without_unread(g, [0, 1, 1, 0])
+    [0, 1]
+    """
+    first = {op: i for i, op in reversed(list(enumerate(order)))}
+    needed, found = set(graph.outputs), list[int]()
+    for i in range(len(order) - 1, -1, -1):
+        op = graph.ops[order[i]]
+        if first[order[i]] == i or not needed.isdisjoint(op.outputs):
+            found.append(order[i])
+            needed.difference_update(op.outputs)
+            needed.update(op.inputs)
+    return found[::-1]
