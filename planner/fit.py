@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graphs import Graph, simulate
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from graphs.capture import Captured
     from graphs.devices import Device
+    from graphs.step import Arguments
 
 DEFAULT_LIMITS = Limits()
 
@@ -93,7 +95,8 @@ def fit(
         accumulate=accumulate,
         progress=progress,
     )
-    return plan_graph(
+    spent = time.perf_counter() - start
+    plan = plan_graph(
         captured,
         budget_bytes,
         method=method,
@@ -101,10 +104,37 @@ def fit(
         device=hardware.name,
         optimizer=optimizer_name(optimizer),
         costs=costs,
-        loss=loss,
-        capture_seconds=time.perf_counter() - start,
         progress=progress,
     )
+    return replace(plan, capture_seconds=spent, loss=loss, optimizer_given=optimizer)
+
+
+def refit(plan: Plan, model: nn.Module, call: Arguments, loss: Callable[..., Any] | None) -> Plan:
+    """Plan another call of a model with the budget, method, device and costs of a plan.
+
+    Raises:
+        CaptureError, InfeasibleBudget: as ``fit`` does.
+    """
+    captured = capture_step(
+        model,
+        inputs=call,
+        loss=loss,
+        targets=None,
+        optimizer=plan.optimizer if plan.optimizer_given is None else plan.optimizer_given,
+        device=plan.device,
+        costs=plan.costs,
+        accumulate=bool(plan.signature["accumulate"]),
+        progress=None,
+    )
+    again = plan_graph(
+        captured,
+        plan.budget_bytes,
+        method=plan.method,
+        device=plan.device,
+        optimizer=plan.optimizer,
+        costs=plan.costs,
+    )
+    return replace(again, loss=loss, optimizer_given=plan.optimizer_given)
 
 
 def capture_step(
@@ -152,8 +182,6 @@ def plan_graph(
     device: str = "cpu",
     optimizer: str | None = None,
     costs: str = "roofline",
-    loss: Callable[..., Any] | None = None,
-    capture_seconds: float = 0.0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan a captured training step; ``fit`` after its capture.
@@ -182,8 +210,6 @@ def plan_graph(
         optimizer=optimizer,
         costs=costs,
         message=solution.message,
-        loss=loss,
-        capture_seconds=capture_seconds,
         solve_seconds=time.perf_counter() - start,
     )
 
