@@ -1,8 +1,8 @@
 """The workhorse, ``method="auto"``: coarse stages with lazy time cuts.
 
-Solves the master at few cuts for a bound and a plan, builds an order, repairs and prunes it, judges
-where it overshot, adds cuts there, and goes on until bound and cost meet. Exact for schedules whose
-first runs follow the graph's order; the bound holds for that class.
+Solves the master at few cuts, relaxed and then integer, for a bound and a plan; builds an order,
+repairs and prunes it, sees where it overshot, adds cuts there, and goes on until bound and cost
+meet. The bound holds for every schedule whose first runs follow the graph's order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,116 +17,86 @@ from numpy.typing import NDArray
 from graphs import Graph
 from solvers.base import Answer, Limits, Status, register
 from solvers.build import order_from_plan
-from solvers.master import solve_master
+from solvers.master import MasterResult, solve_master
 from solvers.problem import Problem, flatten, held_bytes
-from solvers.prune import prune
-from solvers.repair import fit
+from solvers.search import Search
 
-ROUNDS = 16
-
-
-@dataclass
-class _Search:
-    """What is known so far: the best order that fits, its extra seconds, the proven bound."""
-
-    problem: Problem
-    budget: int
-    order: list[int] | None = None
-    extra: float = math.inf
-    bound: float = 0.0
-    base: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.base = sum(self.problem.seconds)
-
-    def offer(self, order: Sequence[int] | None) -> None:
-        """Take an order that may overshoot: repair it, prune it, keep it if it is the best."""
-        if order is None:
-            return
-        fitted = list(order)
-        if held_bytes(self.problem, fitted).max(initial=0) > self.budget:
-            repaired = fit(self.problem, fitted, self.budget)
-            if repaired is None:
-                return
-            fitted = repaired
-        fitted = prune(self.problem, fitted, self.budget)
-        extra = self.problem.order_seconds(fitted) - self.base
-        if extra < self.extra:
-            self.order, self.extra = fitted, max(0.0, extra)
-
-    @property
-    def gap(self) -> float:
-        """The distance of cost and bound as a fraction of the step."""
-        return (self.extra - self.bound) / self.base if self.base else 0.0
+ROUNDS = 12
+FINE = 1e-4
+"""The gap worth a few more rounds even when the caller would take a wider one."""
 
 
 @register("auto")
 def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Find a schedule within the budget and a bound that meets it within ``limits.gap``."""
     problem = flatten(graph)
-    search = _Search(problem, budget_bytes)
-    run_cuts(search, limits)
-    base = search.base
-    if search.bound == math.inf:
-        return Answer(Status.INFEASIBLE, None, math.inf, "no schedule fits: proved by the master")
+    search = Search(problem, budget_bytes)
+    search.offer(range(problem.n))
+    if search.gap > 0:
+        run_cuts(search, limits)
     if search.order is None:
-        return Answer(Status.UNKNOWN, None, base + search.bound, "nothing found that fits")
-    status = Status.OPTIMAL if search.gap <= limits.gap else Status.FEASIBLE
-    return Answer(status, search.order, base + min(search.bound, search.extra))
+        if search.bound == math.inf:
+            return Answer(Status.INFEASIBLE, None, math.inf, "the master proves that nothing fits")
+        return Answer(Status.UNKNOWN, None, search.base + search.bound, "found nothing that fits")
+    status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
+    return Answer(status, search.order, search.base + min(search.bound, search.extra))
 
 
-def run_cuts(search: _Search, limits: Limits, *, target: float = 1e-4) -> None:
-    """Alternate master and repair until the gap is at most the target."""
-    problem, started = search.problem, time.monotonic()
-    natural = range(problem.n)
-    search.offer(natural)
-    held = held_bytes(problem, natural)
-    cuts = [int(held.argmax())] if problem.n else []
+def run_cuts(search: Search, limits: Limits) -> None:
+    """Alternate master and repair, with more cuts each round, until bound and cost meet."""
+    started, target = time.monotonic(), min(limits.gap, FINE)
+    cuts = [int(held_bytes(search.problem, range(search.problem.n)).argmax())]
     for _ in range(ROUNDS):
-        left = limits.seconds - (time.monotonic() - started)
-        if search.gap <= target or left <= 0:
+        for relax in (True, False):
+            left = limits.seconds - (time.monotonic() - started)
+            if left <= 0:
+                return
+            result = solve_master(
+                search.problem,
+                search.budget,
+                cuts,
+                relax=relax,
+                gap=target * search.base / 2,
+                seconds=left if relax else left / 4,
+                seed=limits.seed,
+            )
+            search.raise_bound(result.bound)
+            if result.plan is None:
+                break
+            order = order_from_plan(search.problem, result.plan)
+            search.offer(order)
+            if search.gap <= target:
+                return
+        if result.bound == math.inf:
             return
-        result = solve_master(problem, search.budget, cuts, seconds=left, seed=limits.seed)
-        search.bound = max(search.bound, result.bound)
-        if result.plan is None:
-            return
-        order = order_from_plan(problem, result.plan)
-        held = held_bytes(problem, order)
-        search.offer(order)
-        fresh = new_cuts(order, held, search.budget, cuts, n=problem.n)
+        fresh = _overshoots(search, order, cuts)
         if not fresh:
             return
         cuts = sorted({*cuts, *fresh})
 
 
-def new_cuts(
-    order: Sequence[int],
-    held: NDArray[np.int64],
-    budget: int,
-    cuts: Sequence[int],
-    *,
-    n: int,
-    most: int = 3,
+def _overshoots(
+    search: Search, order: Sequence[int], cuts: Sequence[int], most: int = 3
 ) -> list[int]:
-    """Return the worst overshooting steps, each a little away from the cuts there are."""
-    over = np.flatnonzero(held > budget)
-    seen: set[int] = set()
-    bases: list[int] = []
-    current = -1
-    for op in order:
-        if op not in seen:
-            seen.add(op)
-            current = op
-            bases.append(op)
-        else:
-            bases.append(min(current + 1, n - 1))
-    ranked = sorted(over.tolist(), key=lambda i: (-held[i], i))
-    found: list[int] = []
+    """Return the first runs at which an order overshoots most, each a little apart."""
+    n, held = search.problem.n, held_bytes(search.problem, order)
+    bases = _bases(order, n)
     apart = max(1, n // 100)
-    for i in ranked:
+    found: list[int] = []
+    for i in sorted(np.flatnonzero(held > search.budget).tolist(), key=lambda i: (-held[i], i)):
         t = bases[i]
         if t not in cuts and all(abs(t - u) > apart for u in found):
             found.append(t)
             if len(found) == most:
                 break
     return found
+
+
+def _bases(order: Sequence[int], n: int) -> list[int]:
+    """Return for each position the op that it runs first or, if repeated, that first runs next."""
+    bases: list[int] = []
+    frontier = -1
+    for op in order:
+        frontier = max(frontier, op)
+        bases.append(op if op == frontier else min(frontier + 1, n - 1))
+    return bases

@@ -67,7 +67,7 @@ def minimize(
     model: Model,
     *,
     relax: bool = False,
-    gap: float = 1e-4,
+    gap: float = 0.0,
     seconds: float = math.inf,
     nodes: int | None = None,
     seed: int = 0,
@@ -82,7 +82,8 @@ def minimize(
     (2.0, [0.0, 1.0])
     """
     highs = highspy.Highs()
-    options = {"output_flag": False, "threads": 1, "random_seed": seed, "mip_rel_gap": gap}
+    options = {"output_flag": False, "threads": 1, "random_seed": seed}
+    options |= {"mip_rel_gap": 0.0, "mip_abs_gap": max(gap, 1e-9)}
     if nodes is not None:
         options["mip_max_nodes"] = nodes
     if seconds < math.inf:

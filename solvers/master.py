@@ -85,7 +85,7 @@ def solve_master(
     *,
     tiny: frozenset[int] = frozenset(),
     relax: bool = False,
-    gap: float = 1e-4,
+    gap: float = 0.0,
     seconds: float = math.inf,
     seed: int = 0,
 ) -> MasterResult:
@@ -97,7 +97,7 @@ def solve_master(
     if any(master.space(w, budget) < 0 for w in master.frames):
         return MasterResult(None, math.inf)
     model = master.model(budget)
-    result = minimize(model, relax=relax, gap=gap, seconds=seconds, seed=seed)
+    result = minimize(model, relax=relax, gap=gap / master.unit, seconds=seconds, seed=seed)
     plan = None if result.x is None else master.plan(result.x)
     return MasterResult(plan, max(0.0, result.bound * (1 - 1e-6)) * master.unit)
 

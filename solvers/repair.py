@@ -17,9 +17,11 @@ class _Stuck(Exception):
 
 
 def fit(
-    problem: Problem, order: Sequence[int], budget: int, *, max_steps: int | None = None
+    problem: Problem, order: Sequence[int], budget: int, *, patience: float = 0.0
 ) -> list[int] | None:
     """Return an order that fits the budget, close to the given one; ``None`` if none was found.
+
+    Evicts by seconds per byte, divided by the wait until the next read to the power ``patience``.
 
     >>> from graphs import Graph, Op, Value
     >>> from solvers.problem import flatten
@@ -29,7 +31,7 @@ def fit(
     >>> fit(flatten(g), range(5), 3)
     [0, 1, 2, 3, 4]
     """
-    run = _Run(problem, order, budget, max_steps or 20 * len(order) + 1000)
+    run = _Run(problem, order, budget, patience)
     try:
         for position, op in enumerate(order):
             run.step(position, op)
@@ -42,8 +44,11 @@ def fit(
 class _Run:
     """The state of one run: what is live, what is pinned, what was done."""
 
-    def __init__(self, problem: Problem, order: Sequence[int], budget: int, max_steps: int) -> None:
-        self.p, self.max_steps = problem, max_steps
+    def __init__(
+        self, problem: Problem, order: Sequence[int], budget: int, patience: float
+    ) -> None:
+        self.p, self.patience = problem, patience
+        self.max_steps = 20 * len(order) + 1000
         self.space = budget - problem.resident_bytes
         self.live: dict[int, None] = {}
         self.used = 0
@@ -166,7 +171,7 @@ class _Run:
             if not size or v in self.pinned or not p.recomputable[op]:
                 continue
             wait = (self._wanted(v) or self.position + 1) - self.position
-            score = (self._cost(v) + 1e-12) / (size * wait)
+            score = (self._cost(v) + 1e-12) / (size * wait**self.patience)
             if v in self.pending:
                 score *= 1e6
             ranked.append((score, v))

@@ -1,0 +1,54 @@
+"""What a search knows: the best order that fits, and the proven bound.
+
+Knows how to take any order in: repair it, prune it, compare it. Knows nothing of where orders and
+bounds come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from solvers.problem import Problem, held_bytes
+from solvers.prune import prune
+from solvers.repair import fit
+
+PATIENCES = (0.0, 0.5, 1.0)
+"""Ways to rank what to evict; none wins on every graph, and trying all is cheap."""
+
+
+class Search:
+    """The state of one solve; times are in excess of running every op once."""
+
+    def __init__(self, problem: Problem, budget: int) -> None:
+        self.problem, self.budget = problem, budget
+        self.base = sum(problem.seconds)
+        self.order: list[int] | None = None
+        self.extra = math.inf
+        self.bound = 0.0
+
+    @property
+    def gap(self) -> float:
+        """The distance from bound to cost as a fraction of the step."""
+        if self.extra <= self.bound:
+            return 0.0
+        return (self.extra - self.bound) / self.base
+
+    def offer(self, order: Sequence[int]) -> None:
+        """Take an order that may overshoot: repair it, prune it, keep it if it is the best."""
+        if held_bytes(self.problem, order).max(initial=0) <= self.budget:
+            self._keep(order)
+            return
+        for patience in PATIENCES:
+            if (fitted := fit(self.problem, order, self.budget, patience=patience)) is not None:
+                self._keep(fitted)
+
+    def raise_bound(self, bound: float) -> None:
+        """Take a proven bound; infinity says that nothing fits."""
+        self.bound = max(self.bound, bound)
+
+    def _keep(self, order: Sequence[int]) -> None:
+        pruned = prune(self.problem, order, self.budget)
+        extra = max(0.0, self.problem.order_seconds(pruned) - self.base)
+        if extra < self.extra:
+            self.order, self.extra = pruned, extra
