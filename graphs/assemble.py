@@ -1,0 +1,341 @@
+"""From a joint torch.fx graph to a ``Graph``, and from its ops back to the nodes they stand for.
+
+Knows which nodes are kernels, which are views, what each storage is, and which ops may run again.
+Knows nothing of how the joint graph was captured or of what a kernel costs.
+"""
+
+from __future__ import annotations
+
+import enum
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx
+
+from graphs.aot import Joint, module_of, source_of
+from graphs.errors import CaptureError
+from graphs.graph import Graph, Kind, Op, Phase, Value
+from graphs.normal import first_backward
+from graphs.optimizer import OptimizerStep
+
+RNG_STATE_BYTES = {"cpu": 5056, "cuda": 16}
+
+
+class Role(enum.Enum):
+    """What running an op means to the runtime."""
+
+    KERNEL = "call the node"
+    RNG_STATE = "remember the generator's state, for the node to be run again"
+    TANGENT = "take the gradient that arrives from the caller"
+    BUFFER_UPDATE = "write the node's value into the buffer"
+    ACCUMULATE = "done by autograd: add the new gradients to the old"
+    OPTIMIZER = "done by the optimizer"
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What one op stands for: its role, its node and, for a buffer update, the buffer's name."""
+
+    role: Role
+    node: fx.Node | None = None
+    buffer: str = ""
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """For each op what it stands for; for each node of a tensor the value it lives in."""
+
+    ops: tuple[Lowered, ...]
+    value_of: dict[fx.Node, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one kernel costs."""
+
+    seconds: float
+    flops: int
+    moved_bytes: int
+    workspace_bytes: int
+
+
+@dataclass
+class _Builder:
+    joint: Joint
+    price: Callable[[fx.Node], Price]
+    granularity_bytes: int
+    values: list[Value] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    lowered: list[Lowered] = field(default_factory=list)
+    storage: dict[int, int] = field(default_factory=dict)  # address -> value
+    value_of: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
+
+    def add_value(self, name: str, size_bytes: int, kind: Kind) -> int:
+        rounded = -(-size_bytes // self.granularity_bytes) * self.granularity_bytes
+        self.values.append(Value(name, rounded, kind))
+        return len(self.values) - 1
+
+    def own(self, node: fx.Node, kind: Kind) -> tuple[int, ...]:
+        """Make a value of every storage of the node that is new; return the new ones."""
+        found, fresh = [], []
+        for tensor in tensors(node.meta.get("val")):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.storage:
+                self.storage[storage._cdata] = self.add_value(node.name, storage.nbytes(), kind)
+                fresh.append(self.storage[storage._cdata])
+            found.append(self.storage[storage._cdata])
+        self.value_of[node] = tuple(dict.fromkeys(found))
+        return tuple(fresh)
+
+    def add(self, op: Op, lowered: Lowered) -> None:
+        self.ops.append(op)
+        self.lowered.append(lowered)
+
+
+def tensors(value: object) -> Iterable[Tensor]:
+    """Yield the tensors of a node's ``meta["val"]``."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors(part)
+
+
+def assemble(
+    joint: Joint,
+    price: Callable[[fx.Node], Price],
+    *,
+    optimizer: OptimizerStep | None,
+    optimizer_seconds: float = 0.0,
+    granularity_bytes: int = 1,
+    reserve_bytes: int = 0,
+    accumulate: bool = False,
+    name: str = "",
+) -> tuple[Graph, Lowering]:
+    """Build the graph of a training step and the lowering of its ops.
+
+    Ops keep the order of the joint graph: forward, buffer updates, tangents, backward, optimizer.
+    ``accumulate`` counts gradients of earlier micro-batches as resident.
+    """
+    builder = _Builder(joint, price, granularity_bytes)
+    _add_resident(builder)
+    kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
+    border = first_backward(joint)
+    position = {n: i for i, n in enumerate(joint.graph.nodes)}
+    tainted = _once_only(joint)
+    updates = _update_points(joint, border)
+    for node in (n for n in kernels if position[n] < border):
+        _add_kernel(builder, node, Phase.FORWARD, recomputable=node not in tainted)
+        for buffer in updates.get(node, ()):
+            _add_update(builder, buffer)
+    for node in joint.tangents.values():
+        made = builder.own(node, Kind.GRADIENT)
+        op = Op(node.name, "tangent", (), made, phase=Phase.BACKWARD, recomputable=False)
+        builder.add(op, Lowered(Role.TANGENT, node))
+    for node in (n for n in kernels if position[n] >= border):
+        _add_kernel(builder, node, Phase.BACKWARD, recomputable=node not in tainted)
+    held = _held(builder)
+    gradients = _gradients(builder)
+    _add_optimizer(builder, gradients, optimizer, optimizer_seconds, accumulate=accumulate)
+    _add_reserved(builder, optimizer, reserve_bytes, accumulate=accumulate)
+    outputs = frozenset(held | (set() if accumulate else set(gradients)))
+    made_values = {v for op in builder.ops for v in op.outputs}
+    graph = Graph(tuple(builder.ops), tuple(builder.values), outputs & made_values, name)
+    return graph, Lowering(tuple(builder.lowered), builder.value_of)
+
+
+def _add_resident(b: _Builder) -> None:
+    for label, nodes, kind in (
+        ("parameter", b.joint.parameters, Kind.PARAMETER),
+        ("buffer", b.joint.buffers, Kind.BUFFER),
+    ):
+        for name, node in nodes.items():
+            if b.own(node, kind):
+                b.values[-1] = replace(b.values[-1], name=name or label)
+    for index, node in enumerate(b.joint.inputs):
+        if b.own(node, Kind.INPUT):
+            b.values[-1] = replace(b.values[-1], name=f"input[{index}]")
+    for node in b.joint.graph.find_nodes(op="get_attr"):
+        b.own(node, Kind.BUFFER)
+
+
+def _add_reserved(
+    b: _Builder, optimizer: OptimizerStep | None, reserve_bytes: int, *, accumulate: bool
+) -> None:
+    """Add what no kernel reads, last: the indices of all other values do not depend on it."""
+    if accumulate:
+        owners = zip(b.joint.parameters.items(), b.joint.gradients, strict=False)
+        for (name, _), gradient in owners:
+            if gradient is not None:
+                size = gradient.meta["val"].untyped_storage().nbytes()
+                b.add_value(f"accumulated.{name}", size, Kind.GRADIENT)
+    if optimizer is not None and optimizer.state_bytes:
+        b.add_value(f"{optimizer.name} state", optimizer.state_bytes, Kind.OPTIMIZER)
+    if reserve_bytes:
+        b.add_value("device reserve", reserve_bytes, Kind.RESERVE)
+
+
+def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool) -> None:
+    reads = tuple(dict.fromkeys(v for n in node.all_input_nodes for v in b.value_of.get(n, ())))
+    kind = Kind.ACTIVATION if phase is Phase.FORWARD else Kind.GRADIENT
+    made = b.own(node, kind)
+    if not made and is_view(node):
+        return
+    fresh = set(made)
+    price = b.price(node)
+    if is_random(node) and recomputable:
+        device = next(iter(tensors(node.meta["val"]))).device.type
+        state = b.add_value(f"{node.name}.rng", RNG_STATE_BYTES.get(device, 5056), Kind.ACTIVATION)
+        save = Op(f"{node.name}.rng", "rng_state", (), (state,), phase=phase, recomputable=False)
+        b.add(save, Lowered(Role.RNG_STATE, node))
+        reads = (*reads, state)
+    op = Op(
+        node.name,
+        target_name(node),
+        tuple(v for v in reads if v not in fresh),
+        made,
+        price.seconds,
+        price.flops,
+        price.moved_bytes,
+        price.workspace_bytes,
+        phase,
+        recomputable,
+        module_of(node),
+        source_of(node),
+    )
+    b.add(op, Lowered(Role.KERNEL, node))
+
+
+def target_name(node: fx.Node) -> str:
+    """Return the operator's name, such as ``aten.addmm.default``."""
+    target = node.target
+    named = isinstance(target, torch._ops.OpOverload)
+    return str(target) if named else node._pretty_print_target(target)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Tell a node that only renames storages from a kernel."""
+    if node.target is operator.getitem:
+        return True
+    mine = {t.untyped_storage()._cdata for t in tensors(node.meta.get("val"))}
+    theirs = {
+        t.untyped_storage()._cdata for n in node.all_input_nodes for t in tensors(n.meta.get("val"))
+    }
+    return bool(mine) and mine <= theirs
+
+
+def is_random(node: fx.Node) -> bool:
+    """Tell a kernel that draws from the generator."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def is_functional_batch_norm(node: fx.Node) -> bool:
+    """Tell batch norm in train mode, whose output does not depend on the running statistics."""
+    return (
+        node.target is torch.ops.aten._native_batch_norm_legit_functional.default
+        and node.args[5] is True
+    )
+
+
+def _once_only(joint: Joint) -> set[fx.Node]:
+    """Return the kernels that may not run again: they read a buffer that the step changes.
+
+    Batch norm in train mode is exempt: run again, it leaves the running statistics alone.
+    """
+    changed = {joint.buffers[name] for name in joint.mutations}
+    tainted: set[fx.Node] = set()
+    stale = set(changed)
+    for node in joint.graph.nodes:
+        if node.op != "call_function" or not stale.intersection(node.all_input_nodes):
+            continue
+        if is_view(node):
+            stale.add(node)
+        elif not is_functional_batch_norm(node):
+            tainted.add(node)
+    return tainted
+
+
+def _update_points(joint: Joint, border: int) -> dict[fx.Node, list[str]]:
+    """Return after which forward kernel each changed buffer can be overwritten.
+
+    That is where its new value exists and no forward kernel still reads the old one.
+
+    Raises:
+        CaptureError: the backward pass reads the old value, as eager mode would refuse, too.
+    """
+    position = {n: i for i, n in enumerate(joint.graph.nodes)}
+    points: dict[fx.Node, list[str]] = {}
+    for name, made in joint.mutations.items():
+        readers = [made, *_readers(joint.buffers[name])]
+        if any(position[n] >= border for n in readers if n not in joint.rewired):
+            raise CaptureError(
+                f"the backward pass needs the value of buffer {name!r} from before the forward "
+                "pass changed it; change a copy of it instead"
+            )
+        last = max((n for n in readers if position[n] < border), key=position.__getitem__)
+        points.setdefault(last, []).append(name)
+    return points
+
+
+def _readers(node: fx.Node) -> Iterable[fx.Node]:
+    for user in node.users:
+        if user.op == "call_function":
+            yield user
+            if is_view(user):
+                yield from _readers(user)
+
+
+def _add_update(b: _Builder, buffer: str) -> None:
+    node = b.joint.mutations[buffer]
+    reads = tuple(v for v in b.value_of[node] if b.values[v].kind is not Kind.BUFFER)
+    op = Op(f"update.{buffer}", "copy_", reads, (), recomputable=False)
+    b.add(op, Lowered(Role.BUFFER_UPDATE, node, buffer))
+
+
+def _held(b: _Builder) -> set[int]:
+    """Return the values of the forward outputs, which the caller may hold to the end.
+
+    The caller has the first copy, so what makes one may not run again.
+    """
+    held = {v for node in b.joint.forward_outputs for v in b.value_of[node]}
+    for i, op in enumerate(b.ops):
+        if held.intersection(op.outputs):
+            b.ops[i] = replace(op, recomputable=False)
+    for v in held:
+        if b.values[v].kind is Kind.ACTIVATION:
+            b.values[v] = replace(b.values[v], kind=Kind.OUTPUT)
+    return held
+
+
+def _gradients(b: _Builder) -> list[int]:
+    return [v for node in b.joint.gradients if node is not None for v in b.value_of[node]]
+
+
+def _add_optimizer(
+    b: _Builder,
+    gradients: Sequence[int],
+    optimizer: OptimizerStep | None,
+    seconds: float,
+    *,
+    accumulate: bool,
+) -> None:
+    reads = tuple(dict.fromkeys(gradients))
+    if accumulate:
+        op = Op("accumulate_grad", "add_", reads, (), phase=Phase.BACKWARD, recomputable=False)
+        b.add(op, Lowered(Role.ACCUMULATE))
+        reads = ()
+    if optimizer is not None:
+        op = Op(
+            "optimizer.step",
+            optimizer.name,
+            reads,
+            (),
+            seconds,
+            moved_bytes=optimizer.moved_bytes,
+            workspace_bytes=optimizer.workspace_bytes,
+            phase=Phase.OPTIMIZER,
+            recomputable=False,
+        )
+        b.add(op, Lowered(Role.OPTIMIZER))

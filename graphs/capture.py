@@ -1,0 +1,179 @@
+"""``capture``: from a model, example inputs and an optimizer to the graph of its training step.
+
+Puts tracing, prices and the optimizer together. Knows nothing of budgets or schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphs import devices
+from graphs.aot import Joint, trace
+from graphs.assemble import Lowering, Price, assemble, tensors
+from graphs.calls import Call
+from graphs.costs import op_cost, roofline_seconds
+from graphs.graph import Graph, Kind, Phase
+from graphs.measure import measure_seconds, measure_workspace
+from graphs.normal import normalized, with_layout_of
+from graphs.optimizer import OptimizerStep, optimizer_step
+from graphs.scratch import estimate_workspace
+from graphs.signature import device_type, fake_call, signature_of
+from graphs.step import Arguments, Inputs, arguments_of
+
+COSTS = ("roofline", "measured")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A training step and what it is valid for."""
+
+    graph: Graph
+    signature: dict[str, Any]
+
+
+def capture(
+    model: nn.Module,
+    inputs: Inputs | Arguments,
+    *,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "adamw",
+    device: str = "auto",
+    costs: str = "roofline",
+    accumulate: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Captured:
+    """Capture one training step of a model without allocating it.
+
+    Args:
+        model: in the modes (train or eval, frozen or not, autocast) it will be trained in.
+        inputs: a tensor, a tuple (positional) or a dict (keywords); real, fake or on meta.
+        loss: called as ``loss(output, *targets)``; without it the model's scalar output or the
+            one named ``loss`` is differentiated, else every output.
+        targets: further arguments of ``loss``: a tensor or a tuple.
+        optimizer: what ``graphs.optimizer.optimizer_step`` takes; ``None`` leaves it out.
+        device: a name of ``graphs.devices``; "auto" is where the model lives.
+        costs: "roofline" or "measured" (times every distinct op on the model's device once).
+        accumulate: gradients of earlier micro-batches are held while this one runs.
+        progress: called with a word about what begins.
+
+    Raises:
+        CaptureError: the step cannot be captured; the message names the user's line.
+        ValueError: an unknown device, optimizer or cost mode.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> found = capture(model, torch.zeros(2, 4), loss=torch.mean)
+    >>> [op.target for op in found.graph.ops][:3]
+    ['aten.addmm.default', 'aten.relu.default', 'aten.addmm.default']
+    """
+    if costs not in COSTS:
+        raise ValueError(f"unknown costs {costs!r}; expected one of {', '.join(COSTS)}")
+    tell = progress or (lambda _: None)
+    call = arguments_of(inputs, targets)
+    kind = device_type(model, call)
+    where = devices.device(_default_device(kind) if device == "auto" else device)
+    tell("capturing forward and backward")
+    joint = normalized(trace(model, call, loss=loss))
+    tell("pricing operators")
+    here = where.name == devices.device(_default_device(kind)).name
+    prices = _prices(joint, where, here=here, timed=costs == "measured")
+    tell("running the optimizer on fake tensors")
+    trainable = [n.meta["val"] for n in joint.parameters.values() if n.meta["val"].requires_grad]
+    known = optimizer is None or isinstance(optimizer, OptimizerStep)
+    step = optimizer if known else optimizer_step(trainable, optimizer)
+    graph, _ = assemble(
+        joint,
+        prices.__getitem__,
+        optimizer=step,
+        optimizer_seconds=0.0 if step is None else step.moved_bytes / where.bytes_per_second(),
+        granularity_bytes=where.granularity_bytes,
+        reserve_bytes=where.reserve_bytes,
+        accumulate=accumulate,
+        name=type(model).__name__,
+    )
+    answers = joint.decisions.answers
+    signature = signature_of(model, call, answers=answers, loss=loss is not None)
+    return Captured(graph, signature | {"accumulate": accumulate})
+
+
+def recapture(
+    model: nn.Module, signature: dict[str, Any], loss: Callable[..., Any] | None
+) -> tuple[Joint, Graph, Lowering]:
+    """Capture again, without prices, the step a signature describes, in order to run it."""
+    call = fake_call(signature)
+    joint = normalized(trace(model, call, loss=loss, answers=signature["answers"]))
+    free = Price(0.0, 0, 0, 0)
+    graph, lowering = assemble(
+        joint, lambda _: free, optimizer=None, accumulate=signature["accumulate"]
+    )
+    return joint, graph, lowering
+
+
+def optimizer_of(graph: Graph) -> OptimizerStep | None:
+    """Return the optimizer step that a captured graph ends with.
+
+    >>> found = capture(nn.Linear(4, 1), torch.zeros(2, 4), optimizer="sgd")
+    >>> optimizer_of(found.graph).state_bytes
+    0
+    """
+    op = graph.ops[-1]
+    if op.phase is not Phase.OPTIMIZER:
+        return None
+    state = sum(v.size_bytes for v in graph.values if v.kind is Kind.OPTIMIZER)
+    return OptimizerStep(op.target, state, op.workspace_bytes, op.moved_bytes)
+
+
+def _default_device(kind: str) -> str:
+    if kind == "cpu":
+        return "cpu"
+    return torch.get_device_module(kind).get_device_name()  # type: ignore[no-any-return]
+
+
+def _prices(
+    joint: Joint, device: devices.Device, *, here: bool, timed: bool
+) -> dict[fx.Node, Price]:
+    """Price every kernel: FLOPs and bytes by formula, scratch and (if asked) time by running it.
+
+    Ops that cannot run here, because the device is another or memory is short, get the formula.
+    """
+    kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
+    calls = {n: _call(n) for n in kernels if _runs(n)}
+    costs = {n: op_cost(c.target, c.args, c.kwargs, n.meta["val"]) for n, c in calls.items()}
+    roofline = {n: roofline_seconds(cost, device) for n, cost in costs.items()}
+    known = list(calls.values())
+    scratch = [estimate_workspace(c) for c in known]
+    if here:
+        scratch = measure_workspace(known, fallback=estimate_workspace)
+    seconds = list(roofline.values())
+    if here and timed:
+        by_call = dict(zip(map(id, known), seconds, strict=True))
+        seconds = measure_seconds(known, fallback=lambda c: by_call[id(c)])
+    prices = {
+        n: Price(s, costs[n].flops, costs[n].moved_bytes, w)
+        for n, s, w in zip(calls, seconds, scratch, strict=True)
+    }
+    return prices | {n: _copy_price(n, device) for n in kernels if n not in calls}
+
+
+def _runs(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload)
+
+
+def _call(node: fx.Node) -> Call:
+    value = lambda n: n.meta.get("val")  # noqa: E731
+    args = fx.node.map_arg(node.args, value)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    return Call(node.target, tuple(args), dict(fx.node.map_arg(node.kwargs, value)))
+
+
+def _copy_price(node: fx.Node, device: devices.Device) -> Price:
+    """Price what is not an operator: a copy into a layout moves its bytes twice, getitem none."""
+    moved = 0
+    if node.target is with_layout_of:
+        moved = 2 * sum(t.untyped_storage().nbytes() for t in tensors(node.meta["val"]))
+    return Price(moved / device.bytes_per_second(), 0, moved, 0)

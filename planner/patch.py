@@ -1,0 +1,270 @@
+"""``apply``: a model that runs a plan, and the guards that keep it honest.
+
+The planned model is a second object around the same parameters, buffers and submodules, of a class
+derived from the model's own; only ``forward`` differs. It runs the plan when a call is the planned
+one. Without gradients it runs the original; anything else is a mismatch, and the user has chosen
+what that means. Knows nothing of how programs are written.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from graphs import Graph
+from graphs.aot import Joint
+from graphs.capture import recapture
+from graphs.errors import CaptureError as GraphsCaptureError
+from graphs.signature import differences, signature_of
+from graphs.step import Arguments, arguments, unique_tensors
+from planner.errors import PlanMismatch
+from planner.program import Program, build, execute
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+
+MISMATCH = ("error", "replan", "original")
+_MODEL_KEYS = ("model", "parameters", "buffers")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A plan ready to run: its program, and what a call must look like."""
+
+    plan: Plan
+    program: Program
+    joint: Joint
+    loss: Callable[..., Any] | None
+    on_mismatch: str
+    replanned: dict[str, Runtime] = field(default_factory=dict)
+
+    def run(self, model: nn.Module, call: Arguments) -> Any:
+        """Run the planned step's forward half; autograd will run the other."""
+        parameters, buffers = unique_tensors(model)
+        tensors = [*parameters.values(), *buffers.values(), *call.tensors]
+        return self.joint.outputs.rebuild(execute(self.program, tensors))
+
+    def mismatch(self, model: nn.Module, call: Arguments) -> str | None:
+        """Say why a call is not the planned one, or ``None`` if it is."""
+        planned = self.plan.signature
+        found = signature_of(model, call, loss=self.loss is not None)
+        for difference in differences(planned, found):
+            return difference
+        if (broken := self.joint.decisions.broken_by(call.tensors)) is not None:
+            return (
+                f"the model asks for a value at {broken.source}; the plan was made for "
+                f"{broken.answer}, these inputs give another"
+            )
+        return None
+
+
+def apply(
+    plan: Plan,
+    model: nn.Module,
+    *,
+    on_mismatch: str = "error",
+    loss: Callable[..., Any] | None = None,
+) -> nn.Module:
+    """Return a model with the same parameters that runs the plan's schedule, frees included.
+
+    The model given stays as it was and shares every tensor with the one returned. With a plan made
+    with ``loss=``, the returned model is called with the model's own arguments and ``targets=``,
+    and returns the loss.
+
+    Args:
+        plan: made for this model, by ``fit`` or ``load``.
+        model: on its device, in the modes the plan was made for.
+        on_mismatch: what a call does that is not the planned one (another shape, dtype, mode,
+            autocast, frozen parameter): "error" raises ``PlanMismatch``, "replan" makes and runs
+            a plan for it within the same budget, "original" runs the unplanned model, whose memory
+            nothing limits. Calls under ``torch.no_grad()`` always run the original.
+        loss: the callable the plan was made with, if the plan was loaded from a file.
+
+    Raises:
+        PlanMismatch: the model is not the one the plan was made for; the message says why.
+        ValueError: an unknown ``on_mismatch``.
+    """
+    if on_mismatch not in MISMATCH:
+        raise ValueError(f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(MISMATCH)}")
+    if "forward" in vars(model):
+        raise PlanMismatch(
+            "model.forward was replaced on the instance, so a plan would run something else; apply "
+            "the plan first and wrap the model it returns"
+        )
+    runtime = _runtime(plan, model, on_mismatch, loss or plan.loss)
+    return _reclassed(model, _planned_class(type(model), runtime))
+
+
+def _runtime(
+    plan: Plan, model: nn.Module, on_mismatch: str, loss: Callable[..., Any] | None
+) -> Runtime:
+    if plan.signature["loss"] and loss is None:
+        raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
+    joint, graph, lowering = _captured_again(plan, model, loss)
+    if (difference := graph_difference(plan.graph, graph)) is not None:
+        raise PlanMismatch(
+            f"{type(model).__name__} does not do what the plan was made for: {difference}; make "
+            "the plan again with planner.fit"
+        )
+    program = build(joint, lowering, plan.graph, plan.schedule)
+    return Runtime(plan, program, _light(joint), loss, on_mismatch)
+
+
+def _captured_again(plan: Plan, model: nn.Module, loss: Callable[..., Any] | None) -> Any:
+    """Capture the planned call of a model, in the planned autocast state."""
+    signature = plan.signature
+    here = signature_of(model, arguments((), {}))
+    for difference in differences(
+        {k: signature[k] for k in (*_MODEL_KEYS, "evaluating")} | _no_call(here),
+        {k: here[k] for k in (*_MODEL_KEYS, "evaluating")} | _no_call(here),
+    ):
+        raise PlanMismatch(f"the plan is not for this model: {difference}")
+    device, *dtype = signature["autocast"]
+    with ExitStack() as stack:
+        chosen = getattr(torch, dtype[0]) if dtype else None
+        stack.enter_context(torch.autocast(device, dtype=chosen, enabled=bool(dtype)))
+        try:
+            return recapture(model, dict(signature), loss)
+        except GraphsCaptureError as error:
+            raise PlanMismatch(f"the planned step can no longer be captured: {error}") from error
+
+
+def _no_call(signature: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: signature[k] for k in ("spec", "leaves", "autocast")}
+
+
+def _light(joint: Joint) -> Joint:
+    """Drop the traced graph, which only the program needed."""
+    empty: dict[Any, Any] = {}
+    return replace(
+        joint,
+        module=torch.fx.GraphModule({}, torch.fx.Graph()),
+        parameters=empty,
+        buffers=empty,
+        inputs=(),
+        tangents=empty,
+        forward_outputs=(),
+        mutations=empty,
+        gradients=(),
+        rewired=frozenset(),
+    )
+
+
+def graph_difference(planned: Graph, found: Graph) -> str | None:
+    """Say where a captured graph stops being the planned one; the optimizer is not compared."""
+    for a, b in zip(planned.ops, found.ops, strict=False):
+        if (a.target, a.inputs, a.outputs, a.phase) != (b.target, b.inputs, b.outputs, b.phase):
+            where = f" in {b.module or 'the model'} at {b.source or 'an unknown line'}"
+            return f"op {b.name!r}{where} is a {b.target}, planned was {a.name!r}, a {a.target}"
+    extra = len(found.ops) - len(planned.ops)
+    if extra > 0 or extra < -1:
+        return f"it has {len(found.ops)} ops, planned were {len(planned.ops)}"
+    made = {v for op in found.ops for v in op.outputs}
+    for v in sorted(made):
+        if planned.values[v].size_bytes < found.values[v].size_bytes:
+            return (
+                f"value {found.values[v].name!r} has {found.values[v].size_bytes} bytes, planned "
+                f"were {planned.values[v].size_bytes}"
+            )
+    return None
+
+
+def _planned_class(base: type[nn.Module], runtime: Runtime) -> type[nn.Module]:
+    """Derive a class whose forward runs the plan; everything else is the model's own."""
+
+    @functools.wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _dispatch(self, base, runtime, args, kwargs)
+
+    def copied(self: nn.Module) -> nn.Module:
+        return _reclassed(self, type(self))
+
+    def deep_copied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        fresh = type(self).__new__(type(self))
+        memo[id(self)] = fresh
+        fresh.__dict__.update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return fresh
+
+    def refused(self: nn.Module, protocol: Any) -> Any:
+        raise pickle.PicklingError(
+            "a planned model is not pickled whole; save its state_dict() and the plan, and apply "
+            "the plan after loading"
+        )
+
+    members = {
+        "forward": forward,
+        "__copy__": copied,
+        "__deepcopy__": deep_copied,
+        "__reduce_ex__": refused,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    return type(base.__name__, (base,), members)
+
+
+def _reclassed(model: nn.Module, cls: type[nn.Module]) -> nn.Module:
+    """Return another object around the same tensors and submodules, of another class."""
+    fresh = cls.__new__(cls)
+    fresh.__dict__.update(vars(model))
+    return fresh
+
+
+def _dispatch(
+    model: nn.Module,
+    base: type[nn.Module],
+    runtime: Runtime,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run the plan, the original, or what the user wants on a mismatch."""
+    targets = kwargs.pop("targets", None) if runtime.loss is not None else None
+    call = arguments(args, kwargs, targets)
+    if not torch.is_grad_enabled():
+        return _original(model, base, runtime.loss, call)
+    reason = runtime.mismatch(model, call)
+    if reason is None:
+        return runtime.run(model, call)
+    if runtime.on_mismatch == "original":
+        return _original(model, base, runtime.loss, call)
+    if runtime.on_mismatch == "replan":
+        return _replanned(model, base, runtime, call).run(model, call)
+    raise PlanMismatch(
+        f"this call is not the planned one: {reason}; plan for it with planner.fit, or choose "
+        'plan.apply(model, on_mismatch="replan") or "original"'
+    )
+
+
+def _original(
+    model: nn.Module, base: type[nn.Module], loss: Callable[..., Any] | None, call: Arguments
+) -> Any:
+    args, kwargs, targets = call.rebuild(call.tensors)
+    output = base.forward(model, *args, **kwargs)
+    return output if loss is None else loss(output, *targets)
+
+
+def _replanned(
+    model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
+) -> Runtime:
+    """Return a runtime for another call within the same budget, made once per kind of call."""
+    from planner.fit import refit
+
+    for known in runtime.replanned.values():
+        if known.mismatch(model, call) is None:
+            return known
+    plain = _reclassed(model, base)
+    plan = refit(runtime.plan, plain, call, runtime.loss)
+    made = _runtime(plan, plain, "error", runtime.loss)
+    runtime.replanned[str(len(runtime.replanned))] = made
+    return made
+
+
+__all__ = ["MISMATCH", "Runtime", "apply", "graph_difference"]
