@@ -12,13 +12,12 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from graphs import Graph
 from solvers.base import Answer, Limits, Status, register
 from solvers.build import order_from_plan
-from solvers.master import MasterResult, solve_master
-from solvers.problem import Problem, flatten, held_bytes
+from solvers.master import solve_master
+from solvers.problem import flatten, held_bytes
 from solvers.search import Search
 
 ROUNDS = 12

@@ -82,7 +82,7 @@ def minimize(
     (2.0, [0.0, 1.0])
     """
     highs = highspy.Highs()
-    options = {"output_flag": False, "threads": 1, "random_seed": seed}
+    options: dict[str, float] = {"output_flag": False, "threads": 1, "random_seed": seed}
     options |= {"mip_rel_gap": 0.0, "mip_abs_gap": max(gap, 1e-9)}
     if nodes is not None:
         options["mip_max_nodes"] = nodes
