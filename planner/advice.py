@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from graphs import Graph, Kind, Trace
+from graphs import Graph, Kind, Phase, Trace
 from planner.binding import Binding
 from planner.units import format_both, format_bytes
 
@@ -29,11 +29,11 @@ def explain(graph: Graph, budget_bytes: int, trace: Trace, binding: Binding, rea
         f"No schedule was found within {asked}{why}. The least budget known to work is {needed}, "
         f"that is {trace.peak_bytes} bytes. What binds there is {binding}; "
         f"{format_bytes(binding.category_bytes)} of it is {binding.category.value}. "
-        f"{advice(graph, budget_bytes, held)}"
+        f"{advice(graph, budget_bytes, held, binding.phase)}"
     )
 
 
-def advice(graph: Graph, budget_bytes: int, held: dict[Kind, int]) -> str:
+def advice(graph: Graph, budget_bytes: int, held: dict[Kind, int], phase: Phase) -> str:
     """Name the next thing to try, given the bytes of each kind held at the tightest moment."""
     state = sum(held.get(kind, 0) for kind in _STATE)
     fixed = sum(graph.values[v].size_bytes for v in graph.resident if _is_state(graph, v))
@@ -44,7 +44,14 @@ def advice(graph: Graph, budget_bytes: int, held: dict[Kind, int]) -> str:
             "smaller batch can help. Next: lower precision for parameters and optimizer state, or "
             "an optimizer with less state; then shard over more devices; then a smaller model."
         )
-    if state < budget_bytes and rest > 0:
+    if phase is Phase.OPTIMIZER:
+        return (
+            f"That is the optimizer step, which no recomputation and no smaller batch makes "
+            f"smaller: its temporaries hold {format_bytes(rest)}. Next: an optimizer with fewer "
+            "temporaries (fused=True or foreach=False) or less state; then lower precision; then "
+            "shard over more devices; then a smaller model."
+        )
+    if state < budget_bytes:
         parts = math.ceil(rest / (budget_bytes - state))
         return (
             f"Recomputation is used up. Next: a micro-batch {parts} times smaller with gradient "

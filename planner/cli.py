@@ -18,6 +18,7 @@ import click
 
 from planner.compare import compare as run_compare
 from planner.errors import InfeasibleBudget, PlannerError
+from planner.fit import example_inputs
 from planner.fit import fit as run_fit
 from planner.plan import Plan
 from planner.planfile import load
@@ -164,7 +165,8 @@ def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) ->
         progress(f"loading {model}")
         example = load_example(model, inputs)
         progress("running the plain and the planned step")
-        result = run_verify(example.model, plan, example.inputs)
+        inputs_found = example_inputs(example.model) if example.inputs is None else example.inputs
+        result = run_verify(example.model, plan, inputs_found)
     click.echo(_dump(result.to_json()) if as_json else str(result))
     sys.exit(FITS if result.fits else DOES_NOT_FIT)
 

@@ -137,6 +137,7 @@ def notes(plan: Plan) -> Iterator[str]:
         yield "the optimizer's state and step are left out of every number here"
     else:
         yield f"the step of the optimizer {plan.optimizer}, its state and temporaries are counted"
+    yield "scratch memory of kernels and of the optimizer step counts as activation"
     if plan.costs == "measured":
         yield f"times were measured op by op on {plan.device}"
     else:

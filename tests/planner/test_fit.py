@@ -89,7 +89,7 @@ def test_a_method_that_finds_nothing_points_to_what_does(captured: Any) -> None:
 )
 def test_advice_follows_what_is_held(held: dict[Kind, int], expected: str) -> None:
     graph = Graph((Op("f", "f", (0,), ()),), (Value("w", 40, Kind.PARAMETER),))
-    text = advice(graph, 100, held)
+    text = advice(graph, 100, held, Phase.BACKWARD)
     assert expected in text
     words = ("precision", "shard", "smaller model")
     assert sorted(words, key=text.index) == list(words)  # the order practitioners use
@@ -97,8 +97,15 @@ def test_advice_follows_what_is_held(held: dict[Kind, int], expected: str) -> No
 
 def test_advice_when_the_state_alone_is_too_much() -> None:
     graph = Graph((Op("f", "f", (0,), ()),), (Value("w", 101, Kind.PARAMETER),))
-    text = advice(graph, 100, {Kind.PARAMETER: 101, Kind.ACTIVATION: 5})
+    text = advice(graph, 100, {Kind.PARAMETER: 101, Kind.ACTIVATION: 5}, Phase.FORWARD)
     assert "neither recomputation nor a smaller batch can help" in text
+
+
+def test_advice_in_the_optimizer_step_is_about_the_optimizer() -> None:
+    graph = Graph((Op("f", "f", (0,), ()),), (Value("w", 40, Kind.PARAMETER),))
+    text = advice(graph, 100, {Kind.PARAMETER: 40, Kind.ACTIVATION: 90}, Phase.OPTIMIZER)
+    assert "foreach=False" in text
+    assert "micro-batch" not in text
 
 
 def test_unknown_method_lists_the_valid_ones(captured: Any) -> None:
