@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +21,32 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from graphs.allocations import measure_peak
-from graphs.step import Inputs, arguments_of
+from graphs.optimizer import _named as named_optimizer
+from graphs.step import Arguments, Inputs, arguments_of
 from planner.errors import PlannerError
 from planner.process import give_freed_memory_back, keep_freed_memory, resident_growth
 
+if TYPE_CHECKING:
+    from planner.plan import Plan
+
 Factory = Callable[[], tuple[nn.Module, Any]]
+GRADIENTS, STATE = "gradients.pt", "state.pt"
 
 
 @dataclass(frozen=True)
 class Trial:
     """What to run. ``model`` is a model, or a function that returns one and its inputs.
 
-    ``optimizer`` makes an optimizer from a list of parameters; ``None`` leaves the optimizer out.
+    ``optimizer`` is a name, or makes an optimizer from a list of parameters; ``None`` leaves the
+    optimizer out.
     """
 
     model: nn.Module | Factory
     inputs: Inputs | None
     loss: Callable[..., Any] | None
     targets: Any
-    optimizer: Callable[[list[nn.Parameter]], Optimizer] | None
-    plan: Path | None
+    optimizer: str | Callable[[list[Tensor]], Optimizer] | None
+    plan: Plan | None
     steps: int
     seed: int
     threads: int
@@ -64,8 +70,8 @@ class Measurement:
     losses: tuple[float, ...]
 
 
-def run(trial: Trial, results: Path) -> Measurement:
-    """Train for a few steps; write gradients of the first and the state after the last to a file.
+def run(trial: Trial, folder: Path) -> Measurement:
+    """Train for a few steps; write the gradients of the first and the last state to a folder.
 
     Step 1 makes the optimizer's state and leaves the gradients to compare. Step 2 is watched by the
     system, step 3 by the allocator, step 4 warms up, and the others are timed.
@@ -73,16 +79,16 @@ def run(trial: Trial, results: Path) -> Measurement:
     give_freed_memory_back()
     torch.set_num_threads(trial.threads)
     model, inputs = _build(trial)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = trial.optimizer(parameters) if trial.optimizer else None
+    optimizer = make_optimizer(trial.optimizer, model)
     call = arguments_of(inputs, trial.targets)
+    forward = _forward(trial, model, call)
 
     def step() -> float:
-        return train_step(model, call.rebuild(call.tensors), optimizer, trial.loss)
+        return train_step(model, forward, optimizer)
 
     torch.manual_seed(trial.seed)
     losses = [step()]
-    torch.save({"gradients": _gradients(model)}, results.with_suffix(".gradients"))
+    torch.save(_gradients(model), folder / GRADIENTS)
     _clear(model)
     static = _static_bytes(model, optimizer, call.tensors)
     loss, growth = resident_growth(step)
@@ -96,27 +102,56 @@ def run(trial: Trial, results: Path) -> Measurement:
         start = time.perf_counter()
         losses.append(step())
         seconds.append(time.perf_counter() - start)
-    torch.save(_state(model), results)
+    torch.save(_state(model), folder / STATE)
     total = static + record.peak_bytes
     water = static + growth if growth else 0
     return Measurement(total, static, water, median(seconds[1:]), tuple(seconds[1:]), tuple(losses))
 
 
 def train_step(
-    model: nn.Module,
-    call: tuple[Iterable[Any], Mapping[str, Any], tuple[Any, ...]],
-    optimizer: Optimizer | None,
-    loss: Callable[..., Any] | None,
+    model: nn.Module, forward: Callable[[], tuple[Any, Tensor]], optimizer: Optimizer | None
 ) -> float:
     """Run one training step as users write it and return the loss."""
-    args, kwargs, targets = call
     model.zero_grad(set_to_none=True)
-    output = model(*args, **kwargs)
-    value = scalar_of(output if loss is None else loss(output, *targets))
-    value.backward()  # type: ignore[no-untyped-call]
+    output, loss = forward()  # the output is held to the end of the step, as in a user's loop
+    loss.backward()  # type: ignore[no-untyped-call]
     if optimizer is not None:
         optimizer.step()
-    return value.item()
+    del output
+    return loss.item()
+
+
+def make_optimizer(
+    optimizer: str | Callable[[list[Tensor]], Optimizer] | None, model: nn.Module
+) -> Optimizer | None:
+    """Make an optimizer of the given name, class or function for what a model trains.
+
+    >>> type(make_optimizer("adamw", nn.Linear(2, 2))).__name__
+    'AdamW'
+    """
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    if optimizer is None:
+        return None
+    if isinstance(optimizer, str):
+        maker, keywords = named_optimizer(optimizer)
+        return maker(parameters, **keywords)
+    return optimizer(parameters)
+
+
+def _forward(trial: Trial, model: nn.Module, call: Arguments) -> Callable[[], tuple[Any, Tensor]]:
+    """Return what computes output and loss; a planned model has the loss callable inside."""
+    args, kwargs, targets = call.rebuild(call.tensors)
+    loss = trial.loss
+
+    def forward() -> tuple[Any, Tensor]:
+        output = model(*args, **kwargs)
+        return output, scalar_of(output if loss is None else loss(output, *targets))
+
+    def planned() -> tuple[Any, Tensor]:
+        output = model(*args, **kwargs, targets=trial.targets)
+        return output, scalar_of(output)
+
+    return forward if loss is None or trial.plan is None else planned
 
 
 def scalar_of(output: Any) -> Tensor:
@@ -151,9 +186,9 @@ def _build(trial: Trial) -> tuple[nn.Module, Any]:
     if inputs is None:
         raise PlannerError("it is not known what to run the model on: pass inputs=")
     if trial.plan is not None:
-        from planner.planfile import load
+        from planner.patch import apply
 
-        model = load(trial.plan).apply(model)
+        model = apply(trial.plan, model, loss=trial.loss)
     return model, inputs
 
 

@@ -6,10 +6,9 @@ Knows how to start two trials and compare what they wrote down. Knows nothing of
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -18,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from planner.difference import Difference, compare_tensors
 from planner.errors import PlannerError
-from planner.trial import Factory, Measurement, Trial, run
+from planner.trial import GRADIENTS, STATE, Factory, Measurement, Trial, run
 from planner.units import format_both
 
 if TYPE_CHECKING:
@@ -31,6 +29,14 @@ if TYPE_CHECKING:
 
 class VerificationFailed(PlannerError, RuntimeError):
     """A training run could not be carried out in a process of its own."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a trial measured, and its results by kind ("gradients", "parameters", ...) and name."""
+
+    measured: Measurement
+    tensors: Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -101,27 +107,26 @@ def verify(
     Raises:
         VerificationFailed: the model does not survive pickling, or a process died.
     """
-    made = plan.optimizer if optimizer == "plan" else optimizer
-    trial = Trial(
+    plain = Trial(
         model=model,
         inputs=inputs,
         loss=loss,
         targets=targets,
-        optimizer=_maker(made),
+        optimizer=plan.optimizer if optimizer == "plan" else optimizer,
         plan=None,
         steps=steps,
         seed=seed,
         threads=torch.get_num_threads(),
     )
-    with tempfile.TemporaryDirectory(prefix="remat-planner-") as name:
-        folder = Path(name)
-        plan.save(folder / "plan.json")
-        baseline = run_alone(trial, folder / "baseline")
-        patched = run_alone(replace(trial, plan=folder / "plan.json"), folder / "patched")
-        left, right = read_results(folder / "baseline"), read_results(folder / "patched")
+    return conclude(plan, run_alone(plain), run_alone(replace(plain, plan=plan)))
+
+
+def conclude(plan: Plan, baseline: Run, patched: Run) -> Verification:
+    """Compare two runs, and the second with what its plan says."""
+    left, right = baseline.tensors, patched.tensors
     return Verification(
-        baseline=baseline,
-        patched=patched,
+        baseline=baseline.measured,
+        patched=patched.measured,
         predicted_bytes=plan.peak_bytes,
         budget_bytes=plan.budget_bytes,
         loss=compare_tensors(_losses(baseline), _losses(patched)),
@@ -131,54 +136,48 @@ def verify(
     )
 
 
-def _maker(optimizer: Any) -> Callable[[list[nn.Parameter]], Optimizer] | None:
-    """Return what makes the optimizer: the class or function given, or what a name stands for."""
-    if optimizer is None or callable(optimizer):
-        return optimizer  # type: ignore[no-any-return]
-    raise NotImplementedError
-
-
-def run_alone(trial: Trial, results: Path) -> Measurement:
+def run_alone(trial: Trial) -> Run:
     """Run a trial in a fresh process.
 
     Raises:
         VerificationFailed: the trial does not survive pickling, or the process died.
     """
-    task = results.with_suffix(".task")
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="remat-planner-") as name:
+        folder = Path(name)
+        _send(trial, folder / "trial.pt")
+        with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+            try:
+                measured = pool.submit(_receive, folder).result()
+            except BrokenProcessPool as error:
+                raise VerificationFailed(
+                    "the training process died; most likely the system ran out of memory, or the "
+                    'calling script has no `if __name__ == "__main__":`'
+                ) from error
+        tensors = {"gradients": torch.load(folder / GRADIENTS)} | torch.load(folder / STATE)
+    return Run(measured, tensors)
+
+
+def _send(trial: Trial, path: Path) -> None:
     try:
-        torch.save(trial, task)
+        torch.save(trial, path)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise VerificationFailed(
             f"the model, its inputs, loss or optimizer cannot be sent to another process: {error}; "
             "define them at the top level of a module, and give the model as an importable "
             "function that returns (model, inputs)"
         ) from error
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        try:
-            return pool.submit(_run_task, task, results).result()
-        except BrokenProcessPool as error:
-            raise VerificationFailed(
-                "the training process died; most likely the system ran out of memory, or the "
-                'calling script has no `if __name__ == "__main__":`'
-            ) from error
 
 
-def _run_task(task: Path, results: Path) -> Measurement:
-    trial: Trial = torch.load(task, weights_only=False)
-    os.remove(task)
-    return run(trial, results)
+def _receive(folder: Path) -> Measurement:
+    """Run in the new process: unpack the trial and do it."""
+    trial: Trial = torch.load(folder / "trial.pt", weights_only=False)
+    (folder / "trial.pt").unlink()  # it may hold a whole model
+    return run(trial, folder)
 
 
-def read_results(results: Path) -> dict[str, dict[str, Tensor]]:
-    """Read what a trial wrote: gradients of the first step, parameters and buffers at the end."""
-    found: dict[str, dict[str, Tensor]] = torch.load(results.with_suffix(".gradients"))
-    found |= torch.load(results)
-    return found
-
-
-def _losses(measured: Measurement) -> dict[str, Tensor]:
-    return {f"step {i + 1}": torch.tensor(x) for i, x in enumerate(measured.losses)}
+def _losses(run: Run) -> dict[str, Tensor]:
+    return {f"step {i + 1}": torch.tensor(x) for i, x in enumerate(run.measured.losses)}
 
 
 def _render(found: Verification) -> str:

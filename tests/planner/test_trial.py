@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from planner.difference import compare_tensors
-from planner.trial import Measurement, Trial, scalar_of
-from planner.verify import VerificationFailed, read_results, run_alone
+from planner.trial import Trial, scalar_of
+from planner.verify import Run, VerificationFailed, run_alone
 
 WIDTH, BATCH = 256, 4096
 
@@ -49,7 +48,7 @@ def dying() -> tuple[nn.Module, Tensor]:
     return Dying(), torch.ones(1)
 
 
-def small_steps(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def small_steps(parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=2.0**-20)
 
 
@@ -68,14 +67,13 @@ def trial(model: nn.Module | Callable[[], tuple[nn.Module, Any]] = square) -> Tr
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Measurement, Path]]:
+def runs() -> tuple[Run, Run]:
     """Run the same trial twice."""
-    folder = tmp_path_factory.mktemp("runs")
-    return [(run_alone(trial(), folder / name), folder / name) for name in "ab"]
+    return run_alone(trial()), run_alone(trial())
 
 
-def test_peak_is_the_sum_of_what_is_held(runs: list[tuple[Measurement, Path]]) -> None:
-    found, _ = runs[0]
+def test_peak_is_the_sum_of_what_is_held(runs: tuple[Run, Run]) -> None:
+    found = runs[0].measured
     matrix, scale = 4 * WIDTH * BATCH, 4 * WIDTH
     assert found.static_bytes == matrix + scale
     # x * scale, its square that nobody needs again; then its gradient by way of two more
@@ -87,37 +85,35 @@ def test_peak_is_the_sum_of_what_is_held(runs: list[tuple[Measurement, Path]]) -
     assert found.seconds > 0
 
 
-def test_results_are_gradients_of_the_first_step_and_the_last_state(
-    runs: list[tuple[Measurement, Path]],
-) -> None:
-    found, path = runs[0]
-    results = read_results(path)
-    assert torch.equal(results["gradients"]["scale"], torch.full((WIDTH,), 2.0 * BATCH))
+def test_results_are_gradients_of_the_first_step_and_the_last_state(runs: tuple[Run, Run]) -> None:
+    run = runs[0]
+    assert torch.equal(run.tensors["gradients"]["scale"], torch.full((WIDTH,), 2.0 * BATCH))
     weight = torch.ones(WIDTH)
-    for _ in found.losses:
+    for _ in run.measured.losses:
         weight -= 2.0**-20 * 2 * BATCH * weight
-    assert torch.allclose(results["parameters"]["scale"], weight)
+    assert torch.allclose(run.tensors["parameters"]["scale"], weight)
 
 
-def test_the_same_trial_gives_the_same_results(runs: list[tuple[Measurement, Path]]) -> None:
-    (first, one), (second, other) = runs
-    assert (first.losses, first.peak_bytes) == (second.losses, second.peak_bytes)
-    left, right = read_results(one), read_results(other)
-    assert all(compare_tensors(left[kind], right[kind]).identical for kind in left)
+def test_the_same_trial_gives_the_same_results(runs: tuple[Run, Run]) -> None:
+    first, second = runs
+    assert first.measured.losses == second.measured.losses
+    assert first.measured.peak_bytes == second.measured.peak_bytes
+    for kind, tensors in first.tensors.items():
+        assert compare_tensors(tensors, second.tensors[kind]).identical
 
 
-def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_reported() -> None:
     with pytest.raises(VerificationFailed, match="ran out of memory"):
-        run_alone(trial(dying), tmp_path / "results")
+        run_alone(trial(dying))
 
 
-def test_a_model_that_cannot_travel_is_reported(tmp_path: Path) -> None:
+def test_a_model_that_cannot_travel_is_reported() -> None:
     class Local(Square):
         pass
 
     task = replace(trial(Local()), inputs=torch.ones(1, WIDTH))
     with pytest.raises(VerificationFailed, match=r"importable\s+function"):
-        run_alone(task, tmp_path / "results")
+        run_alone(task)
 
 
 @pytest.mark.parametrize(
