@@ -1,4 +1,4 @@
-"""What to try when a budget is out of reach, in the order practitioners try it.
+"""Why a budget is out of reach, and what to try next in the order practitioners try it.
 
 A smaller micro-batch first (activations shrink with it, the result does not change), then
 precision, then sharding, then the model. Knows sizes by kind; knows nothing of solvers.
@@ -7,30 +7,41 @@ precision, then sharding, then the model. Knows sizes by kind; knows nothing of 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from graphs import Graph, Kind, Phase, Trace
-from planner.binding import Binding
+from graphs import Graph, Kind, Phase, simulate
+from planner.binding import binding
+from planner.errors import InfeasibleBudget
 from planner.units import format_both, format_bytes
+
+if TYPE_CHECKING:
+    from solvers import MinimumBudget
 
 _STATE = (Kind.PARAMETER, Kind.GRADIENT, Kind.OPTIMIZER, Kind.BUFFER, Kind.GATHERED, Kind.RESERVE)
 
 
-def explain(graph: Graph, budget_bytes: int, trace: Trace, binding: Binding, reason: str) -> str:
-    """Say in one paragraph what was asked, what would work, what binds and what to try next."""
+def infeasible(
+    graph: Graph, budget_bytes: int, least: MinimumBudget, reason: str
+) -> InfeasibleBudget:
+    """Make the error that says what was asked, what would work, what binds and what to try next."""
+    trace = simulate(graph, least.schedule)
+    found = binding(graph, least.schedule, trace)
     asked, needed = format_both(budget_bytes), format_both(trace.peak_bytes)
-    why = f" ({reason})" if reason else ""
+    text = f"No schedule was found within {asked}" + (f" ({reason}). " if reason else ". ")
     if trace.peak_bytes <= budget_bytes:
-        return (
-            f"No schedule was found within {asked}{why}, but one exists: a peak of {needed} is "
-            "known to work. Use method='auto', or raise the time limit."
+        text += (
+            f"But one exists: a peak of {needed} is known to work. Use method='auto', or raise the "
+            "time limit."
         )
-    held = dict(zip(trace.kinds, map(int, trace.by_kind[binding.step]), strict=True))
-    return (
-        f"No schedule was found within {asked}{why}. The least budget known to work is {needed}, "
-        f"that is {trace.peak_bytes} bytes. What binds there is {binding}; "
-        f"{format_bytes(binding.category_bytes)} of it is {binding.category.value}. "
-        f"{advice(graph, budget_bytes, held, binding.phase)}"
-    )
+    else:
+        held = dict(zip(trace.kinds, map(int, trace.by_kind[found.step]), strict=True))
+        text += (
+            f"The least budget known to work is {needed}, that is {trace.peak_bytes} bytes; it is "
+            f"proved that none works below {format_bytes(least.floor_bytes)}. What binds there is "
+            f"{found}; {format_bytes(found.category_bytes)} of it is {found.category.value}. "
+            f"{advice(graph, budget_bytes, held, found.phase)}"
+        )
+    return InfeasibleBudget(budget_bytes, trace.peak_bytes, found, text)
 
 
 def advice(graph: Graph, budget_bytes: int, held: dict[Kind, int], phase: Phase) -> str:

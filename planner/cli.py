@@ -1,6 +1,7 @@
 """The command line: ``planner fit``, ``show``, ``compare`` and ``verify``.
 
-Exit codes: 0 the plan fits, 1 it does not, 2 the input is wrong, 3 a defect of this program.
+Exit codes: 0 the plan fits, 1 it does not, 2 the input is wrong, 3 a defect of this program, 130 it
+was interrupted.
 Answers go to standard output, everything else to standard error. The only file that prints.
 """
 
@@ -27,22 +28,29 @@ from planner.report import summary
 from planner.spec import load_example
 from solvers import Limits
 
-FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT = 0, 1, 2, 3
+FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
 
 MODEL = click.argument("model", metavar="MODEL")
 PLAN = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 _SHARED = (
-    click.option("--budget", required=True, help="'6GB', '6GiB', '80%' of the device."),
+    click.option("--budget", required=True, help="Bytes: '6GB', '6GiB', '80%' of the device."),
     click.option("--inputs", metavar="SPEC", help="path.py:function that returns the inputs."),
-    click.option("--optimizer", default="adamw", show_default=True, help="'none' leaves it out."),
-    click.option("--device", default="auto", show_default=True, help="'H100 SXM', 'cpu', ..."),
+    click.option(
+        "--optimizer", default="adamw", show_default=True, help="A name; 'none' leaves it out."
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="'H100 SXM', 'cpu'; auto is the model's.",
+    ),
     click.option(
         "--costs",
         type=click.Choice(["roofline", "measured"]),
         default="roofline",
         show_default=True,
-        help="How op times are known.",
+        help="Estimate the times of ops, or run them.",
     ),
     click.option(
         "--time-limit",
@@ -157,7 +165,7 @@ def compare(
 @click.option("--inputs", metavar="SPEC", help="path.py:function that returns the inputs.")
 @JSON
 def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) -> None:
-    """Run MODEL plain and planned, and compare memory, time and gradients."""
+    """Run MODEL plain and planned, and compare."""
     from planner.verify import verify as run_verify
 
     with _answering(as_json=as_json), on_terminal() as progress:
@@ -202,6 +210,9 @@ def _answering(*, as_json: bool) -> Iterator[None]:
     except (PlannerError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(WRONG_INPUT)
+    except KeyboardInterrupt:
+        click.echo("Interrupted", err=True)
+        sys.exit(INTERRUPTED)  # click would say 1, which means that the plan does not fit
 
 
 def _infeasible(error: InfeasibleBudget) -> dict[str, Any]:

@@ -10,12 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from graphs import Graph, simulate
-from planner.advice import explain
-from planner.binding import binding
+from planner.advice import infeasible
 from planner.errors import (
     CaptureError,
-    InfeasibleBudget,
     NotAvailable,
     UnknownDevice,
     UnknownMethod,
@@ -197,7 +194,10 @@ def plan_graph(
     solution = solve(graph, budget_bytes, method=method, limits=limits)
     if solution.schedule is None:
         tell("looking for the least budget that works")
-        raise infeasible(graph, budget_bytes, solution.message, limits)
+        from solvers import minimum_budget
+
+        least = minimum_budget(graph, limits=limits)
+        raise infeasible(graph, budget_bytes, least, solution.message)
     return Plan(
         graph=graph,
         schedule=solution.schedule,
@@ -212,17 +212,6 @@ def plan_graph(
         message=solution.message,
         solve_seconds=time.perf_counter() - start,
     )
-
-
-def infeasible(graph: Graph, budget_bytes: int, reason: str, limits: Limits) -> InfeasibleBudget:
-    """Make the error that says what budget works, what binds there and what to try."""
-    from solvers import minimum_budget
-
-    least = minimum_budget(graph, limits=limits).schedule
-    trace = simulate(graph, least)
-    found = binding(graph, least, trace)
-    text = explain(graph, budget_bytes, trace, found, reason)
-    return InfeasibleBudget(budget_bytes, trace.peak_bytes, found, text)
 
 
 def check_method(method: str) -> None:

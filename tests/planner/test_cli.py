@@ -184,6 +184,14 @@ def test_a_defect_is_not_an_answer(
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_an_interrupt_is_not_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path) -> Plan:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("planner.cli.load", interrupt)
+    assert run("show", "plan.json").exit_code == 130
+
+
 def test_as_a_program(file: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "planner.cli", "show", file],
