@@ -42,7 +42,7 @@ def op_cost(
     """Count what a call does from the shapes of what it reads and returns.
 
     Only products (matrix, convolution, attention, recurrent) count FLOPs: everything else is
-    bound by memory on any device. A view does nothing.
+    bound by memory on any device. A view does nothing, nor does a question (``prim.device``).
 
     >>> x = torch.empty(8, 16, device="meta")
     >>> w = torch.empty(16, 4, device="meta")
@@ -53,7 +53,7 @@ def op_cost(
     read = list(tensors_in((args, kwargs)))
     dtype = next((t.dtype for t in (*read, *made) if t.is_floating_point()), torch.float32)
     name = str(dtype).removeprefix("torch.")
-    if target.is_view or target.overloadpacket in _MOVE_NOTHING:
+    if not made or target.is_view or target.overloadpacket in _MOVE_NOTHING:
         return OpCost(0, 0, name)
     written = sum(map(_extent_bytes, made))
     if target.overloadpacket in _READ_WHAT_THEY_WRITE and read:

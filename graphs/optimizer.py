@@ -13,7 +13,7 @@ import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,20 +93,7 @@ def optimizer_step(
         return OptimizerStep("none", 0, 0, 0)
     with warnings.catch_warnings(), FakeTensorMode(), torch.enable_grad(), _foreach_on_fakes():
         warnings.simplefilter("ignore")  # what its real step will say too
-        try:
-            try:
-                return _observe(parameters, optimizer, device, second_order=False)
-            except RuntimeError as error:
-                if "grad_fn" not in str(error):
-                    raise
-                return _observe(parameters, optimizer, device, second_order=True)
-        except _STEP_ERRORS as error:
-            if isinstance(error, OptimizerError):
-                raise
-            raise OptimizerError(
-                f"the step of {_name(optimizer)} cannot be run without data: {error}. Pass another "
-                "optimizer whose state is as large, or None to leave the optimizer out"
-            ) from error
+        return _observe(parameters, optimizer, device)
 
 
 @contextmanager
@@ -124,22 +111,50 @@ def _observe(
     optimizer: OptimizerLike,
     device: str | torch.device | None,
     *,
+    second_order: bool = False,
+) -> OptimizerStep:
+    """Run the step; if it asks for data (``item``), try either answer and take the most."""
+    runs: list[OptimizerStep] = []
+    failures: list[Exception] = []
+    for answer in (False, True):
+        groups = _groups(parameters, optimizer, device)
+        meter = StorageMeter(groups[0]["params"][0].device.type, answer=answer)
+        try:
+            runs.append(_two_steps(optimizer, groups, meter, second_order=second_order))
+        except _STEP_ERRORS as error:
+            failures.append(error)
+        if not meter.asked:
+            break
+    if not runs:
+        if "grad_fn" in str(failures[0]) and not second_order:
+            return _observe(parameters, optimizer, device, second_order=True)
+        raise OptimizerError(
+            f"the step of {_name(optimizer)} cannot be run without data: {failures[0]}. Pass "
+            "another optimizer whose state is as large, or None to leave it out"
+        ) from failures[0]
+    fields = ("state_bytes", "workspace_bytes", "moved_bytes")
+    return replace(runs[0], **{f: max(getattr(run, f) for run in runs) for f in fields})
+
+
+def _two_steps(
+    optimizer: OptimizerLike,
+    groups: list[dict[str, Any]],
+    meter: StorageMeter,
+    *,
     second_order: bool,
 ) -> OptimizerStep:
     """Take two steps: the first makes the state, the second is like all that follow."""
-    groups = _groups(parameters, optimizer, device)
     fakes = [p for group in groups for p in group["params"]]
-    trainable = [p for p in fakes if p.requires_grad]
-    _give_gradients(trainable, second_order=second_order)
-    meter = StorageMeter(fakes[0].device.type)
-    meter.watch(fakes)
-    meter.watch(p.grad for p in trainable if p.grad is not None)
+    _give_gradients(fakes, meter, second_order=second_order)
     given = meter.level_bytes
     with meter:
         built = _build(optimizer, groups)
         built.step()
-        first_peak = meter.peak_bytes
-        meter.restart()
+    first_peak = meter.peak_bytes
+    if second_order:
+        _give_gradients(fakes, meter, second_order=True)
+    meter.restart()
+    with meter:
         built.step()
     gc.collect()  # a cycle is not state
     state, peak = meter.level_bytes - given, max(first_peak, meter.peak_bytes)
@@ -167,14 +182,16 @@ def _groups(
     return [{**group, "params": [fake(p) for p in group["params"]]} for group in groups]
 
 
-def _give_gradients(parameters: Sequence[Tensor], *, second_order: bool) -> None:
-    """Set gradients; for those that will be differentiated, through the simplest of losses."""
+def _give_gradients(fakes: Sequence[Tensor], meter: StorageMeter, *, second_order: bool) -> None:
+    """Set fresh gradients; those that will be differentiated come from the simplest of losses."""
+    trainable = [p for p in fakes if p.requires_grad]
+    for p in trainable:
+        p.grad = None if second_order else torch.empty_like(p)
     if second_order:
-        losses = [(p * p).sum() for p in parameters]
-        torch.autograd.backward(losses, create_graph=True)
-        return
-    for p in parameters:
-        p.grad = torch.empty_like(p)
+        gc.collect()  # the graph of the old gradients is a cycle
+        torch.autograd.backward([(p * p).sum() for p in trainable], create_graph=True)
+    meter.watch(fakes)
+    meter.watch(p.grad for p in trainable if p.grad is not None)
 
 
 def _build(optimizer: OptimizerLike, groups: list[dict[str, Any]]) -> Optimizer:

@@ -22,7 +22,7 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
     """Watch every storage that operators make on devices of one type, while the mode is on.
 
     ``level_bytes`` are alive now, ``peak_bytes`` the most that ever were since ``restart``. A
-    fake tensor that is asked for its data answers one, or yes.
+    fake tensor that is asked for its data sets ``asked`` and says ``answer``, or one for a number.
 
     >>> with StorageMeter("cpu") as meter:
     ...     a = torch.ones(10)
@@ -31,11 +31,13 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
     (80, 120)
     """
 
-    def __init__(self, device_type: str) -> None:
+    def __init__(self, device_type: str, *, answer: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.level_bytes = 0
         self.peak_bytes = 0
         self.moved_bytes = 0
+        self.asked = False
+        self._answer = answer
         self._device_type = device_type
         self._known: set[int] = set()
 
@@ -71,13 +73,13 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
         try:
             result = func(*args, **(kwargs or {}))
         except DataDependentOutputException:
-            return _likely(func)
+            self.asked = True
+            return self._say(func, args)
         self.watch(tensors_in(result))
         self.moved_bytes += op_cost(func, args, kwargs or {}, result).moved_bytes
         return result
 
-
-def _likely(func: torch._ops.OpOverload) -> bool | float:
-    """Answer in place of data: yes (``allclose``, ``equal``), or one (``item``)."""
-    kind = str(func._schema.returns[0].type)
-    return True if kind == "bool" else 1.0
+    def _say(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool | float:
+        """Answer in place of data: ``item`` of a truth value, ``allclose``, ``equal``; or one."""
+        question = str(func._schema.returns[0].type) == "bool" or args[0].dtype is torch.bool
+        return self._answer if question else 1.0
