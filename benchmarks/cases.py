@@ -1,0 +1,124 @@
+"""A zoo model captured once, to be planned at many budgets and run in processes of its own.
+
+Knows how the benchmarks call the planner. Knows nothing of what they ask.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.models import ZOO, Factory
+from graphs import Graph, simulate, store_all
+from graphs.capture import Captured
+from planner import Limits, Plan
+from planner.fit import capture_step, plan_graph
+from planner.trial import Trial
+from solvers import minimum_budget
+
+LIMITS = Limits(seconds=60)
+
+
+@dataclass(frozen=True)
+class Least:
+    """The least budget known to work, and the time it took to find."""
+
+    budget_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A captured model, and what its plans are made with."""
+
+    name: str
+    captured: Captured
+    optimizer: str | None
+    costs: str
+    capture_seconds: float
+
+    @property
+    def graph(self) -> Graph:
+        """The training step."""
+        return self.captured.graph
+
+    @cached_property
+    def least(self) -> Least:
+        """Search for the least budget, once."""
+        start = time.perf_counter()
+        found = minimum_budget(self.graph, limits=LIMITS)
+        return Least(found.least_bytes, time.perf_counter() - start)
+
+    @property
+    def least_bytes(self) -> int:
+        """The least budget known to work."""
+        return self.least.budget_bytes
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """What the step needs when nothing is recomputed."""
+        return simulate(self.graph, store_all(self.graph)).peak_bytes
+
+    def budget_at(self, fraction: float) -> int:
+        """Return a budget between the least (0) and what plain training needs (1)."""
+        return round(self.least_bytes + fraction * (self.most_bytes - self.least_bytes))
+
+    def plan(self, budget_bytes: int, method: str = "auto") -> Plan:
+        """Plan the step within a budget."""
+        return plan_graph(
+            self.captured,
+            budget_bytes,
+            method=method,
+            limits=LIMITS,
+            optimizer=self.optimizer,
+            costs=self.costs,
+        )
+
+    def trial(
+        self, plan: Plan | None = None, *, factory: Factory | None = None, steps: int = 5
+    ) -> Trial:
+        """Return the trial of a plan, of another model in its place, or of plain training."""
+        return Trial(
+            model=factory or ZOO[self.name],
+            inputs=None,
+            loss=None,
+            targets=None,
+            optimizer=self.optimizer,
+            plan=plan,
+            steps=steps,
+            seed=0,
+            threads=torch.get_num_threads(),
+        )
+
+
+def capture_zoo(name: str, *, optimizer: str | None = "adamw", costs: str = "roofline") -> Case:
+    """Capture a model of the zoo."""
+    return capture_case(name, *ZOO[name](), optimizer=optimizer, costs=costs)
+
+
+def capture_case(
+    name: str,
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    *,
+    optimizer: str | None = "adamw",
+    costs: str = "roofline",
+) -> Case:
+    """Capture a training step for planning."""
+    start = time.perf_counter()
+    captured = capture_step(
+        model,
+        inputs=inputs,
+        loss=None,
+        targets=None,
+        optimizer=optimizer,
+        device="cpu",
+        costs=costs,
+        accumulate=False,
+        progress=None,
+    )
+    return Case(name, captured, optimizer, costs, time.perf_counter() - start)
