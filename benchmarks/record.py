@@ -19,14 +19,14 @@ from rich.table import Table
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
 
 
 def record(benchmark: str, rows: Sequence[DataclassInstance]) -> Path:
     """Write rows to ``results/DATE-COMMIT-BENCHMARK.csv``, one column a field."""
     day = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    path = _ROOT / "benchmarks" / "results" / f"{day}-{_commit()}-{benchmark}.csv"
-    path.parent.mkdir(exist_ok=True)
+    path = RESULTS / f"{day}-{_commit()}-{benchmark}.csv"
+    RESULTS.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(rows[0])])
         writer.writeheader()
@@ -69,5 +69,7 @@ def _text(name: str, value: Any) -> str:
 def _commit() -> str:
     """Name the commit that is checked out, and say whether the sources differ from it."""
     command = ("git", "describe", "--always", "--dirty", "--exclude=*")
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()

@@ -15,16 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from planner.difference import Difference, compare_tensors
 from planner.errors import PlannerError
-from planner.trial import GRADIENTS, STATE, Factory, Measurement, Trial, run
 from planner.units import format_both
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from planner.difference import Difference
     from planner.plan import Plan
+    from planner.trial import Factory, Measurement, Trial
 
 
 class VerificationFailed(PlannerError, RuntimeError):
@@ -107,6 +106,10 @@ def verify(
     Raises:
         VerificationFailed: the model does not survive pickling, or a process died.
     """
+    import torch
+
+    from planner.trial import Trial
+
     plain = Trial(
         model=model,
         inputs=inputs,
@@ -123,6 +126,8 @@ def verify(
 
 def conclude(plan: Plan, baseline: Run, patched: Run) -> Verification:
     """Compare two runs, and the second with what its plan says."""
+    from planner.difference import compare_tensors
+
     left, right = baseline.tensors, patched.tensors
     return Verification(
         baseline=baseline.measured,
@@ -142,6 +147,10 @@ def run_alone(trial: Trial) -> Run:
     Raises:
         VerificationFailed: the trial does not survive pickling, or the process died.
     """
+    import torch
+
+    from planner.trial import GRADIENTS, STATE
+
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="remat-planner-") as name:
         folder = Path(name)
@@ -159,6 +168,8 @@ def run_alone(trial: Trial) -> Run:
 
 
 def _send(trial: Trial, path: Path) -> None:
+    import torch
+
     try:
         torch.save(trial, path)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -171,12 +182,18 @@ def _send(trial: Trial, path: Path) -> None:
 
 def _receive(folder: Path) -> Measurement:
     """Run in the new process: unpack the trial and do it."""
+    import torch
+
+    from planner.trial import run
+
     trial: Trial = torch.load(folder / "trial.pt", weights_only=False)
     (folder / "trial.pt").unlink()  # it may hold a whole model
     return run(trial, folder)
 
 
 def _losses(run: Run) -> dict[str, Tensor]:
+    import torch
+
     return {f"step {i + 1}": torch.tensor(x) for i, x in enumerate(run.measured.losses)}
 
 
