@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from graphs import Graph
+from graphs import Graph, schedule_from_order, simulate
 from solvers.base import Answer, Limits, register
 from solvers.cuts import crossing_bytes, spans
 from solvers.segments import ops_to_make, turning_point, without_unread
 from solvers.sweep import cheapest, sizes_up_to
 
-MOST_RUNS = 100_000
+MOST_RUNS = 30_000
 """Few slots mean many recomputations, quadratically many with one; longer orders are not tried."""
 
 WIDTHS = 6
@@ -54,23 +55,41 @@ def _split(length: int, slots: int) -> int:
 
 @register("revolve")
 def revolve(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Sweep the number of slots and the width of the positions that may become states."""
-    del limits  # a sweep of bounded length
-    return cheapest(graph, budget_bytes, _orders(graph), family="revolve")
+    """Search the number of slots, for several widths of the positions that may become states.
+
+    >>> from graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 1.0))
+    >>> revolve(Graph(ops, (Value("a", 3), Value("b", 4))), 7, Limits()).order
+    [0, 1]
+    """
+    del limits  # a search of bounded length
+    return cheapest(graph, budget_bytes, _orders(graph, budget_bytes), family="revolve")
 
 
-def _orders(graph: Graph) -> Iterator[list[int]]:
+def _orders(graph: Graph, budget_bytes: int) -> Iterator[list[int]]:
     turn = turning_point(graph)
     seen = set[tuple[int, ...]]()
     for width in _widths(crossing_bytes(graph, turn)[1:turn]):
         chain = _chain(graph, turn, width)
-        if chain.bounds in seen:
-            continue
-        seen.add(chain.bounds)
-        length = len(chain.bounds) - 1
-        for slots in sizes_up_to(length):
-            if advances(length, slots) * turn <= MOST_RUNS * length:
-                yield without_unread(graph, _Reversal(graph, chain).run(slots))
+        if chain.bounds not in seen:
+            seen.add(chain.bounds)
+            yield from _bisect_slots(graph, chain, budget_bytes)
+
+
+def _bisect_slots(graph: Graph, chain: _Chain, budget_bytes: int) -> Iterator[list[int]]:
+    """Yield orders on the way to the most slots that fit; more slots cost less and hold more."""
+    length = len(chain.bounds) - 1
+    runs_a_step = chain.bounds[-1] / max(1, length)
+    slots = [s for s in sizes_up_to(length) if advances(length, s) * runs_a_step <= MOST_RUNS]
+    low, high = 0, len(slots)
+    while low < high:
+        middle = (low + high) // 2
+        order = without_unread(graph, _Reversal(graph, chain).run(slots[middle]))
+        yield order
+        if simulate(graph, schedule_from_order(graph, order)).peak_bytes <= budget_bytes:
+            low = middle + 1
+        else:
+            high = middle
 
 
 def _widths(sizes: list[int]) -> list[int]:
@@ -112,12 +131,18 @@ def _chain(graph: Graph, turn: int, width: int) -> _Chain:
 
 
 class _Reversal:
-    """Write down the order of one reversal, with what is live on the way."""
+    """Write down the order of one reversal, with what is live on the way.
+
+    ``stored`` counts the pending states that hold a value, ``fixed`` are values that are never
+    dropped, ``fresh`` those to drop next unless stored or fixed.
+    """
 
     def __init__(self, graph: Graph, chain: _Chain) -> None:
         self.graph, self.chain = graph, chain
         self.order: list[int] = []
         self.live: set[int] = set()
+        self.fresh: set[int] = set()
+        self.stored: Counter[int] = Counter()
         self.fixed: set[int] = set(graph.outputs)
         self.frontier = 0
 
@@ -128,12 +153,15 @@ class _Reversal:
             low, high, free = pending.pop()
             if high - low == 1:
                 self._reverse(low)
+                self.stored.subtract(self.chain.states[low])
+                self.fresh |= self.chain.states[low]
             else:
                 middle = low + _split(high - low, free)
                 self._advance(middle)
+                self.stored.update(self.chain.states[middle])
                 pending += [(low, middle, free), (middle, high, free - 1)]
-            stored = frozenset().union(*(self.chain.states[start] for start, _, _ in pending))
-            self.live &= stored | self.fixed
+            self.live -= {v for v in self.fresh if not self.stored[v] and v not in self.fixed}
+            self.fresh.clear()
         return self.order
 
     def _compute(self, ops: Iterable[int]) -> None:
@@ -141,6 +169,7 @@ class _Reversal:
             op = self.graph.ops[index]
             self.order.append(index)
             self.live.update(op.outputs)
+            self.fresh.update(op.outputs)
             if index >= self.chain.bounds[-1] or not op.recomputable:
                 self.fixed.update(op.outputs)
 
