@@ -14,6 +14,7 @@ from solvers import (
     revolve,
     store_all,
 )
+from solvers.auto import lower_bound
 from solvers.base import (
     SOLVERS,
     Answer,
@@ -25,11 +26,13 @@ from solvers.base import (
     register,
     solve,
 )
+from solvers.least import MinimumBudget, minimum_budget
 
 __all__ = [
     "SOLVERS",
     "Answer",
     "Limits",
+    "MinimumBudget",
     "Solution",
     "Status",
     "auto",
@@ -38,8 +41,10 @@ __all__ = [
     "chen_greedy",
     "chen_sqrt",
     "floor_bytes",
+    "lower_bound",
     "lp_rounding",
     "milp",
+    "minimum_budget",
     "recompute_all",
     "register",
     "revolve",

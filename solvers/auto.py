@@ -9,49 +9,83 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-
-import numpy as np
 
 from graphs import Graph
-from solvers.base import Answer, Limits, Status, register
+from solvers import blocks, chen_greedy, chen_sqrt, recompute_all  # noqa: F401 (they register)
+from solvers.base import SOLVERS, Answer, Limits, Status, register
 from solvers.build import order_from_plan
+from solvers.least import least_order, proven_floor
 from solvers.master import solve_master
+from solvers.overshoot import overshoots
 from solvers.problem import flatten, held_bytes
 from solvers.search import Search
 
 ROUNDS = 12
 FINE = 1e-4
-"""The gap worth a few more rounds even when the caller would take a wider one."""
+"""The gap worth more rounds even when the caller would take a wider one."""
+BASELINES = ("blocks_uniform", "blocks_greedy", "chen_sqrt", "chen_greedy", "recompute_all")
 
 
 @register("auto")
 def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Find a schedule within the budget and a bound that meets it within ``limits.gap``."""
-    problem = flatten(graph)
-    search = Search(problem, budget_bytes)
-    search.offer(range(problem.n))
-    if search.gap > 0:
-        run_cuts(search, limits)
+    """Find a schedule within the budget and a bound that meets it within ``limits.gap``.
+
+    ``INFEASIBLE`` is proved; ``UNKNOWN`` says how small a budget is known to work. Any budget from
+    ``minimum_budget`` up gets a schedule, and none that a baseline beats.
+    """
+    search, floor = Search(flatten(graph), budget_bytes), proven_floor(graph)
+    if floor > budget_bytes:
+        message = f"outputs of ops that cannot run twice raise the floor to {floor} bytes"
+        return Answer(Status.INFEASIBLE, None, math.inf, message)
+    search.offer(range(search.problem.n))
+    run_cuts(search, limits)
+    if search.gap > FINE and search.bound < math.inf:
+        for name in BASELINES:
+            if (order := SOLVERS[name](graph, budget_bytes, limits).order) is not None:
+                search.offer(order)
+    if search.order is None and search.bound < math.inf:
+        least = least_order(search.problem, floor)
+        if (peak := int(held_bytes(search.problem, least).max())) > budget_bytes:
+            message = f"nothing found that fits; the least peak found is {peak} bytes"
+            return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
+        search.offer(least)
     if search.order is None:
-        if search.bound == math.inf:
-            return Answer(Status.INFEASIBLE, None, math.inf, "the master proves that nothing fits")
-        return Answer(Status.UNKNOWN, None, search.base + search.bound, "found nothing that fits")
+        return Answer(Status.INFEASIBLE, None, math.inf, "proved at the cuts that nothing fits")
     status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
     return Answer(status, search.order, search.base + min(search.bound, search.extra))
 
 
+def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
+    """Return seconds that every schedule within the budget takes, ``inf`` if none can exist.
+
+    >>> from graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
+    ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
+    >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))
+    >>> [round(lower_bound(g, budget), 3) for budget in (4, 3, 2)]
+    [8.0, 9.0, inf]
+    """
+    search = Search(flatten(graph), budget_bytes)
+    if proven_floor(graph) > budget_bytes:
+        return math.inf
+    search.offer(range(search.problem.n))
+    run_cuts(search, limits or Limits())
+    return search.base + min(search.bound, search.extra)
+
+
 def run_cuts(search: Search, limits: Limits) -> None:
     """Alternate master and repair, with more cuts each round, until bound and cost meet."""
-    started, target = time.monotonic(), min(limits.gap, FINE)
-    cuts = [int(held_bytes(search.problem, range(search.problem.n)).argmax())]
+    problem, stop = search.problem, time.monotonic() + limits.seconds
+    target = min(limits.gap, FINE)
+    cuts = [int(held_bytes(problem, range(problem.n)).argmax())] if problem.n else []
     for _ in range(ROUNDS):
+        order = None
         for relax in (True, False):
-            left = limits.seconds - (time.monotonic() - started)
-            if left <= 0:
+            if search.gap <= target:
                 return
+            left = stop - time.monotonic()
             result = solve_master(
-                search.problem,
+                problem,
                 search.budget,
                 cuts,
                 relax=relax,
@@ -60,42 +94,10 @@ def run_cuts(search: Search, limits: Limits) -> None:
                 seed=limits.seed,
             )
             search.raise_bound(result.bound)
-            if result.plan is None:
-                break
-            order = order_from_plan(search.problem, result.plan)
-            search.offer(order)
-            if search.gap <= target:
-                return
-        if result.bound == math.inf:
-            return
-        fresh = _overshoots(search, order, cuts)
+            if result.plan is not None:
+                order = order_from_plan(problem, result.plan)
+                search.offer(order)
+        fresh = [] if order is None else overshoots(problem, order, search.budget, cuts)
         if not fresh:
             return
         cuts = sorted({*cuts, *fresh})
-
-
-def _overshoots(
-    search: Search, order: Sequence[int], cuts: Sequence[int], most: int = 3
-) -> list[int]:
-    """Return the first runs at which an order overshoots most, each a little apart."""
-    n, held = search.problem.n, held_bytes(search.problem, order)
-    bases = _bases(order, n)
-    apart = max(1, n // 100)
-    found: list[int] = []
-    for i in sorted(np.flatnonzero(held > search.budget).tolist(), key=lambda i: (-held[i], i)):
-        t = bases[i]
-        if t not in cuts and all(abs(t - u) > apart for u in found):
-            found.append(t)
-            if len(found) == most:
-                break
-    return found
-
-
-def _bases(order: Sequence[int], n: int) -> list[int]:
-    """Return for each position the op that it runs first or, if repeated, that first runs next."""
-    bases: list[int] = []
-    frontier = -1
-    for op in order:
-        frontier = max(frontier, op)
-        bases.append(op if op == frontier else min(frontier + 1, n - 1))
-    return bases

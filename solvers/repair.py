@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from solvers.problem import Problem
 
+PATIENCES = (0.0, 0.5, 1.0)
+"""Ways to rank what to evict; none wins on every graph, and trying all is cheap."""
+
 
 class _Stuck(Exception):
     """What must be live at once exceeds the budget, or the order grows beyond its limit."""
@@ -48,7 +51,7 @@ class _Run:
         self, problem: Problem, order: Sequence[int], budget: int, patience: float
     ) -> None:
         self.p, self.patience = problem, patience
-        self.max_steps = 20 * len(order) + 1000
+        self.max_steps = 20 * len(order) + 50_000
         self.space = budget - problem.resident_bytes
         self.live: dict[int, None] = {}
         self.used = 0

@@ -11,10 +11,7 @@ from collections.abc import Sequence
 
 from solvers.problem import Problem, held_bytes
 from solvers.prune import prune
-from solvers.repair import fit
-
-PATIENCES = (0.0, 0.5, 1.0)
-"""Ways to rank what to evict; none wins on every graph, and trying all is cheap."""
+from solvers.repair import PATIENCES, fit
 
 
 class Search:
@@ -45,6 +42,7 @@ class Search:
 
     def raise_bound(self, bound: float) -> None:
         """Take a proven bound; infinity says that nothing fits."""
+        assert bound < math.inf or self.order is None, "proved infeasible what has a schedule"
         self.bound = max(self.bound, bound)
 
     def _keep(self, order: Sequence[int]) -> None:
