@@ -1,0 +1,45 @@
+"""The import rule graphs <- solvers <- planner, read from the import statements themselves."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(p for name in ("graphs", "solvers", "planner") for p in (ROOT / name).glob("*.py"))
+FORBIDDEN = {
+    "graphs": {"solvers", "planner"},
+    "solvers": {"planner", "torch", "transformers"},
+    "planner": set[str](),
+}
+WITHOUT_TORCH = {"graph.py", "schedule.py", "files.py", "instances.py", "devices.py"}
+
+
+def _imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    found = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    assert not any(node.level for node in froms), f"{path.name} uses a relative import"
+    return {name.partition(".")[0] for name in found | {n.module or "" for n in froms}}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_imports_point_downwards(path: Path) -> None:
+    forbidden = FORBIDDEN[path.parent.name]
+    if path.parent.name == "graphs" and path.name in WITHOUT_TORCH:
+        forbidden = forbidden | {"torch"}
+    assert not _imports(path) & forbidden
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_only_the_command_line_prints(path: Path) -> None:
+    calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    prints = [f for f in calls if isinstance(f, ast.Name) and f.id == "print"]
+    assert not prints or path.name == "cli.py"
+
+
+def test_the_rule_sees_files() -> None:
+    assert {p.parent.name for p in SOURCES} == {"graphs", "solvers", "planner"}
+    assert "graphs" in _imports(ROOT / "solvers" / "base.py")
