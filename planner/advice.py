@@ -36,12 +36,17 @@ def infeasible(
     else:
         held = dict(zip(trace.kinds, map(int, trace.by_kind[found.step]), strict=True))
         text += (
-            f"The least budget known to work is {needed}, that is {trace.peak_bytes} bytes; it is "
-            f"proved that none works below {format_bytes(least.floor_bytes)}. What binds there is "
-            f"{found}; {format_bytes(found.category_bytes)} of it is {found.category.value}. "
+            f"The least budget known to work is {needed}, that is {trace.peak_bytes} bytes; "
+            f"{_proved(trace.peak_bytes, least.floor_bytes)}. What binds there is {found}; {format_bytes(found.category_bytes)} of it is {found.category.value}. "
             f"{advice(graph, budget_bytes, held, found.phase)}"
         )
     return InfeasibleBudget(budget_bytes, trace.peak_bytes, found, text)
+
+
+def _proved(least_bytes: int, floor_bytes: int) -> str:
+    if floor_bytes >= least_bytes:
+        return "it is proved that none works below"
+    return f"it is proved that none works below {format_bytes(floor_bytes)}"
 
 
 def advice(graph: Graph, budget_bytes: int, held: dict[Kind, int], phase: Phase) -> str:

@@ -20,7 +20,7 @@ from planner.errors import (
 from planner.plan import Plan
 from planner.progress import Progress, silent
 from planner.units import format_both, parse_budget
-from solvers import SOLVERS, Limits, solve
+from solvers import SOLVERS, Limits, minimum_budget, solve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -194,8 +194,6 @@ def plan_graph(
     solution = solve(graph, budget_bytes, method=method, limits=limits)
     if solution.schedule is None:
         tell("looking for the least budget that works")
-        from solvers import minimum_budget
-
         least = minimum_budget(graph, limits=limits)
         raise infeasible(graph, budget_bytes, least, solution.message)
     return Plan(
