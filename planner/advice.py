@@ -37,7 +37,8 @@ def infeasible(
         held = dict(zip(trace.kinds, map(int, trace.by_kind[found.step]), strict=True))
         text += (
             f"The least budget known to work is {needed}, that is {trace.peak_bytes} bytes; "
-            f"{_proved(trace.peak_bytes, least.floor_bytes)}. What binds there is {found}; {format_bytes(found.category_bytes)} of it is {found.category.value}. "
+            f"{_proved(trace.peak_bytes, least.floor_bytes)}. What binds there is {found}; "
+            f"{format_bytes(found.category_bytes)} of it is {found.category.value}. "
             f"{advice(graph, budget_bytes, held, found.phase)}"
         )
     return InfeasibleBudget(budget_bytes, trace.peak_bytes, found, text)
