@@ -7,10 +7,11 @@ precision, then sharding, then the model. Knows sizes by kind; knows nothing of 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphs import Graph, Kind, Phase, simulate
-from planner.binding import binding
+from graphs import Graph, Kind, Phase, Schedule, live_at, simulate
+from planner.binding import Binding, binding
 from planner.errors import InfeasibleBudget
 from planner.units import format_both, format_bytes
 
@@ -34,12 +35,11 @@ def infeasible(
             "time limit."
         )
     else:
-        held = dict(zip(trace.kinds, map(int, trace.by_kind[found.step]), strict=True))
         text += (
             f"The least budget known to work is {needed}, that is {trace.peak_bytes} bytes; "
             f"{_proved(trace.peak_bytes, least.floor_bytes)}. What binds there is {found}; "
             f"{format_bytes(found.category_bytes)} of it is {found.category.value}. "
-            f"{advice(graph, budget_bytes, held, found.phase)}"
+            f"{advice(budget_bytes, tightest(graph, least.schedule, found))}"
         )
     return InfeasibleBudget(budget_bytes, trace.peak_bytes, found, text)
 
@@ -50,37 +50,59 @@ def _proved(least_bytes: int, floor_bytes: int) -> str:
     return f"it is proved that none works below {format_bytes(floor_bytes)}"
 
 
-def advice(graph: Graph, budget_bytes: int, held: dict[Kind, int], phase: Phase) -> str:
-    """Name the next thing to try, given the bytes of each kind held at the tightest moment."""
-    state = sum(held.get(kind, 0) for kind in _STATE)
-    fixed = sum(graph.values[v].size_bytes for v in graph.resident if _is_state(graph, v))
-    rest = sum(held.values()) - state
-    if fixed >= budget_bytes:
+@dataclass(frozen=True, slots=True)
+class Tightest:
+    """What is held where a schedule holds most.
+
+    ``fixed_bytes`` are model states held all the time, ``state_bytes`` adds the gradients of
+    parameters held there, and ``other_bytes``, the rest, grows with the batch: activations, their
+    gradients, inputs and temporaries.
+    """
+
+    fixed_bytes: int
+    state_bytes: int
+    other_bytes: int
+    phase: Phase
+
+
+def tightest(graph: Graph, schedule: Schedule, peak: Binding) -> Tightest:
+    """Split the bytes at the peak of a schedule by what could make them fewer."""
+    held = live_at(graph, schedule, peak.step)
+    lasting = {
+        graph.values[v] for op in graph.ops if op.phase is Phase.OPTIMIZER for v in op.inputs
+    }
+    lasting |= {graph.values[v] for v in graph.outputs}
+    fixed = sum(x.value.size_bytes for x in held if x.op is None and x.value.kind in _STATE)
+    grown = (x.value for x in held if x.op is not None and x.value.kind is Kind.GRADIENT)
+    state = fixed + sum(value.size_bytes for value in grown if value in lasting)
+    return Tightest(fixed, state, peak.peak_bytes - state, peak.phase)
+
+
+def advice(budget_bytes: int, tight: Tightest) -> str:
+    """Name the next thing to try, given what is held at the tightest moment."""
+    if tight.fixed_bytes >= budget_bytes:
         return (
-            f"The model states alone hold {format_bytes(fixed)}, so neither recomputation nor a "
-            "smaller batch can help. Next: lower precision for parameters and optimizer state, or "
-            "an optimizer with less state; then shard over more devices; then a smaller model."
+            f"The model states alone hold {format_bytes(tight.fixed_bytes)}, so neither "
+            "recomputation nor a smaller batch can help. Next: lower precision for parameters and "
+            "optimizer state, or an optimizer with less state; then shard over more devices; then "
+            "a smaller model."
         )
-    if phase is Phase.OPTIMIZER:
+    if tight.phase is Phase.OPTIMIZER:
         return (
-            f"That is the optimizer step, which no recomputation and no smaller batch makes "
-            f"smaller: its temporaries hold {format_bytes(rest)}. Next: an optimizer with fewer "
-            "temporaries (fused=True or foreach=False) or less state; then lower precision; then "
-            "shard over more devices; then a smaller model."
-        )
-    if state < budget_bytes:
-        parts = math.ceil(rest / (budget_bytes - state))
-        return (
-            f"Recomputation is used up. Next: a micro-batch {parts} times smaller with gradient "
-            f"accumulation ({format_bytes(rest)} there scales with the batch); then lower "
+            "That is the optimizer step, which no recomputation and no smaller batch makes "
+            f"smaller: its temporaries hold {format_bytes(tight.other_bytes)}. Next: an optimizer "
+            "with fewer temporaries (fused=True or foreach=False) or less state; then lower "
             "precision; then shard over more devices; then a smaller model."
         )
+    if tight.state_bytes < budget_bytes:
+        parts = math.ceil(tight.other_bytes / (budget_bytes - tight.state_bytes))
+        return (
+            f"Recomputation is used up. Next: a micro-batch {parts} times smaller with gradient "
+            f"accumulation ({format_bytes(tight.other_bytes)} there grows with the batch); then "
+            "lower precision; then shard over more devices; then a smaller model."
+        )
     return (
-        f"Recomputation is used up, and {format_bytes(state)} there is model states, which no "
-        "smaller batch lowers. Next: lower precision or an optimizer with less state and fewer "
-        "temporaries; then shard over more devices; then a smaller model."
+        f"Recomputation is used up, and {format_bytes(tight.state_bytes)} there is model states, "
+        "which no smaller batch lowers. Next: lower precision or an optimizer with less state and "
+        "fewer temporaries; then shard over more devices; then a smaller model."
     )
-
-
-def _is_state(graph: Graph, value: int) -> bool:
-    return graph.values[value].kind in _STATE

@@ -37,13 +37,14 @@ class Binding:
 
         >>> print(Binding("mm_3", "aten.mm", "h.1.mlp", "model.py:12", Phase.BACKWARD, 40, 1, 90,
         ...               Kind.ACTIVATION, 70))
-        op mm_3 (mm) of h.1.mlp at model.py:12, in the backward phase
+        op mm_3 of h.1.mlp at model.py:12, in the backward phase
         """
         where = f" of {self.module}" if self.module else ""
         where += f" at {self.source}" if self.source else ""
         again = " (a recomputation)" if self.times > 1 else ""
         kernel = short_target(self.target)
-        return f"op {self.op} ({kernel}){where}, in the {self.phase.value} phase{again}"
+        name = self.op if self.op.startswith(kernel) else f"{self.op} ({kernel})"
+        return f"op {name}{where}, in the {self.phase.value} phase{again}"
 
 
 def binding(graph: Graph, schedule: Schedule, trace: Trace) -> Binding:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from graphs import Kind, Live, Phase, phase_peaks
-from planner.binding import largest_live, short_target
+from planner.binding import largest_live
 from planner.folding import fold
 from planner.plan import Plan
 from planner.units import format_both, format_bytes, format_percent, format_seconds
@@ -117,14 +117,14 @@ def binding_text(plan: Plan) -> str:
     ]
     live = largest_live(plan.graph, plan.schedule, found.step, LIVE)
     rows = [_live_row(item) for item in live]
-    header = ("held there", "made by", "bytes", "module", "source")
-    return "\n".join([*lines, table("llrll", header, rows)] if rows else lines)
+    header = ("largest values made", "bytes", "module", "source")
+    return "\n".join([*lines, table("lrll", header, rows)] if rows else lines)
 
 
 def _live_row(item: Live) -> tuple[str, ...]:
     assert item.op is not None  # largest_live lists what an op made
     size = format_bytes(item.value.size_bytes)
-    return item.value.name, short_target(item.op.target), size, item.op.module, item.op.source
+    return item.value.name, size, item.op.module, item.op.source
 
 
 def notes(plan: Plan) -> Iterator[str]:

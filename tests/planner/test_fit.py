@@ -1,6 +1,7 @@
 """From a captured step or a model to a plan, and the errors on the way."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import planner
-from graphs import Graph, Kind, Op, Phase, Value, simulate, store_all
+from graphs import Kind, Phase, simulate, store_all
 from planner import (
     BadBudget,
     CaptureError,
@@ -18,7 +19,8 @@ from planner import (
     UnknownDevice,
     UnknownMethod,
 )
-from planner.advice import advice
+from planner.advice import Tightest, advice, tightest
+from planner.binding import binding
 from planner.fit import example_inputs, optimizer_name, plan_graph
 
 MB = 10**6
@@ -79,33 +81,36 @@ def test_a_method_that_finds_nothing_points_to_what_does(captured: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "expected"),
+    ("tight", "expected"),
     [
-        # half of the room for activations: half the batch
-        ({Kind.PARAMETER: 40, Kind.ACTIVATION: 120}, "micro-batch 2 times smaller"),
-        ({Kind.PARAMETER: 40, Kind.ACTIVATION: 121}, "micro-batch 3 times smaller"),
-        ({Kind.PARAMETER: 40, Kind.GRADIENT: 80, Kind.ACTIVATION: 9}, "which no smaller batch"),
+        # room for half of what grows with the batch: half the batch
+        (Tightest(40, 40, 120, Phase.BACKWARD), "micro-batch 2 times smaller"),
+        (Tightest(40, 40, 121, Phase.BACKWARD), "micro-batch 3 times smaller"),
+        (Tightest(40, 120, 9, Phase.BACKWARD), "which no smaller batch lowers"),
+        (Tightest(40, 40, 90, Phase.OPTIMIZER), "foreach=False"),
+        (Tightest(101, 101, 5, Phase.FORWARD), "neither recomputation nor a smaller batch"),
     ],
 )
-def test_advice_follows_what_is_held(held: dict[Kind, int], expected: str) -> None:
-    graph = Graph((Op("f", "f", (0,), ()),), (Value("w", 40, Kind.PARAMETER),))
-    text = advice(graph, 100, held, Phase.BACKWARD)
+def test_advice_follows_what_is_held(tight: Tightest, expected: str) -> None:
+    text = advice(100, tight)
     assert expected in text
-    words = ("precision", "shard", "smaller model")
+    words = ("lower precision", "shard", "smaller model")
     assert sorted(words, key=text.index) == list(words)  # the order practitioners use
 
 
-def test_advice_when_the_state_alone_is_too_much() -> None:
-    graph = Graph((Op("f", "f", (0,), ()),), (Value("w", 101, Kind.PARAMETER),))
-    text = advice(graph, 100, {Kind.PARAMETER: 101, Kind.ACTIVATION: 5}, Phase.FORWARD)
-    assert "neither recomputation nor a smaller batch can help" in text
-
-
-def test_advice_in_the_optimizer_step_is_about_the_optimizer() -> None:
-    graph = Graph((Op("f", "f", (0,), ()),), (Value("w", 40, Kind.PARAMETER),))
-    text = advice(graph, 100, {Kind.PARAMETER: 40, Kind.ACTIVATION: 90}, Phase.OPTIMIZER)
-    assert "foreach=False" in text
-    assert "micro-batch" not in text
+def test_only_gradients_of_parameters_are_model_states(captured: Any) -> None:
+    graph = captured.graph
+    schedule = store_all(graph)
+    peak = binding(graph, schedule, simulate(graph, schedule))
+    # parameters 16 MB, optimizer 32 MB; at the peak h.3 has its gradient of 4 MB
+    assert tightest(graph, schedule, peak) == Tightest(
+        48 * MB, 52 * MB, 247 * MB - 52 * MB, Phase.BACKWARD
+    )
+    values = tuple(
+        replace(v, kind=Kind.GRADIENT) if v.name.startswith("up_") else v for v in graph.values
+    )
+    again = replace(graph, values=values)  # gradients of activations leave before the step
+    assert tightest(again, schedule, peak) == tightest(graph, schedule, peak)
 
 
 def test_unknown_method_lists_the_valid_ones(captured: Any) -> None:
