@@ -5,16 +5,18 @@ Knows how to make arguments that a kernel accepts from nothing but shapes. Knows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphs.costs import tensors_in
 
+Fill = Callable[[int, torch.dtype, torch.device, int], Tensor]
 _BLOCK = 2**16
 
 
@@ -76,24 +78,25 @@ def _storage_id(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def materialise(call: Call) -> Call:
+def materialise(call: Call, fill: Fill) -> Call:
     """Return the call on tensors of the same shapes, strides, dtypes and sharing of storages.
 
-    Floats are random, as denormals and NaNs would slow a kernel down; integers are random below
-    every dimension and scalar of the call, so that they index anything; ends of groups are even.
+    ``fill`` makes the flat tensors; arguments whose contents steer a kernel are then set right.
+
+    >>> x = torch.empty(4, 2, device="meta").t()
+    >>> twice = materialise(Call(torch.ops.aten.add.Tensor, (x, x)), blank)
+    >>> twice.args[0].stride(), twice.args[0].data_ptr() == twice.args[1].data_ptr()
+    ((1, 2), True)
     """
     limit = _index_limit(call)
+    sizes = _storage_bytes(call)
     storages: dict[int, Tensor] = {}
-    sizes: dict[int, int] = {}
-    for tensor in tensors_of(call):
-        key = _storage_id(tensor)
-        sizes[key] = max(sizes.get(key, 0), _end_bytes(tensor))
 
     def real(tree: Any) -> Any:
         if isinstance(tree, Tensor):
             key = _storage_id(tree)
             if key not in storages:
-                storages[key] = _filled(sizes[key], tree.dtype, tree.device, limit)
+                storages[key] = fill(sizes[key], tree.dtype, tree.device, limit)
             flat = storages[key].view(tree.dtype)
             return flat.as_strided(tree.shape, tree.stride(), tree.storage_offset())
         if isinstance(tree, list | tuple):
@@ -102,10 +105,69 @@ def materialise(call: Call) -> Call:
 
     args = real(call.args)
     kwargs = {key: real(value) for key, value in call.kwargs.items()}
-    if "_grouped_mm" in str(call.target) and isinstance(ends := (*args, None, None)[2], Tensor):
-        rows = args[0].shape[-2 if args[0].dim() == 2 and args[1].dim() == 3 else -1]
+    prepare = _PREPARE.get(call.target, tuple)
+    return Call(call.target, prepare(args), kwargs)
+
+
+def blank(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
+    """Make a flat tensor of zeros whose memory is not touched before it is read."""
+    if device.type != "cpu":
+        return torch.zeros(_count(size_bytes, dtype), dtype=dtype, device=device)
+    data = numpy.zeros(_count(size_bytes, dtype) * dtype.itemsize, dtype=numpy.uint8)
+    return torch.from_numpy(data).view(dtype)
+
+
+def random(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
+    """Make a flat tensor by repeating a random block: to draw all of it would take longest.
+
+    Floats are in [0, 1), which every operator accepts, and never denormal, which would slow it
+    down. Integers are below ``limit``, so that they index anything.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if dtype.is_floating_point or dtype.is_complex:
+        block = torch.rand(_BLOCK, generator=generator)
+    else:
+        top = 2 if dtype is torch.bool else limit
+        block = torch.randint(0, top, (_BLOCK,), generator=generator)
+    block = block.to(dtype).to(device)
+    flat = torch.empty(_count(size_bytes, dtype), dtype=dtype, device=device)
+    whole = flat.numel() // _BLOCK * _BLOCK
+    flat[:whole].view(-1, _BLOCK).copy_(block)
+    flat[whole:].copy_(block[: flat.numel() - whole])
+    return flat
+
+
+def _hollow(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
+    return torch.empty(_count(size_bytes, dtype), dtype=dtype, device=device)
+
+
+def _count(size_bytes: int, dtype: torch.dtype) -> int:
+    """Return how many elements cover so many bytes, and any other dtype's view of them."""
+    return max(1, -(-size_bytes // 16)) * 16 // dtype.itemsize
+
+
+def _even_groups(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Set the ends of the groups so that each has its share of the rows, or of the sum."""
+    left, right, ends, *_ = (*args, None)
+    if isinstance(ends, Tensor):
+        rows = left.shape[-2 if left.dim() == 2 < right.dim() else -1]
         ends.copy_(torch.arange(1, ends.numel() + 1) * rows // ends.numel())
-    return Call(call.target, args, kwargs)
+    return args
+
+
+def _recurrent_workspace(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replace the opaque workspace by what forward makes: fake tensors know only that it exists."""
+    image, w1, w2, w3, w4, hx, cx, *_ = args
+    reverse, mode, hidden, layers, biases, train, both, sizes, batch_first, _opaque = args[-10:]
+    forward = torch.ops.aten.mkldnn_rnn_layer.default
+    flags = (reverse, sizes, mode, hidden, layers, biases, both, batch_first, train)
+    return (*args[:-1], forward(image, w1, w2, w3, w4, hx, cx, *flags)[3])
+
+
+_PREPARE: dict[torch._ops.OpOverload, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+    torch.ops.aten._grouped_mm.default: _even_groups,
+    torch.ops.aten.mkldnn_rnn_layer_backward.default: _recurrent_workspace,
+}
 
 
 def _end_bytes(tensor: Tensor) -> int:
@@ -114,23 +176,6 @@ def _end_bytes(tensor: Tensor) -> int:
         return 0
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return int(tensor.storage_offset() + last + 1) * tensor.element_size()
-
-
-def _filled(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
-    """Make a flat tensor by repeating a random block: filling all of it would take longest."""
-    flat = torch.empty(-(-size_bytes // 16) * 16 // dtype.itemsize, dtype=dtype, device=device)
-    generator = torch.Generator().manual_seed(0)
-    if dtype is torch.bool:
-        block = torch.randint(0, 2, (_BLOCK,), generator=generator)
-    elif dtype.is_floating_point or dtype.is_complex:
-        block = torch.randn(_BLOCK, generator=generator)
-    else:
-        block = torch.randint(0, limit, (_BLOCK,), generator=generator)
-    block = block.to(dtype).to(device)
-    whole = flat.numel() // _BLOCK * _BLOCK
-    flat[:whole].view(-1, _BLOCK).copy_(block)
-    flat[whole:].copy_(block[: flat.numel() - whole])
-    return flat
 
 
 def _index_limit(call: Call) -> int:
@@ -143,16 +188,25 @@ def _index_limit(call: Call) -> int:
 def output_bytes(call: Call) -> int:
     """Return the bytes of the storages a call makes, by running it on fake tensors."""
     with FakeTensorMode(), torch.no_grad():
-        fake = materialise(call)
-        given = {_storage_id(t) for t in tensors_of(fake)}
-        made = {_storage_id(t): t for t in tensors_in(fake.run())}
-        return sum(t.untyped_storage().nbytes() for key, t in made.items() if key not in given)
+        fake = materialise(call, _hollow)
+        return sum(new_storage_bytes(fake, fake.run()))
 
 
 def input_bytes(call: Call) -> int:
     """Return the bytes of the storages a call reads, as far as its arguments reach into them."""
+    return sum(_storage_bytes(call).values())
+
+
+def new_storage_bytes(call: Call, outputs: Any) -> tuple[int, ...]:
+    """Return the bytes of each storage among the outputs that is not one of the arguments'."""
+    given = {_storage_id(t) for t in tensors_of(call)}
+    made = {_storage_id(t): t.untyped_storage().nbytes() for t in tensors_in(outputs)}
+    return tuple(size for key, size in made.items() if key not in given)
+
+
+def _storage_bytes(call: Call) -> dict[int, int]:
     sizes: dict[int, int] = {}
     for tensor in tensors_of(call):
         key = _storage_id(tensor)
         sizes[key] = max(sizes.get(key, 0), _end_bytes(tensor))
-    return sum(sizes.values())
+    return sizes

@@ -17,9 +17,20 @@ import torch
 
 from graphs.allocations import measure_peak
 from graphs.cache import environment, recall, remember
-from graphs.calls import Call, device_of, input_bytes, materialise, output_bytes, signature
+from graphs.calls import (
+    Call,
+    blank,
+    device_of,
+    input_bytes,
+    materialise,
+    new_storage_bytes,
+    output_bytes,
+    random,
+    signature,
+)
 
-T = TypeVar("T", int, float)
+N = TypeVar("N", int, float)
+T = TypeVar("T")
 _TIMED_SECONDS = 0.1
 _LEAST_RUNS, _MOST_RUNS = 3, 30
 
@@ -64,17 +75,26 @@ def measure_workspace(
     return _each(calls, "workspace_bytes", _workspace, cache, fallback)
 
 
+def real_output_bytes(call: Call) -> tuple[int, ...]:
+    """Run a call and return the bytes of each storage it makes.
+
+    For the kernels whose outputs fake tensors do not know: ``aten.mkldnn_rnn_layer`` keeps a
+    workspace for backward that is empty on paper.
+    """
+    return _guarded(call, lambda c: _run_and_drop(materialise(c, blank)))
+
+
 def _each(
     calls: Sequence[Call],
     kind: str,
-    one: Callable[[Call], T],
+    one: Callable[[Call], N],
     cache: Path | None,
-    fallback: Callable[[Call], T] | None,
-) -> list[T]:
+    fallback: Callable[[Call], N] | None,
+) -> list[N]:
     """Apply ``one`` to each distinct call that the cache does not know."""
     keys = [signature(call) for call in calls]
-    answers: dict[str, T] = {}
-    fresh: dict[str, dict[str, T]] = {}
+    answers: dict[str, N] = {}
+    fresh: dict[str, dict[str, N]] = {}
     books: dict[str, dict[str, Any]] = {}
     for key, call in zip(keys, calls, strict=True):
         if key in answers:
@@ -104,7 +124,7 @@ def _check_present(call: Call) -> str:
 
 
 def _guarded(call: Call, one: Callable[[Call], T]) -> T:
-    """Apply ``one`` to real tensors, unless they would not fit; leave the random state alone."""
+    """Apply ``one``, unless its tensors would not fit; leave the random state alone."""
     device = device_of(call)
     try:
         needed = input_bytes(call) + output_bytes(call)
@@ -113,8 +133,9 @@ def _guarded(call: Call, one: Callable[[Call], T]) -> T:
                 f"{call.target} needs {needed} bytes, more than half of the {available} available "
                 f"on {device}: it is not run"
             )
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return one(materialise(call))
+        # Only with gradients enabled does a recurrent layer make what its backward needs.
+        with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return one(call)
     except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError) as error:
         if isinstance(error, MeasureError):
             raise
@@ -129,27 +150,31 @@ def _available_bytes(device: torch.device) -> int:
 
 def _workspace(call: Call) -> int:
     """Return the peak of one run beyond its outputs: kernels take their scratch anew every time."""
-    record = measure_peak(lambda: _run_and_drop(call), device_of(call), collect=False)
-    return max(0, record.peak_bytes - output_bytes(call))
+    if call.target.is_view:
+        return 0
+    real = materialise(call, blank)
+    record = measure_peak(lambda: _run_and_drop(real), device_of(call), collect=False)
+    return max(0, record.peak_bytes - sum(record.result))
 
 
-def _run_and_drop(call: Call) -> None:
-    """Run a call and free what it returns, while the allocator is still being watched."""
-    call.run()
+def _run_and_drop(call: Call) -> tuple[int, ...]:
+    """Run a call, free what it returns while still watched, and say how much that was."""
+    return new_storage_bytes(call, call.run())
 
 
 def _seconds(call: Call) -> float:
+    real = materialise(call, random)
     clock = _cuda_seconds if device_of(call).type == "cuda" else _wall_seconds
-    clock(call)  # warm: code paths are chosen and pages mapped on the first run
+    clock(real)  # warm: code paths are chosen and pages mapped on the first run
     runs: list[float] = []
     while len(runs) < _LEAST_RUNS or (sum(runs) < _TIMED_SECONDS and len(runs) < _MOST_RUNS):
-        runs.append(clock(call))
+        runs.append(clock(real))
     return statistics.median(runs)
 
 
 def _wall_seconds(call: Call) -> float:
     start = time.perf_counter()
-    _run_and_drop(call)
+    call.run()
     return time.perf_counter() - start
 
 
@@ -157,7 +182,7 @@ def _cuda_seconds(call: Call) -> float:
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()
-    _run_and_drop(call)
+    call.run()
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
