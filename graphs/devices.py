@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
 _GIB = 2**30
-_NVIDIA = "https://www.nvidia.com/en-us/data-center"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,12 @@ class Device:
         return self.bandwidth * self.bandwidth_efficiency
 
 
+def _sheet(product: str) -> str:
+    return (
+        f"NVIDIA {product.upper()} data sheet, https://www.nvidia.com/en-us/data-center/{product}/"
+    )
+
+
 def _accelerator(
     name: str,
     teraflops: tuple[float, float | None, float, float | None],
@@ -82,39 +88,23 @@ def _accelerator(
 
 # Memory is the GiB that torch reports on the card, the least seen where reports differ.
 _TABLE = (
-    _accelerator(
-        "V100-16GB", (15.7, None, 125, None), 15.77, (900, 150, 16), f"{_NVIDIA}/v100 data sheet"
-    ),
-    _accelerator(
-        "V100-32GB", (15.7, None, 125, None), 31.73, (900, 150, 16), f"{_NVIDIA}/v100 data sheet"
-    ),
-    _accelerator(
-        "A100-40GB", (19.5, 156, 312, None), 39.39, (1555, 300, 31), f"{_NVIDIA}/a100 data sheet"
-    ),
-    _accelerator(
-        "A100-80GB", (19.5, 156, 312, None), 79.15, (2039, 300, 31), f"{_NVIDIA}/a100 data sheet"
-    ),
-    _accelerator(
-        "H100-SXM", (67, 494.5, 989, 1979), 79.1, (3350, 450, 63), f"{_NVIDIA}/h100 data sheet"
-    ),
-    _accelerator(
-        "H100-PCIe", (51, 378, 756, 1513), 79.1, (2000, 0, 63), f"{_NVIDIA}/h100 data sheet"
-    ),
-    _accelerator(
-        "H200", (67, 494.5, 989, 1979), 139.72, (4800, 450, 63), f"{_NVIDIA}/h200 data sheet"
-    ),
-    _accelerator(
-        "B200", (80, 1125, 2250, 4500), 178.35, (8000, 900, 63), f"{_NVIDIA}/hgx data sheet"
-    ),
+    _accelerator("V100-16GB", (15.7, None, 125, None), 15.77, (900, 150, 16), _sheet("v100")),
+    _accelerator("V100-32GB", (15.7, None, 125, None), 31.73, (900, 150, 16), _sheet("v100")),
+    _accelerator("A100-40GB", (19.5, 156, 312, None), 39.39, (1555, 300, 31), _sheet("a100")),
+    _accelerator("A100-80GB", (19.5, 156, 312, None), 79.15, (2039, 300, 31), _sheet("a100")),
+    _accelerator("H100-SXM", (67, 494.5, 989, 1979), 79.1, (3350, 450, 63), _sheet("h100")),
+    _accelerator("H100-PCIe", (51, 378, 756, 1513), 79.1, (2000, 0, 63), _sheet("h100")),
+    _accelerator("H200", (67, 494.5, 989, 1979), 139.72, (4800, 450, 63), _sheet("h200")),
+    _accelerator("B200", (80, 1125, 2250, 4500), 178.35, (8000, 900, 63), _sheet("hgx")),
     _accelerator(
         "MI300X",
         (163.4, 653.7, 1307.4, 2614.9),
         191.69,
         (5300, 448, 63),
-        "https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html",
+        "AMD MI300X data sheet, https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html",
     ),
-    _accelerator("L40S", (91.6, 183, 362, 733), 44.32, (864, 0, 31), f"{_NVIDIA}/l40s data sheet"),
-    _accelerator("L4", (30.3, 60, 121, 242), 21.95, (300, 0, 31), f"{_NVIDIA}/l4 data sheet"),
+    _accelerator("L40S", (91.6, 183, 362, 733), 44.32, (864, 0, 31), _sheet("l40s")),
+    _accelerator("L4", (30.3, 60, 121, 242), 21.95, (300, 0, 31), _sheet("l4")),
     _accelerator(
         "RTX-4090",
         (82.6, 82.6, 165.2, 330.3),
@@ -144,6 +134,34 @@ def device(name: str = "cpu") -> Device:
         if _plain(row.name) == _plain(name):
             return row
     raise ValueError(f"unknown device {name!r}; known: {', '.join(('cpu', *DEVICES))}")
+
+
+def reported(name: str, memory_bytes: int) -> Device:
+    """Return the row of a card as its driver names it, with the memory that it reports.
+
+    Raises:
+        ValueError: a card that the table does not have.
+
+    >>> reported("NVIDIA A100-SXM4-80GB", 85_000_000_000).name
+    'A100-80GB'
+    """
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    rows = [row for row in _TABLE if words >= _driver_words(row.name)]
+    if not rows or words & {"nvl", "laptop"}:
+        raise ValueError(
+            f"no figures for {name!r}; name the nearest of {', '.join(DEVICES)}, or pass a Device"
+        )
+    # The more words a row asks for the better it fits: "H100 PCIe" before "H100".
+    best = max(len(_driver_words(row.name)) for row in rows)
+    rows = [row for row in rows if len(_driver_words(row.name)) == best]
+    nearest = min(rows, key=lambda row: abs(row.memory_bytes - memory_bytes))
+    return replace(nearest, memory_bytes=memory_bytes)
+
+
+def _driver_words(name: str) -> set[str]:
+    """Return the words a driver uses for a row: the form SXM and the capacity go unsaid."""
+    words = name.lower().split("-")
+    return {word for word in words if word != "sxm" and not word.endswith("gb")}
 
 
 def _plain(name: str) -> str:

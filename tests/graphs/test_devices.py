@@ -6,8 +6,10 @@ import pickle
 
 import psutil
 import pytest
+import torch
 
-from graphs.devices import DEVICES, Device, device
+from graphs.devices import DEVICES, Device, device, reported
+from graphs.local import local_device
 
 
 @pytest.mark.parametrize("row", DEVICES.values(), ids=list(DEVICES))
@@ -78,3 +80,39 @@ def test_a_device_without_float32_or_memory_is_refused() -> None:
         Device("x", {"bfloat16": 1.0}, 2**34, 1.0, 0, 0, "")
     with pytest.raises(ValueError, match="x: bandwidth or memory is not positive"):
         Device("x", {"float32": 1.0}, 2**20, 1.0, 0, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("driver", "gibibytes", "name"),
+    [
+        ("Tesla V100-SXM2-16GB", 15.8, "V100-16GB"),
+        ("Tesla V100-SXM2-32GB", 31.7, "V100-32GB"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40GB"),
+        ("NVIDIA A100 80GB PCIe", 79.3, "A100-80GB"),
+        ("NVIDIA H100 80GB HBM3", 79.2, "H100-SXM"),
+        ("NVIDIA H100 PCIe", 79.1, "H100-PCIe"),
+        ("NVIDIA H200", 139.8, "H200"),
+        ("NVIDIA B200", 178.4, "B200"),
+        ("AMD Instinct MI300X", 191.7, "MI300X"),
+        ("NVIDIA L40S", 44.4, "L40S"),
+        ("NVIDIA L4", 22.0, "L4"),
+        ("NVIDIA GeForce RTX 4090", 23.6, "RTX-4090"),
+    ],
+)
+def test_a_card_is_known_by_the_name_its_driver_reports(
+    driver: str, gibibytes: float, name: str
+) -> None:
+    card = reported(driver, int(gibibytes * 2**30))
+    assert card.name == name
+    assert card.memory_bytes == int(gibibytes * 2**30)
+
+
+@pytest.mark.parametrize("driver", ["NVIDIA L40", "NVIDIA H100 NVL", "NVIDIA RTX 4090 Laptop GPU"])
+def test_a_card_like_one_in_the_table_is_not_taken_for_it(driver: str) -> None:
+    with pytest.raises(ValueError, match=f"no figures for '{driver}'; name the nearest of V100"):
+        reported(driver, 2**36)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has an accelerator")
+def test_a_machine_without_accelerator_is_its_cpu() -> None:
+    assert local_device() == device("cpu")
