@@ -33,6 +33,7 @@ def chen_greedy(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
 
 def _orders(graph: Graph) -> Iterator[list[int]]:
+    yield list(range(len(graph.ops)))
     turn = turning_point(graph)
     made = [sum(graph.values[v].size_bytes for v in op.outputs) for op in graph.ops[:turn]]
     width = crossing_bytes(graph, turn)

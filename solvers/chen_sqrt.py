@@ -25,13 +25,14 @@ def chen_sqrt(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     ...                  for i in (4, 3, 2, 1))
     >>> g = Graph(forward + backward, tuple(Value(f"x{i}", 1) for i in range(9)))
     >>> chen_sqrt(g, 5, Limits()).message
-    'chen_sqrt: best of 8 schedules'
+    'chen_sqrt: best of 9 schedules'
     """
     del limits  # a sweep of a few dozen sizes
     return cheapest(graph, budget_bytes, _orders(graph), family="chen_sqrt")
 
 
 def _orders(graph: Graph) -> Iterator[list[int]]:
+    yield list(range(len(graph.ops)))
     turn = turning_point(graph)
     for segments in sizes_up_to(turn):
         positions = narrow_positions(graph, turn, segments)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pulp
 
-from graphs import Graph, schedule_from_order, simulate
+from graphs import Graph, schedule_from_order, simulate, store_all
 from solvers.base import Answer, Limits, Status, register
 from solvers.checkmate import build
 from solvers.master import solve_master
@@ -63,6 +63,8 @@ def solve_exactly(
     [0, 1, 0, 2]
     """
     n, deadline = len(graph.ops), time.monotonic() + limits.seconds
+    if simulate(graph, store_all(graph)).peak_bytes <= budget_bytes:
+        return Answer(Status.OPTIMAL, range(n), graph.seconds, "milp: every op runs once")
     if n * n * passes[0] > MOST_CELLS:
         message = f"milp: {n} ops are too many for the exact program; use method='auto'"
         return Answer(Status.UNKNOWN, None, message=message)

@@ -67,6 +67,7 @@ def revolve(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
 
 def _orders(graph: Graph, budget_bytes: int) -> Iterator[list[int]]:
+    yield list(range(len(graph.ops)))
     turn = turning_point(graph)
     seen = set[tuple[int, ...]]()
     for width in _widths(crossing_bytes(graph, turn)[1:turn]):

@@ -36,6 +36,8 @@ def cheapest(
         least = min(least, peak)
         if peak <= budget_bytes:
             best, best_seconds = order, seconds
+        if best_seconds <= graph.seconds:
+            break  # nothing costs less than running every op once
     if best is not None:
         return Answer(Status.FEASIBLE, best, message=f"{family}: best of {tried} schedules")
     if not tried:
