@@ -32,6 +32,7 @@ from torch.nn.modules.module import (
 )
 
 from graphs.errors import CaptureError
+from graphs.fakes import lenient_kernels
 from graphs.observe import Decisions, Observer, user_line
 from graphs.step import Arguments, Outputs, Step, swapped, unique_tensors
 
@@ -91,6 +92,7 @@ def trace(
     mode = detect_fake_mode(members) or FakeTensorMode(allow_non_fake_inputs=True)
     target = device or torch.device("cpu")
     fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
+    inputs = tuple(_blank(t, mode, target if t.is_meta else t.device) for t in call.tensors)
     step = Step(
         model,
         {n: fake(p) for n, p in parameters.items()},
@@ -102,9 +104,10 @@ def trace(
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its own internals
         stack.enter_context(fx_traceback.preserve_node_meta())
+        stack.enter_context(lenient_kernels())
         stack.enter_context(_module_paths(model))
         stack.enter_context(_explained(model))
-        joint = aot_export_joint_with_descriptors(stack, watched, tuple(map(fake, call.tensors)))
+        joint = aot_export_joint_with_descriptors(stack, watched, inputs)
         module = joint.graph_module
     assert step.outputs is not None
     _refuse_baked_tensors(model, module)
@@ -122,10 +125,14 @@ def _fake(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
         return tensor
     if not tensor.is_meta:
         return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
+    return _blank(tensor, mode, device)
+
+
+def _blank(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
+    """Return a fake tensor like another that shares nothing with it: a batch may alias itself."""
+    shape, stride = tensor.shape, tensor.stride()
     with mode:
-        fresh = torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
-        )
+        fresh = torch.empty_strided(shape, stride, dtype=tensor.dtype, device=device)
         return fresh.requires_grad_(tensor.requires_grad)
 
 

@@ -6,7 +6,7 @@ Puts tracing, prices and the optimizer together. Knows nothing of budgets or sch
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,16 +14,16 @@ from torch import fx, nn
 
 from graphs import devices
 from graphs.aot import Joint, trace
-from graphs.assemble import Lowering, Price, assemble, tensors
+from graphs.assemble import Lowered, Lowering, Price, Role, assemble, tensors
 from graphs.calls import Call
 from graphs.costs import op_cost, roofline_seconds
 from graphs.graph import Graph, Kind, Phase
 from graphs.measure import measure_seconds, measure_workspace
 from graphs.normal import normalized, with_layout_of
 from graphs.optimizer import OptimizerStep, optimizer_step
-from graphs.scratch import estimate_workspace
 from graphs.signature import device_type, fake_call, signature_of
 from graphs.step import Arguments, Inputs, arguments_of
+from graphs.workspace import estimate_workspace
 
 COSTS = ("roofline", "measured")
 
@@ -111,7 +111,8 @@ def recapture(
     graph, lowering = assemble(
         joint, lambda _: free, optimizer=None, accumulate=signature["accumulate"]
     )
-    return joint, graph, lowering
+    ops = (*lowering.ops, Lowered(Role.OPTIMIZER))  # whatever optimizer the plan counted
+    return joint, graph, replace(lowering, ops=ops)
 
 
 def optimizer_of(graph: Graph) -> OptimizerStep | None:
