@@ -147,13 +147,14 @@ def _prices(
     costs = {n: op_cost(c.target, c.args, c.kwargs, n.meta["val"]) for n, c in calls.items()}
     roofline = {n: roofline_seconds(cost, device) for n, cost in costs.items()}
     known = list(calls.values())
-    scratch = [estimate_workspace(c) for c in known]
-    if here:
-        scratch = measure_workspace(known, fallback=estimate_workspace)
+    scratch = [estimate_workspace(c, n.meta["val"]) for n, c in calls.items()]
     seconds = list(roofline.values())
+    if here:
+        estimated = dict(zip(map(id, known), scratch, strict=True))
+        scratch = measure_workspace(known, fallback=lambda c: estimated[id(c)])
     if here and timed:
-        by_call = dict(zip(map(id, known), seconds, strict=True))
-        seconds = measure_seconds(known, fallback=lambda c: by_call[id(c)])
+        formula = dict(zip(map(id, known), seconds, strict=True))
+        seconds = measure_seconds(known, fallback=lambda c: formula[id(c)])
     prices = {
         n: Price(s, costs[n].flops, costs[n].moved_bytes, w)
         for n, s, w in zip(calls, seconds, scratch, strict=True)

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 _GROUPED = torch.ops.aten._grouped_mm.default
 
 
-def _grouped_mm(
+def _grouped_mm(  # noqa: PLR0917, the operator's own signature
     mode: FakeTensorMode,
     func: Any,
     a: Tensor,
