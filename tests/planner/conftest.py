@@ -1,7 +1,9 @@
 """A small training step made by hand: layers with an attention and an mlp each, and its plans."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +182,16 @@ class Net(nn.Module):
         for layer in self.h:
             x = torch.nn.functional.gelu(layer(x))
         return x.square().mean()
+
+
+@pytest.fixture
+def forget_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what importing files below ``tmp_path`` leaves behind."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

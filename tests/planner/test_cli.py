@@ -40,9 +40,7 @@ def inputs():
 
 
 @pytest.fixture
-def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+def spec(tmp_path: Path, forget_imports: None) -> str:
     (tmp_path / "net.py").write_text(MODEL)
     return f"{tmp_path}/net.py:make"
 

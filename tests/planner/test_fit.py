@@ -141,7 +141,6 @@ def test_fit_recomputes_when_it_must(
     assert plan.peak_bytes <= budget < plan.baseline_peak_bytes == roomy.peak_bytes
     assert plan.recomputed
     assert plan == planner.fit(make_net(), budget, inputs=torch.zeros(4096, 16))
-    assert "h.0-" in str(plan)
 
 
 def test_a_saved_plan_of_a_real_model(roomy: planner.Plan, tmp_path: Any) -> None:
@@ -194,7 +193,7 @@ def test_no_inputs_says_what_to_pass(make_net: Callable[[], nn.Module]) -> None:
         ({"world_size": 2}, NotAvailable, "world_size=2"),
         ({"optimizer": "adamwww"}, CaptureError, "adamwww"),
         ({"costs": "guessed"}, CaptureError, "roofline"),
-        ({"inputs": torch.zeros(8, 3)}, CaptureError, ""),
+        ({"inputs": torch.zeros(8, 3)}, CaptureError, "reduction dim"),
     ],
 )
 def test_wrong_arguments(

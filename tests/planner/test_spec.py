@@ -32,9 +32,7 @@ def broken():
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+def file(tmp_path: Path, forget_imports: None) -> str:
     (tmp_path / "some_model.py").write_text(MODEL)
     (tmp_path / "neighbour.py").write_text("WIDTH = 4")
     return str(tmp_path / "some_model.py")
