@@ -67,6 +67,7 @@ def test_the_exact_program_equals_brute_force(seed: int) -> None:
     for budget in _budgets(graph):
         checkmate = solve_exactly(graph, budget, EXACTLY, passes=(1,))
         assert _seconds(graph, checkmate) == pytest.approx(brute(graph, budget, passes=1))
+        assert checkmate.order is None or checkmate.status is Status.OPTIMAL
         widened, optimum = solve_exactly(graph, budget, EXACTLY), brute(graph, budget)
         assert _seconds(graph, widened) == pytest.approx(optimum)
         assert widened.bound_seconds <= optimum + 1e-6

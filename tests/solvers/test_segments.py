@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from solvers.segments import (
     turning_point,
     without_unread,
 )
-from tests.strategies import graphs, transformer
+from tests.strategies import chain, graphs, transformer, unet
 
 
 def _some_values(data: st.DataObject, graph: Graph) -> frozenset[int]:
@@ -65,6 +66,16 @@ def test_orders_of_a_contracted_graph_expand_to_valid_ones(
     if all(op.recomputable for op in graph.ops):
         held = simulate(small.graph, schedule_from_order(small.graph, order)).peak_bytes
         assert trace.peak_bytes <= held
+
+
+@pytest.mark.parametrize("most_ops", range(2, 30, 3))
+@pytest.mark.parametrize("graph", [unet(4), chain(12)], ids=lambda g: g.name)
+def test_a_contracted_graph_never_holds_less(graph: Graph, most_ops: int) -> None:
+    small = contract(graph, most_ops)
+    for order in (range(len(small.runs)), order_from_kept(small.graph, frozenset())):
+        held = simulate(small.graph, schedule_from_order(small.graph, order)).peak_bytes
+        expanded = schedule_from_order(graph, small.expand(order))
+        assert simulate(graph, expanded).peak_bytes <= held
 
 
 def test_the_forward_pass_ends_where_the_backward_begins() -> None:
