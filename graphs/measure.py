@@ -1,7 +1,7 @@
 """What an operator really takes here: seconds and scratch memory, measured once and remembered.
 
 Knows how to run one operator alone on made-up data. Knows nothing of graphs. The device must be
-present; for one that is not there are ``graphs.workspace`` and the roofline.
+present; for one that is not there are ``graphs.scratch`` and the roofline.
 """
 
 from __future__ import annotations

@@ -96,6 +96,33 @@ def optimizer_step(
         return _observe(parameters, optimizer, device)
 
 
+def named_optimizer(name: str) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
+    """Split "adamw_fused" into a class of ``torch.optim`` and the keywords that choose a kernel.
+
+    Raises:
+        OptimizerError: an unknown name; the message lists the known ones.
+
+    >>> named_optimizer("AdamW_fused")
+    (<class 'torch.optim.adamw.AdamW'>, {'fused': True})
+    """
+    classes: dict[str, Callable[..., Optimizer]] = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
+    }
+    classes["momentum"] = functools.partial(torch.optim.SGD, momentum=0.9)
+    base, _, kernel = name.lower().partition("_")
+    if base not in classes or kernel not in _KERNELS:
+        raise OptimizerError(
+            f"unknown optimizer {name!r}; names: {', '.join(sorted(classes))}, each also "
+            "with _foreach, _fused or _loop; or pass a class or a function of the parameters"
+        )
+    return classes[base], _KERNELS[kernel]
+
+
+_named = named_optimizer  # the name by which planner.trial still imports it
+
+
 @contextmanager
 def _foreach_on_fakes() -> Iterator[None]:
     """Let torch choose foreach kernels as it would for the real parameters of that device."""
@@ -199,7 +226,7 @@ def _build(optimizer: OptimizerLike, groups: list[dict[str, Any]]) -> Optimizer:
     if isinstance(optimizer, Optimizer):
         return _twin(optimizer, groups)
     if isinstance(optimizer, str):
-        named, keywords = _named(optimizer)
+        named, keywords = named_optimizer(optimizer)
         return named(fakes, **keywords)
     maker: Callable[[list[Tensor]], Any] = optimizer
     built = maker(fakes)
@@ -221,23 +248,6 @@ def _twin(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
     vars(twin).update({name: OrderedDict() for name in hooks})
     twin.param_groups, twin.state = groups, defaultdict(dict)
     return twin
-
-
-def _named(name: str) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
-    """Split "adamw_fused" into a class of ``torch.optim`` and the keywords that choose a kernel."""
-    classes: dict[str, Callable[..., Optimizer]] = {
-        key.lower(): value
-        for key, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
-    }
-    classes["momentum"] = functools.partial(torch.optim.SGD, momentum=0.9)
-    base, _, kernel = name.lower().partition("_")
-    if base not in classes or kernel not in _KERNELS:
-        raise OptimizerError(
-            f"unknown optimizer {name!r}; names: {', '.join(sorted(classes))}, each also "
-            "with _foreach, _fused or _loop; or pass a class or a function of the parameters"
-        )
-    return classes[base], _KERNELS[kernel]
 
 
 def _name(optimizer: OptimizerLike) -> str:

@@ -6,6 +6,7 @@ kernels take little beyond their outputs: for those the answer is 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,34 +18,44 @@ from graphs.costs import tensors_in
 aten = torch.ops.aten
 
 
-def estimate_workspace(call: Call, outputs: object) -> int:
+def estimate_workspace(call: Call) -> int:
     """Estimate the scratch bytes of a call from its shapes; 0 where no formula is known.
 
     Formulas: convolutions and their backward (layouts copied to blocked ones), attention on a CPU
-    and its backward, dropout, the backward of batch norm, and sums of mixed dtypes.
+    and its backward, dropout, the backward of batch norm, and arithmetic on mixed dtypes.
 
     >>> image, weight = torch.empty(8, 64, 56, 56), torch.empty(64, 64, 3, 3)
     >>> geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
     >>> call = Call(aten.convolution.default, (image, weight, None, *geometry))
-    >>> estimate_workspace(call, image) == image.nbytes + weight.nbytes
+    >>> estimate_workspace(call) == image.nbytes + weight.nbytes
     True
     """
     formula = _FORMULAS.get(call.target.overloadpacket)
-    made = list(tensors_in(outputs))
-    if formula is None or not made or device_of(call).type == "cuda":
-        return 0
-    return formula(call, made)
+    return 0 if formula is None or device_of(call).type == "cuda" else formula(call)
 
 
-def _convolution(call: Call, made: list[Tensor]) -> int:
+def _convolution(call: Call) -> int:
     """Image, weight and result in blocked layout; then the blocked result beside the plain one."""
-    image, weight, transposed = call.args[0], call.args[1], call.args[6]
-    if transposed:
-        return 2 * made[0].nbytes
-    return max(int(image.nbytes + weight.nbytes), made[0].nbytes)
+    image, weight, _, _, _, _, transposed, *_ = call.args
+    result = _convolved_elements(call) * int(image.element_size())
+    return 2 * result if transposed else max(int(image.nbytes + weight.nbytes), result)
 
 
-def _convolution_backward(call: Call, _: list[Tensor]) -> int:
+def _convolved_elements(call: Call) -> int:
+    """Return how many elements a convolution makes."""
+    image, weight, _, stride, padding, dilation, transposed, extra, groups = call.args
+
+    def length(axis: int) -> int:
+        given, reach = image.shape[axis + 2], dilation[axis] * (weight.shape[axis + 2] - 1)
+        if transposed:
+            return int((given - 1) * stride[axis] - 2 * padding[axis] + reach + extra[axis] + 1)
+        return int((given + 2 * padding[axis] - reach - 1) // stride[axis] + 1)
+
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    return int(image.shape[0] * channels) * math.prod(map(length, range(image.dim() - 2)))
+
+
+def _convolution_backward(call: Call) -> int:
     """Gradient and image in blocked layout at once, and at most the weight beside them."""
     grad, image, weight = call.args[:3]
     return int(grad.nbytes + image.nbytes + weight.nbytes)
@@ -57,30 +68,33 @@ def _tile_bytes(query: Tensor, key: Tensor, tiles: int) -> int:
     return 4 * torch.get_num_threads() * rows * (tiles * columns + query.shape[-1] + 2)
 
 
-def _attention(call: Call, _: list[Tensor]) -> int:
+def _attention(call: Call) -> int:
     return _tile_bytes(call.args[0], call.args[1], 1)
 
 
-def _attention_backward(call: Call, _: list[Tensor]) -> int:
+def _attention_backward(call: Call) -> int:
     return int(call.args[1].nbytes) + _tile_bytes(call.args[1], call.args[2], 2)
 
 
-def _dropout(call: Call, made: list[Tensor]) -> int:
+def _dropout(call: Call) -> int:
     """The mask is drawn in the input's dtype."""
-    return made[0].nbytes
+    return int(call.args[0].nbytes)
 
 
-def _batch_norm_backward(call: Call, made: list[Tensor]) -> int:
-    return made[0].nbytes
+def _batch_norm_backward(call: Call) -> int:
+    return int(call.args[0].nbytes)
 
 
-def _mixed(call: Call, made: list[Tensor]) -> int:
-    """An operand of another floating dtype is converted whole."""
-    sizes = (t.numel() for t in tensors_in(call.args) if t.dim() and t.dtype != made[0].dtype)
-    return made[0].element_size() * sum(sizes)
+def _mixed(call: Call) -> int:
+    """An operand of another dtype is converted whole."""
+    operands = [t for t in tensors_in(call.args) if t.dim()]
+    if len({t.dtype for t in operands}) < 2:
+        return 0
+    common = torch.result_type(operands[0], operands[1])
+    return common.itemsize * sum(t.numel() for t in operands if t.dtype != common)
 
 
-_FORMULAS: dict[object, Callable[[Call, list[Tensor]], int]] = {
+_FORMULAS: dict[object, Callable[[Call], int]] = {
     aten.convolution: _convolution,
     aten.convolution_backward: _convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
