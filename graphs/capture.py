@@ -21,9 +21,9 @@ from graphs.graph import Graph, Kind, Phase
 from graphs.measure import measure_seconds, measure_workspace
 from graphs.normal import normalized, with_layout_of
 from graphs.optimizer import OptimizerStep, optimizer_step
+from graphs.scratch import estimate_workspace
 from graphs.signature import device_type, fake_call, signature_of
 from graphs.step import Arguments, Inputs, arguments_of
-from graphs.workspace import estimate_workspace
 
 COSTS = ("roofline", "measured")
 
@@ -147,11 +147,11 @@ def _prices(
     costs = {n: op_cost(c.target, c.args, c.kwargs, n.meta["val"]) for n, c in calls.items()}
     roofline = {n: roofline_seconds(cost, device) for n, cost in costs.items()}
     known = list(calls.values())
-    scratch = [estimate_workspace(c, n.meta["val"]) for n, c in calls.items()]
-    seconds = list(roofline.values())
     if here:
-        estimated = dict(zip(map(id, known), scratch, strict=True))
-        scratch = measure_workspace(known, fallback=lambda c: estimated[id(c)])
+        scratch = measure_workspace(known, fallback=estimate_workspace)
+    else:
+        scratch = [estimate_workspace(c) for c in known]
+    seconds = list(roofline.values())
     if here and timed:
         formula = dict(zip(map(id, known), seconds, strict=True))
         seconds = measure_seconds(known, fallback=lambda c: formula[id(c)])
