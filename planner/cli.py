@@ -24,7 +24,7 @@ from planner.fit import fit as run_fit
 from planner.plan import Plan
 from planner.planfile import load
 from planner.progress import on_terminal
-from planner.report import summary
+from planner.report import binding_summary, summary
 from planner.spec import load_example
 from solvers import Limits
 
@@ -216,18 +216,11 @@ def _answering(*, as_json: bool) -> Iterator[None]:
 
 
 def _infeasible(error: InfeasibleBudget) -> dict[str, Any]:
-    found = error.binding
     return {
         "fits": False,
         "budget_bytes": error.budget_bytes,
         "least_bytes": error.least_bytes,
-        "binding": {
-            "op": found.op,
-            "module": found.module,
-            "source": found.source,
-            "phase": found.phase.value,
-            "category": found.category.value,
-        },
+        "binding": binding_summary(error.binding),
         "message": str(error),
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from graphs import Kind, Live, Phase, phase_peaks
-from planner.binding import largest_live
+from planner.binding import Binding, largest_live
 from planner.folding import fold
 from planner.plan import Plan
 from planner.units import format_both, format_bytes, format_percent, format_seconds
@@ -191,6 +191,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "baseline_peak_bytes": plan.baseline_peak_bytes,
         "seconds": plan.seconds,
         "baseline_seconds": plan.baseline_seconds,
+        "bound_seconds": plan.bound_seconds,
         "overhead": plan.overhead,
         "bound_overhead": plan.bound_overhead,
         "gap": plan.gap,
@@ -206,8 +207,21 @@ def summary(plan: Plan) -> dict[str, Any]:
             phase.value: {kind.value: size for kind, size in sizes.items()}
             for phase, sizes in plan.memory.items()
         },
+        "binding": binding_summary(plan.binding),
         "signature": dict(plan.signature),
         "capture_seconds": plan.capture_seconds,
         "solve_seconds": plan.solve_seconds,
         "message": plan.message,
+    }
+
+
+def binding_summary(found: Binding) -> dict[str, Any]:
+    """Return what binds as plain JSON types, for programs."""
+    return {
+        "op": found.op,
+        "module": found.module,
+        "source": found.source,
+        "phase": found.phase.value,
+        "category": found.category.value,
+        "category_bytes": found.category_bytes,
     }

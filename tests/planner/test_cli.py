@@ -123,7 +123,7 @@ def test_fit_an_impossible_budget(spec: str, tmp_path: Path) -> None:
     answers = json.loads(run(*arguments, "--json").stdout)
     assert answers["fits"] is False
     assert answers["least_bytes"] > answers["budget_bytes"] == 20_000
-    assert set(answers["binding"]) == {"op", "module", "source", "phase", "category"}
+    assert answers["binding"]["phase"] in ("forward", "backward", "optimizer")
     assert not (tmp_path / "plan.json").exists()
 
 

@@ -158,6 +158,7 @@ def test_summary_is_the_plan(plan: Plan) -> None:
     for name in ("peak_bytes", "seconds", "overhead", "gap", "fits", "method"):
         assert answers[name] == getattr(plan, name)
     assert answers["memory"]["backward"]["activation"] == 85 * 10**6
+    assert answers["binding"]["op"] == "backward_3"
 
 
 def test_report_of_an_empty_schedule_is_refused(plan: Plan) -> None:
