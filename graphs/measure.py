@@ -28,6 +28,7 @@ from graphs.calls import (
     random,
     signature,
 )
+from graphs.scratch import needs_no_scratch
 
 N = TypeVar("N", int, float)
 T = TypeVar("T")
@@ -150,7 +151,7 @@ def _available_bytes(device: torch.device) -> int:
 
 def _workspace(call: Call) -> int:
     """Return the peak of one run beyond its outputs: kernels take their scratch anew every time."""
-    if call.target.is_view:
+    if needs_no_scratch(call):
         return 0
     real = materialise(call, blank)
     record = measure_peak(lambda: _run_and_drop(real), device_of(call), collect=False)

@@ -34,6 +34,29 @@ def estimate_workspace(call: Call) -> int:
     return 0 if formula is None or device_of(call).type == "cuda" else formula(call)
 
 
+def needs_no_scratch(call: Call) -> bool:
+    """Say of a view, or of a product that BLAS takes as it is, that it allocates nothing else.
+
+    >>> x = torch.empty(64, 64)
+    >>> needs_no_scratch(Call(aten.mm.default, (x, x.t())))
+    True
+    >>> needs_no_scratch(Call(aten.mm.default, (x[::2, ::2], x[:32, :])))
+    False
+    """
+    if call.target.is_view:
+        return True
+    if call.target not in _PRODUCTS or device_of(call).type != "cpu":
+        return False
+    return all(map(_is_blas_matrix, list(tensors_in(call.args))[-2:]))
+
+
+def _is_blas_matrix(tensor: Tensor) -> bool:
+    """Rows or columns lie dense in memory and apart: anything else is copied first."""
+    (rows, columns), (down, along) = tensor.shape[-2:], tensor.stride()[-2:]
+    dense = (along == 1 and down >= columns) or (down == 1 and along >= rows)
+    return dense and tensor.dtype in (torch.float32, torch.float64)
+
+
 def _convolution(call: Call) -> int:
     """Image, weight and result in blocked layout; then the blocked result beside the plain one."""
     image, weight, _, _, _, _, transposed, *_ = call.args
@@ -94,6 +117,7 @@ def _mixed(call: Call) -> int:
     return common.itemsize * sum(t.numel() for t in operands if t.dtype != common)
 
 
+_PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default))
 _FORMULAS: dict[object, Callable[[Call], int]] = {
     aten.convolution: _convolution,
     aten.convolution_backward: _convolution_backward,

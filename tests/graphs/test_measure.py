@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from graphs.allocations import measure_peak
 from graphs.calls import Call, materialise, output_bytes, random, signature
 from graphs.measure import MeasureError, measure_seconds, measure_workspace, real_output_bytes
-from graphs.scratch import estimate_workspace
+from graphs.scratch import estimate_workspace, needs_no_scratch
 
 aten = torch.ops.aten
 GEOMETRY = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
@@ -74,6 +76,28 @@ def test_an_attention_backward_is_estimated_within_a_tenth() -> None:
     target = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     call = Call(target, (query, query, query, query, query, rows, 0.0, True))
     assert estimate_workspace(call) == pytest.approx(measure_workspace([call])[0], rel=0.1)
+
+
+LAYOUTS = {
+    "plain": lambda x: x,
+    "transposed": lambda x: x.transpose(-1, -2),
+    "slice": lambda x: x[..., :32, :32],
+    "strided": lambda x: x[..., ::2, ::2],
+    "expanded": lambda x: x[..., :1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("target", [aten.mm.default, aten.addmm.default, aten.bmm.default])
+def test_a_product_said_to_need_no_scratch_needs_none(target: Any, layout: str) -> None:
+    shape = (4, 64, 64) if target is aten.bmm.default else (64, 64)
+    left = LAYOUTS[layout](torch.rand(shape))
+    right = torch.rand((*shape[:-2], left.shape[-1], 40))
+    bias = [torch.rand(40)] if target is aten.addmm.default else []
+    call = Call(target, (*bias, left, right))
+    record = measure_peak(lambda: call.run() is None)
+    assert needs_no_scratch(call) == (layout not in {"strided", "expanded"})
+    assert not needs_no_scratch(call) or record.peak_bytes == output_bytes(call)
 
 
 def test_repeated_calls_are_measured_once_and_remembered(tmp_path: Path) -> None:
