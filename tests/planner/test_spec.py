@@ -69,13 +69,14 @@ def test_a_module() -> None:
     assert resolve("pathlib:Path") is Path
 
 
-def test_a_module_in_the_current_folder(file: str) -> None:
+def test_a_module_in_the_current_folder(tmp_path: Path) -> None:
     """As the console command sees it, whose own folder is elsewhere."""
-    code = "from planner.spec import resolve; print(resolve('some_model:number')())"
+    (tmp_path / "light.py").write_text("def number():\n    return 3\n")
+    code = "from planner.spec import resolve; print(resolve('light:number')())"
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        cwd=Path(file).parent,
+        cwd=tmp_path,
         env={"PYTHONPATH": root},
         capture_output=True,
         text=True,
