@@ -166,6 +166,14 @@ def test_compare_when_nothing_fits(spec: str) -> None:
     assert " no " in result.stdout
 
 
+def test_verify_runs_the_plan(spec: str, tmp_path: Path) -> None:
+    run("fit", spec, "--budget", "1500KB", "--export", tmp_path / "plan.json")
+    result = run("verify", spec, tmp_path / "plan.json", "--json")
+    answers = json.loads(result.stdout)
+    assert (result.exit_code, answers["fits"], answers["identical"]) == (0, True, True)
+    _refused(run("verify", spec, tmp_path / "none.json"), "none.json")
+
+
 def test_help_names_every_command() -> None:
     text = run("--help").stdout
     assert all(f"  {name} " in text for name in ("fit", "show", "compare", "verify"))
