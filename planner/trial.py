@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from graphs.allocations import measure_peak
-from graphs.optimizer import _named as named_optimizer
+from graphs.optimizer import named_optimizer
 from graphs.step import Arguments, Inputs, arguments_of
 from planner.errors import PlannerError
 from planner.process import give_freed_memory_back, keep_freed_memory, resident_growth
