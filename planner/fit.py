@@ -71,6 +71,12 @@ def fit(
         BadBudget, UnknownMethod, UnknownDevice: an argument is not what it should be.
         CaptureError: the step cannot be captured, or no inputs are known.
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
+
+    >>> from torch import nn, zeros
+    >>> model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64), nn.GELU())
+    >>> plan = fit(model, "14MB", inputs=zeros(4096, 64), loss=lambda out: out.square().mean())
+    >>> plan.peak_bytes <= 14_000_000 < plan.baseline_peak_bytes
+    True
     """
     check_method(method)
     if world_size != 1:

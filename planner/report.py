@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from graphs import Kind, Live, Phase, phase_peaks
-from planner.binding import Binding, largest_live
+from planner.binding import Binding, largest_live, short_source
 from planner.folding import fold
 from planner.plan import Plan
 from planner.units import format_both, format_bytes, format_percent, format_seconds
@@ -124,7 +124,7 @@ def binding_text(plan: Plan) -> str:
 def _live_row(item: Live) -> tuple[str, ...]:
     assert item.op is not None  # largest_live lists what an op made
     size = format_bytes(item.value.size_bytes)
-    return item.value.name, size, item.op.module, item.op.source
+    return item.value.name, size, item.op.module, short_source(item.op.source)
 
 
 def notes(plan: Plan) -> Iterator[str]:
@@ -142,8 +142,14 @@ def notes(plan: Plan) -> Iterator[str]:
         yield f"times were measured op by op on {plan.device}"
     else:
         yield f"times are {plan.costs} estimates for {plan.device}; costs='measured' times real ops"
-    if plan.binding.phase is Phase.OPTIMIZER:
+    peak = plan.binding
+    if peak.phase is Phase.OPTIMIZER:
         yield "the peak is in the optimizer step, where recomputing layers cannot lower it"
+    elif peak.source and not peak.module:
+        yield (
+            f"the peak is outside every submodule, at {short_source(peak.source)} (often the "
+            "loss): recomputing layers cannot lower what that line itself holds"
+        )
     if plan.message:
         yield f"solver: {plan.message}"
 
@@ -179,7 +185,9 @@ def _line(row: Sequence[str], align: str, widths: Sequence[int]) -> str:
 
 def wrap(text: str, first: str, rest: str) -> str:
     """Break a sentence into lines, the first and the others with their own indent."""
-    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=rest)
+    return textwrap.fill(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )
 
 
 def summary(plan: Plan) -> dict[str, Any]:

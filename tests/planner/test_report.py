@@ -96,6 +96,15 @@ def test_optimizer_at_the_peak_is_said(plan: Plan) -> None:
     assert "the peak is in the optimizer step, where recomputing layers cannot lower it" in text
 
 
+def test_a_peak_in_the_loss_is_said(plan: Plan) -> None:
+    loss = next(i for i, op in enumerate(plan.graph.ops) if op.name == "loss_backward")
+    ops = list(plan.graph.ops)
+    ops[loss] = replace(ops[loss], workspace_bytes=10**9, source="train.py:7")
+    text = render(replace(plan, graph=replace(plan.graph, ops=tuple(ops))))
+    assert "the peak is outside every submodule, at train.py:7 (often the loss)" in text
+    assert "outside every submodule" not in render(plan)
+
+
 def test_table_aligns() -> None:
     assert table("lr", ("a", "b"), [("xx", "1"), ("y", "22")]).splitlines() == [
         "  a    b",
