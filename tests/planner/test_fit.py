@@ -11,6 +11,7 @@ from torch import nn
 
 import planner
 from graphs import Kind, Phase, simulate, store_all
+from graphs.step import arguments
 from planner import (
     BadBudget,
     CaptureError,
@@ -21,7 +22,7 @@ from planner import (
 )
 from planner.advice import Tightest, advice, tightest
 from planner.binding import binding
-from planner.fit import example_inputs, optimizer_name, plan_graph
+from planner.fit import example_inputs, optimizer_name, plan_graph, refit
 
 MB = 10**6
 
@@ -226,3 +227,14 @@ def test_planning_does_not_change_the_model(make_net: Callable[[], nn.Module]) -
     planner.fit(model, "1GB", inputs=torch.zeros(8, 16))
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_refit_plans_another_call_within_the_same_budget(
+    roomy: planner.Plan, make_net: Callable[[], nn.Module]
+) -> None:
+    tight = replace(roomy, budget_bytes=int(0.75 * roomy.peak_bytes), method="blocks_greedy")
+    again = refit(tight, make_net(), arguments((torch.zeros(1024, 16),), {}), None)
+    assert "1024, 16" in again.signature["inputs"][0]
+    assert (again.budget_bytes, again.method) == (tight.budget_bytes, "blocks_greedy")
+    assert (again.optimizer, again.device) == (roomy.optimizer, roomy.device)
+    assert again.fits
