@@ -125,6 +125,8 @@ class _Master:
             if k:
                 self._carry(model, k)
             self._memory(model, frame, k, budget)
+        for k in range(len(self.frames) - 1):
+            self._ever(model, k)
         return model
 
     def plan(self, x: NDArray[np.float64]) -> Plan:
@@ -165,6 +167,22 @@ class _Master:
             if v in before:
                 columns = self._supply(v, k - 1)
                 model.row([*columns, held], [1.0] * len(columns) + [-1.0], low=0.0)
+
+    def _ever(self, model: Model, k: int) -> None:
+        """Add ``y[o]``: does ``o`` run again in window ``k`` or later? Tightens the relaxation."""
+        p, later = self.problem, range(k, len(self.frames))
+        ever = {o: model.column(0.0) for o in self.redone[k]}
+        for op, y in ever.items():
+            runs = [self.redone[j][op] for j in later if op in self.redone[j]]
+            model.row([*runs, y], [1.0] * len(runs) + [-1.0], low=0.0)
+            for u in p.inputs[op]:
+                if u not in self.tiny:
+                    columns = [self.held[k][u], *([ever[p.maker[u]]] if p.maker[u] in ever else [])]
+                    model.row([*columns, y], [1.0] * len(columns) + [-1.0], low=0.0)
+        needed = {v for j in later for v in self.frames[j].need if p.maker[v] < self.frames[k].t}
+        for v in sorted(needed):
+            columns = [self.held[k][v], *([ever[p.maker[v]]] if p.maker[v] in ever else [])]
+            model.row(columns, [1.0] * len(columns), low=1.0)
 
     def _memory(self, model: Model, frame: Window, k: int, budget: int) -> None:
         space = self.space(frame, budget)

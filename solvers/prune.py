@@ -65,13 +65,10 @@ class _State:
 
     def remove(self, i: int) -> bool:
         """Take out the run at a position if the budget allows; say whether it did."""
-        spans = [(v, self._last(v, self._made_before(v, i)), i) for v in self._read_after(i)]
-        if any(start is None for _, start, _ in spans):
-            return False
-        low = min((s for _, s, _ in spans if s is not None), default=i)
+        spans = [(v, self._last(v, self._made_before(v, i))) for v in self._read_after(i)]
+        low = min((start for _, start in spans), default=i)
         extra = self.held[low + 1 : i].copy()
-        for v, start, _ in spans:
-            assert start is not None
+        for v, start in spans:
             extra[start - low :] += self.p.sizes[v]
         if len(extra) and extra.max() > self.budget:
             return False
@@ -83,14 +80,11 @@ class _State:
         """Return the outputs of the run at ``i`` that are read before they are made again."""
         return [v for v in self.p.outputs[self.order[i]] if self._last(v, i) != i]
 
-    def _made_before(self, v: int, i: int) -> int | None:
-        k = bisect_left(self.makes[v], i)
-        return self.makes[v][k - 1] if k else None
+    def _made_before(self, v: int, i: int) -> int:
+        return self.makes[v][bisect_left(self.makes[v], i) - 1]
 
-    def _last(self, v: int, made: int | None) -> int | None:
+    def _last(self, v: int, made: int) -> int:
         """Return where the copy made at a position is last read; the position itself if never."""
-        if made is None:
-            return None
         makes, reads = self.makes[v], self.reads[v]
         k = bisect_right(makes, made)
         stop = makes[k] if k < len(makes) else len(self.order) + 1
@@ -98,23 +92,27 @@ class _State:
         return reads[r] if r >= 0 and reads[r] > made else made
 
     def _erase(self, i: int) -> None:
-        """Empty a position, give back what its inputs held for it, and drop runs now useless."""
-        op = self.order[i]
-        self.order[i] = -1
-        self.held[i] = 0
-        for v in self.p.outputs[op]:
-            self.makes[v].remove(i)
-        for v in self.p.inputs[op]:
-            made = self._made_before(v, i)
-            assert made is not None
-            was = self._last(v, made)
-            self.reads[v].remove(i)
-            now = self._last(v, made)
-            assert was is not None
-            assert now is not None
-            self.held[now + 1 : was + 1] -= self.p.sizes[v]
-            if now == made and self._repeated(made) and not self._read_after(made):
-                self._erase(made)
+        """Empty a position and, in turn, the repeated runs that only served it."""
+        useless = [i]
+        while useless:
+            i = useless.pop()
+            op, self.order[i] = self.order[i], -1
+            self.held[i] = 0
+            for v in self.p.outputs[op]:
+                self.makes[v].remove(i)
+            for v in self.p.inputs[op]:
+                made = self._release(v, i)
+                if self._repeated(made) and not self._read_after(made):
+                    useless.append(made)
+
+    def _release(self, v: int, i: int) -> int:
+        """Forget that position ``i`` reads a value; return where the copy it read was made."""
+        made = self._made_before(v, i)
+        was = self._last(v, made)
+        self.reads[v].remove(i)
+        now = self._last(v, made)
+        self.held[now + 1 : was + 1] -= self.p.sizes[v]
+        return made
 
     def _repeated(self, i: int) -> bool:
         """Say whether the op at a position ran before."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 
 from solvers.problem import Problem
 
 PATIENCES = (0.0, 0.5, 1.0)
 """Ways to rank what to evict; none wins on every graph, and trying all is cheap."""
+DEEPEST = 100
+"""How deep recomputations may nest."""
 
 
 class _Stuck(Exception):
@@ -53,14 +56,15 @@ class _Run:
         self.p, self.patience = problem, patience
         self.max_steps = 20 * len(order) + 50_000
         self.space = budget - problem.resident_bytes
-        self.live: dict[int, None] = {}
+        self.live: set[int] = set()
+        self.ranked: list[tuple[float, int]] = []
         self.used = 0
         self.seen: set[int] = set()
         self.pinned: dict[int, int] = {}
         self.pending: dict[int, int] = {}
         self.debt: dict[int, float] = {}
         self.done: list[int] = []
-        self.position = 0
+        self.position = self.depth = 0
         self.reads: list[list[int]] = [[] for _ in problem.sizes]
         self.makes: list[list[int]] = [[] for _ in problem.sizes]
         for i, op in enumerate(order):
@@ -114,6 +118,9 @@ class _Run:
     def _bring_back(self, missing: list[int]) -> None:
         """Recompute values: the closure of their missing ancestors, in the graph's order."""
         burst = self._closure(missing)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise _Stuck
         for op in burst:
             for v in self.p.inputs[op]:
                 self.pending[v] = self.pending.get(v, 0) + 1
@@ -126,6 +133,7 @@ class _Run:
                 if not self.pending[v]:
                     del self.pending[v]
             self._sweep(self.p.inputs[op])
+        self.depth -= 1
 
     def _useful(self, v: int) -> bool:
         return v in self.pinned or v in self.pending
@@ -149,8 +157,9 @@ class _Run:
         twice = sum(p.sizes[v] for v in p.outputs[op] if v in self.live)
         made = sum(p.sizes[v] for v in fresh)
         self._make_room(made + twice + p.workspace[op])
+        self.live.update(fresh)
         for v in fresh:
-            self.live[v] = None
+            self._push(v)
         self.used += made
         self.seen.add(op)
         self.done.append(op)
@@ -158,28 +167,39 @@ class _Run:
             raise _Stuck
 
     def _make_room(self, needed: int) -> None:
-        if self.used + needed <= self.space:
-            return
-        victims = self._victims()
+        """Evict, cheapest first; what the running recomputation is about to read goes last."""
+        aside: list[int] = []
         while self.used + needed > self.space:
-            if not victims:
-                raise _Stuck
-            self._drop(victims.pop()[1])
-
-    def _victims(self) -> list[tuple[float, int]]:
-        """Return what may be evicted, the best victim last."""
-        p, ranked = self.p, []
-        for v in self.live:
-            size, op = p.sizes[v], p.maker[v]
-            if not size or v in self.pinned or not p.recomputable[op]:
+            if not self.ranked:
+                self._drop(self._last_resort(aside))
                 continue
-            wait = (self._wanted(v) or self.position + 1) - self.position
-            score = (self._cost(v) + 1e-12) / (size * wait**self.patience)
-            if v in self.pending:
-                score *= 1e6
-            ranked.append((score, v))
-        ranked.sort(reverse=True)
-        return ranked
+            score, v = heappop(self.ranked)
+            if v not in self.live:
+                continue
+            if v in self.pinned or v in self.pending:
+                aside.append(v)
+            elif (now := self._score(v)) > score and self.ranked and now > self.ranked[0][0]:
+                heappush(self.ranked, (now, v))
+            else:
+                self._drop(v)
+        for v in aside:
+            self._push(v)
+
+    def _push(self, v: int) -> None:
+        """Rank a live value for eviction; a rank is refreshed when popped, most only grow."""
+        if v in self.live and self.p.sizes[v] and self.p.recomputable[self.p.maker[v]]:
+            heappush(self.ranked, (self._score(v), v))
+
+    def _last_resort(self, aside: list[int]) -> int:
+        """Return the cheapest value that is only pending, not pinned."""
+        free = [v for v in aside if v in self.live and v not in self.pinned]
+        if not free:
+            raise _Stuck
+        return min(free, key=lambda v: (self._score(v), v))
+
+    def _score(self, v: int) -> float:
+        wait = (self._wanted(v) or self.position + 1) - self.position if self.patience else 1
+        return (self._cost(v) + 1e-12) / (self.p.sizes[v] * float(wait**self.patience))
 
     def _cost(self, v: int) -> float:
         """Return about what bringing a value back would cost: its op and its missing ancestors."""
@@ -190,7 +210,7 @@ class _Run:
 
     def _drop(self, v: int) -> None:
         self.debt[v] = self._cost(v)
-        del self.live[v]
+        self.live.remove(v)
         self.used -= self.p.sizes[v]
 
     def _sweep(self, values: Iterable[int]) -> None:
