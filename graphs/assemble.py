@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor, fx
 from graphs.aot import Joint, module_of, source_of
 from graphs.errors import CaptureError
 from graphs.graph import Graph, Kind, Op, Phase, Value
+from graphs.inplace import Overwrite, Readers
 from graphs.normal import first_backward
 from graphs.optimizer import OptimizerStep
 
+RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
 RNG_STATE_BYTES = {"cpu": 5056, "cuda": 16}
 
 
@@ -30,17 +32,23 @@ class Role(enum.Enum):
     RNG_STATE = "remember the generator's state, for the node to be run again"
     TANGENT = "take the gradient that arrives from the caller"
     BUFFER_UPDATE = "write the node's value into the buffer"
-    ACCUMULATE = "done by autograd: add the new gradients to the old"
+    HAND_OVER = (
+        "done by autograd: take the gradients, or add them to those of earlier micro-batches"
+    )
     OPTIMIZER = "done by the optimizer"
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """What one op stands for: its role, its node and, for a buffer update, the buffer's name."""
+    """What one op stands for: its role, its node and, for a buffer update, the buffer's name.
+
+    ``then`` are kernels that run right after the node, each into the storage of the one before.
+    """
 
     role: Role
     node: fx.Node | None = None
     buffer: str = ""
+    then: tuple[tuple[fx.Node, Overwrite], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class _Builder:
     joint: Joint
     price: Callable[[fx.Node], Price]
     granularity_bytes: int
+    readers: Readers
+    hidden_bytes: Mapping[int, int]
     values: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     lowered: list[Lowered] = field(default_factory=list)
@@ -83,7 +93,8 @@ class _Builder:
         for tensor in tensors(node.meta.get("val")):
             storage = tensor.untyped_storage()
             if storage._cdata not in self.storage:
-                self.storage[storage._cdata] = self.add_value(node.name, storage.nbytes(), kind)
+                size = self.hidden_bytes.get(storage._cdata, storage.nbytes())
+                self.storage[storage._cdata] = self.add_value(node.name, size, kind)
                 fresh.append(self.storage[storage._cdata])
             found.append(self.storage[storage._cdata])
         self.value_of[node] = tuple(dict.fromkeys(found))
@@ -112,14 +123,17 @@ def assemble(
     granularity_bytes: int = 1,
     reserve_bytes: int = 0,
     accumulate: bool = False,
+    hidden_bytes: Mapping[int, int] | None = None,
     name: str = "",
 ) -> tuple[Graph, Lowering]:
     """Build the graph of a training step and the lowering of its ops.
 
     Ops keep the order of the joint graph: forward, buffer updates, tangents, backward, optimizer.
-    ``accumulate`` counts gradients of earlier micro-batches as resident.
+    ``accumulate`` counts gradients of earlier micro-batches as resident. ``hidden_bytes`` are the
+    true sizes of storages, by address, that fake tensors understate.
     """
-    builder = _Builder(joint, price, granularity_bytes)
+    readers = Readers(joint.graph, is_view)
+    builder = _Builder(joint, price, granularity_bytes, readers, hidden_bytes or {})
     _add_resident(builder)
     kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
     border = first_backward(joint)
@@ -179,6 +193,8 @@ def _add_reserved(
 
 def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool) -> None:
     reads = tuple(dict.fromkeys(v for n in node.all_input_nodes for v in b.value_of.get(n, ())))
+    if _joins_last(b, node, reads, phase, recomputable=recomputable):
+        return
     kind = Kind.ACTIVATION if phase is Phase.FORWARD else Kind.GRADIENT
     made = b.own(node, kind)
     if not made and is_view(node):
@@ -206,6 +222,40 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
         source_of(node),
     )
     b.add(op, Lowered(Role.KERNEL, node))
+
+
+def _joins_last(
+    b: _Builder, node: fx.Node, reads: Sequence[int], phase: Phase, *, recomputable: bool
+) -> bool:
+    """Make a kernel part of the op before it, if it can write into what that op made for it.
+
+    In the forward pass the op may make little else: what it makes besides would cost this kernel,
+    too, to make again.
+    """
+    overwrite = b.readers.overwrite(node)
+    if overwrite is None or b.lowered[-1].role is not Role.KERNEL:
+        return False
+    last, (taken,) = b.ops[-1], b.value_of[overwrite.operand]
+    others = sum(b.values[v].size_bytes for v in last.outputs if v != taken)
+    small = phase is Phase.BACKWARD or 16 * others <= b.values[taken].size_bytes
+    alike = last.phase is phase and last.recomputable == recomputable
+    if taken not in last.outputs or not small or not alike:
+        return False
+    price = b.price(node)
+    b.storage[node.meta["val"].untyped_storage()._cdata] = taken
+    b.value_of[node] = (taken,)
+    b.ops[-1] = replace(
+        last,
+        target=f"{last.target}+{target_name(node)}",
+        inputs=tuple(dict.fromkeys((*last.inputs, *(v for v in reads if v not in last.outputs)))),
+        seconds=last.seconds + price.seconds,
+        flops=last.flops + price.flops,
+        moved_bytes=last.moved_bytes + price.moved_bytes,
+        workspace_bytes=max(last.workspace_bytes, price.workspace_bytes),
+    )
+    step = b.lowered[-1]
+    b.lowered[-1] = replace(step, then=(*step.then, (node, overwrite)))
+    return True
 
 
 def target_name(node: fx.Node) -> str:
@@ -321,12 +371,14 @@ def _add_optimizer(
     *,
     accumulate: bool,
 ) -> None:
-    reads = tuple(dict.fromkeys(gradients))
-    if accumulate:
-        op = Op("accumulate_grad", "add_", reads, (), phase=Phase.BACKWARD, recomputable=False)
-        b.add(op, Lowered(Role.ACCUMULATE))
-        reads = ()
+    # autograd holds the tangents until the whole backward pass, one node to it, has returned
+    held = [v for node in b.joint.tangents.values() for v in b.value_of[node]]
+    reads = tuple(dict.fromkeys((*gradients, *held)))
+    name = "accumulate_grad"
+    op = Op(name, name, reads, (), phase=Phase.BACKWARD, recomputable=False)
+    b.add(op, Lowered(Role.HAND_OVER))
     if optimizer is not None:
+        reads = () if accumulate else tuple(dict.fromkeys(gradients))
         op = Op(
             "optimizer.step",
             optimizer.name,

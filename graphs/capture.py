@@ -14,11 +14,13 @@ from torch import fx, nn
 
 from graphs import devices
 from graphs.aot import Joint, trace
-from graphs.assemble import Lowered, Lowering, Price, Role, assemble, tensors
+from graphs.assemble import RECURRENT, Lowered, Lowering, Price, Role, assemble, tensors
+from graphs.cache import default_cache
 from graphs.calls import Call
 from graphs.costs import op_cost, roofline_seconds
 from graphs.graph import Graph, Kind, Phase
-from graphs.measure import measure_seconds, measure_workspace
+from graphs.local import local_device
+from graphs.measure import measure_seconds, measure_workspace, real_output_bytes
 from graphs.normal import normalized, with_layout_of
 from graphs.optimizer import OptimizerStep, optimizer_step
 from graphs.scratch import estimate_workspace
@@ -76,14 +78,15 @@ def capture(
     tell = progress or (lambda _: None)
     call = arguments_of(inputs, targets)
     kind = device_type(model, call)
-    where = devices.device(_default_device(kind) if device == "auto" else device)
+    home = devices.cpu() if kind == "cpu" else local_device()
+    where = home if device == "auto" else devices.device(device)
     tell("capturing forward and backward")
     joint = normalized(trace(model, call, loss=loss))
     tell("pricing operators")
-    here = where.name == devices.device(_default_device(kind)).name
-    prices = _prices(joint, where, here=here, timed=costs == "measured")
+    prices = _prices(joint, where, here=where.name == home.name, timed=costs == "measured")
     tell("running the optimizer on fake tensors")
-    trainable = [n.meta["val"] for n in joint.parameters.values() if n.meta["val"].requires_grad]
+    wanted = [n for n, p in model.named_parameters() if p.requires_grad]
+    trainable = [joint.parameters[n].meta["val"] for n in wanted]
     known = optimizer is None or isinstance(optimizer, OptimizerStep)
     step = optimizer if known else optimizer_step(trainable, optimizer)
     graph, _ = assemble(
@@ -94,6 +97,7 @@ def capture(
         granularity_bytes=where.granularity_bytes,
         reserve_bytes=where.reserve_bytes,
         accumulate=accumulate,
+        hidden_bytes=_hidden_bytes(joint),
         name=type(model).__name__,
     )
     answers = joint.decisions.answers
@@ -129,12 +133,6 @@ def optimizer_of(graph: Graph) -> OptimizerStep | None:
     return OptimizerStep(op.target, state, op.workspace_bytes, op.moved_bytes)
 
 
-def _default_device(kind: str) -> str:
-    if kind == "cpu":
-        return "cpu"
-    return torch.get_device_module(kind).get_device_name()  # type: ignore[no-any-return]
-
-
 def _prices(
     joint: Joint, device: devices.Device, *, here: bool, timed: bool
 ) -> dict[fx.Node, Price]:
@@ -148,18 +146,31 @@ def _prices(
     roofline = {n: roofline_seconds(cost, device) for n, cost in costs.items()}
     known = list(calls.values())
     if here:
-        scratch = measure_workspace(known, fallback=estimate_workspace)
+        scratch = measure_workspace(known, cache=default_cache(), fallback=estimate_workspace)
     else:
         scratch = [estimate_workspace(c) for c in known]
     seconds = list(roofline.values())
     if here and timed:
         formula = dict(zip(map(id, known), seconds, strict=True))
-        seconds = measure_seconds(known, fallback=lambda c: formula[id(c)])
+        seconds = measure_seconds(known, cache=default_cache(), fallback=lambda c: formula[id(c)])
     prices = {
         n: Price(s, costs[n].flops, costs[n].moved_bytes, w)
         for n, s, w in zip(calls, seconds, scratch, strict=True)
     }
     return prices | {n: _copy_price(n, device) for n in kernels if n not in calls}
+
+
+def _hidden_bytes(joint: Joint) -> dict[int, int]:
+    """Run the recurrent kernels whose fake outputs are empty where the real ones are not.
+
+    Returns the bytes of each such storage, by its address.
+    """
+    found: dict[int, int] = {}
+    for node in joint.graph.find_nodes(op="call_function", target=RECURRENT):
+        storages = [t.untyped_storage() for t in tensors(node.meta["val"])]
+        sizes = real_output_bytes(_call(node))
+        found |= {s._cdata: n for s, n in zip(storages, sizes, strict=True) if n > s.nbytes()}
+    return found
 
 
 def _runs(node: fx.Node) -> bool:

@@ -46,7 +46,7 @@ _FACTORIES = frozenset(
     {torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.tensor, torch.eye}
 )
 _RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "poisson")
-_HERE = str(Path(__file__).parent)
+_OURS = tuple(str(Path(__file__).parent.with_name(n)) for n in ("graphs", "solvers", "planner"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +239,7 @@ def user_line(frame: FrameType | None = None, line: int | None = None, *, walk: 
     frame = frame or sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE)):
+        if not name.startswith((_TORCH, *_OURS)):
             return f"{name}:{line or frame.f_lineno}"
         frame, line = (frame.f_back, None) if walk else (None, None)
     return ""

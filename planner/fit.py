@@ -109,7 +109,7 @@ def fit(
         costs=costs,
         progress=progress,
     )
-    return replace(plan, capture_seconds=spent, loss=loss, optimizer_given=optimizer)
+    return replace(plan, capture_seconds=spent, loss=loss)
 
 
 def refit(plan: Plan, model: nn.Module, call: Arguments, loss: Callable[..., Any] | None) -> Plan:
@@ -118,12 +118,14 @@ def refit(plan: Plan, model: nn.Module, call: Arguments, loss: Callable[..., Any
     Raises:
         CaptureError, InfeasibleBudget: as ``fit`` does.
     """
+    from graphs.capture import optimizer_of
+
     captured = capture_step(
         model,
         inputs=call,
         loss=loss,
         targets=None,
-        optimizer=plan.optimizer if plan.optimizer_given is None else plan.optimizer_given,
+        optimizer=optimizer_of(plan.graph),
         device=plan.device,
         costs=plan.costs,
         accumulate=bool(plan.signature["accumulate"]),
@@ -137,7 +139,7 @@ def refit(plan: Plan, model: nn.Module, call: Arguments, loss: Callable[..., Any
         optimizer=plan.optimizer,
         costs=plan.costs,
     )
-    return replace(again, loss=loss, optimizer_given=plan.optimizer_given)
+    return replace(again, loss=loss)
 
 
 def capture_step(

@@ -50,8 +50,8 @@ class Plan:
 
     ``bound_seconds`` is proved: no schedule of this graph whose first computations keep its order
     fits the budget in less. ``signature`` says what the plan is for. ``message``, the seconds spent
-    capturing and solving, and what no file can hold (``loss`` and ``optimizer_given``, as they were
-    given to ``fit``) do not count for equality.
+    capturing and solving, and ``loss`` (the callable given to ``fit``, which no file can hold) do
+    not count for equality.
 
     Raises:
         ValueError: a graph without ops, a budget that is not positive, a bound that is not a finite
@@ -70,7 +70,6 @@ class Plan:
     costs: str = "roofline"
     message: str = field(default="", compare=False)
     loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
-    optimizer_given: Any = field(default=None, compare=False, repr=False)
     capture_seconds: float = field(default=0.0, compare=False)
     solve_seconds: float = field(default=0.0, compare=False)
 

@@ -20,6 +20,7 @@ from torch.fx.graph import _BoxedCodeGen
 from graphs import Action, Graph, Schedule
 from graphs.aot import Joint
 from graphs.assemble import (
+    RECURRENT,
     Lowered,
     Lowering,
     Role,
@@ -62,7 +63,7 @@ def rng_state(device: torch.device) -> Tensor:
 
 
 def run_with_rng_state(
-    state: Tensor, device: torch.device, target: Callable[..., Any], *args: Any, **kwargs: Any
+    state: Tensor, device: torch.device, target: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Any:
     """Call an op as if the generator were in another state; leave the generator as it is."""
     now = rng_state(device)
@@ -71,6 +72,12 @@ def run_with_rng_state(
         return target(*args, **kwargs)
     finally:
         _set_rng_state(now, device)
+
+
+def run_for_backward(target: Callable[..., Any], *args: Any) -> Any:
+    """Call a kernel that makes its workspace for backward only if gradients are enabled."""
+    with torch.enable_grad():
+        return target(*(a.detach() if isinstance(a, Tensor) else a for a in args))
 
 
 def _set_rng_state(state: Tensor, device: torch.device) -> None:
@@ -143,6 +150,11 @@ class _Half:
         else:
             self.forget(outputs)
             self._kernel(node)
+            for follower, overwrite in lowered.then:
+                operand = self.get(overwrite.operand)
+                args = fx.node.map_arg(follower.args, self.get)
+                kwargs = fx.node.map_arg(follower.kwargs, self.get) | {overwrite.keyword: operand}
+                self.env[follower] = self.graph.call_function(overwrite.target, args, kwargs)
 
     def _kernel(self, node: fx.Node) -> None:
         again, wanted = node in self.ran, list(node.users)
@@ -154,6 +166,9 @@ class _Half:
             args = (*map(self._maybe, (x, weight, bias)), train, momentum, eps)
             made = self.graph.call_function(_no_stats, args)
             wanted = [u for u in wanted if u.target is operator.getitem and u.args[1] in (0, 1, 2)]
+        elif node.target is RECURRENT:
+            args = (RECURRENT, *fx.node.map_arg(node.args, self.get))
+            made = self.graph.call_function(run_for_backward, args)
         else:
             made = self.graph.node_copy(node, self.get)
         self.env[node] = made
@@ -220,7 +235,7 @@ def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) ->
     for placeholder in (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs):
         forward.argument(placeholder, placeholder.meta["val"])
     backward = _Half(joint, lowering, repeated, ran=forward.ran, can_save=True)
-    half, returned = forward, None
+    half, returned = forward, list[fx.Node | None]()
     for step in schedule.steps:
         if step.action is Action.FREE:
             half.forget((step.index,))
@@ -228,10 +243,10 @@ def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) ->
         lowered = lowering.ops[step.index]
         if lowered.role is Role.TANGENT:
             half = backward
-        elif lowered.role in (Role.ACCUMULATE, Role.OPTIMIZER):
-            returned = returned or _returned(joint, forward, backward)
+        elif lowered.role is Role.HAND_OVER:
+            returned = _returned(joint, forward, backward)
         half.run(lowered, graph.ops[step.index].outputs)
-    return _program(joint, forward, backward, returned or _returned(joint, forward, backward))
+    return _program(joint, forward, backward, returned)
 
 
 def _returned(joint: Joint, forward: _Half, backward: _Half) -> list[fx.Node | None]:
