@@ -169,7 +169,7 @@ def scalar_of(output: Any) -> Tensor:
     found = [t.sum() for t in tensors if t.requires_grad]
     if not found:
         raise PlannerError("the model's output holds nothing to differentiate: pass loss=")
-    return torch.stack(found).sum()
+    return sum(found[1:], start=found[0])
 
 
 def device_of(model: nn.Module) -> torch.device:
