@@ -33,6 +33,7 @@ from torch.nn.modules.module import (
 
 from graphs.errors import CaptureError
 from graphs.fakes import lenient_kernels
+from graphs.native import eager_pieces
 from graphs.observe import Decisions, Observer, user_line
 from graphs.step import Arguments, Outputs, Step, swapped, unique_tensors
 
@@ -105,6 +106,7 @@ def trace(
         warnings.simplefilter("ignore")  # torch's own, about its own internals
         stack.enter_context(fx_traceback.preserve_node_meta())
         stack.enter_context(lenient_kernels())
+        stack.enter_context(eager_pieces())
         stack.enter_context(_module_paths(model))
         stack.enter_context(_explained(model))
         joint = aot_export_joint_with_descriptors(stack, watched, inputs)

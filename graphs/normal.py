@@ -1,8 +1,9 @@
 """Rewrite a joint graph so that executing it node by node does exactly what eager mode does.
 
-Knows three differences between AOTAutograd's functional graph and a real step: the backward pass
-may read an updated buffer, a gradient may not have its parameter's layout, and two parameters may
-be handed the same gradient tensor. Each becomes explicit, so that its memory is counted.
+Knows four differences between AOTAutograd's functional graph and a real step: the backward pass
+may read an updated buffer, a gradient may not have its parameter's layout, two parameters may be
+handed the same gradient tensor, and the LSTM of oneDNN returns one of them twice. Each becomes
+explicit, so that its memory is counted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from graphs.aot import Joint
+from graphs.noise import keep_layout_of_noise
+
+_RECURRENT_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
 
 
 def with_layout_of(gradient: Tensor, size: Iterable[int], stride: Iterable[int]) -> Tensor:
@@ -25,7 +29,9 @@ def with_layout_of(gradient: Tensor, size: Iterable[int], stride: Iterable[int])
 
 
 def normalized(joint: Joint) -> Joint:
-    """Return the joint graph with the three differences made explicit (rewritten in place)."""
+    """Return the joint graph with the differences made explicit (rewritten in place)."""
+    _mark_twins(joint)
+    keep_layout_of_noise(joint.graph)
     first = first_backward(joint)
     order = {node: i for i, node in enumerate(joint.graph.nodes)}
     rewired: set[fx.Node] = set()
@@ -48,6 +54,17 @@ def first_backward(joint: Joint) -> int:
         if node.op == "call_function" and tainted.intersection(node.all_input_nodes):
             return position
     return len(joint.graph.nodes)
+
+
+def _mark_twins(joint: Joint) -> None:
+    """Say that both biases of a recurrent layer get one gradient; fake tensors may forget it."""
+    for node in joint.graph.find_nodes(op="call_function", target=_RECURRENT_BACKWARD):
+        made = list(node.meta["val"])
+        made[4] = made[3]
+        node.meta["val"] = tuple(made)
+        for user in node.users:
+            if user.args[1] == 4:
+                user.meta["val"] = made[3]
 
 
 def _own_gradients(joint: Joint) -> tuple[fx.Node | None, ...]:
