@@ -23,6 +23,8 @@ from solvers.search import Search
 ROUNDS = 12
 FINE = 1e-4
 """The gap worth more rounds even when the caller would take a wider one, on 1,000 ops or fewer."""
+SWEPT = 2000
+"""Above so many ops the sweeps of the baselines take longer than everything else together."""
 BASELINES = ("blocks_uniform", "blocks_greedy", "chen_sqrt", "chen_greedy", "recompute_all")
 
 
@@ -40,7 +42,7 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     search.offer(range(search.problem.n))
     run_cuts(search, limits)
     if search.gap > _target(search, limits) and search.bound < math.inf:
-        for name in BASELINES:
+        for name in BASELINES if search.problem.n <= SWEPT else ():
             if (order := SOLVERS[name](graph, budget_bytes, limits).order) is not None:
                 search.offer(order)
     if search.order is None and search.bound < math.inf:

@@ -18,6 +18,8 @@ from solvers.repair import PATIENCES, fit
 
 ROUNDS = 3
 """How often a budget at which the given order cannot be repaired is tried again with more cuts."""
+GUIDED = 300
+"""Up to so many ops masters guide the search; above, repairing the given order must do."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def try_budget(problem: Problem, budget: int) -> list[int] | None:
         for patience in PATIENCES:
             if (fitted := fit(problem, order, budget, patience=patience)) is not None:
                 return fitted
+        if problem.n > GUIDED:
+            return None
         plan = solve_master(problem, budget, cuts, relax=True).plan
         if plan is None:
             return None

@@ -6,6 +6,7 @@ recomputation holds counts. Knows nothing of optimality.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
@@ -58,6 +59,8 @@ class _Run:
         self.space = budget - problem.resident_bytes
         self.live: set[int] = set()
         self.ranked: list[tuple[float, int]] = []
+        self.parked: set[int] = set()
+        self.evicted: set[int] = set()
         self.used = 0
         self.seen: set[int] = set()
         self.pinned: dict[int, int] = {}
@@ -169,30 +172,39 @@ class _Run:
     def _make_room(self, needed: int) -> None:
         """Evict, cheapest first; what the running recomputation is about to read goes last."""
         aside: list[int] = []
+        if self.parked and self.used + needed > self.space:
+            self._unpark()
         while self.used + needed > self.space:
             if not self.ranked:
-                self._drop(self._last_resort(aside))
+                self.evicted.add(v := self._last_resort(aside))
+                self._drop(v)
                 continue
             score, v = heappop(self.ranked)
             if v not in self.live:
                 continue
-            if v in self.pinned or v in self.pending:
+            now = self._score(v)
+            if v in self.pinned or v in self.pending or now == math.inf:
                 aside.append(v)
-            elif (now := self._score(v)) > score and self.ranked and now > self.ranked[0][0]:
+            elif now > score and self.ranked and now > self.ranked[0][0]:
                 heappush(self.ranked, (now, v))
             else:
+                self.evicted.add(v)
                 self._drop(v)
         for v in aside:
             self._push(v)
 
     def _push(self, v: int) -> None:
         """Rank a live value for eviction; a rank is refreshed when popped, most only grow."""
-        if v in self.live and self.p.sizes[v] and self.p.recomputable[self.p.maker[v]]:
-            heappush(self.ranked, (self._score(v), v))
+        if v in self.live and self.p.sizes[v] and (score := self._score(v)) < math.inf:
+            heappush(self.ranked, (score, v))
 
     def _last_resort(self, aside: list[int]) -> int:
         """Return the cheapest value that is only pending, not pinned."""
-        free = [v for v in aside if v in self.live and v not in self.pinned]
+        free = [
+            v
+            for v in aside
+            if v in self.live and v not in self.pinned and self._score(v) < math.inf
+        ]
         if not free:
             raise _Stuck
         return min(free, key=lambda v: (self._score(v), v))
@@ -202,8 +214,13 @@ class _Run:
         return (self._cost(v) + 1e-12) / (self.p.sizes[v] * float(wait**self.patience))
 
     def _cost(self, v: int) -> float:
-        """Return about what bringing a value back would cost: its op and its missing ancestors."""
+        """Return about what bringing a value back would cost: its op and its missing ancestors.
+
+        Infinity if it cannot come back: an op that may not run twice lies on the way.
+        """
         op = self.p.maker[v]
+        if not self.p.recomputable[op]:
+            return math.inf
         return self.p.seconds[op] + sum(
             self.debt.get(u, 0.0) for u in self.p.inputs[op] if u not in self.live
         )
@@ -217,4 +234,37 @@ class _Run:
         """Free the values that nothing will read before they are made again."""
         for v in values:
             if v in self.live and not self._useful(v) and not self._wanted(v):
-                self._drop(v)
+                if self._cost(v) < math.inf:
+                    self._drop(v)
+                else:
+                    self.parked.add(v)
+
+    def _unpark(self) -> None:
+        """Free what cannot come back and nothing evicted needs for its own return."""
+        needed, seen = set[int](), set[int]()
+        self.evicted = {v for v in self.evicted if v not in self.live and self._wanted(v)}
+        stack = list(self.evicted)
+        while stack:
+            for u in self.p.inputs[self.p.maker[stack.pop()]]:
+                if u in self.live:
+                    needed.add(u)
+                elif u not in seen:
+                    seen.add(u)
+                    stack.append(u)
+        for v in sorted(self.parked - needed):
+            if not self._useful(v) and not self._wanted(v):
+                self.parked.discard(v)
+                if v in self.live:
+                    self._drop(v)
+                    self._bury(v)
+
+    def _bury(self, v: int) -> None:
+        """Note that a value is gone for good, and so are the missing values made from it."""
+        self.debt[v] = math.inf
+        stack = [v]
+        while stack:
+            readers = [op for op in self.p.uses[stack.pop()] if op < self.p.n]
+            for u in (u for op in readers for u in self.p.outputs[op]):
+                if u not in self.live and u in self.debt and self.debt[u] < math.inf:
+                    self.debt[u] = math.inf
+                    stack.append(u)
