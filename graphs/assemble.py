@@ -292,7 +292,8 @@ def is_functional_batch_norm(node: fx.Node) -> bool:
 def _once_only(joint: Joint) -> set[fx.Node]:
     """Return the kernels that may not run again: they read a buffer that the step changes.
 
-    Batch norm in train mode is exempt: run again, it leaves the running statistics alone.
+    Batch norm in train mode is exempt, unless the model itself reads the new statistics: run again,
+    it computes them from newer ones, but its output and its gradient do not depend on them.
     """
     changed = {joint.buffers[name] for name in joint.mutations}
     tainted: set[fx.Node] = set()
@@ -302,9 +303,27 @@ def _once_only(joint: Joint) -> set[fx.Node]:
             continue
         if is_view(node):
             stale.add(node)
-        elif not is_functional_batch_norm(node):
+        elif is_functional_batch_norm(node) and _statistics_unread(node):
+            stale.update(_new_statistics(node))
+        elif not _ignores_statistics(node):
             tainted.add(node)
     return tainted
+
+
+def _new_statistics(batch_norm: fx.Node) -> list[fx.Node]:
+    parts = [u for u in batch_norm.users if u.target is operator.getitem]
+    return [u for u in parts if u.args[1] in (3, 4)]
+
+
+def _statistics_unread(batch_norm: fx.Node) -> bool:
+    readers = (r for part in _new_statistics(batch_norm) for r in _readers(part))
+    return all(_ignores_statistics(r) for r in readers if not is_view(r))
+
+
+def _ignores_statistics(node: fx.Node) -> bool:
+    """Tell batch norm and its gradient in train mode, which do not look at what they are given."""
+    backward = node.target is torch.ops.aten.native_batch_norm_backward.default
+    return is_functional_batch_norm(node) or (backward and node.args[7] is True)
 
 
 def _update_points(joint: Joint, border: int) -> dict[fx.Node, list[str]]:

@@ -24,14 +24,11 @@ from graphs.assemble import (
     Lowered,
     Lowering,
     Role,
-    is_functional_batch_norm,
     is_random,
     is_view,
     tensors,
 )
 from planner.errors import InvalidPlan, PlanMismatch
-
-_no_stats = torch.ops.aten._native_batch_norm_legit.no_stats
 
 
 @dataclass(frozen=True)
@@ -157,27 +154,19 @@ class _Half:
                 self.env[follower] = self.graph.call_function(overwrite.target, args, kwargs)
 
     def _kernel(self, node: fx.Node) -> None:
-        again, wanted = node in self.ran, list(node.users)
+        again = node in self.ran
         self.ran.add(node)
         if again and is_random(node):
             made = self._replayed(node)
-        elif again and is_functional_batch_norm(node):
-            x, weight, bias, _, _, train, momentum, eps = node.args
-            args = (*map(self._maybe, (x, weight, bias)), train, momentum, eps)
-            made = self.graph.call_function(_no_stats, args)
-            wanted = [u for u in wanted if u.target is operator.getitem and u.args[1] in (0, 1, 2)]
         elif node.target is RECURRENT:
             args = (RECURRENT, *fx.node.map_arg(node.args, self.get))
             made = self.graph.call_function(run_for_backward, args)
         else:
             made = self.graph.node_copy(node, self.get)
         self.env[node] = made
-        for user in wanted:
+        for user in node.users:
             if user.target is operator.getitem:
                 self.env[user] = self.graph.node_copy(user, self.get)
-
-    def _maybe(self, argument: Any) -> Any:
-        return self.get(argument) if isinstance(argument, fx.Node) else argument
 
     def _replayed(self, node: fx.Node) -> fx.Node:
         key = (Role.RNG_STATE, node)
