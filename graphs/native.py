@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import OpOverload
 
 _KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
+_DROPOUT = torch.ops.aten.dropout.default
 _TRACED = frozenset(
     {
         "native_batch_norm",  # functional, so that running statistics are seen to change
@@ -40,18 +43,41 @@ def _python_versions() -> Iterator[OpOverload[..., Any]]:
                 yield op
 
 
+def _dropout(x: Tensor, p: float, train: bool) -> Tensor:  # noqa: FBT001, the operator's own
+    """Keep a mask of one byte an element wherever that rounds as eager mode's float noise does."""
+    if train and 0 < p < 1 and x.device.type == "cpu" and _masks_exactly(p, x.dtype):
+        return torch.ops.aten.native_dropout.default(x, p, train)[0]  # type: ignore[no-any-return]
+    made: Tensor = _DROPOUT._op_dk(DispatchKey.CompositeImplicitAutograd, x, p, train)
+    return made
+
+
+def _masks_exactly(p: float, dtype: torch.dtype) -> bool:
+    """Tell whether dividing by ``1 - p`` and multiplying by its reciprocal round alike.
+
+    >>> _masks_exactly(0.1, torch.float32), _masks_exactly(0.15, torch.float32)
+    (True, False)
+    """
+    if dtype not in (torch.float32, torch.float64):
+        return False  # the scale is rounded to the narrow type in one and not in the other
+    kind = np.dtype(str(dtype).removeprefix("torch."))
+    return bool(kind.type(1) / kind.type(1 - p) == kind.type(1 / (1 - p)))
+
+
 @contextmanager
 def eager_pieces() -> Iterator[None]:
-    """Use torch's own versions inside the block."""
+    """Use torch's own versions inside the block, and the leaner of two equal dropouts."""
     hidden = [
         (op, {k: op.py_kernels.pop(k) for k in _KEYS if k in op.py_kernels})
         for op in _python_versions()
     ]
     for op, _ in hidden:
         op._dispatch_cache.clear()
+    _DROPOUT.py_kernels.update(dict.fromkeys(_KEYS, _dropout))
     try:
         yield
     finally:
+        for key in _KEYS:
+            del _DROPOUT.py_kernels[key]
         for op, kernels in hidden:
             op.py_kernels.update(kernels)
             op._dispatch_cache.clear()
