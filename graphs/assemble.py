@@ -303,14 +303,16 @@ def _once_only(joint: Joint) -> set[fx.Node]:
             continue
         if is_view(node):
             stale.add(node)
-        elif is_functional_batch_norm(node) and _statistics_unread(node):
+        elif _ignores_statistics(node) and _statistics_unread(node):
             stale.update(_new_statistics(node))
-        elif not _ignores_statistics(node):
+        else:
             tainted.add(node)
     return tainted
 
 
 def _new_statistics(batch_norm: fx.Node) -> list[fx.Node]:
+    if not is_functional_batch_norm(batch_norm):
+        return []
     parts = [u for u in batch_norm.users if u.target is operator.getitem]
     return [u for u in parts if u.args[1] in (3, 4)]
 
