@@ -43,13 +43,19 @@ class Overwrite:
 def out_variant(target: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, str] | None:
     """Return the overload of an operator that writes into a given tensor, and that keyword.
 
+    Overloads that torch generates do not count: they make a fresh tensor and copy it.
+
     >>> out_variant(aten.mul.Tensor)
     (<OpOverload(op='aten.mul', overload='out')>, 'out')
+    >>> out_variant(aten.mul.Scalar) is None
+    True
     """
     wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
     packet = target.overloadpacket
     for name in packet.overloads():
         overload: torch._ops.OpOverload = getattr(packet, name)
+        if torch.Tag.generated in overload.tags:
+            continue
         arguments = overload._schema.arguments
         written = [a.name for a in arguments if a.is_out]
         if len(written) == 1 and wanted == [
