@@ -23,6 +23,8 @@ from solvers.search import Search
 ROUNDS = 12
 FINE = 1e-4
 """The gap worth more rounds even when the caller would take a wider one, on 1,000 ops or fewer."""
+LARGE = 500
+"""Above so many ops a gap that the caller accepts is not narrowed by another round of cuts."""
 SWEPT = 2000
 """Above so many ops the sweeps of the baselines take longer than everything else together."""
 BASELINES = ("blocks_uniform", "blocks_greedy", "chen_sqrt", "chen_greedy", "recompute_all")
@@ -104,6 +106,6 @@ def run_cuts(search: Search, limits: Limits) -> None:
                 order = order_from_plan(problem, result.plan)
                 search.offer(order)
         fresh = [] if order is None else overshoots(problem, order, search.budget, cuts)
-        if not fresh:
+        if not fresh or (search.gap <= limits.gap and problem.n > LARGE):
             return
         cuts = sorted({*cuts, *fresh})

@@ -16,9 +16,9 @@ from solvers.overshoot import overshoots
 from solvers.problem import Problem, flatten, held_bytes
 from solvers.repair import PATIENCES, fit
 
-ROUNDS = 3
+ROUNDS = 2
 """How often a budget at which the given order cannot be repaired is tried again with more cuts."""
-GUIDED = 300
+GUIDED = 1000
 """Up to so many ops masters guide the search; above, repairing the given order must do."""
 
 

@@ -60,6 +60,7 @@ class _Run:
         self.live: set[int] = set()
         self.ranked: list[tuple[float, int]] = []
         self.parked: set[int] = set()
+        self.unparked = -1
         self.evicted: set[int] = set()
         self.used = 0
         self.seen: set[int] = set()
@@ -172,7 +173,9 @@ class _Run:
     def _make_room(self, needed: int) -> None:
         """Evict, cheapest first; what the running recomputation is about to read goes last."""
         aside: list[int] = []
-        if self.parked and self.used + needed > self.space:
+        short = self.used + needed > self.space
+        if short and self.parked and self.unparked < self.position:  # once a position: it is slow
+            self.unparked = self.position
             self._unpark()
         while self.used + needed > self.space:
             if not self.ranked:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from graphs import Graph, simulate, store_all
+from graphs import Graph, Op, Value, simulate, store_all
 from solvers import (
     Limits,
     Status,
@@ -58,7 +59,7 @@ def test_bound_optimum_and_cost_are_in_order(seed: int) -> None:
 def test_more_budget_never_costs_more(graph: Graph) -> None:
     budgets = range(floor_bytes(graph), _peak(graph) + 1)
     costs = [_cost(graph, budget, EXACT) for budget in budgets]
-    assert all(a >= b * (1 - 1e-5) for a, b in zip(costs, costs[1:], strict=False)), costs
+    assert all(a >= b * (1 - 1e-5) for a, b in pairwise(costs)), costs
 
 
 @pytest.mark.parametrize("graph", SHAPES, ids=lambda g: g.name)
@@ -70,3 +71,58 @@ def test_least_budget_is_attained_and_auto_attains_it(graph: Graph) -> None:
     assert answer.schedule is not None
     assert simulate(graph, answer.schedule).seconds <= trace.seconds
     assert solve(graph, found.floor_bytes - 1).status is Status.INFEASIBLE
+
+
+@pytest.mark.parametrize("graph", SHAPES, ids=lambda g: g.name)
+def test_never_dearer_than_a_baseline(graph: Graph) -> None:
+    for budget in _budgets(graph, minimum_budget(graph).least_bytes, 4):
+        ours = _cost(graph, budget, Limits(seconds=3.0))
+        assert lower_bound(graph, budget, Limits(seconds=3.0)) <= ours
+        for name in ("blocks_uniform", "blocks_greedy", "chen_sqrt", "chen_greedy", "revolve"):
+            schedule = solve(graph, budget, method=name).schedule
+            if schedule is not None:
+                theirs = simulate(graph, schedule).seconds
+                assert ours <= theirs * (1 + 2e-4), (budget, name)
+
+
+def test_transformer_is_solved_to_half_a_percent() -> None:
+    graph = transformer(8, width=64, square=128)
+    least = minimum_budget(graph).least_bytes
+    for budget in _budgets(graph, least, 4)[1:]:
+        answer = solve(graph, budget)
+        assert answer.schedule is not None
+        cost = simulate(graph, answer.schedule).seconds
+        assert cost - answer.bound_seconds <= 5e-3 * graph.seconds, budget
+
+
+def test_deep_transformer_is_solved_in_seconds() -> None:
+    graph = transformer(120)
+    budget = (floor_bytes(graph) + _peak(graph)) // 2
+    started = time.monotonic()
+    answer = solve(graph, budget)
+    assert time.monotonic() - started < 15.0
+    assert answer.schedule is not None
+    cost = simulate(graph, answer.schedule).seconds
+    assert cost - answer.bound_seconds <= 1e-2 * graph.seconds
+
+
+def test_chain_at_its_least_budget_recomputes_from_the_start_each_time() -> None:
+    graph = chain(6)  # 3 live at once leaves no room for a checkpoint: 1 + 2 + ... recomputed
+    found = minimum_budget(graph)
+    assert found.least_bytes == found.floor_bytes == floor_bytes(graph)
+    assert simulate(graph, found.schedule).seconds == graph.seconds + sum(range(5))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_same_input_same_schedule(seed: int) -> None:
+    graph = random_graph(seed, max_ops=30)
+    budget = (floor_bytes(graph) + _peak(graph)) // 2
+    assert solve(graph, budget).schedule == solve(graph, budget).schedule
+
+
+def test_what_cannot_run_twice_raises_the_floor() -> None:
+    values = tuple(Value(name, size) for name, size in (("mask", 4), ("x", 5), ("y", 1)))
+    once = Op("mask", "f", (), (0,), 1.0, recomputable=False)
+    graph = Graph((once, Op("x", "f", (), (1,), 1.0), Op("y", "f", (0,), (2,), 1.0)), values)
+    assert (floor_bytes(graph), minimum_budget(graph).floor_bytes) == (5, 9)
+    assert solve(graph, 8).status is Status.INFEASIBLE
