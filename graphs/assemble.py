@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -61,12 +61,16 @@ class Lowering:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one kernel costs."""
+    """What one kernel costs; ``output_bytes`` are the true sizes of the storages it makes.
+
+    Fake tensors understate some. Empty means that they are right, or that nothing better is known.
+    """
 
     seconds: float
     flops: int
     moved_bytes: int
     workspace_bytes: int
+    output_bytes: tuple[int, ...] = ()
 
 
 @dataclass
@@ -75,7 +79,6 @@ class _Builder:
     price: Callable[[fx.Node], Price]
     granularity_bytes: int
     readers: Readers
-    hidden_bytes: Mapping[int, int]
     values: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     lowered: list[Lowered] = field(default_factory=list)
@@ -87,13 +90,18 @@ class _Builder:
         self.values.append(Value(name, rounded, kind))
         return len(self.values) - 1
 
-    def own(self, node: fx.Node, kind: Kind) -> tuple[int, ...]:
-        """Make a value of every storage of the node that is new; return the new ones."""
-        found, fresh = [], []
+    def own(self, node: fx.Node, kind: Kind, sizes: Sequence[int] = ()) -> tuple[int, ...]:
+        """Make a value of every storage of the node that is new; return the new ones.
+
+        ``sizes`` are the true bytes of the new ones, where fake tensors may understate them.
+        """
+        found: list[int] = []
+        fresh: list[int] = []
         for tensor in tensors(node.meta.get("val")):
             storage = tensor.untyped_storage()
             if storage._cdata not in self.storage:
-                size = self.hidden_bytes.get(storage._cdata, storage.nbytes())
+                true = sizes[len(fresh)] if len(fresh) < len(sizes) else 0
+                size = max(true, storage.nbytes())
                 self.storage[storage._cdata] = self.add_value(node.name, size, kind)
                 fresh.append(self.storage[storage._cdata])
             found.append(self.storage[storage._cdata])
@@ -123,17 +131,15 @@ def assemble(
     granularity_bytes: int = 1,
     reserve_bytes: int = 0,
     accumulate: bool = False,
-    hidden_bytes: Mapping[int, int] | None = None,
     name: str = "",
 ) -> tuple[Graph, Lowering]:
     """Build the graph of a training step and the lowering of its ops.
 
     Ops keep the order of the joint graph: forward, buffer updates, tangents, backward, optimizer.
-    ``accumulate`` counts gradients of earlier micro-batches as resident. ``hidden_bytes`` are the
-    true sizes of storages, by address, that fake tensors understate.
+    ``accumulate`` counts gradients of earlier micro-batches as resident.
     """
     readers = Readers(joint.graph, is_view)
-    builder = _Builder(joint, price, granularity_bytes, readers, hidden_bytes or {})
+    builder = _Builder(joint, price, granularity_bytes, readers)
     _add_resident(builder)
     kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
     border = first_backward(joint)
@@ -196,14 +202,17 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
     if _joins_last(b, node, reads, phase, recomputable=recomputable):
         return
     kind = Kind.ACTIVATION if phase is Phase.FORWARD else Kind.GRADIENT
-    made = b.own(node, kind)
+    price = b.price(node)
+    made = b.own(node, kind, price.output_bytes)
     if not made and is_view(node):
         return
     fresh = set(made)
-    price = b.price(node)
+    scratch = price.workspace_bytes
     if is_random(node) and recomputable:
         device = next(iter(tensors(node.meta["val"]))).device.type
-        state = b.add_value(f"{node.name}.rng", RNG_STATE_BYTES.get(device, 5056), Kind.ACTIVATION)
+        size = RNG_STATE_BYTES.get(device, 5056)
+        scratch += size  # run again, the op sets the present state aside
+        state = b.add_value(f"{node.name}.rng", size, Kind.ACTIVATION)
         save = Op(f"{node.name}.rng", "rng_state", (), (state,), phase=phase, recomputable=False)
         b.add(save, Lowered(Role.RNG_STATE, node))
         reads = (*reads, state)
@@ -215,7 +224,7 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
         price.seconds,
         price.flops,
         price.moved_bytes,
-        price.workspace_bytes,
+        scratch,
         phase,
         recomputable,
         module_of(node),

@@ -12,6 +12,7 @@ import platform
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def recall(folder: Path, kind: str, where: str) -> dict[str, float]:
+def recall(folder: Path, kind: str, where: str) -> dict[str, Any]:
     """Read what was remembered of a kind ("seconds", ...).
 
     A damaged file warns and counts as empty: it is only a cache.
@@ -62,7 +63,7 @@ def recall(folder: Path, kind: str, where: str) -> dict[str, float]:
         return {}
 
 
-def remember(folder: Path, kind: str, where: str, entries: Mapping[str, float]) -> None:
+def remember(folder: Path, kind: str, where: str, entries: Mapping[str, Any]) -> None:
     """Add entries to those of other processes; the file appears whole or not at all."""
     known = recall(folder, kind, where) | dict(entries)
     data = {"version": _VERSION, "environment": where, "entries": known}

@@ -14,13 +14,13 @@ from torch import fx, nn
 
 from graphs import devices
 from graphs.aot import Joint, trace
-from graphs.assemble import RECURRENT, Lowered, Lowering, Price, Role, assemble, tensors
+from graphs.assemble import Lowered, Lowering, Price, Role, assemble, tensors
 from graphs.cache import default_cache
-from graphs.calls import Call
+from graphs.calls import Call, new_storage_bytes
 from graphs.costs import op_cost, roofline_seconds
 from graphs.graph import Graph, Kind, Phase
 from graphs.local import local_device
-from graphs.measure import measure_seconds, measure_workspace, real_output_bytes
+from graphs.measure import Memory, measure_memory, measure_seconds
 from graphs.normal import normalized, with_layout_of
 from graphs.optimizer import OptimizerStep, optimizer_step
 from graphs.scratch import estimate_workspace
@@ -97,7 +97,6 @@ def capture(
         granularity_bytes=where.granularity_bytes,
         reserve_bytes=where.reserve_bytes,
         accumulate=accumulate,
-        hidden_bytes=_hidden_bytes(joint),
         name=type(model).__name__,
     )
     answers = joint.decisions.answers
@@ -146,31 +145,27 @@ def _prices(
     roofline = {n: roofline_seconds(cost, device) for n, cost in costs.items()}
     known = list(calls.values())
     if here:
-        scratch = measure_workspace(known, cache=default_cache(), fallback=estimate_workspace)
+        memory = measure_memory(known, cache=default_cache(), fallback=estimate_workspace)
     else:
-        scratch = [estimate_workspace(c) for c in known]
+        memory = [Memory(estimate_workspace(c)) for c in known]
     seconds = list(roofline.values())
     if here and timed:
         formula = dict(zip(map(id, known), seconds, strict=True))
         seconds = measure_seconds(known, cache=default_cache(), fallback=lambda c: formula[id(c)])
+    memory = [_matched(m, c, n) for m, (n, c) in zip(memory, calls.items(), strict=True)]
     prices = {
-        n: Price(s, costs[n].flops, costs[n].moved_bytes, w)
-        for n, s, w in zip(calls, seconds, scratch, strict=True)
+        n: Price(s, costs[n].flops, costs[n].moved_bytes, m.workspace_bytes, m.output_bytes)
+        for n, s, m in zip(calls, seconds, memory, strict=True)
     }
     return prices | {n: _copy_price(n, device) for n in kernels if n not in calls}
 
 
-def _hidden_bytes(joint: Joint) -> dict[int, int]:
-    """Run the recurrent kernels whose fake outputs are empty where the real ones are not.
-
-    Returns the bytes of each such storage, by its address.
-    """
-    found: dict[int, int] = {}
-    for node in joint.graph.find_nodes(op="call_function", target=RECURRENT):
-        storages = [t.untyped_storage() for t in tensors(node.meta["val"])]
-        sizes = real_output_bytes(_call(node))
-        found |= {s._cdata: n for s, n in zip(storages, sizes, strict=True) if n > s.nbytes()}
-    return found
+def _matched(memory: Memory, call: Call, node: fx.Node) -> Memory:
+    """Count as scratch what a kernel returns in more, or other, storages than its fake does."""
+    made = new_storage_bytes(call, node.meta["val"])
+    if len(memory.output_bytes) in (0, len(made)):
+        return memory
+    return Memory(memory.workspace_bytes + max(0, sum(memory.output_bytes) - sum(made)))
 
 
 def _runs(node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from graphs.calls import (
 )
 from graphs.scratch import needs_no_scratch
 
-N = TypeVar("N", int, float)
+N = TypeVar("N", float, list[int])
 T = TypeVar("T")
 _TIMED_SECONDS = 0.1
 _LEAST_RUNS, _MOST_RUNS = 3, 30
@@ -48,41 +49,48 @@ def measure_seconds(
 ) -> list[float]:
     """Time each distinct call: the median of at least three warm runs, freeing included.
 
-    Takes what ``measure_workspace`` takes, and raises what it raises.
+    Takes what ``measure_memory`` takes, and raises what it raises.
     """
     return _each(calls, "seconds", _seconds, cache, fallback)
 
 
-def measure_workspace(
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What one call holds: scratch beyond inputs and outputs, and each storage it makes.
+
+    ``output_bytes`` is empty if the call was not run: fake tensors then say what there is to know.
+    """
+
+    workspace_bytes: int
+    output_bytes: tuple[int, ...] = ()
+
+
+def measure_memory(
     calls: Sequence[Call],
     *,
     cache: Path | None = None,
     fallback: Callable[[Call], int] | None = None,
-) -> list[int]:
-    """Find the scratch bytes of each distinct call: its peak beyond its inputs and outputs.
+) -> list[Memory]:
+    """Find the scratch bytes of each distinct call, and the true sizes of what it returns.
+
+    Some kernels return more than fake tensors know: ``aten.mkldnn_rnn_layer`` a workspace for
+    backward, ``aten.mse_loss`` a scalar in a buffer as large as its input.
 
     Args:
         calls: in any order and with repetitions, which cost nothing.
         cache: a folder that remembers measurements from one process to the next.
-        fallback: what to use for a call that cannot be run here.
+        fallback: the scratch bytes to assume for a call that cannot be run here.
 
     Raises:
         MeasureError: such a call, when there is no ``fallback``.
 
     >>> x = torch.empty(8, 8)
-    >>> measure_workspace([Call(torch.ops.aten.add.Tensor, (x, x))])
-    [0]
+    >>> measure_memory([Call(torch.ops.aten.add.Tensor, (x, x))])
+    [Memory(workspace_bytes=0, output_bytes=(256,))]
     """
-    return _each(calls, "workspace_bytes", _workspace, cache, fallback)
-
-
-def real_output_bytes(call: Call) -> tuple[int, ...]:
-    """Run a call and return the bytes of each storage it makes.
-
-    For the kernels whose outputs fake tensors do not know: ``aten.mkldnn_rnn_layer`` keeps a
-    workspace for backward that is empty on paper.
-    """
-    return _guarded(call, lambda c: _run_and_drop(materialise(c, blank)))
+    estimate = None if fallback is None else (lambda call: [fallback(call)])
+    found = _each(calls, "memory", _memory, cache, estimate)
+    return [Memory(scratch, tuple(made)) for scratch, *made in found]
 
 
 def _each(
@@ -149,13 +157,13 @@ def _available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _workspace(call: Call) -> int:
-    """Return the peak of one run beyond its outputs: kernels take their scratch anew every time."""
+def _memory(call: Call) -> list[int]:
+    """Return the peak of one run beyond its outputs, then the outputs: every run is alike."""
     if needs_no_scratch(call):
-        return 0
+        return [0]
     real = materialise(call, blank)
     record = measure_peak(lambda: _run_and_drop(real), device_of(call), collect=False)
-    return max(0, record.peak_bytes - sum(record.result))
+    return [max(0, record.peak_bytes - sum(record.result)), *record.result]
 
 
 def _run_and_drop(call: Call) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphs.allocations import measure_peak
 from graphs.calls import Call, materialise, output_bytes, random, signature
-from graphs.measure import MeasureError, measure_seconds, measure_workspace, real_output_bytes
+from graphs.measure import MeasureError, Memory, measure_memory, measure_seconds
 from graphs.scratch import estimate_workspace, needs_no_scratch
 
 aten = torch.ops.aten
@@ -50,7 +50,7 @@ def calls() -> dict[str, tuple[Call, int, float]]:
 @pytest.mark.parametrize("name", calls())
 def test_scratch_memory_is_known_and_its_formula_agrees(name: str) -> None:
     call, expected, slack = calls()[name]
-    (measured,) = measure_workspace([call])
+    measured = measure_memory([call])[0].workspace_bytes
     assert measured == pytest.approx(expected, rel=slack)
     assert estimate_workspace(call) == pytest.approx(measured, rel=slack)
 
@@ -68,14 +68,16 @@ def test_convolution_formula_knows_the_size_of_the_result(transposed: bool) -> N
 def test_attention_formula_follows_the_tiles_of_the_kernel(length: int) -> None:
     query = torch.empty(2, 4, length, 32)
     call = Call(aten._scaled_dot_product_flash_attention_for_cpu.default, (query,) * 3)
-    assert estimate_workspace(call) == measure_workspace([call])[0]
+    assert estimate_workspace(call) == measure_memory([call])[0].workspace_bytes
 
 
 def test_an_attention_backward_is_estimated_within_a_tenth() -> None:
     query, rows = torch.empty(2, 4, 300, 32), torch.empty(2, 4, 300)
     target = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     call = Call(target, (query, query, query, query, query, rows, 0.0, True))
-    assert estimate_workspace(call) == pytest.approx(measure_workspace([call])[0], rel=0.1)
+    assert estimate_workspace(call) == pytest.approx(
+        measure_memory([call])[0].workspace_bytes, rel=0.1
+    )
 
 
 LAYOUTS = {
@@ -112,12 +114,12 @@ def test_repeated_calls_are_measured_once_and_remembered(tmp_path: Path) -> None
 
 def test_a_damaged_cache_warns_and_is_measured_again(tmp_path: Path) -> None:
     call = Call(aten.relu.default, (torch.empty(10),))
-    measure_workspace([call], cache=tmp_path)
+    measure_memory([call], cache=tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_text(file.read_text()[:20])
     with pytest.warns(UserWarning, match="is damaged"):
-        assert measure_workspace([call], cache=tmp_path) == [0]
-    assert measure_workspace([call], cache=tmp_path) == [0]
+        assert measure_memory([call], cache=tmp_path) == [Memory(0, (40,))]
+    assert measure_memory([call], cache=tmp_path) == [Memory(0, (40,))]
 
 
 def test_random_operators_leave_the_random_state_alone() -> None:
@@ -132,8 +134,8 @@ def test_an_operator_that_does_not_fit_is_refused() -> None:
     with FakeTensorMode():
         call = Call(aten.relu.default, (torch.empty(size, dtype=torch.uint8),))
     with pytest.raises(MeasureError, match=r"aten.relu.default needs \d+ bytes, more than half"):
-        measure_workspace([call])
-    assert measure_workspace([call], fallback=lambda _: 7) == [7]
+        measure_memory([call])
+    assert measure_memory([call], fallback=lambda _: 7) == [Memory(7)]
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:
@@ -145,7 +147,7 @@ def test_a_device_that_is_not_here_is_refused() -> None:
 def test_data_that_an_operator_refuses_is_an_error() -> None:
     call = Call(aten.mm.default, (torch.empty(2, 3), torch.empty(2, 3)))
     with pytest.raises(MeasureError, match=r"aten.mm.default does not run on made-up data: .*"):
-        measure_workspace([call])
+        measure_memory([call])
 
 
 def test_indices_are_valid_for_any_dimension() -> None:
@@ -172,7 +174,7 @@ def test_a_recurrent_layer_keeps_more_than_fake_tensors_know() -> None:
     flags = (False, [], 2, 16, 1, True, False, False, True)
     arguments = (torch.empty(5, 4, 16), weight, weight, bias, bias, state, state, *flags)
     call = Call(aten.mkldnn_rnn_layer.default, arguments)
-    assert sum(real_output_bytes(call)) > output_bytes(call)
+    assert sum(measure_memory([call])[0].output_bytes) > output_bytes(call)
 
 
 def test_a_signature_tells_sharing_from_likeness() -> None:
