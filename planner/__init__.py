@@ -25,6 +25,7 @@ from planner.plan import Plan
 from planner.planfile import load
 from planner.timeline import render_timeline_svg
 from planner.units import parse_budget
+from planner.verify import Verification, verify
 from solvers import Limits, Status
 
 __all__ = [
@@ -42,9 +43,11 @@ __all__ = [
     "Status",
     "UnknownDevice",
     "UnknownMethod",
+    "Verification",
     "compare",
     "fit",
     "load",
     "parse_budget",
     "render_timeline_svg",
+    "verify",
 ]
