@@ -190,7 +190,7 @@ class Step(nn.Module):
         values += [getattr(self, f"b{i}") for i in range(len(self._names[1]))]
         args, kwargs, targets = self._call.rebuild(tensors)
         with swapped(self._model[0], dict(zip(names, values, strict=True))):
-            output = self._model[0](*args, **kwargs)
+            output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
             if self._loss is not None:
                 output = self._loss(output, *targets)
         kept, self.outputs = split_outputs(output)

@@ -1,0 +1,387 @@
+"""A planned model is the user's own in every way but what it runs."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import planner
+from graphs.allocations import measure_peak
+from planner import PlanMismatch
+from planner.plan import Plan
+from tests.scenes import SCENES, Apply, mlp
+from tests.training import Scene, assert_same, measured_peak, resident_bytes, train
+
+DEEP = Scene(
+    lambda: Apply(
+        lambda m, x: m.body(x).square().mean(),
+        body=nn.Sequential(mlp(), nn.Dropout(0.2), nn.BatchNorm1d(16), mlp(), mlp()),
+    ),
+    lambda: torch.randn(64, 16),
+)
+LOGITS = Scene(lambda: nn.Sequential(mlp(), mlp()), lambda: torch.randn(64, 16))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def planned(scene: Scene, method: str = "recompute_all", **options: Any) -> nn.Module:
+    model = scene.model()
+    return scene.plan(model, method).apply(model, **options)
+
+
+# What it is
+
+
+def test_it_shares_everything_with_the_model_given() -> None:
+    model = DEEP.model()
+    patched = DEEP.plan(model, "recompute_all").apply(model)
+    assert isinstance(patched, type(model))
+    assert type(patched).__name__ == type(model).__name__
+    assert type(model) is Apply
+    assert all(a is b for a, b in zip(patched.parameters(), model.parameters(), strict=True))
+    assert patched.state_dict().keys() == model.state_dict().keys()
+    assert repr(patched) == repr(model)
+
+
+def test_state_dicts_go_both_ways() -> None:
+    trained, fresh = planned(DEEP), planned(DEEP)
+    train(DEEP, trained, steps=3)
+    with torch.no_grad():
+        for p in trained.parameters():
+            p.sub_(0.1 * p.grad)
+    file = io.BytesIO()
+    torch.save(trained.state_dict(), file)
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file))
+    for model in (trained, fresh):
+        model.zero_grad(set_to_none=True)
+    assert_same(train(DEEP, trained), train(DEEP, fresh))
+
+
+def test_a_deep_copy_is_independent_and_runs_the_plan() -> None:
+    patched = planned(DEEP, "least")
+    other = copy.deepcopy(patched)
+    train(DEEP, other)
+    assert all(p.grad is None for p in patched.parameters())
+    assert_same(train(DEEP, DEEP.model()), train(DEEP, patched))
+    peak = DEEP.plan(DEEP.model(), "least").peak_bytes
+    assert measured_peak(DEEP, copy.deepcopy(patched)) <= peak
+
+
+def test_a_shallow_copy_shares_parameters() -> None:
+    patched = planned(DEEP)
+    other = copy.copy(patched)
+    train(DEEP, other)
+    assert all(a is b for a, b in zip(patched.parameters(), other.parameters(), strict=True))
+    assert all(p.grad is not None for p in patched.parameters())
+
+
+def test_it_is_not_pickled_whole() -> None:
+    with pytest.raises(pickle.PicklingError, match="state_dict"):
+        torch.save(planned(DEEP), io.BytesIO())
+
+
+def test_a_forward_on_the_instance_is_refused() -> None:
+    model = DEEP.model()
+    plan = DEEP.plan(model)
+    model.forward = lambda x: x.sum()  # type: ignore[method-assign]
+    with pytest.raises(PlanMismatch, match=r"model\.forward was replaced"):
+        plan.apply(model)
+
+
+# How it trains
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_trajectories_are_equal(optimizer: Any) -> None:
+    def trajectory(model: nn.Module) -> list[Tensor]:
+        torch.manual_seed(5)
+        steps = optimizer(model.parameters(), lr=0.05)
+        losses = []
+        for _ in range(5):
+            steps.zero_grad()
+            loss = model(torch.randn(64, 16))
+            loss.backward()
+            steps.step()
+            losses.append(loss.detach())
+        return [*losses, *model.state_dict().values()]
+
+    pairs = zip(trajectory(DEEP.model()), trajectory(planned(DEEP)), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_gradients_accumulate_within_the_budget() -> None:
+    model = DEEP.model()
+    plan = DEEP.plan(model, "least", accumulate=True)
+    patched = plan.apply(model)
+    call = DEEP.call()
+    patched(call).backward()
+    held = sum(p.grad.untyped_storage().nbytes() for p in model.parameters())  # type: ignore[union-attr]
+    record = measure_peak(lambda: patched(call).backward())
+    measured = resident_bytes(model, call) + held + record.peak_bytes
+    assert measured <= plan.budget_bytes
+    assert plan.peak_bytes == pytest.approx(measured, rel=0.02)
+    assert_same(train(DEEP, DEEP.model(), steps=3), train(DEEP, planned(DEEP), steps=3))
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_hooks_run_once(early: bool) -> None:
+    """Hooks of the model itself and of its parameters, registered before or after planning."""
+    scene = SCENES["input_that_requires_grad"]
+
+    def hooked(model: nn.Module) -> list[Tensor]:
+        seen: list[Tensor] = []
+        weight = next(model.parameters())
+        weight.register_hook(lambda g: g * 2)
+        weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+        model.register_forward_pre_hook(lambda m, args: (args[0] + 1,))
+        model.register_forward_hook(lambda m, args, out: seen.append(out.detach()))
+        model.register_full_backward_hook(lambda m, i, o: seen.append(o[0]))
+        return seen
+
+    def gradients(model: nn.Module) -> list[Tensor]:
+        call = scene.call()
+        model(call).backward()
+        return [call.grad, *(p.grad for p in model.parameters())]
+
+    plain, model = scene.model(), scene.model()
+    expected = hooked(plain)
+    if early:
+        found = hooked(model)
+    patched = scene.plan(model, "recompute_all").apply(model)
+    if not early:
+        found = hooked(patched)
+    pairs = list(zip(gradients(plain), gradients(patched), strict=True))
+    pairs += zip(expected, found, strict=True)
+    assert len(expected) == 3
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_two_forwards_before_their_backwards() -> None:
+    def both(model: nn.Module) -> list[Tensor]:
+        torch.manual_seed(4)
+        first, second = model(torch.randn(64, 16)), model(torch.randn(64, 16))
+        second.sum().backward()
+        first.square().sum().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    pairs = zip(both(LOGITS.model()), both(planned(LOGITS)), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_without_gradients_the_original_runs() -> None:
+    model, patched = DEEP.model().eval(), planned(DEEP)
+    patched.eval()
+    with torch.no_grad():
+        assert torch.equal(model(DEEP.call()), patched(DEEP.call()))
+        assert torch.equal(model(torch.ones(3, 16)), patched(torch.ones(3, 16)))
+
+
+def test_a_loss_callable_is_inside() -> None:
+    scene = SCENES["loss_callable_with_targets"]
+    model = scene.model()
+    patched = scene.plan(model).apply(model)
+    call = scene.call()
+    with torch.no_grad():
+        without = patched(call, targets=scene.targets)
+    assert torch.equal(patched(call, targets=scene.targets), without)
+    assert torch.equal(without, F.mse_loss(model(call), scene.targets))
+
+
+def test_backward_twice_is_refused() -> None:
+    loss = planned(DEEP)(DEEP.call())
+    loss.backward()
+    with pytest.raises(RuntimeError, match=r"second time|backward ran twice"):
+        loss.backward()
+    loss = planned(DEEP)(DEEP.call())
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="retain_graph is not supported"):
+        loss.backward()
+
+
+def test_second_derivatives_are_refused() -> None:
+    model = planned(LOGITS)
+    call = LOGITS.call()
+    (gradient, *_) = torch.autograd.grad(
+        model(call).square().sum(), list(model.parameters()), create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_a_gradient_beside_the_loss_is_refused() -> None:
+    scene = Scene(
+        lambda: Apply(lambda m, x: {"loss": m.a(x).mean(), "logits": m.a(x)}, a=mlp()),
+        lambda: torch.randn(64, 16),
+    )
+    out = planned(scene)(scene.call())
+    with pytest.raises(PlanMismatch, match="output 'logits'"):
+        (out["loss"] + out["logits"].sum()).backward()
+
+
+# What it notices
+
+
+def _wider(model: nn.Module) -> Tensor:
+    return torch.randn(32, 16)
+
+
+def _transposed(model: nn.Module) -> Tensor:
+    return torch.randn(16, 64).t()
+
+
+def _double(model: nn.Module) -> Tensor:
+    return torch.randn(64, 16, dtype=torch.float64)
+
+
+def _requiring(model: nn.Module) -> Tensor:
+    return torch.randn(64, 16, requires_grad=True)
+
+
+def _evaluating(model: nn.Module) -> Tensor:
+    model.body[1].eval()  # type: ignore[index, union-attr]
+    return torch.randn(64, 16)
+
+
+def _freezing(model: nn.Module) -> Tensor:
+    model.body[0][0].weight.requires_grad_(False)  # type: ignore[index, union-attr]
+    return torch.randn(64, 16)
+
+
+CHANGES = [
+    (_wider, r"float32\[32, 16\], planned for float32\[64, 16\]"),
+    (_transposed, r"strides \[1, 64\] instead of \[16, 1\]"),
+    (_double, r"float64\[64, 16\]"),
+    (_requiring, "requires_grad True instead of False"),
+    (_evaluating, r"mode of module 'body\.1'"),
+    (_freezing, r"parameter 'body\.0\.0\.weight'"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES)
+def test_another_call_is_noticed(change: Any, words: str) -> None:
+    patched = planned(DEEP)
+    call = change(patched)
+    with pytest.raises(PlanMismatch, match=words):
+        patched(call)
+
+
+@pytest.mark.parametrize("change", [_wider, _transposed, _requiring, _evaluating, _freezing])
+@pytest.mark.parametrize("choice", ["original", "replan"])
+def test_another_call_runs_as_chosen(change: Any, choice: str) -> None:
+    def run(model: nn.Module) -> list[Tensor | None]:
+        torch.manual_seed(6)
+        call = change(model)
+        model(call).backward()
+        return [call.grad, *(p.grad for p in model.parameters()), *model.buffers()]
+
+    pairs = zip(run(DEEP.model()), run(planned(DEEP, on_mismatch=choice)), strict=True)
+    assert all(a is b is None or torch.equal(a, b) for a, b in pairs)  # type: ignore[arg-type]
+
+
+def test_autocast_is_noticed() -> None:
+    patched = planned(DEEP)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(PlanMismatch, match=r"autocast is \['cpu', 'bfloat16'\]"),
+    ):
+        patched(DEEP.call())
+    scene = SCENES["autocast"]
+    with pytest.raises(PlanMismatch, match=r"autocast is \['cpu'\]"):
+        planned(scene)(scene.call())
+
+
+def test_keywords_may_come_in_any_order_but_not_by_position() -> None:
+    scene = Scene(
+        lambda: Apply(lambda m, x, y=None, z=1.0: (m.a(x) * y * z).mean(), a=mlp()),
+        lambda: {"x": torch.randn(64, 16), "y": torch.ones(16), "z": 2.0},
+    )
+    patched = planned(scene)
+    x, y = torch.randn(64, 16), torch.ones(16)
+    assert torch.equal(patched(x=x, y=y, z=2.0), patched(z=2.0, y=y, x=x))
+    with pytest.raises(PlanMismatch, match="other names, number or nesting"):
+        patched(x, y=y, z=2.0)
+    with pytest.raises(PlanMismatch, match=r"argument 2 is 3\.0, planned for 2\.0"):
+        patched(x=x, y=y, z=3.0)
+
+
+def test_a_branch_that_goes_another_way_is_noticed() -> None:
+    def run(m: Any, x: Tensor, mask: Tensor) -> Tensor:
+        h = m.a(x)
+        if not mask.all():
+            h = h.masked_fill(mask[:, None] == 0, 0.0)
+        return h.square().mean()
+
+    scene = Scene(
+        lambda: Apply(run, a=mlp()),
+        lambda: (torch.randn(64, 16), torch.ones(64, dtype=torch.long)),
+    )
+    patched = planned(scene)
+    x, ones = scene.call()
+    patched(x, ones)
+    padded = ones.clone()
+    padded[3] = 0
+    with pytest.raises(PlanMismatch, match=r"asks for a value at .*test_patch\.py:\d+"):
+        patched(x, padded)
+    again = planned(scene, on_mismatch="replan")
+    assert torch.equal(again(x, padded), scene.model()(x, padded))
+    assert torch.equal(again(x, ones), scene.model()(x, ones))
+
+
+def test_another_model_is_refused() -> None:
+    plan = LOGITS.plan(LOGITS.model())
+    with pytest.raises(PlanMismatch, match=r"parameter '.*' is \[\[?\d+"):
+        plan.apply(nn.Sequential(mlp(8), mlp(8)))
+    other = LOGITS.model()
+    other[1][1] = nn.ReLU()  # type: ignore[index, operator]
+    with pytest.raises(PlanMismatch, match=r"aten\.relu\.default.*aten\.gelu\.default"):
+        plan.apply(other)
+    with pytest.raises(PlanMismatch, match=r"mode of module"):
+        plan.apply(LOGITS.model().eval())
+
+
+def test_a_plan_from_a_file_runs(tmp_path: Any) -> None:
+    scene = SCENES["loss_callable_with_targets"]
+    model = scene.model()
+    plan = scene.plan(model, "recompute_all")
+    plan.save(tmp_path / "plan.json")
+    loaded: Plan = planner.load(tmp_path / "plan.json")
+    with pytest.raises(PlanMismatch, match="loss"):
+        loaded.apply(model)
+    patched = loaded.apply(model, loss=scene.loss)
+    assert_same(train(scene, scene.model()), train(scene, patched))
+
+
+def test_the_same_step_gives_the_same_plan() -> None:
+    calls = [planner.fit(DEEP.model(), "90%", inputs=DEEP.call(), device="cpu") for _ in range(2)]
+    assert calls[0] == calls[1]
+
+
+# Who else may wrap it
+
+
+@pytest.fixture
+def process_group(tmp_path: Any) -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_data_parallel_training_wraps_it() -> None:
+    wrapped = nn.parallel.DistributedDataParallel(planned(DEEP))
+    plain = nn.parallel.DistributedDataParallel(DEEP.model())
+    assert_same(train(DEEP, plain), train(DEEP, wrapped))
