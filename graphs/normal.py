@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from graphs.aot import Joint
+from graphs.errors import CaptureError
 from graphs.noise import keep_layout_of_noise
 
 _RECURRENT_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
@@ -68,12 +69,22 @@ def _mark_twins(joint: Joint) -> None:
 
 
 def _own_gradients(joint: Joint) -> tuple[fx.Node | None, ...]:
-    """Give every gradient a dense tensor of its own."""
+    """Give every gradient a dense tensor of its own.
+
+    Raises:
+        CaptureError: a gradient is sparse.
+    """
     output = joint.graph.output_node()
     owners = (*joint.parameters.values(), *joint.inputs)
     taken: set[int] = {_storage(n) for n in joint.forward_outputs}
     taken |= {_storage(n) for n in joint.graph.find_nodes(op="placeholder")}
     gradients: list[fx.Node | None] = []
+    for name, node in zip(joint.parameters, joint.gradients, strict=False):
+        if node is not None and node.meta["val"].layout is not torch.strided:
+            raise CaptureError(
+                f"the gradient of parameter {name!r} is sparse, and a plan can only hold dense "
+                "ones; make the embedding with sparse=False"
+            )
     for owner, node in zip(owners, joint.gradients, strict=True):
         if node is None or (_fits(owner, node) and _storage(node) not in taken):
             gradients.append(node)

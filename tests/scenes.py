@@ -89,6 +89,15 @@ def output_that_is_a_view() -> nn.Module:
 
 
 @scene(64, 16)
+def outputs_that_are_inputs_and_parameters() -> nn.Module:
+    def run(m: Any, x: Tensor) -> Any:
+        h = m.a(x)
+        return h, x, m.a[0].weight, h.detach(), h
+
+    return Apply(run, a=mlp())
+
+
+@scene(64, 16)
 def loss_first_of_a_tuple() -> nn.Module:
     def run(m: Any, x: Tensor) -> Any:
         h = m.a(x)
