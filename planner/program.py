@@ -38,7 +38,7 @@ class Program:
     ``forward`` takes parameters, buffers and input tensors and returns the outputs, then what it
     saves. ``backward`` takes the tensors at ``reads`` (indices into forward's arguments), what was
     saved, then the tangents at ``tangents`` (indices of outputs), and returns a gradient or
-    ``None`` for each of forward's arguments.
+    ``None`` for each of forward's arguments. ``behind`` are the tangents each gradient is made of.
     """
 
     forward: Callable[[list[Any]], list[Any]]
@@ -46,6 +46,7 @@ class Program:
     output_count: int
     reads: tuple[int, ...]
     tangents: tuple[int, ...]
+    behind: tuple[frozenset[int], ...]
     output_names: tuple[str, ...]
     output_specs: tuple[tuple[Any, ...], ...]
     refused: tuple[bool, ...]
@@ -277,11 +278,23 @@ def _program(
         output_count=len(outputs),
         reads=tuple(position[k] for k in reads),
         tangents=tuple(tangents[k] for k in arrived),
+        behind=_behind(joint, inputs),
         output_names=joint.outputs.names,
         output_specs=tuple((f.shape, f.stride(), f.dtype, f.device) for f in fakes),
         refused=joint.outputs.refused,
         differentiable=joint.outputs.differentiable,
     )
+
+
+def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ...]:
+    """Return for each of forward's arguments the outputs whose tangents its gradient is made of."""
+    found = {node: frozenset((index,)) for index, node in joint.tangents.items()}
+    for node in joint.graph.nodes:
+        if node not in found:
+            found[node] = frozenset().union(*(found[n] for n in node.all_input_nodes))
+    gradients = dict(zip((*joint.parameters.values(), *joint.inputs), joint.gradients, strict=True))
+    made = (gradients.get(node) for node in inputs)
+    return tuple(frozenset() if g is None else found[g] for g in made)
 
 
 def _reorder(half: _Half, keys: Sequence[Any]) -> None:
@@ -318,8 +331,10 @@ class _Run(torch.autograd.Function):
         arguments = [*ctx.saved_tensors, *saved]
         for index in program.tangents:
             arguments.append(_tangent(program, index, gradients[index]))
+        arrived = {i for i, g in enumerate(gradients) if g is not None}
         del saved, gradients
-        return (None, *program.backward(arguments))
+        found = zip(program.backward(arguments), program.behind, strict=True)
+        return (None, *(g if arrived & behind else None for g, behind in found))
 
 
 def _tangent(program: Program, index: int, gradient: Tensor | None) -> Tensor:

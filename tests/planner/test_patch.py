@@ -168,6 +168,25 @@ def test_hooks_run_once(early: bool) -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("used", [0, 1])
+def test_what_an_unused_output_alone_needs_gets_no_gradient(used: int) -> None:
+    scene = Scene(
+        lambda: Apply(lambda m, x: (m.b(m.a(x)), m.c(m.a(x))), a=mlp(), b=mlp(), c=mlp()),
+        lambda: torch.randn(64, 16),
+    )
+
+    def run(model: nn.Module) -> list[Tensor | None]:
+        model(scene.call())[used].square().sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    plain, patched = run(scene.model()), run(planned(scene))
+    assert sum(g is None for g in plain) == 4
+    assert all(
+        a is b is None or torch.equal(a, b)  # type: ignore[arg-type]
+        for a, b in zip(plain, patched, strict=True)
+    )
+
+
 def test_two_forwards_before_their_backwards() -> None:
     def both(model: nn.Module) -> list[Tensor]:
         torch.manual_seed(4)
