@@ -362,3 +362,13 @@ class Answer:
 
 
 torch.utils._pytree.register_dataclass(Answer)
+
+
+DEEP = Scene(
+    lambda: Apply(
+        lambda m, x: m.body(x).square().mean(),
+        body=nn.Sequential(mlp(), nn.Dropout(0.2), nn.BatchNorm1d(16), mlp(), mlp()),
+    ),
+    lambda: torch.randn(64, 16),
+)
+LOGITS = Scene(lambda: nn.Sequential(mlp(), mlp()), lambda: torch.randn(64, 16))

@@ -17,17 +17,8 @@ import planner
 from graphs.allocations import measure_peak
 from planner import PlanMismatch
 from planner.plan import Plan
-from tests.scenes import SCENES, Apply, mlp
+from tests.scenes import DEEP, LOGITS, SCENES, Apply, mlp
 from tests.training import Scene, assert_same, measured_peak, resident_bytes, train
-
-DEEP = Scene(
-    lambda: Apply(
-        lambda m, x: m.body(x).square().mean(),
-        body=nn.Sequential(mlp(), nn.Dropout(0.2), nn.BatchNorm1d(16), mlp(), mlp()),
-    ),
-    lambda: torch.randn(64, 16),
-)
-LOGITS = Scene(lambda: nn.Sequential(mlp(), mlp()), lambda: torch.randn(64, 16))
 
 
 @pytest.fixture(autouse=True)
