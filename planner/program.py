@@ -48,7 +48,7 @@ class Program:
     tangents: tuple[int, ...]
     behind: tuple[frozenset[int], ...]
     output_names: tuple[str, ...]
-    output_specs: tuple[tuple[Any, ...], ...]
+    tangent_specs: tuple[tuple[Any, ...], ...]
     refused: tuple[bool, ...]
     differentiable: tuple[bool, ...]
 
@@ -271,7 +271,7 @@ def _program(
     _reorder(backward, [*reads, *saved, *arrived])
     outputs = [forward.get(node) for node in joint.forward_outputs]
     kept = [forward.env[k] if isinstance(k, tuple) else forward.get(k) for k in saved]
-    fakes = [node.meta["val"] for node in joint.forward_outputs]
+    fakes = [k.meta["val"] for k in arrived]
     return Program(
         forward=forward.compile([*outputs, *kept]),
         backward=backward.compile(returned),
@@ -280,7 +280,7 @@ def _program(
         tangents=tuple(tangents[k] for k in arrived),
         behind=_behind(joint, inputs),
         output_names=joint.outputs.names,
-        output_specs=tuple((f.shape, f.stride(), f.dtype, f.device) for f in fakes),
+        tangent_specs=tuple((f.shape, f.stride(), f.dtype, f.device) for f in fakes),
         refused=joint.outputs.refused,
         differentiable=joint.outputs.differentiable,
     )
@@ -329,16 +329,22 @@ class _Run(torch.autograd.Function):
                 "retain_graph is not supported by a plan"
             )
         arguments = [*ctx.saved_tensors, *saved]
-        for index in program.tangents:
-            arguments.append(_tangent(program, index, gradients[index]))
+        for index, spec in zip(program.tangents, program.tangent_specs, strict=True):
+            arguments.append(_tangent(gradients[index], *spec))
         arrived = {i for i, g in enumerate(gradients) if g is not None}
         del saved, gradients
         found = zip(program.backward(arguments), program.behind, strict=True)
         return (None, *(g if arrived & behind else None for g, behind in found))
 
 
-def _tangent(program: Program, index: int, gradient: Tensor | None) -> Tensor:
-    shape, stride, dtype, device = program.output_specs[index]
+def _tangent(
+    gradient: Tensor | None,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Return the gradient that arrived, in the layout that was traced, or zeros for none."""
     if gradient is None:
         return torch.zeros(shape, dtype=dtype, device=device)
     if gradient.stride() == stride:

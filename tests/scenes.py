@@ -83,7 +83,7 @@ def several_outputs() -> nn.Module:
 def output_that_is_a_view() -> nn.Module:
     def run(m: Any, x: Tensor) -> Any:
         h = m.a(x)
-        return h.view(32, 2, 16).transpose(0, 1), h[:3]
+        return h.view(32, 2, 16).transpose(0, 1), h[:3], h[:1].expand(5, 16), h[:, ::2]
 
     return Apply(run, a=nn.Sequential(mlp(), mlp()))
 
