@@ -1,7 +1,8 @@
 """Plan, patch and run every model of the zoo at three budgets: ``python -m benchmarks.zoo [NAME]``.
 
 For each: measured peak against the budget and the prediction, whether loss, gradients and buffers
-agree with plain training in every bit, overhead and proven gap.
+agree with plain training in every bit, estimated overhead and proven gap. Time is measured by
+``benchmarks.speed``: here the steps are too few.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from benchmarks.record import record, show
 from planner import Plan
 from planner.verify import Run, conclude, run_alone
 
-FRACTIONS = (0.0, 1 / 3, 2 / 3)
+FRACTIONS = (0.1, 1 / 3, 2 / 3)  # of the way from the least budget to what recomputes nothing
 TOLERANCE = 0.02
 
 
@@ -41,17 +42,16 @@ class Row:
     buffer_difference: float
     overhead_fraction: float
     gap_fraction: float
-    measured_overhead_fraction: float
     capture_seconds: float
     solve_seconds: float
 
 
 def measure(case: Case) -> Iterator[Row]:
     """Run plain training once and a plan at every budget."""
-    baseline = run_alone(case.trial())
+    baseline = run_alone(case.trial(steps=1))
     for fraction in FRACTIONS:
         plan = case.plan(case.budget_at(fraction))
-        yield _row(case, plan, baseline, run_alone(case.trial(plan)))
+        yield _row(case, plan, baseline, run_alone(case.trial(plan, steps=1)))
 
 
 def _row(case: Case, plan: Plan, baseline: Run, patched: Run) -> Row:
@@ -74,7 +74,6 @@ def _row(case: Case, plan: Plan, baseline: Run, patched: Run) -> Row:
         buffer_difference=found.buffers.relative,
         overhead_fraction=plan.overhead,
         gap_fraction=plan.gap,
-        measured_overhead_fraction=found.time_ratio - 1,
         capture_seconds=case.capture_seconds,
         solve_seconds=plan.solve_seconds,
     )
