@@ -36,6 +36,7 @@ def signature_of(
         "model": type(model).__qualname__,
         "parameters": [_member(n, t) for n, t in parameters.items()],
         "buffers": [_member(n, t) for n, t in buffers.items()],
+        "modules": [type(m).__qualname__ for m in model.modules()],
         "evaluating": [n for n, m in model.named_modules() if not m.training],
         "spec": treespec_dumps(call.spec),
         "leaves": [_leaf(x) for x in call.leaves],
@@ -44,6 +45,28 @@ def signature_of(
         "answers": list(answers),
         "loss": loss,
     }
+
+
+def fingerprint(model: nn.Module, call: Arguments) -> tuple[Any, ...]:
+    """Return what a signature depends on as one hashable value, quick enough for every step."""
+    modules = list(model.modules())
+    members = [t for m in modules for d in (m._parameters, m._buffers) for t in d.values()]
+    devices = {t.device.type for t in (*members, *call.tensors) if t is not None}
+    return (
+        tuple((type(m), m.training) for m in modules),
+        tuple(None if t is None else (t.shape, t.dtype, t.requires_grad) for t in members),
+        call.spec,
+        tuple(
+            (x.shape, x.stride(), x.dtype, x.device.type, x.requires_grad)
+            if isinstance(x, Tensor)
+            else (type(x), x)
+            for x in call.leaves
+        ),
+        tuple(
+            (d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d))
+            for d in sorted(devices)
+        ),
+    )
 
 
 def device_type(model: nn.Module, call: Arguments) -> str:
@@ -114,6 +137,10 @@ def differences(planned: Signature, found: Signature) -> Iterator[str]:
     for key in ("model", "parameters", "buffers"):
         if planned[key] != found[key]:
             yield from _member_differences(key, planned[key], found[key])
+    if planned["modules"] != found["modules"]:
+        pairs = zip(planned["modules"], found["modules"], strict=False)
+        before, after = next(((a, b) for a, b in pairs if a != b), ("none", "a further module"))
+        yield f"a submodule is a {after}, planned was a {before}"
     if planned["evaluating"] != found["evaluating"]:
         changed = sorted(set(planned["evaluating"]) ^ set(found["evaluating"]))
         yield f"train/eval mode of module {changed[0]!r} ({len(changed)} in all) changed"

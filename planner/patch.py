@@ -23,7 +23,7 @@ from graphs import Graph
 from graphs.aot import Joint
 from graphs.capture import recapture
 from graphs.errors import CaptureError as GraphsCaptureError
-from graphs.signature import differences, signature_of
+from graphs.signature import differences, fingerprint, signature_of
 from graphs.step import Arguments, arguments, unique_tensors
 from planner.errors import PlanMismatch
 from planner.program import Program, build, execute
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from planner.plan import Plan
 
 MISMATCH = ("error", "replan", "original")
-_MODEL_KEYS = ("model", "parameters", "buffers")
+_MODEL_KEYS = ("model", "parameters", "buffers", "modules")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Runtime:
     joint: Joint
     loss: Callable[..., Any] | None
     on_mismatch: str
-    replanned: dict[str, Runtime] = field(default_factory=dict)
+    replanned: list[Runtime] = field(default_factory=list)
+    accepted: set[tuple[Any, ...]] = field(default_factory=set)
 
     def run(self, model: nn.Module, call: Arguments) -> Any:
         """Run the planned step's forward half; autograd will run the other."""
@@ -54,10 +55,12 @@ class Runtime:
 
     def mismatch(self, model: nn.Module, call: Arguments) -> str | None:
         """Say why a call is not the planned one, or ``None`` if it is."""
-        planned = self.plan.signature
-        found = signature_of(model, call, loss=self.loss is not None)
-        for difference in differences(planned, found):
-            return difference
+        seen = fingerprint(model, call)
+        if seen not in self.accepted:
+            found = signature_of(model, call, loss=self.loss is not None)
+            for difference in differences(self.plan.signature, found):
+                return difference
+            self.accepted.add(seen)
         if (broken := self.joint.decisions.broken_by(call.tensors)) is not None:
             return (
                 f"the model asks for a value at {broken.source}; the plan was made for "
@@ -257,13 +260,13 @@ def _replanned(
     """Return a runtime for another call within the same budget, made once per kind of call."""
     from planner.fit import refit
 
-    for known in runtime.replanned.values():
+    for known in runtime.replanned:
         if known.mismatch(model, call) is None:
             return known
     plain = _reclassed(model, base)
     plan = refit(runtime.plan, plain, call, runtime.loss)
     made = _runtime(plan, plain, "error", runtime.loss)
-    runtime.replanned[str(len(runtime.replanned))] = made
+    runtime.replanned.append(made)
     return made
 
 
