@@ -65,6 +65,12 @@ class Scene:
         return replace(plan, schedule=least.schedule, budget_bytes=budget, loss=self.loss)
 
 
+def planned(scene: Scene, method: str = "recompute_all", **options: Any) -> nn.Module:
+    """Return a fresh model of a scene that runs a plan of it."""
+    model = scene.model()
+    return scene.plan(model, method).apply(model, **options)
+
+
 def forward(scene: Scene, model: nn.Module, call: Any) -> Any:
     """Call a plain or planned model; the loss of a planned one is inside."""
     args, kwargs, _ = arguments_of(call).rebuild(arguments_of(call).tensors)
@@ -125,9 +131,9 @@ def assert_same(plain: Mapping[str, Any], planned: Mapping[str, Any]) -> None:
             assert a == b, name
 
 
-def resident_bytes(model: nn.Module, call: Any) -> int:
-    """Add up the storages of parameters, buffers and inputs."""
-    members = [*model.parameters(), *model.buffers(), *arguments_of(call).tensors]
+def resident_bytes(model: nn.Module, call: Any, targets: Any = None) -> int:
+    """Add up the storages of parameters, buffers, inputs and targets."""
+    members = [*model.parameters(), *model.buffers(), *arguments_of(call, targets).tensors]
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in members}
     return sum(storages.values())
 
@@ -142,7 +148,7 @@ def measured_peak(scene: Scene, model: nn.Module) -> int:
     model.zero_grad(set_to_none=True)
     step()
     model.zero_grad(set_to_none=True)
-    return resident_bytes(model, call) + measure_peak(step).peak_bytes
+    return resident_bytes(model, call, scene.targets) + measure_peak(step).peak_bytes
 
 
 def recomputed_targets(plan: Plan) -> set[str]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.scenes import SCENES, mlp
+from tests.layers import SCENES
+from tests.scenes import mlp
 from tests.training import (
     Scene,
     assert_same,

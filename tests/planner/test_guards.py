@@ -1,0 +1,136 @@
+"""What a planned model notices before it runs anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planner import PlanMismatch
+from tests.scenes import DEEP, LOGITS, SCENES, Apply, mlp
+from tests.training import Scene, planned
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _wider(model: nn.Module) -> Tensor:
+    return torch.randn(32, 16)
+
+
+def _transposed(model: nn.Module) -> Tensor:
+    return torch.randn(16, 64).t()
+
+
+def _double(model: nn.Module) -> Tensor:
+    return torch.randn(64, 16, dtype=torch.float64)
+
+
+def _requiring(model: nn.Module) -> Tensor:
+    return torch.randn(64, 16, requires_grad=True)
+
+
+def _evaluating(model: nn.Module) -> Tensor:
+    model.body[1].eval()  # type: ignore[index, union-attr]
+    return torch.randn(64, 16)
+
+
+def _freezing(model: nn.Module) -> Tensor:
+    model.body[0][0].weight.requires_grad_(False)  # type: ignore[index, union-attr]
+    return torch.randn(64, 16)
+
+
+CHANGES = [
+    (_wider, r"float32\[32, 16\], planned for float32\[64, 16\]"),
+    (_transposed, r"strides \[1, 64\] instead of \[16, 1\]"),
+    (_double, r"float64\[64, 16\]"),
+    (_requiring, "requires_grad True instead of False"),
+    (_evaluating, r"mode of module 'body\.1'"),
+    (_freezing, r"parameter 'body\.0\.0\.weight'"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES)
+def test_another_call_is_noticed(change: Any, words: str) -> None:
+    patched = planned(DEEP)
+    call = change(patched)
+    with pytest.raises(PlanMismatch, match=words):
+        patched(call)
+
+
+@pytest.mark.parametrize("change", [_wider, _transposed, _requiring, _evaluating, _freezing])
+@pytest.mark.parametrize("choice", ["original", "replan"])
+def test_another_call_runs_as_chosen(change: Any, choice: str) -> None:
+    def run(model: nn.Module) -> list[Tensor | None]:
+        torch.manual_seed(6)
+        call = change(model)
+        model(call).backward()
+        return [call.grad, *(p.grad for p in model.parameters()), *model.buffers()]
+
+    pairs = zip(run(DEEP.model()), run(planned(DEEP, on_mismatch=choice)), strict=True)
+    assert all(a is b is None or torch.equal(a, b) for a, b in pairs)  # type: ignore[arg-type]
+
+
+def test_autocast_is_noticed() -> None:
+    patched = planned(DEEP)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(PlanMismatch, match=r"autocast is \['cpu', 'bfloat16'\]"),
+    ):
+        patched(DEEP.call())
+    scene = SCENES["autocast"]
+    with pytest.raises(PlanMismatch, match=r"autocast is \['cpu'\]"):
+        planned(scene)(scene.call())
+
+
+def test_keywords_may_come_in_any_order_but_not_by_position() -> None:
+    scene = Scene(
+        lambda: Apply(lambda m, x, y=None, z=1.0: (m.a(x) * y * z).mean(), a=mlp()),
+        lambda: {"x": torch.randn(64, 16), "y": torch.ones(16), "z": 2.0},
+    )
+    patched = planned(scene)
+    x, y = torch.randn(64, 16), torch.ones(16)
+    assert torch.equal(patched(x=x, y=y, z=2.0), patched(z=2.0, y=y, x=x))
+    with pytest.raises(PlanMismatch, match="other names, number or nesting"):
+        patched(x, y=y, z=2.0)
+    with pytest.raises(PlanMismatch, match=r"argument 2 is 3\.0, planned for 2\.0"):
+        patched(x=x, y=y, z=3.0)
+
+
+def test_a_branch_that_goes_another_way_is_noticed() -> None:
+    def run(m: Any, x: Tensor, mask: Tensor) -> Tensor:
+        h = m.a(x)
+        if not mask.all():
+            h = h.masked_fill(mask[:, None] == 0, 0.0)
+        return h.square().mean()
+
+    scene = Scene(
+        lambda: Apply(run, a=mlp()),
+        lambda: (torch.randn(64, 16), torch.ones(64, dtype=torch.long)),
+    )
+    patched = planned(scene)
+    x, ones = scene.call()
+    patched(x, ones)
+    padded = ones.clone()
+    padded[3] = 0
+    with pytest.raises(PlanMismatch, match=r"asks for a value at .*test_guards\.py:\d+"):
+        patched(x, padded)
+    again = planned(scene, on_mismatch="replan")
+    assert torch.equal(again(x, padded), scene.model()(x, padded))
+    assert torch.equal(again(x, ones), scene.model()(x, ones))
+
+
+def test_another_model_is_refused() -> None:
+    plan = LOGITS.plan(LOGITS.model())
+    with pytest.raises(PlanMismatch, match=r"parameter '.*' is \[\[?\d+"):
+        plan.apply(nn.Sequential(mlp(8), mlp(8)))
+    other = LOGITS.model()
+    other[1][1] = nn.ReLU()  # type: ignore[index, operator]
+    with pytest.raises(PlanMismatch, match=r"aten\.relu\.default.*aten\.gelu\.default"):
+        plan.apply(other)
+    with pytest.raises(PlanMismatch, match=r"mode of module"):
+        plan.apply(LOGITS.model().eval())
