@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch._functorch._aot_autograd import descriptors as desc
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._guards import detect_fake_mode
+from torch._subclasses import functional_tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -107,6 +108,7 @@ def trace(
         stack.enter_context(fx_traceback.preserve_node_meta())
         stack.enter_context(lenient_kernels())
         stack.enter_context(eager_pieces())
+        stack.enter_context(_lists_asked_for())
         stack.enter_context(_module_paths(model))
         stack.enter_context(_explained(model))
         joint = aot_export_joint_with_descriptors(stack, watched, inputs)
@@ -153,6 +155,17 @@ class _Watched(nn.Module):
             kept: list[Tensor] = self.step(*tensors)
         self.decisions = Decisions(tuple(observer.found))
         return kept
+
+
+@contextmanager
+def _lists_asked_for() -> Iterator[None]:
+    """Let ``tolist`` be seen by the ``Observer``; the wrapper of AOTAutograd goes past it."""
+    wrapper: Any = functional_tensor.FunctionalTensor
+    own, wrapper.tolist = wrapper.tolist, Tensor.tolist
+    try:
+        yield
+    finally:
+        wrapper.tolist = own
 
 
 @contextmanager

@@ -162,6 +162,8 @@ class Observer(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.__iter__:  # an iterator cannot be recorded, its elements can
+            return iter(self.__torch_function__(Tensor.unbind, types, args))
         if func in _QUESTIONS and (entry := self._entry(func, args, kwargs)) is not None:
             return self._answer(entry)
         with annotate({"source": user_line()}):

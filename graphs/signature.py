@@ -155,7 +155,7 @@ def call_differences(planned: Signature, found: Signature) -> Iterator[str]:
         yield "the arguments have other names, number or nesting than the planned ones"
         return
     for index, (a, b) in enumerate(zip(planned["leaves"], found["leaves"], strict=True)):
-        if a != b:
+        if a != b or type(a) is not type(b):  # True is no 1
             yield f"argument {index} is {describe(b)}, planned for {describe(a)}{_detail(a, b)}"
 
 
@@ -172,7 +172,7 @@ def _member_differences(key: str, planned: Any, found: Any) -> Iterator[str]:
         yield f"the model is a {found}, planned for a {planned}"
         return
     before, after = {m[0]: m[1:] for m in planned}, {m[0]: m[1:] for m in found}
-    for name in before.keys() | after.keys():
+    for name in {**before, **after}:
         if before.get(name) != after.get(name):
             yield (
                 f"{key[:-1]} {name!r} is {after.get(name, 'missing')}, planned for "
