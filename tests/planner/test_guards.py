@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from planner import PlanMismatch
 from tests.scenes import DEEP, LOGITS, SCENES, Apply, mlp
@@ -130,7 +131,13 @@ def test_another_model_is_refused() -> None:
         plan.apply(nn.Sequential(mlp(8), mlp(8)))
     other = LOGITS.model()
     other[1][1] = nn.ReLU()  # type: ignore[index, operator]
-    with pytest.raises(PlanMismatch, match=r"aten\.relu\.default.*aten\.gelu\.default"):
+    with pytest.raises(PlanMismatch, match="a submodule is a ReLU, planned was a GELU"):
         plan.apply(other)
+    gelu, relu = (
+        Scene(lambda f=f: Apply(lambda m, x: f(m.a(x)), a=mlp()), LOGITS.inputs)
+        for f in (F.gelu, F.relu)
+    )
+    with pytest.raises(PlanMismatch, match=r"is a aten\.relu\.default.*a aten\.gelu\.default"):
+        gelu.plan(gelu.model()).apply(relu.model())
     with pytest.raises(PlanMismatch, match=r"mode of module"):
         plan.apply(LOGITS.model().eval())
