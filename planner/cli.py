@@ -130,10 +130,15 @@ def fit(
 @cli.command()
 @PLAN
 @JSON
-def show(plan_path: Path, *, as_json: bool) -> None:
+@click.option(
+    "--export", type=click.Path(path_type=Path), help="Write it as .html, .svg, .txt or .json."
+)
+def show(plan_path: Path, *, as_json: bool, export: Path | None) -> None:
     """Print what a plan file says."""
     with _answering(as_json=as_json):
         plan = load(plan_path)
+        if export is not None:
+            plan.export(export)
     _show(plan, as_json=as_json)
 
 

@@ -73,7 +73,7 @@ class NotAvailable(PlannerError, NotImplementedError):
 
 
 class BadSpec(PlannerError, ValueError):
-    """A MODEL argument does not lead to a function that returns a model."""
+    """A MODEL argument leads to no function that returns a model, or a format is unknown."""
 
 
 class UnknownDevice(PlannerError, ValueError):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from graphs.files import write_atomically
+from planner.errors import BadSpec
 from planner.page import write_page
 from planner.plan import Plan
 from planner.planfile import save
@@ -28,16 +29,17 @@ FORMATS: dict[str, Callable[[Plan, str | Path], None]] = {
     "json": save,
     "html": write_page,
     "svg": _write_svg,
-    "text": _write_text,
+    "txt": _write_text,
 }
 
 
-def export(plan: Plan, path: str | Path, format: str) -> None:
-    """Write a plan in a named format.
+def export(plan: Plan, path: str | Path, format: str | None = None) -> None:
+    """Write a plan in a named format, by default the one of the path's suffix.
 
     Raises:
-        ValueError: an unknown format; the message lists the valid ones.
+        BadSpec: an unknown format; the message lists the valid ones.
     """
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; valid formats: {', '.join(sorted(FORMATS))}")
-    FORMATS[format](plan, path)
+    chosen = Path(path).suffix.removeprefix(".") if format is None else format
+    if chosen not in FORMATS:
+        raise BadSpec(f"unknown format {chosen!r}; valid formats: {', '.join(sorted(FORMATS))}")
+    FORMATS[chosen](plan, path)

@@ -197,11 +197,11 @@ class Plan:
 
         save(self, path)
 
-    def export(self, path: str | Path, format: str = "json") -> None:
-        """Write the plan in a format of ``planner.export.FORMATS``.
+    def export(self, path: str | Path, format: str | None = None) -> None:
+        """Write the plan in a format of ``planner.export.FORMATS``, by default the suffix's.
 
         Raises:
-            ValueError: an unknown format; the message lists the valid ones.
+            BadSpec: an unknown format; the message lists the valid ones.
         """
         from planner.export import export
 

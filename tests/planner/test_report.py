@@ -150,7 +150,7 @@ def test_page_holds_everything_and_escapes(plan: Plan, tmp_path: Path) -> None:
     assert not re.search(r'(src|href)="', page)  # self-contained
 
 
-@pytest.mark.parametrize("format", ["json", "html", "svg", "text"])
+@pytest.mark.parametrize("format", ["json", "html", "svg", "txt"])
 def test_exports(plan: Plan, tmp_path: Path, format: str) -> None:
     plan.export(tmp_path / "out", format)
     assert (tmp_path / "out").stat().st_size > 500
