@@ -157,7 +157,7 @@ def test_exports(plan: Plan, tmp_path: Path, format: str) -> None:
 
 
 def test_unknown_export_lists_the_formats(plan: Plan, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="valid formats: html, json, svg, text"):
+    with pytest.raises(ValueError, match="valid formats: html, json, svg, txt"):
         plan.export(tmp_path / "out", "pdf")
     assert not list(tmp_path.iterdir())
 
