@@ -2,7 +2,8 @@
 
 Solves the master at few cuts, relaxed and then integer, for a bound and a plan; builds an order,
 repairs and prunes it, sees where it overshot, adds cuts there, and goes on until bound and cost
-meet. The bound holds for every schedule whose first runs follow the graph's order.
+meet. The bound holds for every schedule whose first runs follow the graph's order. Tiny graphs are
+``exact``'s.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from graphs import Graph
 from solvers import blocks, chen_greedy, chen_sqrt, recompute_all  # noqa: F401 (they register)
 from solvers.base import SOLVERS, Answer, Limits, Status, register
 from solvers.build import order_from_plan
+from solvers.exact import MOST_OPS, exact, search_states
 from solvers.least import least_order, proven_floor
 from solvers.master import solve_master
 from solvers.overshoot import overshoots
@@ -37,10 +39,15 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     ``INFEASIBLE`` is proved; ``UNKNOWN`` says how small a budget is known to work. Any budget from
     ``minimum_budget`` up gets a schedule, and none that a baseline beats.
     """
+    if len(graph.ops) <= MOST_OPS:
+        answer = exact(graph, budget_bytes, limits)
+        if answer.status is not Status.UNKNOWN:
+            return answer
     search, floor = Search(flatten(graph), budget_bytes), proven_floor(graph)
     if floor > budget_bytes:
         message = f"outputs of ops that cannot run twice raise the floor to {floor} bytes"
         return Answer(Status.INFEASIBLE, None, math.inf, message)
+    stop = time.monotonic() + limits.seconds
     search.offer(range(search.problem.n))
     run_cuts(search, limits)
     if search.gap > _target(search, limits) and search.bound < math.inf:
@@ -48,7 +55,7 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
             if (order := SOLVERS[name](graph, budget_bytes, limits).order) is not None:
                 search.offer(order)
     if search.order is None and search.bound < math.inf:
-        least = least_order(search.problem, floor)
+        least = least_order(graph, floor, stop)
         if (peak := int(held_bytes(search.problem, least).max())) > budget_bytes:
             message = f"nothing found that fits; the least peak found is {peak} bytes"
             return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
@@ -69,6 +76,8 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     >>> [round(lower_bound(g, budget), 3) for budget in (4, 3, 2)]
     [8.0, 9.0, inf]
     """
+    if len(graph.ops) <= MOST_OPS:
+        return graph.seconds + search_states(flatten(graph), budget_bytes).bound
     search = Search(flatten(graph), budget_bytes)
     if proven_floor(graph) > budget_bytes:
         return math.inf

@@ -1,25 +1,32 @@
 """The least budget: the smallest known to work, with a schedule, and a floor that is proven.
 
 Knows how to try ever larger budgets from the floor up. That nothing between floor and least works
-is not proven: the question is PSPACE-hard even where recomputing costs nothing (pebbling).
+is proven for tiny graphs only: the question is PSPACE-hard even where recomputing costs nothing
+(pebbling).
 """
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from graphs import Graph, Schedule, schedule_from_order
 from solvers.base import Limits, floor_bytes
 from solvers.build import order_from_plan
+from solvers.exact import MOST_OPS, search_states
 from solvers.master import solve_master
 from solvers.overshoot import overshoots
 from solvers.problem import Problem, flatten, held_bytes
 from solvers.repair import PATIENCES, fit
+from solvers.starts import least_checkpointed
 
 ROUNDS = 2
-"""How often a budget at which the given order cannot be repaired is tried again with more cuts."""
+"""How many masters are asked for a plan at a budget at which no start can be repaired."""
 GUIDED = 1000
-"""Up to so many ops masters guide the search; above, repairing the given order must do."""
+"""Up to so many ops masters guide the search; above, repairing a start must do."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,13 @@ def minimum_budget(graph: Graph, limits: Limits | None = None) -> MinimumBudget:
     >>> found.least_bytes, found.floor_bytes
     (3, 3)
     """
-    del limits  # the search is short; its steps are counted, not timed
     problem, floor = flatten(graph), proven_floor(graph)
-    order = least_order(problem, floor)
+    deadline = time.monotonic() + (limits or Limits()).seconds
+    order = least_order(graph, floor, deadline)
     least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
+    if problem.n <= MOST_OPS:
+        floor, order = proven_least(problem, floor, order)
+        least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
     return MinimumBudget(least, floor, schedule_from_order(graph, order))
 
 
@@ -66,40 +76,65 @@ def proven_floor(graph: Graph) -> int:
     return floor
 
 
-def least_order(problem: Problem, floor: int) -> list[int]:
+def proven_least(problem: Problem, floor: int, order: list[int]) -> tuple[int, list[int]]:
+    """Return for a tiny problem the least budget that is not refuted, and the order found."""
+    top = int(held_bytes(problem, order).max(initial=floor))
+    while floor < top:
+        middle = (floor + top) // 2
+        found = search_states(problem, middle)
+        if found.order is not None:
+            order, top = found.order, int(held_bytes(problem, found.order).max())
+        elif found.finished:
+            floor = middle + 1
+        else:
+            break
+    return floor, order
+
+
+def least_order(graph: Graph, floor: int, deadline: float = math.inf) -> list[int]:
     """Return the order of least peak found, trying budgets from the floor up, then closing in."""
-    best = list(range(problem.n))
+    problem = flatten(graph)
+    start = least_checkpointed(graph)
+    starts = [start] if start == list(range(problem.n)) else [list(range(problem.n)), start]
+    best = start
     top = int(held_bytes(problem, best).max(initial=floor))
     low, step = floor - 1, max(1, (top - floor) // 256)
     trial = floor
-    while trial < top:
-        if (order := try_budget(problem, trial)) is not None:
+    while trial < top and time.monotonic() < deadline:
+        if (order := try_budget(problem, trial, starts)) is not None:
             best, top = order, int(held_bytes(problem, order).max())
             break
         low, trial, step = trial, trial + step, 2 * step
     tolerance = floor // 1000
-    while top - low > 1 + tolerance:
+    while top - low > 1 + tolerance and time.monotonic() < deadline:
         middle = (low + top) // 2
-        if (order := try_budget(problem, middle)) is not None:
+        if (order := try_budget(problem, middle, starts)) is not None:
             best, top = order, int(held_bytes(problem, order).max())
         else:
             low = middle
     return best
 
 
-def try_budget(problem: Problem, budget: int) -> list[int] | None:
-    """Return an order that fits a budget: the given one repaired, or a master's plan repaired."""
-    order = list(range(problem.n))
+def try_budget(problem: Problem, budget: int, starts: Sequence[list[int]]) -> list[int] | None:
+    """Return an order that fits a budget: one of the starts repaired, or a master's plan."""
+    patiences = PATIENCES if problem.n <= GUIDED else PATIENCES[:1]
+    for order, patience in product(starts, patiences):
+        if (fitted := fit(problem, order, budget, patience=patience)) is not None:
+            return fitted
+    return guided(problem, budget) if problem.n <= GUIDED else None
+
+
+def guided(problem: Problem, budget: int) -> list[int] | None:
+    """Return an order that fits a budget: a master's plan repaired, with more cuts each round."""
+    order = range(problem.n)
     cuts = [int(held_bytes(problem, order).argmax())]
     for _ in range(ROUNDS):
-        for patience in PATIENCES:
-            if (fitted := fit(problem, order, budget, patience=patience)) is not None:
-                return fitted
-        if problem.n > GUIDED:
-            return None
         plan = solve_master(problem, budget, cuts, relax=True).plan
         if plan is None:
             return None
-        order = order_from_plan(problem, plan)
-        cuts = sorted({*cuts, *overshoots(problem, order, budget, cuts)})
+        made = order_from_plan(problem, plan)
+        for patience in PATIENCES:
+            if (fitted := fit(problem, made, budget, patience=patience)) is not None:
+                return fitted
+        cuts = sorted({*cuts, *overshoots(problem, made, budget, cuts)})
     return None

@@ -20,6 +20,7 @@ import pulp
 from graphs import Graph, schedule_from_order, simulate, store_all
 from solvers.base import Answer, Limits, Status, register
 from solvers.checkmate import build
+from solvers.exact import MOST_OPS, search_states
 from solvers.master import solve_master
 from solvers.problem import flatten
 
@@ -111,6 +112,8 @@ def _answer(best: _Found, bound: float, limits: Limits) -> Answer:
 
 def _bound(graph: Graph, budget_bytes: int, limits: Limits) -> float:
     """Return the least seconds of any schedule in the given order, ``inf`` if none fits."""
+    if len(graph.ops) <= MOST_OPS:
+        return graph.seconds + search_states(flatten(graph), budget_bytes).bound
     master = solve_master(
         flatten(graph),
         budget_bytes,
