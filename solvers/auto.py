@@ -2,34 +2,51 @@
 
 Solves the master at few cuts, relaxed and then integer, for a bound and a plan; builds an order,
 repairs and prunes it, sees where it overshot, adds cuts there, and goes on until bound and cost
-meet. The bound holds for every schedule whose first runs follow the graph's order. Tiny graphs are
-``exact``'s.
+meet or nothing moves. What gap is left is for the baselines and a local search. The bound holds for
+every schedule whose first runs follow the graph's order. Tiny graphs are ``exact``'s. Effort is
+counted, not timed, so that the answer does not depend on the machine, short of ``limits.seconds``.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 from graphs import Graph
-from solvers import blocks, chen_greedy, chen_sqrt, recompute_all  # noqa: F401 (they register)
+from solvers import blocks, chen_greedy, chen_sqrt, recompute_all, revolve  # noqa: F401 (register)
 from solvers.base import SOLVERS, Answer, Limits, Status, register
 from solvers.build import order_from_plan
 from solvers.exact import MOST_OPS, exact, search_states
 from solvers.least import least_order, proven_floor
 from solvers.master import solve_master
 from solvers.overshoot import overshoots
+from solvers.polish import polish
 from solvers.problem import flatten, held_bytes
 from solvers.search import Search
+from solvers.starts import least_checkpointed
 
 ROUNDS = 12
+STALLS = 2
+"""After so many rounds in a row that move neither bound nor cost, cuts are left alone."""
+SHARE = 0.6
+"""The cuts' part of the seconds; the baselines and the local search have the rest."""
+WORK = 400_000
+"""What one integer master may cost: see ``solve_master``; a few seconds."""
 FINE = 1e-4
 """The gap worth more rounds even when the caller would take a wider one, on 1,000 ops or fewer."""
 LARGE = 500
 """Above so many ops a gap that the caller accepts is not narrowed by another round of cuts."""
-SWEPT = 2000
-"""Above so many ops the sweeps of the baselines take longer than everything else together."""
-BASELINES = ("blocks_uniform", "blocks_greedy", "chen_sqrt", "chen_greedy", "recompute_all")
+WORTH_COMPARING = 3e-3
+"""The gap above which the baselines are asked on more than ``LARGE`` ops; below, at any gap."""
+BASELINES = (
+    "blocks_uniform",
+    "blocks_greedy",
+    "chen_sqrt",
+    "chen_greedy",
+    "revolve",
+    "recompute_all",
+)
 
 
 @register("auto")
@@ -47,21 +64,18 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if floor > budget_bytes:
         message = f"outputs of ops that cannot run twice raise the floor to {floor} bytes"
         return Answer(Status.INFEASIBLE, None, math.inf, message)
-    stop = time.monotonic() + limits.seconds
-    search.offer(range(search.problem.n))
-    run_cuts(search, limits)
-    if search.gap > _target(search, limits) and search.bound < math.inf:
-        for name in BASELINES if search.problem.n <= SWEPT else ():
-            if (order := SOLVERS[name](graph, budget_bytes, limits).order) is not None:
-                search.offer(order)
-    if search.order is None and search.bound < math.inf:
-        least = least_order(graph, floor, stop)
+    deadline = time.monotonic() + limits.seconds
+    run_cuts(search, replace(limits, seconds=SHARE * limits.seconds))
+    if search.bound == math.inf:
+        return Answer(Status.INFEASIBLE, None, math.inf, "proved at the cuts that nothing fits")
+    _compare(search, graph, limits, deadline)
+    if search.order is None:
+        least = least_order(graph, floor, deadline)
         if (peak := int(held_bytes(search.problem, least).max())) > budget_bytes:
             message = f"nothing found that fits; the least peak found is {peak} bytes"
             return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
         search.offer(least)
-    if search.order is None:
-        return Answer(Status.INFEASIBLE, None, math.inf, "proved at the cuts that nothing fits")
+    polish(search, target=_target(search, limits), deadline=deadline)
     status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
     return Answer(status, search.order, search.base + min(search.bound, search.extra))
 
@@ -81,7 +95,6 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     search = Search(flatten(graph), budget_bytes)
     if proven_floor(graph) > budget_bytes:
         return math.inf
-    search.offer(range(search.problem.n))
     run_cuts(search, limits or Limits())
     return search.base + min(search.bound, search.extra)
 
@@ -92,29 +105,45 @@ def _target(search: Search, limits: Limits) -> float:
 
 def run_cuts(search: Search, limits: Limits) -> None:
     """Alternate master and repair, with more cuts each round, until bound and cost meet."""
-    problem, stop = search.problem, time.monotonic() + limits.seconds
-    target = _target(search, limits)
+    problem, deadline = search.problem, time.monotonic() + limits.seconds
+    search.offer(range(problem.n))
+    target, stalls = _target(search, limits), 0
     cuts = [int(held_bytes(problem, range(problem.n)).argmax())] if problem.n else []
     for _ in range(ROUNDS):
-        order = None
+        before, order = (search.bound, search.extra), None
         for relax in (True, False):
-            if search.gap <= target:
+            if search.gap <= target or search.bound == math.inf:
                 return
-            left = stop - time.monotonic()
             result = solve_master(
                 problem,
                 search.budget,
                 cuts,
                 relax=relax,
                 gap=target * search.base / 2,
-                seconds=left if relax else left / 4,
+                seconds=deadline - time.monotonic(),
+                work=WORK,
                 seed=limits.seed,
             )
             search.raise_bound(result.bound)
             if result.plan is not None:
                 order = order_from_plan(problem, result.plan)
                 search.offer(order)
+        stalls = stalls + 1 if (search.bound, search.extra) == before else 0
         fresh = [] if order is None else overshoots(problem, order, search.budget, cuts)
-        if not fresh or (search.gap <= limits.gap and problem.n > LARGE):
+        done = search.gap <= limits.gap and problem.n > LARGE
+        if not fresh or done or stalls == STALLS or time.monotonic() > deadline:
             return
         cuts = sorted({*cuts, *fresh})
+
+
+def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
+    """Take the orders of the baselines in, where the gap left is worth their sweeps."""
+    worth = WORTH_COMPARING if search.problem.n > LARGE else _target(search, limits)
+    if search.gap <= worth:
+        return
+    search.offer(least_checkpointed(graph))
+    for name in BASELINES:
+        if time.monotonic() > deadline:
+            return
+        if (order := SOLVERS[name](graph, search.budget, limits).order) is not None:
+            search.offer(order)

@@ -69,10 +69,13 @@ def minimize(
     relax: bool = False,
     gap: float = 0.0,
     seconds: float = math.inf,
-    nodes: int | None = None,
+    checks: int | None = None,
     seed: int = 0,
 ) -> Result:
     """Minimize a model; with ``relax`` the integer columns may be fractional.
+
+    An integer search ends after so many ``checks``, which HiGHS makes at the same points of the
+    search whatever the machine's load; ``seconds`` are the last resort.
 
     >>> m = Model()
     >>> x, y = m.column(3.0, integer=True), m.column(2.0, integer=True)
@@ -84,15 +87,26 @@ def minimize(
     highs = highspy.Highs()
     options: dict[str, float] = {"output_flag": False, "threads": 1, "random_seed": seed}
     options |= {"mip_rel_gap": 0.0, "mip_abs_gap": max(gap, 1e-9)}
-    if nodes is not None:
-        options["mip_max_nodes"] = nodes
     if seconds < math.inf:
         options["time_limit"] = max(0.01, seconds)
     for name, value in options.items():
         highs.setOptionValue(name, value)
     highs.passModel(_highs_lp(model, relax=relax))
+    if checks is not None and not relax:
+        highs.cbMipInterrupt.subscribe(_StopAfter(checks))
     highs.run()
     return _result(highs, relax=relax or not any(model.integer))
+
+
+class _StopAfter:
+    """Interrupt a search at its check number ``left + 1``."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, event: highspy.HighsCallbackEvent) -> None:
+        self.left -= 1
+        event.data_in.user_interrupt = self.left < 0
 
 
 def _highs_lp(model: Model, *, relax: bool) -> highspy.HighsLp:

@@ -28,6 +28,8 @@ from solvers.problem import Problem
 
 SLACK = 1e-7  # widens the memory rows, so that rounding never cuts off a schedule that fits
 
+LEAST_CHECKS = 8
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -87,17 +89,22 @@ def solve_master(
     relax: bool = False,
     gap: float = 0.0,
     seconds: float = math.inf,
+    work: int | None = None,
     seed: int = 0,
 ) -> MasterResult:
     """Solve the master; values in ``tiny`` count as always held and weightless.
 
+    ``work`` limits an integer search: the checks it may make times the entries of its matrix.
     With ``relax`` the bound is that of the linear relaxation and the plan its rounding.
     """
     master = _Master(problem, windows(problem, cuts, tiny), tiny)
     if any(master.space(w, budget) < 0 for w in master.frames):
         return MasterResult(None, math.inf)
     model = master.model(budget)
-    result = minimize(model, relax=relax, gap=gap / master.unit, seconds=seconds, seed=seed)
+    checks = None if work is None else max(LEAST_CHECKS, work // len(model.index))
+    result = minimize(
+        model, relax=relax, gap=gap / master.unit, seconds=seconds, checks=checks, seed=seed
+    )
     plan = None if result.x is None else master.plan(result.x)
     return MasterResult(plan, max(0.0, result.bound * (1 - 1e-6)) * master.unit)
 

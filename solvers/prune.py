@@ -6,6 +6,7 @@ Every removal keeps the order valid, within the budget and cheaper.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
@@ -31,10 +32,24 @@ def prune(problem: Problem, order: Sequence[int], budget: int) -> list[int]:
     return [op for op in state.order if op >= 0]
 
 
+def without_run(problem: Problem, order: Sequence[int], position: int) -> list[int]:
+    """Return the order without one repeated run, and those that only served it, at any budget.
+
+    >>> from graphs import Graph, Op, Value
+    >>> from solvers.problem import flatten
+    >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)))
+    >>> without_run(flatten(Graph(ops, (Value("a", 3), Value("b", 4)))), [0, 0, 1, 0], 3)
+    [0, 0, 1]
+    """
+    state = _State(problem, order, math.inf)
+    state.remove(position)
+    return [op for op in state.order if op >= 0]
+
+
 class _State:
     """An order with holes (-1) and, for each value, where it is made and read."""
 
-    def __init__(self, problem: Problem, order: Sequence[int], budget: int) -> None:
+    def __init__(self, problem: Problem, order: Sequence[int], budget: float) -> None:
         self.p, self.budget = problem, budget
         self.order = list(order)
         self.held = held_bytes(problem, order)

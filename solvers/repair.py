@@ -55,7 +55,7 @@ class _Run:
         self, problem: Problem, order: Sequence[int], budget: int, patience: float
     ) -> None:
         self.p, self.patience = problem, patience
-        self.max_steps = 20 * len(order) + 50_000
+        self.max_steps = 3 * len(order) + 50_000
         self.space = budget - problem.resident_bytes
         self.live: set[int] = set()
         self.ranked: list[tuple[float, int]] = []

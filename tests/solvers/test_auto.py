@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-import time
-from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
 
 from graphs import Graph, Op, Value, simulate, store_all
 from solvers import (
     Limits,
     Status,
     floor_bytes,
-    lower_bound,
     minimum_budget,
     solve,
 )
-from tests.brute import brute
-from tests.strategies import chain, graphs, random_graph, transformer, unet
+from solvers.auto import BASELINES, run_cuts
+from solvers.exact import search_states
+from solvers.polish import polish
+from solvers.problem import flatten
+from solvers.search import Search
+from tests.strategies import chain, random_graph, transformer, unet
 
 EXACT = Limits(gap=0.0)
+BRIEF = Limits(seconds=3.0)
 SHAPES = [chain(12), chain(40, size=7), transformer(4), unet(4)]
 
 
@@ -39,27 +40,17 @@ def _budgets(graph: Graph, least: int, count: int) -> list[int]:
     return sorted({least + (peak - least) * i // count for i in range(count + 1)})
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_bound_optimum_and_cost_are_in_order(seed: int) -> None:
-    graph = random_graph(seed)
-    for budget in range(floor_bytes(graph), _peak(graph)):
-        best = brute(graph, budget)
-        answer = solve(graph, budget, limits=EXACT)
-        assert answer.bound_seconds <= best * (1 + 1e-9), (seed, budget)
-        if answer.status is Status.INFEASIBLE:
-            assert best == math.inf, (seed, budget)
-        if answer.schedule is not None:
-            trace = simulate(graph, answer.schedule)
-            assert trace.peak_bytes <= budget
-            assert trace.seconds >= best * (1 - 1e-9), (seed, budget)
-
-
-@given(graphs())
-@settings(max_examples=40, deadline=None)
-def test_more_budget_never_costs_more(graph: Graph) -> None:
-    budgets = range(floor_bytes(graph), _peak(graph) + 1)
-    costs = [_cost(graph, budget, EXACT) for budget in budgets]
-    assert all(a >= b * (1 - 1e-5) for a, b in pairwise(costs)), costs
+@pytest.mark.parametrize("first_seed", range(0, 100, 20))
+def test_cuts_bound_the_optimum_and_repair_never_beats_it(first_seed: int) -> None:
+    for seed in range(first_seed, first_seed + 20):
+        graph = random_graph(seed, max_ops=14)
+        problem = flatten(graph)
+        for budget in {floor_bytes(graph), (floor_bytes(graph) + _peak(graph)) // 2}:
+            optimum, search = search_states(problem, budget), Search(problem, budget)
+            assert optimum.finished
+            run_cuts(search, EXACT)
+            polish(search)
+            assert search.bound <= optimum.bound * (1 + 1e-9) <= search.extra * (1 + 1e-9), seed
 
 
 @pytest.mark.parametrize("graph", SHAPES, ids=lambda g: g.name)
@@ -67,7 +58,7 @@ def test_least_budget_is_attained_and_auto_attains_it(graph: Graph) -> None:
     found = minimum_budget(graph)
     trace = simulate(graph, found.schedule)
     assert floor_bytes(graph) <= found.floor_bytes <= found.least_bytes == trace.peak_bytes
-    answer = solve(graph, found.least_bytes, limits=Limits(seconds=5.0))
+    answer = solve(graph, found.least_bytes, limits=BRIEF)
     assert answer.schedule is not None
     assert simulate(graph, answer.schedule).seconds <= trace.seconds
     assert solve(graph, found.floor_bytes - 1).status is Status.INFEASIBLE
@@ -75,14 +66,13 @@ def test_least_budget_is_attained_and_auto_attains_it(graph: Graph) -> None:
 
 @pytest.mark.parametrize("graph", SHAPES, ids=lambda g: g.name)
 def test_never_dearer_than_a_baseline(graph: Graph) -> None:
-    for budget in _budgets(graph, minimum_budget(graph).least_bytes, 4):
-        ours = _cost(graph, budget, Limits(seconds=3.0))
-        assert lower_bound(graph, budget, Limits(seconds=3.0)) <= ours
-        for name in ("blocks_uniform", "blocks_greedy", "chen_sqrt", "chen_greedy", "revolve"):
+    for budget in _budgets(graph, minimum_budget(graph).least_bytes, 3):
+        ours = _cost(graph, budget, BRIEF)
+        for name in ("blocks", *BASELINES):
             schedule = solve(graph, budget, method=name).schedule
             if schedule is not None:
                 theirs = simulate(graph, schedule).seconds
-                assert ours <= theirs * (1 + 2e-4), (budget, name)
+                assert ours <= theirs * (1 + 1e-9), (budget, name)
 
 
 def test_transformer_is_solved_to_half_a_percent() -> None:
@@ -95,12 +85,10 @@ def test_transformer_is_solved_to_half_a_percent() -> None:
         assert cost - answer.bound_seconds <= 5e-3 * graph.seconds, budget
 
 
-def test_deep_transformer_is_solved_in_seconds() -> None:
+def test_deep_transformer_is_solved_to_one_percent() -> None:
     graph = transformer(120)
     budget = (floor_bytes(graph) + _peak(graph)) // 2
-    started = time.monotonic()
     answer = solve(graph, budget)
-    assert time.monotonic() - started < 15.0
     assert answer.schedule is not None
     cost = simulate(graph, answer.schedule).seconds
     assert cost - answer.bound_seconds <= 1e-2 * graph.seconds
