@@ -101,35 +101,38 @@ def least_order(graph: Graph, floor: int, deadline: float = math.inf) -> list[in
     low, step = floor - 1, max(1, (top - floor) // 256)
     trial = floor
     while trial < top and time.monotonic() < deadline:
-        if (order := try_budget(problem, trial, starts)) is not None:
+        if (order := try_budget(problem, trial, starts, deadline)) is not None:
             best, top = order, int(held_bytes(problem, order).max())
             break
         low, trial, step = trial, trial + step, 2 * step
     tolerance = floor // 1000
     while top - low > 1 + tolerance and time.monotonic() < deadline:
         middle = (low + top) // 2
-        if (order := try_budget(problem, middle, starts)) is not None:
+        if (order := try_budget(problem, middle, starts, deadline)) is not None:
             best, top = order, int(held_bytes(problem, order).max())
         else:
             low = middle
     return best
 
 
-def try_budget(problem: Problem, budget: int, starts: Sequence[list[int]]) -> list[int] | None:
+def try_budget(
+    problem: Problem, budget: int, starts: Sequence[list[int]], deadline: float
+) -> list[int] | None:
     """Return an order that fits a budget: one of the starts repaired, or a master's plan."""
     patiences = PATIENCES if problem.n <= GUIDED else PATIENCES[:1]
     for order, patience in product(starts, patiences):
         if (fitted := fit(problem, order, budget, patience=patience)) is not None:
             return fitted
-    return guided(problem, budget) if problem.n <= GUIDED else None
+    return guided(problem, budget, deadline) if problem.n <= GUIDED else None
 
 
-def guided(problem: Problem, budget: int) -> list[int] | None:
+def guided(problem: Problem, budget: int, deadline: float) -> list[int] | None:
     """Return an order that fits a budget: a master's plan repaired, with more cuts each round."""
     order = range(problem.n)
     cuts = [int(held_bytes(problem, order).argmax())]
     for _ in range(ROUNDS):
-        plan = solve_master(problem, budget, cuts, relax=True).plan
+        left = deadline - time.monotonic()
+        plan = solve_master(problem, budget, cuts, relax=True, seconds=left).plan
         if plan is None:
             return None
         made = order_from_plan(problem, plan)
