@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from graphs import devices
 from graphs.aot import Joint, trace
@@ -61,6 +62,8 @@ def capture(
         optimizer: what ``graphs.optimizer.optimizer_step`` takes; ``None`` leaves it out.
         device: a name of ``graphs.devices``; "auto" is where the model lives.
         costs: "roofline" or "measured" (times every distinct op on the model's device once).
+            Kernel scratch is measured, too, if the model is real and on ``device``; for a model on
+            meta, or for another device, both are formulas.
         accumulate: gradients of earlier micro-batches are held while this one runs.
         progress: called with a word about what begins.
 
@@ -83,7 +86,10 @@ def capture(
     tell("capturing forward and backward")
     joint = normalized(trace(model, call, loss=loss))
     tell("pricing operators")
-    prices = _prices(joint, where, here=where.name == home.name, timed=costs == "measured")
+    # a model without data is planned for elsewhere: its kernels may be far too large to run here
+    real = not any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters())
+    here = real and where.name == home.name
+    prices = _prices(joint, where, here=here, timed=costs == "measured")
     tell("running the optimizer on fake tensors")
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
     trainable = [joint.parameters[n].meta["val"] for n in wanted]
