@@ -36,7 +36,7 @@ from graphs.errors import CaptureError
 from graphs.fakes import lenient_kernels
 from graphs.native import eager_pieces
 from graphs.observe import Decisions, Observer, user_line
-from graphs.step import Arguments, Outputs, Step, swapped, unique_tensors
+from graphs.step import Arguments, Outputs, Step, unique_tensors
 
 _DATA_DEPENDENT = (
     DataDependentOutputException,
@@ -342,6 +342,3 @@ def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[An
             "the step returns an input, a parameter or a view of one; return a clone of it, or "
             "pass loss=lambda output: output.loss to drop it"
         )
-
-
-__all__ = ["Joint", "module_of", "source_of", "swapped", "trace"]

@@ -134,6 +134,14 @@ def differences(planned: Signature, found: Signature) -> Iterator[str]:
 
     The answers that the inputs' data gave are not compared here: only running them can tell.
     """
+    yield from model_differences(planned, found)
+    yield from call_differences(planned, found)
+    if planned["autocast"] != found["autocast"]:
+        yield f"autocast is {found['autocast']}, planned for {planned['autocast']}"
+
+
+def model_differences(planned: Signature, found: Signature) -> Iterator[str]:
+    """Yield what differs between the models of two signatures, whatever they are called with."""
     for key in ("model", "parameters", "buffers"):
         if planned[key] != found[key]:
             yield from _member_differences(key, planned[key], found[key])
@@ -144,9 +152,6 @@ def differences(planned: Signature, found: Signature) -> Iterator[str]:
     if planned["evaluating"] != found["evaluating"]:
         changed = sorted(set(planned["evaluating"]) ^ set(found["evaluating"]))
         yield f"train/eval mode of module {changed[0]!r} ({len(changed)} in all) changed"
-    yield from call_differences(planned, found)
-    if planned["autocast"] != found["autocast"]:
-        yield f"autocast is {found['autocast']}, planned for {planned['autocast']}"
 
 
 def call_differences(planned: Signature, found: Signature) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from graphs import Graph
 from graphs.aot import Joint
 from graphs.capture import recapture
 from graphs.errors import CaptureError as GraphsCaptureError
-from graphs.signature import differences, fingerprint, signature_of
+from graphs.signature import differences, fingerprint, model_differences, signature_of
 from graphs.step import Arguments, arguments, unique_tensors
 from planner.errors import PlanMismatch
 from planner.program import Program, build, execute
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from planner.plan import Plan
 
 MISMATCH = ("error", "replan", "original")
-_MODEL_KEYS = ("model", "parameters", "buffers", "modules")
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,7 @@ def _captured_again(plan: Plan, model: nn.Module, loss: Callable[..., Any] | Non
     """Capture the planned call of a model, in the planned autocast state."""
     signature = plan.signature
     here = signature_of(model, arguments((), {}))
-    for difference in differences(
-        {k: signature[k] for k in (*_MODEL_KEYS, "evaluating")} | _no_call(here),
-        {k: here[k] for k in (*_MODEL_KEYS, "evaluating")} | _no_call(here),
-    ):
+    for difference in model_differences(signature, here):
         raise PlanMismatch(f"the plan is not for this model: {difference}")
     device, *dtype = signature["autocast"]
     with ExitStack() as stack:
@@ -138,10 +134,6 @@ def _captured_again(plan: Plan, model: nn.Module, loss: Callable[..., Any] | Non
             return recapture(model, dict(signature), loss)
         except GraphsCaptureError as error:
             raise PlanMismatch(f"the planned step can no longer be captured: {error}") from error
-
-
-def _no_call(signature: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: signature[k] for k in ("spec", "leaves", "autocast")}
 
 
 def _light(joint: Joint) -> Joint:
