@@ -20,7 +20,7 @@ def comparators(name: str) -> Iterator[tuple[str, Factory]]:
     """Yield every comparator of a model with what it is called."""
     for every in (1, 2, 3, 4):
         yield f"checkpoint 1 block in {every}", functools.partial(checkpointed, name, every)
-    for percent in range(0, 100, 10):
+    for percent in range(0, 100, 20):
         label = f"activation_memory_budget {percent / 100}"
         yield label, functools.partial(budgeted, name, percent / 100)
 

@@ -18,7 +18,7 @@ import torch
 
 from graphs.files import write_atomically
 
-_VERSION = 1
+_VERSION = 2
 
 
 def default_cache() -> Path:
