@@ -1,14 +1,17 @@
-"""How a training step is spread over ranks: the discrete decisions, as one value.
+"""How a training step is spread over ranks: the decisions, as values.
 
 Knows what can be decided and which combinations make sense. Knows nothing of costs, of torch or of
-how a decision is carried out. Whether a unit's gathered weight is kept from forward to backward is
-not decided here: that is keep-or-recompute, and the solver's.
+how a decision is carried out. A ``Configuration`` is decided before any op is scheduled; whether a
+unit's gathered weight is kept from forward to backward is not in it: that is keep-or-recompute, and
+the solver's, so it is in the ``UnitPlan``.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+
+from graphs import Schedule
 
 PRECISIONS = ("float32", "bfloat16")
 """What compute may run in: "float32" stands for the model's own dtype."""
@@ -86,3 +89,19 @@ class Configuration:
         batch = f"batch {self.micro_batch} x {self.accumulation}"
         offload = ", offloaded" if self.offload else ""
         return f"{name}, {batch}, {self.precision}{offload}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlan:
+    """What is decided for one unit, a block whose parameters are gathered and reduced together.
+
+    ``path`` is that of the module; ``kind`` the index of its graph among the captured ones, which
+    identical units share; ``schedule`` runs that graph. ``keep_gathered`` keeps the gathered weight
+    from forward to backward (ZeRO stage 2) instead of gathering it again (stage 3); it means
+    something under FSDP only.
+    """
+
+    path: str
+    kind: int
+    schedule: Schedule
+    keep_gathered: bool = False
