@@ -115,15 +115,34 @@ _TABLE = (
 )
 DEVICES: Mapping[str, Device] = {row.name: row for row in _TABLE}
 
+# What else is true of a row, and people say: its form, its only capacity.
+_MAKERS = frozenset({"nvidia", "amd", "tesla", "geforce", "instinct"})
+_ALSO: Mapping[str, frozenset[str]] = {
+    "V100-16GB": frozenset({"sxm"}),
+    "V100-32GB": frozenset({"sxm"}),
+    "A100-40GB": frozenset({"sxm"}),
+    "A100-80GB": frozenset({"sxm"}),
+    "H100-SXM": frozenset({"80gb", "hbm3"}),
+    "H100-PCIe": frozenset({"80gb"}),
+    "H200": frozenset({"141gb", "sxm"}),
+    "B200": frozenset({"180gb", "sxm"}),
+    "MI300X": frozenset({"192gb", "oam"}),
+    "L40S": frozenset({"48gb", "pcie"}),
+    "L4": frozenset({"24gb", "pcie"}),
+    "RTX-4090": frozenset({"24gb", "pcie"}),
+}
+
 
 def device(name: str = "cpu") -> Device:
-    """Look a device up by name, in any case, with or without its dashes.
+    """Look a device up by name, in any case and the forms in which people write it.
 
     Raises:
-        ValueError: no such device; the message lists those there are.
+        ValueError: no such device, or one of several; the message lists those there are.
 
     >>> device("h100 sxm").memory_bytes // 2**30
     79
+    >>> device("NVIDIA A100-SXM4-40GB").name
+    'A100-40GB'
     >>> device("TPU")
     Traceback (most recent call last):
     ValueError: unknown device 'TPU'; known: cpu, V100-16GB, ...
@@ -133,7 +152,27 @@ def device(name: str = "cpu") -> Device:
     for row in _TABLE:
         if _plain(row.name) == _plain(name):
             return row
-    raise ValueError(f"unknown device {name!r}; known: {', '.join(('cpu', *DEVICES))}")
+    said = _words(name)
+    rows = [row for row in _TABLE if _main_word(row) in said and said <= _known_words(row)]
+    if len(rows) == 1:
+        return rows[0]
+    which = f"; {name!r} may be {' or '.join(row.name for row in rows)}" if rows else ""
+    raise ValueError(f"unknown device {name!r}; known: {', '.join(('cpu', *DEVICES))}{which}")
+
+
+def _words(name: str) -> set[str]:
+    """Split a name into words; "80 GB", "80g" and "80gib" are all "80gb", SXM4 is SXM."""
+    text = re.sub(r"(?<![a-z0-9])(\d+)\s*g(i?b)?(?![a-z])", r"\1gb", name.lower())
+    words = re.findall(r"[a-z0-9]+", text)
+    return {"sxm" if re.fullmatch(r"sxm\d?", word) else word for word in words}
+
+
+def _main_word(row: Device) -> str:
+    return _plain(row.name.removeprefix("RTX-").partition("-")[0])
+
+
+def _known_words(row: Device) -> set[str]:
+    return _words(row.name) | _ALSO[row.name] | _MAKERS
 
 
 def reported(name: str, memory_bytes: int) -> Device:

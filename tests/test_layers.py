@@ -15,7 +15,15 @@ FORBIDDEN = {
     "solvers": {"planner", "torch", "transformers"},
     "planner": set[str](),
 }
-WITHOUT_TORCH = {"graph.py", "schedule.py", "files.py", "instances.py", "devices.py"}
+WITHOUT_TORCH = {
+    "cluster.py",
+    "collectives.py",
+    "devices.py",
+    "files.py",
+    "graph.py",
+    "instances.py",
+    "schedule.py",
+}
 
 
 def _package(path: Path) -> str:

@@ -61,6 +61,38 @@ def test_names_are_forgiving_and_unknown_ones_list_the_known() -> None:
         device("H100")
 
 
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("A100-40GB", "A100-40GB"),
+        ("a100 80g", "A100-80GB"),
+        ("A100 SXM 80 GB", "A100-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("Tesla V100-SXM2-32GB", "V100-32GB"),
+        ("H100-SXM5-80GB", "H100-SXM"),
+        ("H100 PCIe 80GB", "H100-PCIe"),
+        ("h200 141GiB", "H200"),
+        ("B200 SXM", "B200"),
+        ("AMD Instinct MI300X", "MI300X"),
+        ("4090", "RTX-4090"),
+        ("GeForce RTX 4090", "RTX-4090"),
+    ],
+)
+def test_names_as_people_write_them(said: str, name: str) -> None:
+    assert device(said).name == name
+
+
+@pytest.mark.parametrize("said", ["A100-PCIe-80GB", "A100 64GB", "H100 96GB", "80GB", "NVIDIA", ""])
+def test_a_card_the_table_lacks_is_not_taken_for_another(said: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown device '{said}'; known: cpu, .*RTX-4090$"):
+        device(said)
+
+
+def test_a_name_of_two_cards_says_which() -> None:
+    with pytest.raises(ValueError, match=r"'A100' may be A100-40GB or A100-80GB$"):
+        device("A100")
+
+
 def test_the_cpu_is_this_machine_and_reserves_nothing() -> None:
     cpu = device("CPU")
     assert cpu.memory_bytes == psutil.virtual_memory().total
