@@ -12,7 +12,7 @@ Glossary:
 
 from graphs.files import graph_from_dict, graph_to_dict, load_graph, save_graph
 from graphs.graph import Graph, Kind, Op, Phase, Value
-from graphs.instances import load_instance
+from graphs.instances import load_instance, read_graph
 from graphs.schedule import (
     Action,
     InvalidSchedule,
@@ -48,6 +48,7 @@ __all__ = [
     "load_graph",
     "load_instance",
     "phase_peaks",
+    "read_graph",
     "save_graph",
     "schedule_from_order",
     "simulate",

@@ -1,4 +1,7 @@
-"""Read the rematerialization instances others have published (networkx node-link JSON)."""
+"""Read graphs from files: instances others have published (networkx node-link JSON), and our own.
+
+Knows the two dialects of the published ones. Knows nothing of what is asked of the graphs.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,24 @@ from typing import Any
 
 import networkx as nx
 
+from graphs.files import FORMAT, graph_from_dict
 from graphs.graph import Graph, Op, Phase, Value
+
+_EXPECTED = (
+    "expected networkx node-link JSON with nodes of {id, cost_cpu, cost_ram} or "
+    "{name, duration, out_cost}"
+)
+
+
+def read_graph(path: str | Path) -> Graph:
+    """Read a graph that ``save_graph`` wrote or a published instance, whichever the file is.
+
+    Raises:
+        ValueError: the file is not JSON, or of neither kind.
+    """
+    data = _parse(path)
+    own = isinstance(data, dict) and data.get("format") == FORMAT
+    return graph_from_dict(data) if own else _instance(path, data)
 
 
 def load_instance(path: str | Path) -> Graph:
@@ -20,19 +40,26 @@ def load_instance(path: str | Path) -> Graph:
     Raises:
         ValueError: the file is not node-link JSON of either dialect, or has a cycle.
     """
+    return _instance(path, _parse(path))
+
+
+def _parse(path: str | Path) -> Any:
     try:
-        data = json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {_EXPECTED}; it is not JSON (truncated?): {error}") from error
+
+
+def _instance(path: str | Path, data: Any) -> Graph:
+    try:
         nodes, links = data["nodes"], data["links"]
         checkmate = "cost_cpu" in nodes[0]
         key, ends = ("id", ("source", "target")) if checkmate else ("name", ("0", "1"))
         edges = [(link[ends[0]], link[ends[1]]) for link in links]
         table = {node[key]: node for node in nodes}
-    except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path}: expected networkx node-link JSON with nodes of {{id, cost_cpu, cost_ram}} or "
-            f"{{name, duration, out_cost}}; found {error!r}"
-        ) from error
-    order = data["graph"].get("order") or _order(path, table, edges)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path}: {_EXPECTED}; found {error!r}") from error
+    order = data.get("graph", {}).get("order") or _order(path, table, edges)
     return _graph(Path(path).stem, table, edges, order)
 
 

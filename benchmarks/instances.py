@@ -1,0 +1,103 @@
+"""Plan fixed graphs at fractions of their peak: ``python -m benchmarks.instances [FILE...]``.
+
+Reads the node-link instances that others have published and graphs that ``save_graph`` wrote;
+without a file, those of ``benchmarks/instances``. One row a case, infeasible ones included, with
+the op that makes them so. ``build_seconds`` is reading the file and building and checking the
+graph; building the integer programs is part of ``solve_seconds``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.record import record, show
+from graphs import Graph, read_graph, simulate, store_all
+from solvers import Limits, Solution, Status, solve
+
+OWN = Path(__file__).parent / "instances"
+BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+LIMITS = Limits(seconds=60.0, gap=1e-4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One instance at one budget, a fraction of what it holds if nothing is recomputed.
+
+    Percents are of the time of every op running once; what is not known or impossible is ``nan``
+    or ``inf``.
+    """
+
+    instance: str
+    ops: int
+    budget_fraction: float
+    status: str
+    cost_percent: float
+    bound_percent: float
+    peak_fraction: float
+    build_seconds: float
+    solve_seconds: float
+
+
+def measure(path: Path, fractions: Sequence[float], limits: Limits = LIMITS) -> Iterator[Row]:
+    """Read one file and solve it at every budget."""
+    start = time.perf_counter()
+    graph = read_graph(path)
+    build_seconds = time.perf_counter() - start
+    most_bytes = simulate(graph, store_all(graph)).peak_bytes
+    for fraction in fractions:
+        start = time.perf_counter()
+        solution = solve(graph, int(fraction * most_bytes), limits=limits)
+        solve_seconds = time.perf_counter() - start
+        if solution.schedule is None:
+            print(f"{path.stem} at {100 * fraction:g}%: {solution.status.name}: {solution.message}")
+        cost_percent, peak_bytes = _judged(graph, solution)
+        yield Row(
+            instance=path.stem,
+            ops=len(graph.ops),
+            budget_fraction=fraction,
+            status=solution.status.name,
+            cost_percent=cost_percent,
+            bound_percent=_percent(solution.bound_seconds, graph),
+            peak_fraction=peak_bytes / most_bytes,
+            build_seconds=build_seconds,
+            solve_seconds=solve_seconds,
+        )
+
+
+def _judged(graph: Graph, solution: Solution) -> tuple[float, float]:
+    """Return the percent and the peak of a solution."""
+    if solution.schedule is None:
+        return math.inf if solution.status is Status.INFEASIBLE else math.nan, math.nan
+    trace = simulate(graph, solution.schedule)
+    return _percent(trace.seconds, graph), trace.peak_bytes
+
+
+def _percent(seconds: float, graph: Graph) -> float:
+    return 100 * (seconds / graph.seconds - 1)
+
+
+def main() -> None:
+    """Measure the files of the command line; record one CSV."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.instances")
+    parser.add_argument("files", metavar="FILE", nargs="*", type=Path, default=None)
+    parser.add_argument(
+        "--budgets",
+        metavar="FRACTIONS",
+        default=",".join(map(str, BUDGETS)),
+        help="fractions of the peak, parted by commas (default %(default)s)",
+    )
+    options = parser.parse_args()
+    fractions = [float(part) for part in options.budgets.split(",")]
+    files = options.files or sorted(OWN.glob("*.json"))
+    rows = [row for path in files for row in measure(path, fractions)]
+    show("instances", rows)
+    print(record("instances", rows))
+
+
+if __name__ == "__main__":
+    main()
