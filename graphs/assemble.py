@@ -1,27 +1,25 @@
 """From a joint torch.fx graph to a ``Graph``, and from its ops back to the nodes they stand for.
 
-Knows which nodes are kernels, which are views, what each storage is, and which ops may run again.
-Knows nothing of how the joint graph was captured or of what a kernel costs.
+Knows what each storage is and which kernels make up an op. Knows nothing of how the joint graph was
+captured or of what a kernel costs.
 """
 
 from __future__ import annotations
 
 import enum
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from graphs.aot import Joint, module_of, source_of
-from graphs.errors import CaptureError
 from graphs.graph import Graph, Kind, Op, Phase, Value
 from graphs.inplace import Overwrite, Readers
+from graphs.kernels import is_random, is_view, target_name, tensors
+from graphs.mutations import once_only, update_points
 from graphs.normal import first_backward
 from graphs.optimizer import OptimizerStep
 
-RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
 RNG_STATE_BYTES = {"cpu": 5056, "cuda": 16}
 
 
@@ -113,15 +111,6 @@ class _Builder:
         self.lowered.append(lowered)
 
 
-def tensors(value: object) -> Iterable[Tensor]:
-    """Yield the tensors of a node's ``meta["val"]``."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors(part)
-
-
 def assemble(
     joint: Joint,
     price: Callable[[fx.Node], Price],
@@ -144,8 +133,8 @@ def assemble(
     kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
     border = first_backward(joint)
     position = {n: i for i, n in enumerate(joint.graph.nodes)}
-    tainted = _once_only(joint)
-    updates = _update_points(joint, border)
+    tainted = once_only(joint)
+    updates = update_points(joint, border)
     for node in (n for n in kernels if position[n] < border):
         _add_kernel(builder, node, Phase.FORWARD, recomputable=node not in tainted)
         for buffer in updates.get(node, ()):
@@ -265,106 +254,6 @@ def _joins_last(
     step = b.lowered[-1]
     b.lowered[-1] = replace(step, then=(*step.then, (node, overwrite)))
     return True
-
-
-def target_name(node: fx.Node) -> str:
-    """Return the operator's name, such as ``aten.addmm.default``."""
-    target = node.target
-    named = isinstance(target, torch._ops.OpOverload)
-    return str(target) if named else node._pretty_print_target(target)
-
-
-def is_view(node: fx.Node) -> bool:
-    """Tell a node that only renames storages from a kernel."""
-    if node.target is operator.getitem:
-        return True
-    mine = {t.untyped_storage()._cdata for t in tensors(node.meta.get("val"))}
-    theirs = {
-        t.untyped_storage()._cdata for n in node.all_input_nodes for t in tensors(n.meta.get("val"))
-    }
-    return bool(mine) and mine <= theirs
-
-
-def is_random(node: fx.Node) -> bool:
-    """Tell a kernel that draws from the generator."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def is_functional_batch_norm(node: fx.Node) -> bool:
-    """Tell batch norm in train mode, whose output does not depend on the running statistics."""
-    return (
-        node.target is torch.ops.aten._native_batch_norm_legit_functional.default
-        and node.args[5] is True
-    )
-
-
-def _once_only(joint: Joint) -> set[fx.Node]:
-    """Return the kernels that may not run again: they read a buffer that the step changes.
-
-    Batch norm in train mode is exempt, unless the model itself reads the new statistics: run again,
-    it computes them from newer ones, but its output and its gradient do not depend on them.
-    """
-    changed = {joint.buffers[name] for name in joint.mutations}
-    tainted: set[fx.Node] = set()
-    stale = set(changed)
-    for node in joint.graph.nodes:
-        if node.op != "call_function" or not stale.intersection(node.all_input_nodes):
-            continue
-        if is_view(node):
-            stale.add(node)
-        elif _ignores_statistics(node) and _statistics_unread(node):
-            stale.update(_new_statistics(node))
-        else:
-            tainted.add(node)
-    return tainted
-
-
-def _new_statistics(batch_norm: fx.Node) -> list[fx.Node]:
-    if not is_functional_batch_norm(batch_norm):
-        return []
-    parts = [u for u in batch_norm.users if u.target is operator.getitem]
-    return [u for u in parts if u.args[1] in (3, 4)]
-
-
-def _statistics_unread(batch_norm: fx.Node) -> bool:
-    readers = (r for part in _new_statistics(batch_norm) for r in _readers(part))
-    return all(_ignores_statistics(r) for r in readers if not is_view(r))
-
-
-def _ignores_statistics(node: fx.Node) -> bool:
-    """Tell batch norm and its gradient in train mode, which do not look at what they are given."""
-    backward = node.target is torch.ops.aten.native_batch_norm_backward.default
-    return is_functional_batch_norm(node) or (backward and node.args[7] is True)
-
-
-def _update_points(joint: Joint, border: int) -> dict[fx.Node, list[str]]:
-    """Return after which forward kernel each changed buffer can be overwritten.
-
-    That is where its new value exists and no forward kernel still reads the old one.
-
-    Raises:
-        CaptureError: the backward pass reads the old value, as eager mode would refuse, too.
-    """
-    position = {n: i for i, n in enumerate(joint.graph.nodes)}
-    points: dict[fx.Node, list[str]] = {}
-    for name, made in joint.mutations.items():
-        readers = [made, *_readers(joint.buffers[name])]
-        if any(position[n] >= border for n in readers if n not in joint.rewired):
-            raise CaptureError(
-                f"the backward pass needs the value of buffer {name!r} from before the forward "
-                "pass changed it; change a copy of it instead"
-            )
-        last = max((n for n in readers if position[n] < border), key=position.__getitem__)
-        points.setdefault(last, []).append(name)
-    return points
-
-
-def _readers(node: fx.Node) -> Iterable[fx.Node]:
-    for user in node.users:
-        if user.op == "call_function":
-            yield user
-            if is_view(user):
-                yield from _readers(user)
 
 
 def _add_update(b: _Builder, buffer: str) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from graphs.files import write_atomically
 
-_VERSION = 2
+_VERSION = 3
 
 
 def default_cache() -> Path:

@@ -19,15 +19,8 @@ from torch.fx.graph import _BoxedCodeGen
 
 from graphs import Action, Graph, Schedule
 from graphs.aot import Joint
-from graphs.assemble import (
-    RECURRENT,
-    Lowered,
-    Lowering,
-    Role,
-    is_random,
-    is_view,
-    tensors,
-)
+from graphs.assemble import Lowered, Lowering, Role
+from graphs.kernels import RECURRENT, is_random, is_view, tensors
 from planner.errors import InvalidPlan, PlanMismatch
 
 

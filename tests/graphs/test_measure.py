@@ -177,6 +177,13 @@ def test_a_recurrent_layer_keeps_more_than_fake_tensors_know() -> None:
     assert sum(measure_memory([call])[0].output_bytes) > output_bytes(call)
 
 
+def test_scratch_that_depends_on_data_is_measured_on_data() -> None:
+    call = Call(torch.ops.aten.linalg_matrix_exp.default, (torch.empty(48, 48),))
+    zeros = measure_peak(lambda: torch.linalg.matrix_exp(torch.zeros(48, 48)).sum().item())
+    (found,) = measure_memory([call])
+    assert found.workspace_bytes > zeros.peak_bytes
+
+
 def test_a_signature_tells_sharing_from_likeness() -> None:
     x, y = torch.empty(3), torch.empty(3)
     add = aten.add.Tensor
