@@ -10,6 +10,7 @@
 from planner.compare import Comparison, compare
 from planner.errors import (
     BadBudget,
+    BadCluster,
     BadSpec,
     CaptureError,
     InfeasibleBudget,
@@ -30,6 +31,7 @@ from solvers import Limits, Status
 
 __all__ = [
     "BadBudget",
+    "BadCluster",
     "BadSpec",
     "CaptureError",
     "Comparison",

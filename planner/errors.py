@@ -2,6 +2,7 @@
 
     PlannerError
       BadBudget           ValueError           the budget is not a size
+      BadCluster          ValueError           these devices and links do not make a cluster
       CaptureError        graphs.CaptureError  the training step cannot be captured
       InfeasibleBudget    ValueError           no schedule found fits the budget
       InvalidPlan         ValueError           a plan file is damaged, foreign or too new
@@ -32,6 +33,10 @@ class PlannerError(Exception):
 
 class BadBudget(PlannerError, ValueError):
     """The budget is not a positive size in bytes, a text such as "40GB", or a percentage."""
+
+
+class BadCluster(PlannerError, ValueError):
+    """The devices do not divide into nodes, or a link is not a rate."""
 
 
 class CaptureError(PlannerError, graphs.errors.CaptureError):

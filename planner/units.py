@@ -1,4 +1,4 @@
-"""Bytes, seconds and fractions as people write and read them.
+"""Bytes, rates, seconds and fractions as people write and read them.
 
 Knows that GB is 10^9 bytes and GiB is 2^30, and how to print either. This is the only place where
 text such as "40GB" exists; everywhere else a size is an ``int`` whose name ends in ``_bytes``.
@@ -16,6 +16,8 @@ _DECIMAL = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BINARY = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _UNITS = _DECIMAL | _BINARY
 _TEXT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+|%)\s*")
+_RATE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([KMGT])(i?)(b|B|bit|Byte)(?:/s|ps)\s*")
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _EXAMPLES = (
     "write it as '40GB' (10^9 bytes), '40GiB' (2^30), '80%' of the device, or an int of bytes"
 )
@@ -63,6 +65,23 @@ def _scaled(number: str, factor: int) -> int:
     """Multiply a decimal text by an integer without the rounding of floats."""
     whole, _, fraction = number.partition(".")
     return int((whole + fraction) or "0") * factor // int(10 ** len(fraction))
+
+
+def parse_rate(rate: str) -> float:
+    """Return bytes a second; B is a byte and b a bit, as network cards count.
+
+    Raises:
+        ValueError: not a number with such a unit.
+
+    >>> parse_rate("300GB/s"), parse_rate("400 Gb/s"), parse_rate("100Gbps")
+    (300000000000.0, 50000000000.0, 12500000000.0)
+    """
+    match = _RATE.fullmatch(rate)
+    if match is None:
+        raise ValueError(f"{rate!r} is not a rate: write '300GB/s' (bytes) or '400Gb/s' (bits)")
+    number, prefix, binary, unit = match.groups()
+    factor = float((1024 if binary else 1000) ** _POWERS[prefix])
+    return float(number) * factor / (8 if unit.startswith("b") else 1)
 
 
 def format_bytes(size_bytes: int) -> str:
