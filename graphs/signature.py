@@ -5,6 +5,7 @@ Knows how to describe, compare and rebuild a call. Knows nothing of graphs or pl
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,10 +34,10 @@ def signature_of(
     """
     parameters, buffers = unique_tensors(model)
     return {
-        "model": type(model).__qualname__,
+        "model": class_name(model),
         "parameters": [_member(n, t) for n, t in parameters.items()],
         "buffers": [_member(n, t) for n, t in buffers.items()],
-        "modules": [type(m).__qualname__ for m in model.modules()],
+        "modules": [class_name(m) for m in model.modules()],
         "evaluating": [n for n, m in model.named_modules() if not m.training],
         "spec": treespec_dumps(call.spec),
         "leaves": [_leaf(x) for x in call.leaves],
@@ -67,6 +68,18 @@ def fingerprint(model: nn.Module, call: Arguments) -> tuple[Any, ...]:
             for d in sorted(devices)
         ),
     )
+
+
+def class_name(module: nn.Module) -> str:
+    """Return the name of a module's class, and not of the one that ``fully_shard`` puts over it.
+
+    >>> class_name(nn.Linear(2, 2))
+    'Linear'
+    """
+    sharded = sys.modules.get("torch.distributed.fsdp")  # slow to import: then none is sharded
+    mro = type(module).__mro__
+    own = mro if sharded is None else [c for c in mro if not issubclass(c, sharded.FSDPModule)]
+    return own[0].__qualname__
 
 
 def device_type(model: nn.Module, call: Arguments) -> str:
