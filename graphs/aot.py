@@ -90,6 +90,34 @@ def trace(
         CaptureError: the step cannot be captured; the message names the user's line.
     """
     parameters, buffers = unique_tensors(model)
+    watched, inputs, _ = watch(model, call, loss=loss, device=device, answers=answers)
+    step = watched.step
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own internals
+        stack.enter_context(fx_traceback.preserve_node_meta())
+        stack.enter_context(lenient_kernels())
+        stack.enter_context(eager_pieces())
+        stack.enter_context(_lists_asked_for())
+        stack.enter_context(_module_paths(model))
+        stack.enter_context(explained(model))
+        joint = aot_export_joint_with_descriptors(stack, watched, inputs)
+        module = joint.graph_module
+    assert step.outputs is not None
+    _refuse_baked_tensors(model, module)
+    module.graph.eliminate_dead_code()
+    return _joint(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
+
+
+def watch(
+    model: nn.Module,
+    call: Arguments,
+    *,
+    loss: Callable[..., Any] | None = None,
+    device: torch.device | None = None,
+    answers: Sequence[Any] | None = None,
+) -> tuple[Watched, tuple[Tensor, ...], FakeTensorMode]:
+    """Return a step of a model around fake tensors, what to call it with, and their mode."""
+    parameters, buffers = unique_tensors(model)
     members = [*parameters.values(), *buffers.values(), *call.tensors]
     mode = detect_fake_mode(members) or FakeTensorMode(allow_non_fake_inputs=True)
     target = device or torch.device("cpu")
@@ -102,21 +130,7 @@ def trace(
         call,
         loss,
     )
-    watched = _Watched(step, None if _dataless(call) else call.tensors, answers)
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about its own internals
-        stack.enter_context(fx_traceback.preserve_node_meta())
-        stack.enter_context(lenient_kernels())
-        stack.enter_context(eager_pieces())
-        stack.enter_context(_lists_asked_for())
-        stack.enter_context(_module_paths(model))
-        stack.enter_context(_explained(model))
-        joint = aot_export_joint_with_descriptors(stack, watched, inputs)
-        module = joint.graph_module
-    assert step.outputs is not None
-    _refuse_baked_tensors(model, module)
-    module.graph.eliminate_dead_code()
-    return _joint(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
+    return Watched(step, None if _dataless(call) else call.tensors, answers), inputs, mode
 
 
 def _dataless(call: Arguments) -> bool:
@@ -140,7 +154,7 @@ def _blank(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor
         return fresh.requires_grad_(tensor.requires_grad)
 
 
-class _Watched(nn.Module):
+class Watched(nn.Module):
     """A step run under an ``Observer``; AOTAutograd runs it several times, the last one counts."""
 
     def __init__(
@@ -194,7 +208,7 @@ def _module_paths(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(model: nn.Module) -> Iterator[None]:
+def explained(model: nn.Module) -> Iterator[None]:
     """Turn what torch raises while tracing into a ``CaptureError`` that names the user's line."""
     name = type(model).__name__
     try:

@@ -76,7 +76,7 @@ class _Builder:
     joint: Joint
     price: Callable[[fx.Node], Price]
     granularity_bytes: int
-    readers: Readers
+    readers: Readers | None
     values: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     lowered: list[Lowered] = field(default_factory=list)
@@ -120,14 +120,16 @@ def assemble(
     granularity_bytes: int = 1,
     reserve_bytes: int = 0,
     accumulate: bool = False,
+    eager: bool = False,
     name: str = "",
 ) -> tuple[Graph, Lowering]:
     """Build the graph of a training step and the lowering of its ops.
 
     Ops keep the order of the joint graph: forward, buffer updates, tangents, backward, optimizer.
-    ``accumulate`` counts gradients of earlier micro-batches as resident.
+    ``accumulate`` counts gradients of earlier micro-batches as resident. ``eager`` keeps kernels
+    apart that a plan would run one into the storage of the other.
     """
-    readers = Readers(joint.graph, is_view)
+    readers = None if eager else Readers(joint.graph, is_view)
     builder = _Builder(joint, price, granularity_bytes, readers)
     _add_resident(builder)
     kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
@@ -230,7 +232,7 @@ def _joins_last(
     In the forward pass the op may make little else: what it makes besides would cost this kernel,
     too, to make again.
     """
-    overwrite = b.readers.overwrite(node)
+    overwrite = None if b.readers is None else b.readers.overwrite(node)
     if overwrite is None or b.lowered[-1].role is not Role.KERNEL:
         return False
     last, (taken,) = b.ops[-1], b.value_of[overwrite.operand]

@@ -26,7 +26,7 @@ from graphs.measure import Memory, measure_memory, measure_seconds
 from graphs.normal import normalized, with_layout_of
 from graphs.optimizer import OptimizerStep, optimizer_step
 from graphs.scratch import estimate_workspace
-from graphs.signature import device_type, fake_call, signature_of
+from graphs.signature import class_name, device_type, fake_call, signature_of
 from graphs.step import Arguments, Inputs, arguments_of
 
 COSTS = ("roofline", "measured")
@@ -77,10 +77,48 @@ def capture(
     >>> [op.target for op in found.graph.ops][:3]
     ['aten.addmm.default', 'aten.relu.default', 'aten.addmm.default']
     """
+    found = capture_joint(
+        model,
+        arguments_of(inputs, targets),
+        loss=loss,
+        optimizer=optimizer,
+        device=device,
+        costs=costs,
+        accumulate=accumulate,
+        progress=progress,
+    )
+    return found.captured
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A captured step with what its graph was made from."""
+
+    captured: Captured
+    joint: Joint
+    lowering: Lowering
+
+
+def capture_joint(
+    model: nn.Module,
+    call: Arguments,
+    *,
+    loss: Callable[..., Any] | None = None,
+    optimizer: Any = None,
+    device: str = "auto",
+    costs: str = "roofline",
+    accumulate: bool = False,
+    eager: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Traced:
+    """Do what ``capture`` does and keep the traced nodes.
+
+    ``eager`` says that torch will run the step itself, so that no kernel writes into what the one
+    before it made.
+    """
     if costs not in COSTS:
         raise ValueError(f"unknown costs {costs!r}; expected one of {', '.join(COSTS)}")
     tell = progress or (lambda _: None)
-    call = arguments_of(inputs, targets)
     kind = device_type(model, call)
     home = devices.cpu() if kind == "cpu" else local_device()
     where = home if device == "auto" else devices.device(device)
@@ -96,7 +134,7 @@ def capture(
     trainable = [joint.parameters[n].meta["val"] for n in wanted]
     known = optimizer is None or isinstance(optimizer, OptimizerStep)
     step = optimizer if known else optimizer_step(trainable, optimizer)
-    graph, _ = assemble(
+    graph, lowering = assemble(
         joint,
         prices.__getitem__,
         optimizer=step,
@@ -104,11 +142,12 @@ def capture(
         granularity_bytes=where.granularity_bytes,
         reserve_bytes=where.reserve_bytes,
         accumulate=accumulate,
-        name=type(model).__name__,
+        eager=eager,
+        name=class_name(model),
     )
     answers = joint.decisions.answers
     signature = signature_of(model, call, answers=answers, loss=loss is not None)
-    return Captured(graph, signature | {"accumulate": accumulate})
+    return Traced(Captured(graph, signature | {"accumulate": accumulate}), joint, lowering)
 
 
 def recapture(

@@ -1,0 +1,172 @@
+"""A submodule as one opaque operator, and the calls a model makes of its submodules.
+
+Lets a model of many blocks be traced at the price of what is around them. Knows how to stand in for
+``forward``. Knows nothing of what the blocks compute or cost.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from graphs.aot import explained, watch
+from graphs.errors import CaptureError
+from graphs.fakes import lenient_kernels
+from graphs.step import Arguments, Outputs, arguments
+
+FORWARD, BACKWARD = "remat_planner.unit.default", "remat_planner.unit_backward.default"
+
+_LIBRARY = torch.library.Library("remat_planner", "DEF")
+_LIBRARY.define("unit(Tensor[] inputs, str spec) -> Tensor[]")
+_LIBRARY.define("unit_backward(Tensor[] tangents, Tensor[] inputs, str spec) -> Tensor[]")
+
+
+@torch.library.register_fake("remat_planner::unit", lib=_LIBRARY)
+def _fake_unit(inputs: list[Tensor], spec: str) -> list[Tensor]:
+    return [_empty(inputs[0], *made) for made in json.loads(spec)["outputs"]]
+
+
+@torch.library.register_fake("remat_planner::unit_backward", lib=_LIBRARY)
+def _fake_backward(tangents: list[Tensor], inputs: list[Tensor], spec: str) -> list[Tensor]:
+    return [torch.empty_like(inputs[i]) for i in json.loads(spec)["wanted"]]
+
+
+def _empty(like: Tensor, shape: list[int], stride: list[int], dtype: str) -> Tensor:
+    return torch.empty_strided(shape, stride, dtype=getattr(torch, dtype), device=like.device)
+
+
+class _Unit(torch.autograd.Function):
+    """The operator under autograd; its spec says for which inputs gradients are wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: dict[str, Any], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+        ctx.spec = spec
+        made = torch.ops.remat_planner.unit(list(inputs), json.dumps(spec))
+        silent = [t for t, wanted in zip(made, spec["differentiable"], strict=True) if not wanted]
+        ctx.mark_non_differentiable(*silent)
+        return tuple(made)
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        arrived = [i for i, t in enumerate(tangents) if t is not None]
+        spec = ctx.spec | {"arrived": arrived}
+        given = [t for t in tangents if t is not None]
+        inputs = list(ctx.saved_tensors)
+        made = torch.ops.remat_planner.unit_backward(given, inputs, json.dumps(spec))
+        found = dict(zip(spec["wanted"], made, strict=True))
+        return (None, *(found.get(i) for i in range(len(inputs))))
+
+
+@dataclass(frozen=True)
+class Stub:
+    """What stands in for a unit: how its outputs look, traced tensors and the user's structure."""
+
+    outputs: Outputs
+    tensors: tuple[Tensor, ...]
+
+
+@contextmanager
+def stubbed(units: Mapping[str, nn.Module], stubs: Mapping[str, Stub]) -> Iterator[None]:
+    """Replace the forward of every unit by its operator; the spec of each call names the unit.
+
+    One trainable parameter of the unit is the last input, so that a backward always exists.
+    """
+
+    def replacement(path: str, unit: nn.Module) -> Callable[..., Any]:
+        stub = stubs[path]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            anchor = next(p for p in unit.parameters() if p.requires_grad)
+            inputs = [*arguments(args, kwargs).tensors, anchor]
+            spec = {
+                "unit": path,
+                "outputs": [_spec(t) for t in stub.tensors],
+                "differentiable": stub.outputs.differentiable,
+                "wanted": [i for i, t in enumerate(inputs) if t.requires_grad],
+            }
+            return stub.outputs.rebuild(_Unit.apply(spec, *inputs))  # type: ignore[no-untyped-call]
+
+        return forward
+
+    with _replaced(units, replacement):
+        yield
+
+
+def _spec(tensor: Tensor) -> list[Any]:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return [list(tensor.shape), list(tensor.stride()), dtype]
+
+
+def record_calls(
+    model: nn.Module,
+    call: Arguments,
+    units: Mapping[str, nn.Module],
+    *,
+    loss: Callable[..., Any] | None,
+    kind: Callable[[str, nn.Module, Arguments], Hashable],
+) -> list[tuple[str, Arguments, Hashable]]:
+    """Run the model's forward on fake tensors and list the calls of its units, in order.
+
+    Units of one ``kind`` are taken to return alike, so that only the first of them is run.
+
+    Raises:
+        CaptureError: the model cannot run without data; the message names the user's line.
+    """
+    calls: list[tuple[str, Arguments, Hashable]] = []
+    known: dict[Hashable, Any] = {}
+
+    def replacement(path: str, unit: nn.Module) -> Callable[..., Any]:
+        own = unit.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            inner = arguments(args, kwargs)
+            key = kind(path, unit, inner)
+            calls.append((path, inner, key))
+            if key not in known:
+                known[key] = own(*args, **kwargs)
+                return known[key]
+            return tree_map(_alike, known[key])
+
+        return forward
+
+    watched, inputs, mode = watch(model, call, loss=loss)
+    with explained(model), warnings.catch_warnings(), lenient_kernels(), mode:
+        warnings.simplefilter("ignore")  # said again when the step is traced
+        with _replaced(units, replacement):
+            watched(*inputs)
+    return calls
+
+
+def _alike(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    fresh = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
+    return fresh.requires_grad_(leaf.requires_grad)
+
+
+@contextmanager
+def _replaced(
+    units: Mapping[str, nn.Module], replacement: Callable[[str, nn.Module], Callable[..., Any]]
+) -> Iterator[None]:
+    for path, unit in units.items():
+        if "forward" in vars(unit):
+            raise CaptureError(
+                f"{path}.forward was replaced on the instance; wrap the module instead"
+            )
+    for path, unit in units.items():
+        unit.forward = replacement(path, unit)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for unit in units.values():
+            del unit.forward
