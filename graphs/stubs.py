@@ -24,19 +24,21 @@ from graphs.step import Arguments, Outputs, arguments
 
 FORWARD, BACKWARD = "remat_planner.unit.default", "remat_planner.unit_backward.default"
 
-_LIBRARY = torch.library.Library("remat_planner", "DEF")
+_LIBRARY: Any = torch.library.Library("remat_planner", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("unit(Tensor[] inputs, str spec) -> Tensor[]")
 _LIBRARY.define("unit_backward(Tensor[] tangents, Tensor[] inputs, str spec) -> Tensor[]")
 
 
-@torch.library.register_fake("remat_planner::unit", lib=_LIBRARY)
 def _fake_unit(inputs: list[Tensor], spec: str) -> list[Tensor]:
     return [_empty(inputs[0], *made) for made in json.loads(spec)["outputs"]]
 
 
-@torch.library.register_fake("remat_planner::unit_backward", lib=_LIBRARY)
 def _fake_backward(tangents: list[Tensor], inputs: list[Tensor], spec: str) -> list[Tensor]:
     return [torch.empty_like(inputs[i]) for i in json.loads(spec)["wanted"]]
+
+
+torch.library.register_fake("remat_planner::unit", _fake_unit, lib=_LIBRARY)
+torch.library.register_fake("remat_planner::unit_backward", _fake_backward, lib=_LIBRARY)
 
 
 def _empty(like: Tensor, shape: list[int], stride: list[int], dtype: str) -> Tensor:
@@ -164,7 +166,7 @@ def _replaced(
                 f"{path}.forward was replaced on the instance; wrap the module instead"
             )
     for path, unit in units.items():
-        unit.forward = replacement(path, unit)  # type: ignore[method-assign]
+        unit.forward = replacement(path, unit)
     try:
         yield
     finally:

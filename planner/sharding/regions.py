@@ -8,24 +8,24 @@ borders lie. Knows nothing of ranks, of costs of communication or of schedules.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from graphs import Graph
-from graphs.assemble import tensors
 from graphs.capture import Captured, Traced, capture_joint
 from graphs.errors import CaptureError as GraphsCaptureError
 from graphs.signature import class_name, device_type, signature_of
 from graphs.step import Arguments, Inputs, arguments_of, swapped, unique_tensors
-from graphs.stubs import Stub, record_calls, stubbed
+from graphs.stubs import BACKWARD, FORWARD, Stub, record_calls, stubbed
 from planner.errors import CaptureError
 
 PRECISIONS = ("float32", "bfloat16", "autocast")
@@ -67,8 +67,7 @@ class Call:
 class Region:
     """A captured piece of the model and its border, as values of its graph.
 
-    ``calls`` are the root's, one a unit in the order of execution. ``buffer_bytes`` and
-    ``input_bytes`` are resident.
+    ``calls`` are the root's, one a unit in the order of execution.
     """
 
     captured: Captured
@@ -132,10 +131,10 @@ def capture_regions(
         CaptureError: no units, or a piece that cannot be captured.
 
     >>> block = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
-    >>> model = nn.Sequential(block(), block(), nn.LayerNorm(4))
-    >>> found = capture_regions(model, torch.zeros(2, 4), loss=torch.mean, units=["0", "1"])
+    >>> model = nn.Sequential(nn.Linear(4, 4), block(), block())
+    >>> found = capture_regions(model, torch.zeros(2, 4), loss=torch.mean, units=["1", "2"])
     >>> found.units, found.kind_of, [p.name for p in found.root.parameters]
-    (('0', '1'), (0, 0), ['2.weight', '2.bias'])
+    (('1', '2'), (0, 0), ['0.weight', '0.bias'])
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of {PRECISIONS}")
@@ -163,7 +162,7 @@ def _taken_apart(
     options: dict[str, Any],
     precision: str,
 ) -> Regions:
-    recorded = record_calls(model, call, candidates, loss=loss, kind=_kind)
+    recorded = record_calls(model, call, candidates, loss=loss, kind=_kinds_of(candidates))
     recorded = _called_once(recorded, candidates, chosen=chosen)
     order: dict[Hashable, int] = {}
     kinds: list[Traced] = []
@@ -220,7 +219,7 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
             siblings[path.rpartition(".")[0]].append(path)
     found = {p: modules[p] for group in siblings.values() if len(group) > 1 for p in group}
     owners: defaultdict[int, set[str]] = defaultdict(set)
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         unit = next((u for u in found if path == u or path.startswith(f"{u}.")), "")
         for p in module.parameters(recurse=False):
             owners[id(p)].add(unit)
@@ -246,26 +245,37 @@ def _names_inside(model: nn.Module, path: str) -> Iterator[str]:
     yield from (f"{path}.{name}" for name, _ in unit.named_parameters())
 
 
-def _kind(path: str, unit: nn.Module, call: Arguments) -> str:
-    """Describe a unit and its call by all that two of one kind share.
+def _kinds_of(units: Mapping[str, nn.Module]) -> Callable[[str, nn.Module, Arguments], str]:
+    """Return what describes a unit and its call by all that two of one kind share.
 
-    Plain attributes count, for instance a dropout rate, but not an int that is the unit's own
-    number: that is its position.
+    Plain attributes count, for instance a dropout rate, unless each unit's is its own number.
     """
-    try:
-        described = signature_of(unit, call)
-    except GraphsCaptureError as error:
-        raise GraphsCaptureError(f"the call of unit {path!r} cannot be planned: {error}") from error
-    number = path.rpartition(".")[2]
-    plain = [
-        [
-            [key, value]
-            for key, value in vars(module).items()
-            if isinstance(value, bool | int | float | str) and str(value) != number
-        ]
-        for module in unit.modules()
-    ]
-    return json.dumps([described, plain], sort_keys=True)
+    plain = {path: _attributes(unit) for path, unit in units.items()}
+    names = set[tuple[str, str]]().union(*plain.values())
+    positions = {
+        name
+        for name in names
+        if all(str(found.get(name)) == path.rpartition(".")[2] for path, found in plain.items())
+    }
+
+    def kind(path: str, unit: nn.Module, call: Arguments) -> str:
+        try:
+            described = signature_of(unit, call)
+        except GraphsCaptureError as error:
+            raise GraphsCaptureError(f"the call of unit {path!r}: {error}") from error
+        told = [(*k, v) for k, v in plain[path].items() if k not in positions]
+        return json.dumps([described, told], sort_keys=True)
+
+    return kind
+
+
+def _attributes(unit: nn.Module) -> dict[tuple[str, str], Any]:
+    return {
+        (name, key): value
+        for name, module in unit.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, bool | int | float | str)
+    }
 
 
 def _called_once(
@@ -297,7 +307,7 @@ def _region(
 ) -> Region:
     """Find the border of a captured piece among the values of its graph."""
     joint = traced.joint
-    value = lambda node: _value(traced, node)  # noqa: E731
+    value = functools.partial(_value, traced)
     gradients = dict(zip((*joint.parameters, *joint.inputs), joint.gradients, strict=True))
     parameters = tuple(
         Parameter(
@@ -336,40 +346,48 @@ def _calls(around: Traced, paths: Sequence[str]) -> tuple[Call, ...]:
     position = {
         low.node: index for index, low in enumerate(around.lowering.ops) if low.node is not None
     }
-    stub, stub_backward = torch.ops.remat_planner.unit, torch.ops.remat_planner.unit_backward
-    forwards, backwards = {}, {}
+    found: dict[tuple[str, str], fx.Node] = {}
     for node in around.joint.graph.nodes:
-        if node.target is stub.default:
-            forwards[json.loads(node.args[1])["unit"]] = node
-        elif node.target is stub_backward.default:
-            backwards[json.loads(node.args[2])["unit"]] = node
+        if str(node.target) in (FORWARD, BACKWARD):
+            found[str(node.target), _spec(node)["unit"]] = node
     calls = []
     for path in paths:
-        if path not in forwards or path not in backwards:
-            raise CaptureError(f"nothing that the loss depends on comes from unit {path!r}")
-        one, two = forwards[path], backwards[path]
-        spec = json.loads(two.args[2])
+        if (FORWARD, path) not in found or (BACKWARD, path) not in found:
+            raise GraphsCaptureError(f"nothing that the loss depends on comes from unit {path!r}")
+        one, two = found[FORWARD, path], found[BACKWARD, path]
+        spec = _spec(two)
+        inputs = [value_of[n][0] for n in _operands(one)][:-1]  # the last one is the anchor
         outputs = _storages(one, value_of)
-        arrived = dict(zip(spec["arrived"], (value_of[n][0] for n in two.args[0]), strict=True))
+        given = (value_of[n][0] for n in _operands(two))
+        arrived = dict(zip(spec["arrived"], given, strict=True))
         made = dict(zip(spec["wanted"], _storages(two, value_of), strict=True))
-        count = len(one.args[0]) - 1  # without the anchor
         calls.append(
             Call(
                 forward=position[one],
                 backward=position[two],
-                inputs=tuple(value_of[n][0] for n in one.args[0][:count]),
+                inputs=tuple(inputs),
                 outputs=outputs,
                 tangents=tuple(arrived.get(i) for i in range(len(outputs))),
-                gradients=tuple(made.get(i) for i in range(count)),
+                gradients=tuple(made.get(i) for i in range(len(inputs))),
             )
         )
     return tuple(calls)
 
 
+def _spec(node: fx.Node) -> dict[str, Any]:
+    return dict(json.loads(str(node.args[-1])))
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """Return the first list of tensors an opaque op takes."""
+    listed = cast(list[fx.Node], node.args[0])
+    return list(listed)
+
+
 def _storages(node: fx.Node, value_of: Mapping[fx.Node, tuple[int, ...]]) -> tuple[int, ...]:
     """Return the value of each tensor an opaque op makes; it never makes two views of one."""
     values = value_of[node]
-    assert len(values) == len(list(tensors(node.meta["val"])))
+    assert len(values) == len(node.meta["val"])
     return values
 
 
