@@ -24,6 +24,7 @@ from planner.errors import (
 from planner.fit import fit
 from planner.plan import Plan
 from planner.planfile import load
+from planner.sharding.plan import ShardedPlan
 from planner.timeline import render_timeline_svg
 from planner.units import parse_budget
 from planner.verify import Verification, verify
@@ -42,6 +43,7 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "PlannerError",
+    "ShardedPlan",
     "Status",
     "UnknownDevice",
     "UnknownMethod",

@@ -1,4 +1,4 @@
-"""The command line: ``planner fit``, ``show``, ``compare`` and ``verify``.
+"""The command line: ``planner fit``, ``show``, ``explain``, ``compare`` and ``verify``.
 
 Exit codes: 0 the plan fits, 1 it does not, 2 the input is wrong, 3 a defect of this program, 130 it
 was interrupted.
@@ -17,14 +17,17 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from graphs.files import write_atomically
 from planner.compare import compare as run_compare
-from planner.errors import InfeasibleBudget, PlannerError
+from planner.errors import BadSpec, InfeasibleBudget, PlannerError
 from planner.fit import example_inputs
 from planner.fit import fit as run_fit
 from planner.plan import Plan
-from planner.planfile import load
+from planner.planfile import load, load_plan
 from planner.progress import on_terminal
 from planner.report import binding_summary, summary
+from planner.sharding.plan import ShardedPlan
+from planner.sharding.report import sharded_summary
 from planner.spec import load_example
 from solvers import Limits
 
@@ -138,8 +141,18 @@ def show(plan_path: Path, *, as_json: bool, export: Path | None) -> None:
     with _answering(as_json=as_json):
         plan = load(plan_path)
         if export is not None:
-            plan.export(export)
+            _write(plan, export)
     _show(plan, as_json=as_json)
+
+
+@cli.command()
+@PLAN
+def explain(plan_path: Path) -> None:
+    """Say why PLAN is what it is: every alternative, and why it was rejected."""
+    with _answering(as_json=False):
+        plan = load(plan_path)
+    click.echo(str(plan) if isinstance(plan, Plan) else plan.explain())
+    sys.exit(FITS if plan.fits else DOES_NOT_FIT)
 
 
 @cli.command()
@@ -174,7 +187,7 @@ def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) ->
     from planner.verify import verify as run_verify
 
     with _answering(as_json=as_json), on_terminal() as progress:
-        plan = load(plan_path)
+        plan = load_plan(plan_path)
         progress(f"loading {model}")
         example = load_example(model, inputs)
         progress("running the plain and the planned step")
@@ -197,8 +210,24 @@ def _arguments(
     }
 
 
-def _show(plan: Plan, *, as_json: bool) -> NoReturn:
-    click.echo(_dump(summary(plan)) if as_json else str(plan))
+def _write(plan: Plan | ShardedPlan, path: Path) -> None:
+    """Write a plan as its suffix says."""
+    if isinstance(plan, Plan):
+        plan.export(path)
+    elif path.suffix == ".html":
+        plan.report(path)
+    elif path.suffix == ".txt":
+        write_atomically(path, str(plan))
+    elif path.suffix == ".json":
+        plan.save(path)
+    else:
+        raise BadSpec(f"unknown suffix {path.suffix!r}; a sharded plan is .html, .json or .txt")
+
+
+def _show(plan: Plan | ShardedPlan, *, as_json: bool) -> NoReturn:
+    if as_json:
+        answers = summary(plan) if isinstance(plan, Plan) else sharded_summary(plan)
+    click.echo(_dump(answers) if as_json else str(plan))
     sys.exit(FITS if plan.fits else DOES_NOT_FIT)
 
 

@@ -31,14 +31,14 @@ _PAGE = """<!doctype html>
 """
 
 
-def render_page(plan: Plan) -> str:
-    """Return the report as HTML."""
+def render_page(plan: Plan, text: str | None = None) -> str:
+    """Return the report as HTML; its text is what ``str(plan)`` says unless another is given."""
     title = f"Memory plan for {plan.signature.get('model', 'a training step')}"
     return _PAGE.format(
-        title=escape(title), picture=render_timeline_svg(plan), text=escape(render(plan))
+        title=escape(title), picture=render_timeline_svg(plan), text=escape(text or render(plan))
     )
 
 
-def write_page(plan: Plan, path: str | Path) -> None:
+def write_page(plan: Plan, path: str | Path, text: str | None = None) -> None:
     """Write the report; the file appears whole or not at all."""
-    write_atomically(path, render_page(plan))
+    write_atomically(path, render_page(plan, text))

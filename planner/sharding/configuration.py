@@ -9,7 +9,7 @@ the solver's, so it is in the ``UnitPlan``.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphs import Schedule
 
@@ -80,6 +80,11 @@ class Configuration:
     def global_batch(self) -> int:
         """How many samples one optimizer step sees."""
         return self.world_size * self.micro_batch * self.accumulation
+
+    @property
+    def way(self) -> Configuration:
+        """The same way to shard, whatever the micro-batch."""
+        return replace(self, micro_batch=1, accumulation=1)
 
     def __str__(self) -> str:
         """Say it in a few words."""

@@ -1,0 +1,97 @@
+"""What people do without a planner: a ZeRO stage for the whole model, and per-block checkpointing.
+
+Knows how to write each recipe as an order of the assembled graph, so that it is priced by the very
+same rules as a plan. Searches nothing: each recipe is what it is.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from graphs import Graph, Kind, Phase
+from planner.sharding.configuration import Configuration, Strategy
+from solvers.segments import order_from_kept, turning_point
+
+
+class Checkpoint(enum.Enum):
+    """What per-block checkpointing recomputes.
+
+    SELECTIVE keeps what products (matrix, convolution, attention) made and runs the rest again, as
+    torch's selective activation checkpointing does. FULL keeps what enters the blocks, and runs no
+    more of a block again than its backward needs.
+    """
+
+    NONE = "no recomputation"
+    SELECTIVE = "selective checkpointing"
+    FULL = "full checkpointing"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A stage of ZeRO for all units alike, and one way to checkpoint them.
+
+    >>> print(Recipe(3, Checkpoint.FULL))
+    ZeRO-3, full checkpointing
+    """
+
+    stage: int
+    checkpoint: Checkpoint
+
+    def __str__(self) -> str:
+        """Name it as people do."""
+        stage = f"ZeRO-{self.stage}" if self.stage else "DDP"
+        return f"{stage}, {self.checkpoint.value}"
+
+
+def recipes(configuration: Configuration, graph: Graph) -> Iterator[tuple[Recipe, list[int]]]:
+    """Yield every recipe that has this configuration, with its order of the assembled graph."""
+    turn = turning_point(graph)
+    for stage, checkpoint in product(stages(configuration), Checkpoint):
+        kept = _kept(graph, turn, checkpoint, keep_gathered=stage < 3)
+        yield Recipe(stage, checkpoint), order_from_kept(graph, kept, turn)
+
+
+def stages(configuration: Configuration) -> tuple[int, ...]:
+    """Return the stages of ZeRO that a configuration can be.
+
+    >>> stages(Configuration(Strategy.FSDP, 8))
+    (2, 3)
+    """
+    return {Strategy.DDP: (0,), Strategy.ZERO1: (1,), Strategy.FSDP: (2, 3)}[configuration.strategy]
+
+
+def _kept(graph: Graph, turn: int, checkpoint: Checkpoint, *, keep_gathered: bool) -> set[int]:
+    """Return the forward values that a recipe keeps until backward."""
+    kept = set[int]()
+    for op in graph.ops[:turn]:
+        for value in op.outputs:
+            gathered = graph.values[value].kind is Kind.GATHERED
+            product_of = checkpoint is Checkpoint.SELECTIVE and op.flops > 0
+            if keep_gathered if gathered else checkpoint is Checkpoint.NONE or product_of:
+                kept.add(value)
+    return kept
+
+
+def keeping_gathered(graph: Graph) -> Graph:
+    """Return the graph in which a gathered weight cannot be gathered again: stage 2 for good."""
+    gathers = {graph.producer[v] for v, x in enumerate(graph.values) if x.kind is Kind.GATHERED}
+    ops = (
+        replace(op, recomputable=False) if i in gathers else op for i, op in enumerate(graph.ops)
+    )
+    return replace(graph, ops=tuple(ops))
+
+
+def state_bytes(graph: Graph, stage: int) -> int:
+    """Return what the model's states hold at a stage: what is chosen by where stage comes first.
+
+    Residents, gradients where the optimizer reads them, and at stage 2 the gathered weights.
+    """
+    step = [op for op in graph.ops if op.phase is Phase.OPTIMIZER]
+    read = {v for op in step for v in op.inputs if v not in graph.resident}
+    held = graph.resident_bytes + sum(graph.values[v].size_bytes for v in read)
+    if stage == 2:
+        held += sum(v.size_bytes for v in graph.values if v.kind is Kind.GATHERED)
+    return held

@@ -1,0 +1,128 @@
+"""The search over configurations against trying everything, and its bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from graphs import Schedule, schedule_from_order
+from planner.sharding.configuration import Configuration, Strategy, UnitPlan
+from planner.sharding.search import Found, Planned, Space, explore, plan_step, price_recipes
+from planner.sharding.space import configurations
+from solvers import Limits, minimum_budget
+from tests.sharded_steps import FakeStep, Sizes, step
+
+EXACT = Limits(gap=0.0)
+
+
+def space_of(sizes: Sizes, *, world: int = 4, batch: int = 16, offload: bool = True) -> Space:
+    found = configurations(world, batch, devices_per_node=2, offload=offload)
+    return Space(found, lambda _: 0.0, lambda c: step(c, sizes))
+
+
+def everything(space: Space, budget: int) -> list[Planned]:
+    """Solve every configuration, none left out."""
+    solved = (plan_step(c, space.open(c), budget, limits=EXACT)[0] for c in space.configurations)
+    return [planned for planned in solved if planned is not None]
+
+
+BUDGETS = (2000, 1300, 900, 700, 500, 400, 300)
+MODELS = (Sizes(), Sizes(gather=4.0), Sizes(activation=60), Sizes(units=2, temporaries=800))
+
+
+@pytest.mark.parametrize("sizes", MODELS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_finds_what_trying_everything_finds(sizes: Sizes, budget: int) -> None:
+    space = space_of(sizes)
+    found, known = explore(space, budget, limits=EXACT), everything(space, budget)
+    assert found.finished
+    if not known:
+        assert found.best is None
+        assert found.bound_seconds == math.inf
+        return
+    assert found.best is not None
+    assert found.best.peak_bytes <= budget
+    assert found.best.seconds == pytest.approx(min(p.seconds for p in known))
+    assert found.bound_seconds == pytest.approx(found.best.seconds)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_no_bound_is_above_a_plan(budget: int) -> None:
+    space = space_of(Sizes())
+    known = {p.configuration: p.seconds for p in everything(space, budget)}
+    for outcome in explore(space, budget, limits=EXACT).outcomes:
+        assert outcome.bound_seconds <= known.get(outcome.configuration, math.inf) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("sizes", MODELS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_never_worse_than_a_recipe_however_wide_the_gap(sizes: Sizes, budget: int) -> None:
+    space = space_of(sizes)
+    best = explore(space, budget, limits=Limits(gap=0.5)).best
+    for c in space.configurations:
+        for recipe in price_recipes(c, space.open(c)):
+            if recipe.peak_bytes <= budget:
+                assert best is not None
+                assert best.seconds <= recipe.seconds
+
+
+def test_more_budget_never_costs_more() -> None:
+    seconds = [_seconds(explore(space_of(Sizes()), b, limits=EXACT)) for b in sorted(BUDGETS)]
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_most_configurations_are_never_solved() -> None:
+    space, solved = space_of(Sizes()), list[str]()
+    explore(space, 900, tell=solved.append)
+    assert sum(text.startswith("solving") for text in solved) < len(space.configurations) / 2
+
+
+def test_keeping_and_gathering_again_are_mixed() -> None:
+    """With room for some weights only, some are kept and the others gathered again."""
+    sizes = Sizes(units=4, activation=1, gather=2.0)
+    c = Configuration(Strategy.FSDP, 4, 1, 1, 1)
+    made = step(c, sizes)
+    least = minimum_budget(made.graph).least_bytes
+    kept = set[int]()
+    for budget in range(least, least + 400, 50):
+        planned, _ = plan_step(c, made, budget, limits=EXACT)
+        assert planned is not None
+        kept.add(sum(u.keep_gathered for u in planned.units))
+    assert {0, 1, 2, 3, 4} >= kept >= {1, 2, 3}
+
+
+class Prefetching(FakeStep):
+    """What runs gathers again three ops earlier than the solver says."""
+
+    def realize(self, order: Sequence[int]) -> tuple[tuple[UnitPlan, ...], Schedule]:
+        units, _ = super().realize(order)
+        early, seen = list[int](), set[int]()
+        for op in order:
+            again = op in seen and self.graph.ops[op].target == "all_gather"
+            early.insert(len(early) - 3 if again else len(early), op)
+            seen.add(op)
+        return units, schedule_from_order(self.graph, early)
+
+
+def test_what_runs_fits_even_if_it_holds_more_than_the_solver_thought() -> None:
+    """The solver is asked for less until what runs fits; its bound stays that of the budget."""
+    c = Configuration(Strategy.FSDP, 4, 1, 1, 1)
+    honest = step(c, Sizes(units=4, activation=20))
+    least = minimum_budget(honest.graph).least_bytes
+    asked_again = 0
+    for budget in range(least, least + 400, 40):
+        planned, solution = plan_step(c, honest, budget, limits=EXACT)
+        eager, same = plan_step(c, Prefetching(honest.graph, honest.units), budget, limits=EXACT)
+        assert same.bound_seconds == solution.bound_seconds
+        assert planned is not None
+        if eager is not None:
+            assert eager.peak_bytes <= budget
+            assert eager.seconds >= solution.bound_seconds
+            asked_again += eager.seconds > planned.seconds
+    assert asked_again
+
+
+def _seconds(found: Found) -> float:
+    return math.inf if found.best is None else found.best.seconds
