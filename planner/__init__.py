@@ -11,6 +11,7 @@ from planner.compare import Comparison, compare
 from planner.errors import (
     BadBudget,
     BadCluster,
+    BadEstimate,
     BadSpec,
     CaptureError,
     InfeasibleBudget,
@@ -21,6 +22,7 @@ from planner.errors import (
     UnknownDevice,
     UnknownMethod,
 )
+from planner.estimate import Estimate, estimate
 from planner.fit import fit
 from planner.plan import Plan
 from planner.planfile import load
@@ -33,9 +35,11 @@ from solvers import Limits, Status
 __all__ = [
     "BadBudget",
     "BadCluster",
+    "BadEstimate",
     "BadSpec",
     "CaptureError",
     "Comparison",
+    "Estimate",
     "InfeasibleBudget",
     "InvalidPlan",
     "Limits",
@@ -49,6 +53,7 @@ __all__ = [
     "UnknownMethod",
     "Verification",
     "compare",
+    "estimate",
     "fit",
     "load",
     "parse_budget",

@@ -1,4 +1,4 @@
-"""The command line: ``planner fit``, ``show``, ``explain``, ``compare`` and ``verify``.
+"""The command line: ``planner fit``, ``show``, ``explain``, ``compare``, ``verify``, ``estimate``.
 
 Exit codes: 0 the plan fits, 1 it does not, 2 the input is wrong, 3 a defect of this program, 130 it
 was interrupted.
@@ -20,6 +20,7 @@ import click
 from graphs.files import write_atomically
 from planner.compare import compare as run_compare
 from planner.errors import BadSpec, InfeasibleBudget, PlannerError
+from planner.estimate import estimate as run_estimate
 from planner.fit import example_inputs
 from planner.fit import fit as run_fit
 from planner.plan import Plan
@@ -195,6 +196,34 @@ def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) ->
         result = run_verify(example.model, plan, inputs_found)
     click.echo(_dump(result.to_json()) if as_json else str(result))
     sys.exit(FITS if result.fits else DOES_NOT_FIT)
+
+
+@cli.command()
+@click.option("--params", help="How many parameters: 70e9, 70B, 350M.")
+@click.option("--config", type=click.Path(path_type=Path), help="A transformers config.json.")
+@click.option("--model", metavar="MODEL", help="path.py:function; built on meta.")
+@click.option("--trainable", help="How many of them are trained, as for LoRA; all by default.")
+@click.option("--layers", type=int)
+@click.option("--hidden", type=int)
+@click.option("--heads", type=int)
+@click.option("--kv-heads", type=int)
+@click.option("--head-dim", type=int)
+@click.option("--vocab", type=int)
+@click.option("--seq", type=int, help="Tokens of a sample.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Samples on each device.")
+@click.option("--gpus", type=int, default=8, show_default=True, help="Data-parallel devices.")
+@click.option(
+    "--device", default="80GB", show_default=True, help="A size as printed, or 'A100-80GB'."
+)
+@click.option("--precision", default="bfloat16", show_default=True, help="Or float16, float32.")
+@click.option("--optimizer", default="adamw", show_default=True, help="Whose state to count.")
+@click.option("--stage", type=int, help="One ZeRO stage; all by default.")
+@JSON
+def estimate(params: str | None, *, as_json: bool, **options: Any) -> None:
+    """Say what a model takes by textbook arithmetic, without a graph."""
+    with _answering(as_json=as_json):
+        found = run_estimate(params, **options)
+    click.echo(_dump(found.to_json()) if as_json else str(found))
 
 
 def _arguments(

@@ -3,6 +3,7 @@
     PlannerError
       BadBudget           ValueError           the budget is not a size
       BadCluster          ValueError           these devices and links do not make a cluster
+      BadEstimate         ValueError           an estimate is asked of numbers that make no model
       CaptureError        graphs.CaptureError  the training step cannot be captured
       InfeasibleBudget    ValueError           no schedule found fits the budget
       InvalidPlan         ValueError           a plan file is damaged, foreign or too new
@@ -37,6 +38,10 @@ class BadBudget(PlannerError, ValueError):
 
 class BadCluster(PlannerError, ValueError):
     """The devices do not divide into nodes, or a link is not a rate."""
+
+
+class BadEstimate(PlannerError, ValueError):
+    """A count is not positive, does not fit the others, or a configuration cannot be read."""
 
 
 class CaptureError(PlannerError, graphs.errors.CaptureError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 
 from planner.errors import BadBudget
 
@@ -17,6 +18,7 @@ _BINARY = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _UNITS = _DECIMAL | _BINARY
 _TEXT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+|%)\s*")
 _RATE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([KMGT])(i?)(b|B|bit|Byte)(?:/s|ps)\s*")
+_COUNTS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _EXAMPLES = (
     "write it as '40GB' (10^9 bytes), '40GiB' (2^30), '80%' of the device, or an int of bytes"
@@ -82,6 +84,36 @@ def parse_rate(rate: str) -> float:
     number, prefix, binary, unit = match.groups()
     factor = float((1024 if binary else 1000) ** _POWERS[prefix])
     return float(number) * factor / (8 if unit.startswith("b") else 1)
+
+
+def parse_count(count: str | float) -> int:
+    """Return a number of things, in the words for models: K, M, B (10^9) and T.
+
+    Raises:
+        ValueError: not a positive whole number.
+
+    >>> parse_count("7.5B"), parse_count("350M"), parse_count("70e9"), parse_count(1000)
+    (7500000000, 350000000, 70000000000, 1000)
+    """
+    text, scale = str(count).strip(), 1
+    if text[-1:].upper() in _COUNTS:
+        text, scale = text[:-1], _COUNTS[text[-1].upper()]
+    try:
+        number = Decimal("NaN" if isinstance(count, bool) else text) * scale
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite() or number <= 0 or number != int(number):
+        raise ValueError(f"{count!r} is not a positive whole number such as 70e9, '7.5B' or '350M'")
+    return int(number)
+
+
+def format_count(count: int) -> str:
+    """Print a number of parameters with three digits.
+
+    >>> format_count(7_000_000_000), format_count(124_439_808), format_count(12)
+    ('7.00B', '124M', '12')
+    """
+    return _with_unit(count, ("", "K", "M", "B", "T"), 1000).replace(" ", "")
 
 
 def format_bytes(size_bytes: int) -> str:

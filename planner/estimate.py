@@ -1,0 +1,297 @@
+"""How much memory a model takes at the least, from its counts alone: no graph, no device.
+
+Knows which textbook numbers belong together and what fits on how many devices. Knows nothing of
+the steps of a real model: ``planner.fit`` captures those and finds what these numbers leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphs.devices import device as find_device
+from planner import textbook
+from planner.architecture import Architecture, of_config, of_module, of_spec
+from planner.errors import BadBudget, BadEstimate, UnknownDevice
+from planner.textbook import Recompute, Stack
+from planner.units import parse_budget, parse_count
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RESERVE_BYTES = 2**30
+"""What a context takes of a device that is given by its size alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights in one format. ``serving_devices`` hold a cache and the reserve as well."""
+
+    format: str
+    size_bytes: int
+    devices: int
+    serving_devices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What backward needs of a micro-batch, for one way to recompute."""
+
+    recompute: str
+    layer_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Model states at one ZeRO stage, and the least number of devices to train on.
+
+    ``state_bytes`` is by bookkeeping ("ZeRO paper", "torch", "DeepSpeed"); ``devices`` by what is
+    held beside the paper's states: "states" nothing, or the activations of a way to recompute and
+    the reserve. ``None`` means that no number of devices is enough.
+    """
+
+    stage: int
+    state_bytes: Mapping[str, int]
+    largest_parameters: int
+    moved_bytes: int
+    devices: Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Everything that was asked and found; ``str`` lays it out for people."""
+
+    architecture: Architecture
+    gpus: int
+    device: str
+    memory_bytes: int
+    reserve_bytes: int
+    precision: str
+    optimizer: str
+    seq: int | None
+    batch: int
+    cache_token_bytes: int | None
+    cache_bytes: int | None
+    weights: tuple[Weights, ...]
+    stages: tuple[Stage, ...]
+    activations: tuple[Activations, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Lay the estimate out as tables."""
+        from planner.estimate_report import render
+
+        return render(self)
+
+
+def estimate(
+    params: str | float | None = None,
+    *,
+    model: nn.Module | str | None = None,
+    config: str | Path | None = None,
+    trainable: str | float | None = None,
+    layers: int | None = None,
+    hidden: int | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    vocab: int | None = None,
+    seq: int | None = None,
+    batch: int = 1,
+    gpus: int = 8,
+    device: str = "80GB",
+    precision: str = "bfloat16",
+    optimizer: str = "adamw",
+    stage: int | None = None,
+) -> Estimate:
+    """Say what a model's weights, training states, activations and cache take.
+
+    Args:
+        params: how many parameters: 70e9, "70B". Or give a model, or a config.
+        model: a module, or a text that names one; it is built on meta.
+        config: a transformers ``config.json``; its model is built on meta to count parameters.
+        trainable: how many of the parameters are trained, all by default.
+        layers, hidden, heads, kv_heads, head_dim, vocab: override what the model says.
+        seq, batch: tokens and samples of one micro-batch on one device.
+        gpus: data-parallel devices.
+        device: a name of the device table, or a size such as "80GB" that counts as it is printed.
+        precision: of compute, "bfloat16", "float16" (both mixed: float32 copies) or "float32".
+        optimizer: whose state is counted.
+        stage: one ZeRO stage, all by default.
+
+    Raises:
+        BadEstimate: a number that makes no sense, or too little to go by.
+        UnknownDevice: neither a device of the table nor a size.
+
+    >>> found = estimate("7.5B", gpus=64)
+    >>> [round(s.state_bytes["ZeRO paper"] / 1e9, 1) for s in found.stages]
+    [120.0, 31.4, 16.6, 1.9]
+    """
+    given = {"layers": layers, "hidden": hidden, "heads": heads, "kv_heads": kv_heads}
+    given |= {"head_dim": head_dim, "vocab": vocab}
+    asked = {name: _whole(name, count) for name, count in given.items() if count is not None}
+    found = replace(_described(params, model, config, trainable), **asked)
+    precision = _SHORT.get(precision, precision)
+    _one_of("precision", precision, textbook.ITEM_BYTES)
+    kind = optimizer.removesuffix("_foreach").removesuffix("_fused")
+    _one_of("optimizer", kind, textbook.OPTIMIZER_BYTES)
+    if stage is not None:
+        _one_of("stage", stage, textbook.STAGES)
+    name, memory_bytes, reserve_bytes = _memory(device)
+    start = Estimate(
+        architecture=found,
+        gpus=_whole("gpus", gpus),
+        device=name,
+        memory_bytes=memory_bytes,
+        reserve_bytes=reserve_bytes,
+        precision=precision,
+        optimizer=kind,
+        seq=None if seq is None else _whole("seq", seq),
+        batch=_whole("batch", batch),
+        cache_token_bytes=_cache_token_bytes(found),
+        cache_bytes=None,
+        weights=(),
+        stages=(),
+        activations=(),
+    )
+    return _filled(start, textbook.STAGES if stage is None else (stage,))
+
+
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def _filled(e: Estimate, stages: tuple[int, ...]) -> Estimate:
+    """Work out the tables."""
+    if e.memory_bytes <= e.reserve_bytes:
+        raise BadEstimate(f"a device of {e.memory_bytes:,} bytes is all taken by its context")
+    if e.cache_token_bytes is not None and e.seq is not None:
+        e = replace(e, cache_bytes=e.cache_token_bytes * e.seq * e.batch)
+    e = replace(e, activations=_activations(e))
+    return replace(
+        e,
+        weights=tuple(_weights(e, name, bits) for name, bits in textbook.WEIGHT_BITS.items()),
+        stages=tuple(_stage(e, stage) for stage in stages),
+    )
+
+
+def _described(
+    params: str | float | None,
+    model: nn.Module | str | None,
+    config: str | Path | None,
+    trainable: str | float | None,
+) -> Architecture:
+    sources = [source for source in (params, model, config) if source is not None]
+    if len(sources) != 1:
+        raise BadEstimate(f"expected one of params, a model and a config, found {len(sources)}")
+    if config is not None:
+        found = of_config(config)
+    elif model is not None:
+        found = of_spec(model) if isinstance(model, str) else of_module(model)
+    else:
+        count = _count("params", params)
+        found = Architecture(count, count)
+    if trainable is None:
+        return found
+    return replace(found, trainable=_count("trainable", trainable))
+
+
+def _count(name: str, count: Any) -> int:
+    try:
+        return parse_count(count)
+    except ValueError as error:
+        raise BadEstimate(f"{name}: {error}") from error
+
+
+def _whole(name: str, count: Any) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise BadEstimate(f"{name} is {count!r}: expected a positive whole number")
+    return count
+
+
+def _one_of(what: str, name: Any, valid: Any) -> None:
+    if name not in valid:
+        raise BadEstimate(f"unknown {what} {name!r}; valid: {', '.join(map(str, valid))}")
+
+
+def _memory(device: str) -> tuple[str, int, int]:
+    """Return a device's name, memory and reserve; a size is memory of which all can be used."""
+    try:
+        row = find_device(device)
+    except ValueError as unknown:
+        try:
+            return device, parse_budget(device), RESERVE_BYTES
+        except BadBudget:
+            raise UnknownDevice(f"{unknown}; or a size such as '80GB'") from unknown
+    return row.name, row.memory_bytes, row.reserve_bytes
+
+
+def _cache_token_bytes(found: Architecture) -> int | None:
+    kv_heads = found.kv_heads or found.heads
+    if not (found.layers and kv_heads and found.width):
+        return None
+    return textbook.cache_bytes_per_token(found.layers, kv_heads, found.width)
+
+
+def _weights(e: Estimate, name: str, bits: int) -> Weights:
+    size = textbook.weight_bytes(e.architecture.parameters, bits)
+    serving = size + (e.cache_bytes or 0)
+    usable = e.memory_bytes - e.reserve_bytes
+    return Weights(
+        name,
+        size,
+        textbook.devices_for(size, e.memory_bytes),
+        textbook.devices_for(serving, usable),
+    )
+
+
+def _activations(e: Estimate) -> tuple[Activations, ...]:
+    """Add the layers up; whatever is recomputed, one layer at a time is there in full."""
+    a = e.architecture
+    if not (a.layers and a.hidden and a.heads and e.seq):
+        return ()
+    shape = {"seq": e.seq, "batch": e.batch, "hidden": a.hidden, "heads": a.heads}
+    layer = {r: textbook.layer_activations(r, **shape, precision=e.precision) for r in Recompute}
+    logits = textbook.logits_bytes(e.seq, e.batch, a.vocab or 0, e.precision)
+    working = {
+        Recompute.NONE: 0,
+        Recompute.SELECTIVE: layer[Recompute.NONE] - layer[Recompute.SELECTIVE],
+        Recompute.FULL: layer[Recompute.NONE],
+    }
+    return tuple(
+        Activations(r.value, layer[r], a.layers * layer[r] + working[r] + logits) for r in Recompute
+    )
+
+
+def _stage(e: Estimate, stage: int) -> Stage:
+    a = e.architecture
+    frozen = a.parameters - a.trainable
+    states = {
+        stack: textbook.model_states(
+            a.trainable,
+            frozen,
+            stage=stage,
+            stack=stack,
+            precision=e.precision,
+            optimizer=e.optimizer,
+        )
+        for stack in Stack
+    }
+    paper = states[Stack.PAPER]
+    usable = e.memory_bytes - e.reserve_bytes
+    devices = {"states": paper.least_ranks(e.memory_bytes)}
+    for row in e.activations:
+        devices[row.recompute] = paper.least_ranks(usable - row.total_bytes)
+    moved = textbook.moved_elements(a.trainable, frozen, stage=stage, ranks=e.gpus)
+    return Stage(
+        stage=stage,
+        state_bytes={stack.value: held.on(e.gpus) for stack, held in states.items()},
+        largest_parameters=e.memory_bytes * a.parameters // max(1, paper.on(e.gpus)),
+        moved_bytes=moved * textbook.ITEM_BYTES[e.precision],
+        devices=devices,
+    )
