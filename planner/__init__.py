@@ -8,6 +8,8 @@
 """
 
 from planner.compare import Comparison, compare
+from planner.curve import Curve, CurvePoint, pareto
+from planner.curvesvg import render_curve_svg
 from planner.errors import (
     BadBudget,
     BadCluster,
@@ -40,6 +42,8 @@ __all__ = [
     "CaptureError",
     "Comparison",
     "Estimate",
+    "Curve",
+    "CurvePoint",
     "InfeasibleBudget",
     "InvalidPlan",
     "Limits",
@@ -56,7 +60,9 @@ __all__ = [
     "estimate",
     "fit",
     "load",
+    "pareto",
     "parse_budget",
+    "render_curve_svg",
     "render_timeline_svg",
     "verify",
 ]

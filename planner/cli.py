@@ -1,4 +1,4 @@
-"""The command line: ``planner fit``, ``show``, ``explain``, ``compare``, ``verify``, ``estimate``.
+"""The command line: ``planner fit``, ``show``, ``compare``, ``verify``, ``pareto`` and others.
 
 Exit codes: 0 the plan fits, 1 it does not, 2 the input is wrong, 3 a defect of this program, 130 it
 was interrupted.
@@ -19,6 +19,9 @@ import click
 
 from graphs.files import write_atomically
 from planner.compare import compare as run_compare
+from planner.curve import POINTS
+from planner.curve import pareto as run_pareto
+from planner.curvesvg import render_curve_svg
 from planner.errors import BadSpec, InfeasibleBudget, PlannerError
 from planner.estimate import estimate as run_estimate
 from planner.fit import example_inputs
@@ -37,8 +40,8 @@ FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
 MODEL = click.argument("model", metavar="MODEL")
 PLAN = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+BUDGET = click.option("--budget", required=True, help="Bytes: '6GB', '6GiB', '80%' of the device.")
 _SHARED = (
-    click.option("--budget", required=True, help="Bytes: '6GB', '6GiB', '80%' of the device."),
     click.option("--inputs", metavar="SPEC", help="path.py:function that returns the inputs."),
     click.option(
         "--optimizer", default="adamw", show_default=True, help="A name; 'none' leaves it out."
@@ -99,6 +102,7 @@ def cli() -> None:
 
 @cli.command()
 @MODEL
+@BUDGET
 @_shared
 @click.option("--method", default="auto", show_default=True, help="The solver to use.")
 @_output("--export", "Write the plan here, as JSON.")
@@ -158,6 +162,7 @@ def explain(plan_path: Path) -> None:
 
 @cli.command()
 @MODEL
+@BUDGET
 @_shared
 @click.option("--method", "methods", multiple=True, help="A solver to run; repeatable.")
 def compare(
@@ -226,12 +231,47 @@ def estimate(params: str | None, *, as_json: bool, **options: Any) -> None:
     click.echo(_dump(found.to_json()) if as_json else str(found))
 
 
+@cli.command()
+@MODEL
+@_shared
+@click.option(
+    "--points", type=click.IntRange(min=2), default=POINTS, show_default=True, help="How many."
+)
+@click.option("--heuristics", is_flag=True, help="Set the usual heuristics beside (slower).")
+@_output("--plot", "Draw the curve here, as SVG, with the usual heuristics.")
+def pareto(
+    model: str,
+    inputs: str | None,
+    points: int,
+    plot: Path | None,
+    *,
+    heuristics: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Plan MODEL at many budgets: what every byte less costs in time."""
+    with _answering(as_json=as_json), on_terminal() as progress:
+        progress(f"loading {model}")
+        example = load_example(model, inputs)
+        curve = run_pareto(
+            example.model,
+            inputs=example.inputs,
+            points=points,
+            heuristics=heuristics or plot is not None,
+            progress=progress,
+            **_arguments(**options),
+        )
+        if plot is not None:
+            write_atomically(plot, render_curve_svg(curve))
+    click.echo(_dump(curve.to_json()) if as_json else str(curve))
+
+
 def _arguments(
-    *, budget: str, optimizer: str, device: str, costs: str, time_limit: float
+    *, optimizer: str, device: str, costs: str, time_limit: float, budget: str | None = None
 ) -> dict[str, Any]:
     """Turn the shared options into arguments of ``planner.fit``."""
-    return {
-        "budget": int(budget) if budget.isdecimal() else budget,
+    asked = {} if budget is None else {"budget": int(budget) if budget.isdecimal() else budget}
+    return asked | {
         "optimizer": None if optimizer == "none" else optimizer,
         "device": device,
         "costs": costs,

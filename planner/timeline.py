@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphs import Action, Graph, Phase, Schedule, Trace, step_phases
 from planner.plan import Plan
+from planner.svg import GRID, document, line, text, ticks
 from planner.units import format_bytes, format_seconds
 
 COLUMNS = 480
 WIDTH, HEIGHT = 960, 400
 LEFT, RIGHT, TOP, BOTTOM = 76, 24, 60, 44
-PLAIN, PLANNED, RESIDENT, BUDGET, INK = "#c3c9d3", "#3b7dd8", "#1f4a86", "#c62f2f", "#30363d"
+PLAIN, PLANNED, RESIDENT, BUDGET = "#c3c9d3", "#3b7dd8", "#1f4a86", "#c62f2f"
 _DASHED = 'stroke-dasharray="7 4"'
 
 
@@ -53,13 +53,7 @@ def render_timeline_svg(plan: Plan) -> str:
         _across(scale.y(plan.budget_bytes), f'stroke="{BUDGET}" stroke-width="2" {_DASHED}'),
         *_legend(plan),
     ]
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="13">'
-    )
-    title = f"<title>{escape('Memory over one training step, plain and planned')}</title>"
-    back = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
-    return "\n".join([head, title, back, *body, "</svg>", ""])
+    return document(WIDTH, HEIGHT, "Memory over one training step, plain and planned", body)
 
 
 def _starts(graph: Graph, schedule: Schedule) -> NDArray[np.float64]:
@@ -102,21 +96,15 @@ def _resident(scale: _Scale, seconds: float, size_bytes: int) -> str:
 
 
 def _axes(scale: _Scale, *, timed: bool) -> Iterator[str]:
-    for size in _ticks(scale.top_bytes):
+    for size in ticks(0, scale.top_bytes):
         y = scale.y(size)
-        yield _across(y, 'stroke="#e4e7ec"')
-        yield _text(LEFT - 8, y + 4, format_bytes(int(size)), anchor="end")
+        yield _across(y, f'stroke="{GRID}"')
+        yield text(LEFT - 8, y + 4, format_bytes(int(size)), anchor="end")
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         moment = scale.seconds * share
         label = format_seconds(moment) if timed else f"{moment:.0f} ops"
         anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
-        yield _text(scale.x(moment), HEIGHT - BOTTOM + 20, label, anchor=anchor)
-
-
-def _ticks(top: int) -> list[float]:
-    step = 10.0 ** np.floor(np.log10(top))
-    step = next(s for s in (step / 5, step / 2, step, step * 2) if top / s <= 6)
-    return [k * step for k in range(int(top / step) + 1)]
+        yield text(scale.x(moment), HEIGHT - BOTTOM + 20, label, anchor=anchor)
 
 
 def _phases(scale: _Scale, plan: Plan, starts: NDArray[np.float64]) -> Iterator[str]:
@@ -129,9 +117,9 @@ def _phases(scale: _Scale, plan: Plan, starts: NDArray[np.float64]) -> Iterator[
     for start, phase in zip(starts, computed, strict=False):
         if phase is not previous:
             x, near_edge = scale.x(float(start)), start > 0.9 * scale.seconds
-            yield _line(x, TOP - 6, x, HEIGHT - BOTTOM, 'stroke="#8b949e" stroke-dasharray="2 3"')
+            yield line(x, TOP - 6, x, HEIGHT - BOTTOM, 'stroke="#8b949e" stroke-dasharray="2 3"')
             side, anchor = (-4, "end") if near_edge else (4, "start")
-            yield _text(x + side, TOP + 6, phase.value, anchor=anchor, fill="#57606a")
+            yield text(x + side, TOP + 6, phase.value, anchor=anchor, fill="#57606a")
         previous = phase
 
 
@@ -145,18 +133,8 @@ def _legend(plan: Plan) -> Iterator[str]:
     for i, (fill, label) in enumerate(entries):
         x, high = LEFT + i * 224, 2 if fill == BUDGET else 14
         yield f'<rect x="{x}" y="{25 - high // 2}" width="14" height="{high}" fill="{fill}"/>'
-        yield _text(x + 20, 30, label)
+        yield text(x + 20, 30, label)
 
 
 def _across(y: float, style: str) -> str:
-    return _line(LEFT, y, WIDTH - RIGHT, y, style)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>'
-
-
-def _text(x: float, y: float, label: str, *, anchor: str = "start", fill: str = INK) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{escape(label)}</text>'
-    )
+    return line(LEFT, y, WIDTH - RIGHT, y, style)

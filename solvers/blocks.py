@@ -85,10 +85,11 @@ def blocks_uniform(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     del limits  # a sweep over the number of blocks
     if not (found := find_blocks(graph)):
         return _no_blocks("blocks_uniform")
-    return cheapest(graph, budget_bytes, _uniform(graph, found), family="blocks_uniform")
+    return cheapest(graph, budget_bytes, uniform_orders(graph, found), family="blocks_uniform")
 
 
-def _uniform(graph: Graph, found: list[Block]) -> Iterator[list[int]]:
+def uniform_orders(graph: Graph, found: list[Block]) -> Iterator[list[int]]:
+    """Yield the orders of ``blocks_uniform``, whatever the budget."""
     yield _order(graph, [])
     for n in sizes_up_to(len(found)):
         yield _order(graph, found[::n])

@@ -28,10 +28,11 @@ def chen_sqrt(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     'chen_sqrt: best of 9 schedules'
     """
     del limits  # a sweep of a few dozen sizes
-    return cheapest(graph, budget_bytes, _orders(graph), family="chen_sqrt")
+    return cheapest(graph, budget_bytes, orders(graph), family="chen_sqrt")
 
 
-def _orders(graph: Graph) -> Iterator[list[int]]:
+def orders(graph: Graph) -> Iterator[list[int]]:
+    """Yield the orders of the family, whatever the budget."""
     yield list(range(len(graph.ops)))
     turn = turning_point(graph)
     for segments in sizes_up_to(turn):

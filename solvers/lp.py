@@ -57,10 +57,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Result:
-    """``x``: the best point, ``None`` if none found; ``bound``: proven, ``inf`` if infeasible."""
+    """``x``: the best point, ``None`` if none found; ``bound``: proven, ``inf`` if infeasible.
+
+    ``duals`` are the multipliers of the rows of a linear program solved to its end.
+    """
 
     x: NDArray[np.float64] | None
     bound: float
+    duals: NDArray[np.float64] | None = None
 
 
 def minimize(
@@ -134,5 +138,6 @@ def _result(highs: highspy.Highs, *, relax: bool) -> Result:
     x = np.array(highs.getSolution().col_value) if feasible else None
     if relax:
         solved = status == highspy.HighsModelStatus.kOptimal
-        return Result(x, info.objective_function_value if solved else 0.0)
+        duals = np.array(highs.getSolution().row_dual) if solved else None
+        return Result(x, info.objective_function_value if solved else 0.0, duals)
     return Result(x, max(0.0, info.mip_dual_bound))

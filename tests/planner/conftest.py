@@ -138,9 +138,14 @@ def graph() -> Graph:
     return toy_graph()
 
 
+@pytest.fixture(scope="session")
+def toy_captured() -> Captured:
+    return Captured(toy_graph(), {"model": "Toy", "inputs": ["float32[8, 64]"]})
+
+
 @pytest.fixture
-def captured(graph: Graph) -> Captured:
-    return Captured(graph, {"model": "Toy", "inputs": ["float32[8, 64]"]})
+def captured(toy_captured: Captured) -> Captured:
+    return toy_captured
 
 
 @pytest.fixture

@@ -1,0 +1,192 @@
+"""The least time as a function of the budget: points that are attained, and what is proved between.
+
+Let f(B) be the least time of a schedule within a budget B whose first runs follow the graph's
+order. What fits B fits every larger budget, so f decreases: a bound proved at one budget holds for
+every smaller one, and what was found at one budget serves every larger one. The bounds at the
+points make a staircase; ``solvers.parametric`` adds lines that hold at every budget. Their maximum
+is the envelope, valid at every budget, between the points, too. (f itself need not be convex; the
+staircase may rise above the convex part of the envelope, where integrality costs something.)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from graphs import Graph, Schedule, schedule_from_order, simulate, store_all
+from solvers.base import Limits, Status, solve
+from solvers.least import minimum_budget
+from solvers.overshoot import overshoots
+from solvers.parametric import Line, supporting_line
+from solvers.problem import flatten, held_bytes
+from solvers.search import Search
+
+WORTH_STARTS = 1e-4
+"""The gap, as a fraction of the step, above which the neighbours' schedules are tried."""
+WORTH_CUTS = 1e-3
+"""The gap above which lines are drawn at other cuts than where plain training holds most."""
+OTHER_CUTS = 3
+STEEPNESS = 1.5
+"""How much closer together budgets are at the least than at the most; 1 is even."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A budget, the best schedule known within it, and the least time that is proved for it."""
+
+    budget_bytes: int
+    peak_bytes: int
+    seconds: float
+    bound_seconds: float
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Points by ascending budget, and lines that bound the extra time at every budget.
+
+    No schedule fits less than ``floor_bytes``. Each point is at least as fast as those before it.
+    """
+
+    points: tuple[Point, ...]
+    lines: tuple[Line, ...]
+    floor_bytes: int
+    plain_seconds: float
+
+    def at(self, budget_bytes: float) -> Point | None:
+        """Return the best point within a budget, ``None`` if the least budget is above it."""
+        found = bisect_right([p.budget_bytes for p in self.points], budget_bytes)
+        return self.points[found - 1] if found else None
+
+    def bound_seconds(self, budget_bytes: float) -> float:
+        """Return seconds that every schedule within a budget takes, ``inf`` if there is none."""
+        if budget_bytes < self.floor_bytes:
+            return math.inf
+        above = bisect_left([p.budget_bytes for p in self.points], budget_bytes)
+        stairs = [p.bound_seconds for p in self.points[above : above + 1]]
+        extra = max((line.at(budget_bytes) for line in self.lines), default=0.0)
+        return max(self.plain_seconds, *stairs, self.plain_seconds + extra)
+
+
+def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Frontier:
+    """Solve at budgets from the least known to work to what plain training needs.
+
+    ``limits.seconds`` are shared evenly; what earlier points leave over is not used, so that a
+    hard point does not depend on how fast the easy ones were.
+
+    Raises:
+        ValueError: fewer than two points.
+
+    >>> from graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
+    ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
+    >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))
+    >>> found = frontier(g, points=2)
+    >>> [(p.budget_bytes, p.seconds, p.bound_seconds) for p in found.points]
+    [(3, 9.0, 9.0), (4, 8.0, 8.0)]
+    >>> found.bound_seconds(2), round(found.bound_seconds(3.5), 6), found.bound_seconds(99)
+    (inf, 8.5, 8.0)
+    """
+    if points < 2:
+        raise ValueError(f"{points} points make no curve: ask for 2 or more")
+    limits = limits or Limits()
+    least = minimum_budget(graph, limits=replace(limits, seconds=limits.seconds / points))
+    budgets = spaced(least.least_bytes, simulate(graph, store_all(graph)).peak_bytes, points)
+    share = replace(limits, seconds=limits.seconds / points)
+    found = [_solved(graph, b, least.schedule, share) for b in budgets]
+    lines = _lines(graph, found, limits.seconds / points)
+    bare = Frontier(tuple(_improved(graph, found)), lines, least.floor_bytes, graph.seconds)
+    return replace(bare, points=tuple(_bounded(bare)))
+
+
+def spaced(least: int, most: int, points: int) -> list[int]:
+    """Return budgets from end to end, closer together at the least, where the curve is steep.
+
+    >>> spaced(0, 1000, 5), spaced(5, 5, 4), spaced(1, 3, 20)
+    ([0, 125, 353, 649, 1000], [5], [1, 2, 3])
+    """
+    shares = [(i / (points - 1)) ** STEEPNESS for i in range(points)]
+    return sorted({least + int((most - least) * share) for share in shares})
+
+
+def _solved(graph: Graph, budget: int, fallback: Schedule, limits: Limits) -> Point:
+    """Solve at one budget; the schedule of the least budget fits every one of them."""
+    solution = solve(graph, budget, limits=limits)
+    assert solution.status is not Status.INFEASIBLE, "a schedule is known to fit"
+    return _point(graph, budget, solution.schedule or fallback, solution.bound_seconds)
+
+
+def _point(graph: Graph, budget: int, schedule: Schedule, bound: float) -> Point:
+    trace = simulate(graph, schedule)
+    return Point(budget, trace.peak_bytes, trace.seconds, min(bound, trace.seconds), schedule)
+
+
+def _lines(graph: Graph, points: Sequence[Point], seconds: float) -> tuple[Line, ...]:
+    """Draw a line at every budget: at the fullest moment, and where a gap is left at others, too.
+
+    A budget at which plain training fits needs none: nothing is proved there but zero.
+    """
+    problem, deadline = flatten(graph), time.monotonic() + seconds
+    order = range(problem.n)
+    held = held_bytes(problem, order)
+    first = [int(held.argmax())] if problem.n else []
+    others = overshoots(problem, order, points[0].budget_bytes, first, most=OTHER_CUTS)
+    found: list[Line | None] = []
+    for cuts, worth in ((first, 0.0), (others, WORTH_CUTS * graph.seconds)):
+        for point in points:
+            if point.seconds - max(point.bound_seconds, graph.seconds) < worth:
+                continue
+            for cut in cuts:
+                left = max(0.0, deadline - time.monotonic())
+                found.append(supporting_line(problem, point.budget_bytes, cut, seconds=left))
+    return tuple(dict.fromkeys(line for line in found if line is not None and line.slope < 0))
+
+
+def _improved(graph: Graph, points: Sequence[Point]) -> list[Point]:
+    """Let every point try its neighbours' schedules, the larger's repaired, the smaller's pruned.
+
+    What the smaller budget's schedule costs is never exceeded.
+    """
+    problem = flatten(graph)
+    found = list(points)
+    for step, indices in ((1, reversed(range(len(found)))), (-1, range(len(found)))):
+        for i in indices:
+            j, point = i + step, found[i]
+            gap = point.seconds - max(point.bound_seconds, graph.seconds)
+            if not 0 <= j < len(found) or gap <= WORTH_STARTS * graph.seconds:
+                continue
+            search = Search(problem, point.budget_bytes)
+            search.offer(found[j].schedule.order)
+            found[i] = _better(graph, point, search)
+    for i in range(1, len(found)):
+        if found[i - 1].seconds < found[i].seconds:
+            smaller = found[i - 1]
+            found[i] = replace(
+                found[i],
+                schedule=smaller.schedule,
+                seconds=smaller.seconds,
+                peak_bytes=smaller.peak_bytes,
+            )
+    return found
+
+
+def _better(graph: Graph, point: Point, search: Search) -> Point:
+    """Return the point, with the order of a search if that is faster."""
+    if search.order is None or search.base + search.extra >= point.seconds:
+        return point
+    schedule = schedule_from_order(graph, search.order)
+    return _point(graph, point.budget_bytes, schedule, point.bound_seconds)
+
+
+def _bounded(frontier: Frontier) -> list[Point]:
+    """Return the points with what larger budgets and the lines prove of them."""
+    found: list[Point] = []
+    proved = 0.0
+    for point in reversed(frontier.points):
+        proved = max(proved, frontier.bound_seconds(point.budget_bytes))
+        assert proved <= point.seconds * (1 + 1e-6), "a bound above a schedule that fits"
+        found.append(replace(point, bound_seconds=min(proved, point.seconds)))
+    return found[::-1]
