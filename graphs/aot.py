@@ -90,16 +90,9 @@ def trace(
         CaptureError: the step cannot be captured; the message names the user's line.
     """
     parameters, buffers = unique_tensors(model)
-    watched, inputs, _ = watch(model, call, loss=loss, device=device, answers=answers)
+    watched, inputs, _ = _watch(model, call, loss, device, answers)
     step = watched.step
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about its own internals
-        stack.enter_context(fx_traceback.preserve_node_meta())
-        stack.enter_context(lenient_kernels())
-        stack.enter_context(eager_pieces())
-        stack.enter_context(_lists_asked_for())
-        stack.enter_context(_module_paths(model))
-        stack.enter_context(explained(model))
+    with _capturing(model) as stack:
         joint = aot_export_joint_with_descriptors(stack, watched, inputs)
         module = joint.graph_module
     assert step.outputs is not None
@@ -108,21 +101,67 @@ def trace(
     return _joint(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
 
 
-def watch(
+def run_forward(
+    model: nn.Module, call: Arguments, *, loss: Callable[..., Any] | None = None
+) -> FakeTensorMode:
+    """Run the forward half of a call once, under the conditions of a capture; return their mode.
+
+    For what hooks in the model see of it.
+
+    Raises:
+        CaptureError: the forward pass cannot run without data.
+    """
+    watched, inputs, mode = _watch(model, call, loss, None, None)
+    try:
+        with _capturing(model) as stack:
+            aot_export_joint_with_descriptors(stack, _ForwardOnly(watched), inputs)
+    except _Enough:
+        return mode
+    raise AssertionError("a capture runs the forward pass")
+
+
+class _Enough(Exception):
+    """The forward pass has run."""
+
+
+class _ForwardOnly(nn.Module):
+    def __init__(self, watched: _Watched) -> None:
+        super().__init__()
+        self.watched = watched
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        self.watched(*tensors)
+        raise _Enough
+
+
+@contextmanager
+def _capturing(model: nn.Module) -> Iterator[ExitStack]:
+    """Set up everything around a capture."""
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own internals
+        stack.enter_context(fx_traceback.preserve_node_meta())
+        stack.enter_context(lenient_kernels())
+        stack.enter_context(eager_pieces())
+        stack.enter_context(_lists_asked_for())
+        stack.enter_context(_module_paths(model))
+        stack.enter_context(_explained(model))
+        yield stack
+
+
+def _watch(
     model: nn.Module,
     call: Arguments,
-    *,
-    loss: Callable[..., Any] | None = None,
-    device: torch.device | None = None,
-    answers: Sequence[Any] | None = None,
-) -> tuple[Watched, tuple[Tensor, ...], FakeTensorMode]:
+    loss: Callable[..., Any] | None,
+    device: torch.device | None,
+    answers: Sequence[Any] | None,
+) -> tuple[_Watched, tuple[Tensor, ...], FakeTensorMode]:
     """Return a step of a model around fake tensors, what to call it with, and their mode."""
     parameters, buffers = unique_tensors(model)
     members = [*parameters.values(), *buffers.values(), *call.tensors]
     mode = detect_fake_mode(members) or FakeTensorMode(allow_non_fake_inputs=True)
     target = device or torch.device("cpu")
     fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
-    inputs = tuple(_blank(t, mode, target if t.is_meta else t.device) for t in call.tensors)
+    inputs = tuple(blank(t, mode, target if t.is_meta else t.device) for t in call.tensors)
     step = Step(
         model,
         {n: fake(p) for n, p in parameters.items()},
@@ -130,7 +169,7 @@ def watch(
         call,
         loss,
     )
-    return Watched(step, None if _dataless(call) else call.tensors, answers), inputs, mode
+    return _Watched(step, None if _dataless(call) else call.tensors, answers), inputs, mode
 
 
 def _dataless(call: Arguments) -> bool:
@@ -143,10 +182,10 @@ def _fake(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
         return tensor
     if not tensor.is_meta:
         return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
-    return _blank(tensor, mode, device)
+    return blank(tensor, mode, device)
 
 
-def _blank(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
+def blank(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
     """Return a fake tensor like another that shares nothing with it: a batch may alias itself."""
     shape, stride = tensor.shape, tensor.stride()
     with mode:
@@ -154,7 +193,7 @@ def _blank(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor
         return fresh.requires_grad_(tensor.requires_grad)
 
 
-class Watched(nn.Module):
+class _Watched(nn.Module):
     """A step run under an ``Observer``; AOTAutograd runs it several times, the last one counts."""
 
     def __init__(
@@ -208,7 +247,7 @@ def _module_paths(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def explained(model: nn.Module) -> Iterator[None]:
+def _explained(model: nn.Module) -> Iterator[None]:
     """Turn what torch raises while tracing into a ``CaptureError`` that names the user's line."""
     name = type(model).__name__
     try:

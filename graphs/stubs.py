@@ -7,7 +7,6 @@ Lets a model of many blocks be traced at the price of what is around them. Knows
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from graphs.aot import explained, watch
+from graphs.aot import blank, run_forward
 from graphs.errors import CaptureError
-from graphs.fakes import lenient_kernels
 from graphs.step import Arguments, Outputs, arguments
 
 FORWARD, BACKWARD = "remat_planner.unit.default", "remat_planner.unit_backward.default"
@@ -141,12 +140,16 @@ def record_calls(
 
         return forward
 
-    watched, inputs, mode = watch(model, call, loss=loss)
-    with explained(model), warnings.catch_warnings(), lenient_kernels(), mode:
-        warnings.simplefilter("ignore")  # said again when the step is traced
-        with _replaced(units, replacement):
-            watched(*inputs)
-    return calls
+    with _replaced(units, replacement):
+        mode = run_forward(model, call, loss=loss)
+    return [(path, _outside(inner, mode), key) for path, inner, key in calls]
+
+
+def _outside(call: Arguments, mode: FakeTensorMode) -> Arguments:
+    """Return a call like one seen inside a capture."""
+    fresh = [blank(t, mode, t.device) for t in call.tensors]
+    args, kwargs, targets = call.rebuild(fresh)
+    return arguments(args, kwargs, targets)
 
 
 def _alike(leaf: Any) -> Any:

@@ -36,12 +36,13 @@ PRECISIONS = ("float32", "bfloat16", "autocast")
 class Parameter:
     """A parameter of a region: where its compute copy and its gradient live in the graph.
 
-    ``itemsize`` is that of the dtype the model stores it in.
+    ``itemsize`` is that of the dtype the model stores it in, ``compute_itemsize`` that of the copy.
     """
 
     name: str
     shape: tuple[int, ...]
     itemsize: int
+    compute_itemsize: int
     trainable: bool
     value: int
     gradient: int | None
@@ -314,6 +315,7 @@ def _region(
             name,
             tuple(node.meta["val"].shape),
             stored[name],
+            node.meta["val"].element_size(),
             node.meta["val"].requires_grad,
             _must(value(node)),
             value(gradients[name]),
