@@ -310,13 +310,14 @@ def _region(
     joint = traced.joint
     value = functools.partial(_value, traced)
     gradients = dict(zip((*joint.parameters, *joint.inputs), joint.gradients, strict=True))
+    trainable = {name: wanted for name, *_, wanted in traced.captured.signature["parameters"]}
     parameters = tuple(
         Parameter(
             name,
             tuple(node.meta["val"].shape),
             stored[name],
             node.meta["val"].element_size(),
-            node.meta["val"].requires_grad,
+            trainable[name],
             _must(value(node)),
             value(gradients[name]),
         )

@@ -59,7 +59,7 @@ def group_of(
     Group(shard=80, flat=80, gathered=80, reduced=160, gradient_shard=80)
     """
     ranks = configuration.shard_ranks if configuration.strategy is Strategy.FSDP else 1
-    up = lambda size: -(-size // granularity) * granularity  # noqa: E731
+    up = functools.partial(_round_up, granularity)
     padded = [(p, _rows(p, ranks) * ranks * _row(p)) for p in parameters]
     reduced = sum(n * p.itemsize for p, n in padded if p.trainable)
     return Group(
@@ -69,6 +69,10 @@ def group_of(
         reduced=up(reduced),
         gradient_shard=up(reduced // ranks),
     )
+
+
+def _round_up(granularity: int, size: int) -> int:
+    return -(-size // granularity) * granularity
 
 
 def _rows(p: Parameter, ranks: int) -> int:
@@ -106,7 +110,7 @@ def optimizer_of(
     if isinstance(optimizer, str) and accelerated and "_" not in optimizer:
         optimizer = f"{optimizer}_foreach"
     described = tuple((shape, p.itemsize) for shape, p in zip(shapes, trained, strict=True))
-    return _optimizer_step(described, optimizer)
+    return _optimizer_step(described, optimizer)  # type: ignore[arg-type] # all can be hashed
 
 
 def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:

@@ -1,0 +1,112 @@
+"""The graph of a whole sharded step: what it holds, what it costs, and what torch can run of it."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from graphs import Kind, Phase, simulate, store_all
+from graphs.cluster import cluster
+from planner.sharding.assemble import assemble
+from planner.sharding.configuration import Configuration, Strategy
+from planner.sharding.regions import Regions, capture_regions
+from planner.sharding.step import ShardedStep
+from solvers import minimum_budget, solve
+from tests.planner.sharding.blocks import batch, decoder
+
+DDP = Configuration(Strategy.DDP, 1, 2, micro_batch=2)
+ZERO1 = Configuration(Strategy.ZERO1, 2, micro_batch=2)
+FSDP = Configuration(Strategy.FSDP, 2, micro_batch=2)
+
+
+@functools.cache
+def regions() -> Regions:
+    return capture_regions(decoder(3), batch())
+
+
+def step(configuration: Configuration, device: str = "cpu") -> ShardedStep:
+    return assemble(regions(), configuration, cluster(device, configuration.world_size))
+
+
+def resident(found: ShardedStep, kind: Kind) -> int:
+    values = found.graph.values
+    return sum(values[v].size_bytes for v in found.graph.resident if values[v].kind is kind)
+
+
+@pytest.mark.parametrize("configuration", [DDP, ZERO1, FSDP], ids=str)
+def test_a_plain_order_is_realized_as_it_is_but_for_second_gathers(
+    configuration: Configuration,
+) -> None:
+    found = step(configuration)
+    plain = simulate(found.graph, store_all(found.graph))
+    realized = found.realize(range(len(found.graph.ops)))
+    trace = simulate(found.graph, realized.schedule)
+    assert all(unit.schedule.is_store_all for unit in realized.units)
+    assert trace.seconds == pytest.approx(plain.seconds)
+    assert trace.peak_bytes == plain.peak_bytes
+    assert all(u.keep_gathered == (configuration is FSDP) for u in realized.units)
+
+
+def test_states_are_divided_as_the_stage_says() -> None:
+    whole = 4 * (64 * 32 + 2 * 32)  # the tied embedding and the norm
+    whole += sum(regions().kind(0).graph.values[p.value].size_bytes for p in unit_parameters()) * 3
+    assert resident(step(DDP), Kind.PARAMETER) == whole
+    assert resident(step(ZERO1), Kind.PARAMETER) == whole
+    assert resident(step(FSDP), Kind.PARAMETER) == whole // 2
+    assert resident(step(DDP), Kind.OPTIMIZER) > resident(step(ZERO1), Kind.OPTIMIZER)
+    four = step(Configuration(Strategy.FSDP, 4, micro_batch=2))
+    assert resident(four, Kind.PARAMETER) == whole // 4
+
+
+def unit_parameters() -> list:  # type: ignore[type-arg]
+    return list(regions().kind(0).parameters)
+
+
+def test_a_solvers_order_becomes_one_schedule_a_unit() -> None:
+    found = step(FSDP)
+    least = minimum_budget(found.graph).least_bytes
+    most = simulate(found.graph, store_all(found.graph)).peak_bytes
+    solution = solve(found.graph, (least + most) // 2)
+    assert solution.schedule is not None
+    realized = found.realize(solution.schedule.order)
+    for unit in realized.units:  # each schedule runs on the unit's own graph
+        simulate(found.kinds[unit.kind], unit.schedule)
+    again = found.realize_units(realized.units)
+    assert again == realized
+    trace = simulate(found.graph, realized.schedule)
+    assert trace.seconds == pytest.approx(simulate(found.graph, solution.schedule).seconds)
+    assert found.realize(realized.schedule.order).units == realized.units
+
+
+def test_gathers_run_one_unit_ahead_in_backward() -> None:
+    found = step(FSDP)
+    units = found.realize(range(len(found.graph.ops))).units
+    again = [type(u)(u.path, u.kind, u.schedule, keep_gathered=False) for u in units]
+    schedule = found.realize_units(again).schedule
+    names = [found.graph.ops[i].name for i in schedule.order]
+    turn = names.index("tangents_1")
+    late = [n for n in names[turn - 1 :] if n.startswith(("all_gather", "copy_out", "reshard"))]
+    assert late == [
+        *("all_gather.h.2", "copy_out.h.2", "all_gather.h.1", "reshard.h.2"),
+        *("copy_out.h.1", "all_gather.h.0", "reshard.h.1", "copy_out.h.0", "reshard.h.0"),
+        "reshard.root",
+    ]
+
+
+def test_accumulation_counts_micro_steps_and_keeps_their_gradients() -> None:
+    once = step(FSDP)
+    thrice = step(Configuration(Strategy.FSDP, 2, micro_batch=2, accumulation=3))
+    seconds = lambda s, phase: sum(o.seconds for o in s.graph.ops if o.phase is phase)  # noqa: E731
+    for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.COMMUNICATION):
+        assert seconds(thrice, phase) == pytest.approx(3 * seconds(once, phase))
+    assert seconds(thrice, Phase.OPTIMIZER) == pytest.approx(seconds(once, Phase.OPTIMIZER))
+    held = resident(thrice, Kind.GRADIENT)
+    assert held == resident(once, Kind.PARAMETER)
+
+
+def test_offloading_moves_states_to_the_host() -> None:
+    offloaded = Configuration(Strategy.FSDP, 2, micro_batch=2, offload=True)
+    found = step(offloaded, "A100-80GB")
+    assert resident(found, Kind.PARAMETER) == resident(found, Kind.OPTIMIZER) == 0
+    assert found.host_bytes >= 4 * resident(step(FSDP), Kind.PARAMETER)
