@@ -2,7 +2,7 @@
 
 Knows four differences between AOTAutograd's functional graph and a real step: the backward pass
 may read an updated buffer, a gradient may not have its parameter's layout, two parameters may be
-handed the same gradient tensor, and the LSTM of oneDNN returns one of them twice. Each becomes
+handed the same gradient tensor, and the LSTM of oneDNN returns one gradient twice. Each becomes
 explicit, so that its memory is counted.
 """
 
@@ -31,7 +31,7 @@ def with_layout_of(gradient: Tensor, size: Iterable[int], stride: Iterable[int])
 
 def normalized(joint: Joint) -> Joint:
     """Return the joint graph with the differences made explicit (rewritten in place)."""
-    _mark_twins(joint)
+    _drop_twins(joint)
     keep_layout_of_noise(joint.graph)
     first = first_backward(joint)
     order = {node: i for i, node in enumerate(joint.graph.nodes)}
@@ -57,14 +57,19 @@ def first_backward(joint: Joint) -> int:
     return len(joint.graph.nodes)
 
 
-def _mark_twins(joint: Joint) -> None:
-    """Say that both biases of a recurrent layer get one gradient; fake tensors may forget it."""
+def _drop_twins(joint: Joint) -> None:
+    """Let both biases of a recurrent layer take the first of the two equal gradients it returns.
+
+    A fake of the kernel returns one tensor twice, or two, as its cache has it. Taken so, the second
+    dies at once, and the copy that the second bias needs is explicit.
+    """
     for node in joint.graph.find_nodes(op="call_function", target=_RECURRENT_BACKWARD):
         made = list(node.meta["val"])
         made[4] = made[3]
         node.meta["val"] = tuple(made)
-        for user in node.users:
+        for user in list(node.users):
             if user.args[1] == 4:
+                user.args = (node, 3)
                 user.meta["val"] = made[3]
 
 

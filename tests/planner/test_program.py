@@ -29,6 +29,7 @@ MEASURED = (
     "tied_three_times",
     "frozen_with_adapters",
     "autocast",
+    "lstm",
 )
 
 
