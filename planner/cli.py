@@ -29,7 +29,9 @@ from planner.fit import fit as run_fit
 from planner.plan import Plan
 from planner.planfile import load, load_plan
 from planner.progress import on_terminal
-from planner.report import binding_summary, summary
+from planner.report import binding_summary, summary, wrap
+from planner.sharding.export import LAUNCHERS
+from planner.sharding.export import export as export_sharded
 from planner.sharding.plan import ShardedPlan
 from planner.sharding.report import sharded_summary
 from planner.spec import load_example
@@ -146,8 +148,28 @@ def show(plan_path: Path, *, as_json: bool, export: Path | None) -> None:
     with _answering(as_json=as_json):
         plan = load(plan_path)
         if export is not None:
-            _write(plan, export)
+            _write(plan, plan_path, export)
     _show(plan, as_json=as_json)
+
+
+@cli.command()
+@PLAN
+@click.option(
+    "--format",
+    "name",
+    required=True,
+    help="fsdp2 (a script), deepspeed, accelerate; or html, svg, txt, json.",
+)
+@_output("--output", "Write it here; by default beside PLAN.")
+def export(plan_path: Path, name: str, output: Path | None) -> None:
+    """Write PLAN for another program, and say what that one cannot do."""
+    with _answering(as_json=False):
+        plan = load(plan_path)
+        target = output or plan_path.with_name(LAUNCHERS.get(name, f"{plan_path.stem}.{name}"))
+        if output is None and target.exists():
+            raise BadSpec(f"{target} exists; say where to write with --output")
+        notes = _write(plan, plan_path, target, name)
+    click.echo(f"wrote {target}{notes}")
 
 
 @cli.command()
@@ -279,18 +301,15 @@ def _arguments(
     }
 
 
-def _write(plan: Plan | ShardedPlan, path: Path) -> None:
-    """Write a plan as its suffix says."""
-    if isinstance(plan, Plan):
-        plan.export(path)
-    elif path.suffix == ".html":
-        plan.report(path)
-    elif path.suffix == ".txt":
-        write_atomically(path, str(plan))
-    elif path.suffix == ".json":
-        plan.save(path)
-    else:
-        raise BadSpec(f"unknown suffix {path.suffix!r}; a sharded plan is .html, .json or .txt")
+def _write(plan: Plan | ShardedPlan, source: Path, path: Path, format: str | None = None) -> str:
+    """Write a plan as asked, or as the suffix says; return what the format cannot express."""
+    if isinstance(plan, ShardedPlan):
+        notes = export_sharded(plan, path, format, plan_path=source)
+        return "".join(f"\n{wrap(note, '  - ', '    ')}" for note in notes)
+    if format in LAUNCHERS:
+        raise BadSpec(f"{format} starts several ranks, and {source} is a plan for one device")
+    plan.export(path, format)
+    return ""
 
 
 def _show(plan: Plan | ShardedPlan, *, as_json: bool) -> NoReturn:

@@ -143,6 +143,21 @@ class ShardedPlan:
 
         save(self, path)
 
+    def export(self, path: str | Path, format: str | None = None) -> tuple[str, ...]:
+        """Write the plan for another program; return what that one cannot do.
+
+        Args:
+            path: where to.
+            format: "fsdp2", "deepspeed", "accelerate", "html", "json" or "txt"; by default the
+                path's suffix.
+
+        Raises:
+            BadSpec: an unknown format; the message lists the valid ones.
+        """
+        from planner.sharding.export import export
+
+        return export(self, path, format)
+
     def report(self, path: str | Path) -> None:
         """Write a self-contained HTML page: one rank's memory over time, and what ``str`` says."""
         from planner.page import write_page
