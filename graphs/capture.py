@@ -183,7 +183,8 @@ def _prices(
 ) -> dict[fx.Node, Price]:
     """Price every kernel: FLOPs and bytes by formula, scratch and (if asked) time by running it.
 
-    Ops that cannot run here, because the device is another or memory is short, get the formula.
+    Ops that cannot run here, because the device is another or memory is short, get the formula;
+    it speaks of a CPU's kernels, so planning for an accelerator elsewhere counts no scratch.
     """
     kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
     calls = {n: _call(n) for n in kernels if _runs(n)}
@@ -193,7 +194,8 @@ def _prices(
     if here:
         memory = measure_memory(known, cache=default_cache(), fallback=estimate_workspace)
     else:
-        memory = [Memory(estimate_workspace(c)) for c in known]
+        on_cpu = device.name == devices.cpu().name
+        memory = [Memory(estimate_workspace(c) if on_cpu else 0) for c in known]
     seconds = list(roofline.values())
     if here and timed:
         formula = dict(zip(map(id, known), seconds, strict=True))

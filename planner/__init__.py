@@ -7,6 +7,7 @@
 ``fit`` makes a ``Plan``; ``Plan.apply`` makes a model that follows it.
 """
 
+from planner.batch import MaxBatch, max_batch
 from planner.compare import Comparison, compare
 from planner.curve import Curve, CurvePoint, pareto
 from planner.curvesvg import render_curve_svg
@@ -41,12 +42,13 @@ __all__ = [
     "BadSpec",
     "CaptureError",
     "Comparison",
-    "Estimate",
     "Curve",
     "CurvePoint",
+    "Estimate",
     "InfeasibleBudget",
     "InvalidPlan",
     "Limits",
+    "MaxBatch",
     "NotAvailable",
     "Plan",
     "PlanMismatch",
@@ -60,6 +62,7 @@ __all__ = [
     "estimate",
     "fit",
     "load",
+    "max_batch",
     "pareto",
     "parse_budget",
     "render_curve_svg",

@@ -18,6 +18,8 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from graphs.files import write_atomically
+from planner.batch import FORWARD, rebatched
+from planner.batch import max_batch as run_max_batch
 from planner.compare import compare as run_compare
 from planner.curve import POINTS
 from planner.curve import pareto as run_pareto
@@ -34,7 +36,7 @@ from planner.sharding.export import LAUNCHERS
 from planner.sharding.export import export as export_sharded
 from planner.sharding.plan import ShardedPlan
 from planner.sharding.report import sharded_summary
-from planner.spec import load_example
+from planner.spec import Example, load_example, resolve
 from solvers import Limits
 
 FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -219,8 +221,7 @@ def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) ->
         progress(f"loading {model}")
         example = load_example(model, inputs)
         progress("running the plain and the planned step")
-        inputs_found = example_inputs(example.model) if example.inputs is None else example.inputs
-        result = run_verify(example.model, plan, inputs_found)
+        result = run_verify(example.model, plan, _inputs(example))
     click.echo(_dump(result.to_json()) if as_json else str(result))
     sys.exit(FITS if result.fits else DOES_NOT_FIT)
 
@@ -286,6 +287,41 @@ def pareto(
         if plot is not None:
             write_atomically(plot, render_curve_svg(curve))
     click.echo(_dump(curve.to_json()) if as_json else str(curve))
+
+
+@cli.command(name="max-batch")
+@MODEL
+@BUDGET
+@_shared
+@click.option(
+    "--max-overhead",
+    default=FORWARD,
+    show_default=True,
+    help="0.33, '33%', or 'forward': what one more forward pass takes.",
+)
+def max_batch(model: str, inputs: str | None, *, as_json: bool, **options: Any) -> None:
+    """Find the largest batch of MODEL within a budget.
+
+    --inputs names a function of the batch size. Without it, every tensor of the model's example
+    inputs that is as long as the first one is made longer.
+    """
+    with _answering(as_json=as_json), on_terminal() as progress:
+        progress(f"loading {model}")
+        example = load_example(model)
+        given = None if inputs is None else resolve(inputs)
+        overhead = options.pop("max_overhead")
+        result = run_max_batch(
+            example.model,
+            inputs=given or rebatched(_inputs(example)),
+            max_overhead=overhead,
+            progress=progress,
+            **_arguments(**options),
+        )
+    click.echo(_dump(result.to_json()) if as_json else str(result))
+
+
+def _inputs(example: Example) -> Any:
+    return example_inputs(example.model) if example.inputs is None else example.inputs
 
 
 def _arguments(

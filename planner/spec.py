@@ -61,7 +61,7 @@ def _call(spec: str) -> Any:
         raise BadSpec(f"{spec} raised {_last_line(error)}") from error
 
 
-def resolve(spec: str) -> Callable[[], Any]:
+def resolve(spec: str) -> Callable[..., Any]:
     """Import the function a text names.
 
     Raises:

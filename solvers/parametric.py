@@ -23,9 +23,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from graphs import Graph
+from solvers.base import floor_bytes
 from solvers.lp import Model, minimize
 from solvers.master import Window, windows
-from solvers.problem import Problem
+from solvers.problem import Problem, flatten, held_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,26 @@ def supporting_line(
     rows = _Rows(problem, frame)
     duals = minimize(rows.model(budget), relax=True, seconds=seconds).duals
     return None if duals is None else rows.line(duals)
+
+
+def quick_bound(graph: Graph, budget: int) -> float:
+    """Return seconds that every schedule within a budget takes, ``inf`` if one op cannot fit.
+
+    One linear program, at the moment that holds most when nothing is recomputed.
+
+    >>> from graphs import Op, Value
+    >>> g = Graph((Op("a", "f", (), (0,), 2.0),), (Value("a", 3),))
+    >>> quick_bound(g, 3), quick_bound(g, 2)
+    (2.0, inf)
+    """
+    if floor_bytes(graph) > budget:
+        return math.inf
+    problem = flatten(graph)
+    held = held_bytes(problem, range(problem.n))
+    if held.max(initial=0) <= budget:
+        return graph.seconds
+    line = supporting_line(problem, budget, int(held.argmax()))
+    return graph.seconds + max(0.0, 0.0 if line is None else line.at(budget))
 
 
 class _Rows:
