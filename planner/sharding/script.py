@@ -6,6 +6,7 @@ loads the plan and applies it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from graphs.optimizer import OptimizerError, named_optimizer
@@ -23,8 +24,8 @@ Start it on every node with
 
     {start} MODEL [STEPS]
 
-MODEL is path.py:function or package.module:function; it returns (model, inputs) with the inputs of
-one micro-batch: {micro_batch} samples. Replace ``batches`` by a real loader.
+MODEL is path.py:function or package.module:function; it returns (model, inputs), the model on the
+CPU, the inputs of one micro-batch: {micro_batch} samples. Replace ``batches`` by a real loader.
 """
 
 import os
@@ -38,31 +39,42 @@ from torch.distributed.device_mesh import init_device_mesh
 import planner
 from planner.spec import load_example
 
-PLAN = Path(__file__).resolve().parent / {plan_path!r}
+PLAN = Path(__file__).resolve().parent / {plan_path}
 MESH, NAMES = {mesh}
 ACCUMULATION = {accumulation}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def batches(inputs):
-    """Yield inputs of micro-batches, another one on every rank."""
+    """Yield inputs of micro-batches; on each rank let them be others."""
     while True:
         yield inputs
 
 
-def loss_of(output):
+def on_device(inputs):
+    if isinstance(inputs, torch.Tensor):
+        return inputs.to(DEVICE)
+    if isinstance(inputs, dict):
+        return {{name: on_device(value) for name, value in inputs.items()}}
+    return tuple(map(on_device, inputs)) if isinstance(inputs, tuple | list) else inputs
+
+
+def loss_of(model, inputs):
+    if isinstance(inputs, dict):
+        output = model(**inputs)
+    else:
+        output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     return output if isinstance(output, torch.Tensor) else output.loss
 
 
 def train(model, inputs, steps):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    mesh = init_device_mesh(device, MESH, mesh_dim_names=NAMES)
-    model = planner.load(PLAN).apply(model.to(device).train(), mesh=mesh)
+    mesh = init_device_mesh(DEVICE, MESH, mesh_dim_names=NAMES)
+    model = planner.load(PLAN).apply({model}, mesh=mesh)
     {optimizer}
     loader = batches(inputs)
     for step in range(steps):
-        for micro in range(ACCUMULATION):
-            inputs = next(loader){sync}
-            loss = loss_of(model(**inputs) if isinstance(inputs, dict) else model(*inputs))
+        for micro in range(ACCUMULATION):{sync}
+            {loss}
             (loss / ACCUMULATION).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -71,10 +83,9 @@ def train(model, inputs, steps):
 
 
 def main():
-    cuda = torch.cuda.is_available()
-    if cuda:
+    if DEVICE == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo")
     try:
         example = load_example(sys.argv[1])
         train(example.model, example.inputs, int(sys.argv[2]) if len(sys.argv) > 2 else 10)
@@ -93,9 +104,10 @@ def fsdp2(plan: ShardedPlan, plan_path: str) -> str:
     start = f"torchrun --nproc-per-node {cluster.devices_per_node}"
     if cluster.nodes > 1:
         start += f" --nnodes {cluster.nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500"
+    wrapped = c.strategy is not Strategy.FSDP
     return _TEMPLATE.format(
         plan=Path(plan_path).name,
-        plan_path=plan_path,
+        plan_path=json.dumps(Path(plan_path).as_posix()),
         world=c.world_size,
         chosen=chosen(plan),
         peak=format_both(plan.peak_bytes),
@@ -104,11 +116,16 @@ def fsdp2(plan: ShardedPlan, plan_path: str) -> str:
         micro_batch=c.micro_batch,
         accumulation=c.accumulation,
         mesh=_mesh(plan),
+        model="model.train().to(DEVICE)" if wrapped else "model.train()",
         optimizer=_optimizer(plan),
-        sync=_SYNC if c.strategy is not Strategy.FSDP and c.accumulation > 1 else "",
+        sync=_SYNC if wrapped and c.accumulation > 1 else "",
+        loss=_AUTOCAST if wrapped and c.precision == "bfloat16" else _LOSS,
     )
 
 
+_LOSS = "loss = loss_of(model, on_device(next(loader)))"
+_AUTOCAST = f"""with torch.autocast(DEVICE, torch.bfloat16):
+                {_LOSS}"""
 _SYNC = """
             model.require_backward_grad_sync = micro == ACCUMULATION - 1"""
 

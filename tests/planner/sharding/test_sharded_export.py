@@ -42,6 +42,7 @@ KIND = UnitKind(
 FSDP = Configuration(Strategy.FSDP, 8, 1, 2, 4)
 CONFIGURATIONS = {
     "ddp": Configuration(Strategy.DDP, 1, 8, 2, 4),
+    "ddp16": Configuration(Strategy.DDP, 1, 8, 2, 1, "bfloat16"),
     "zero1": Configuration(Strategy.ZERO1, 8, 1, 2, 4),
     "fsdp": FSDP,
     "hsdp": Configuration(Strategy.FSDP, 4, 2, 2, 1, "bfloat16"),
@@ -152,7 +153,9 @@ def test_deepspeed_accepts_it(tmp_path: Path) -> None:
         read = deepspeed(make(made, recompute=True), tmp_path)
         read |= {"train_batch_size": made.micro_batch * made.accumulation}  # here: one process
         found = config.DeepSpeedConfig(read)
-        assert found.zero_optimization_stage == {"ddp": 0, "zero1": 1}.get(case, 3)
+        assert found.zero_optimization_stage == {"ddp": 0, "zero1": 1}.get(
+            case.removesuffix("16"), 3
+        )
         assert found.train_micro_batch_size_per_gpu == made.micro_batch
 
 
@@ -166,7 +169,7 @@ def test_accelerate_accepts_it(tmp_path: Path) -> None:
         found = arguments.load_config_from_file(str(tmp_path / "out.yaml"))
         assert found.num_processes == 8
         assert found.mixed_precision == ("bf16" if made.precision == "bfloat16" else "no")
-        kinds = {"ddp": "MULTI_GPU", "zero1": "DEEPSPEED"}
+        kinds = {"ddp": "MULTI_GPU", "ddp16": "MULTI_GPU", "zero1": "DEEPSPEED"}
         assert found.distributed_type.value == kinds.get(case, "FSDP")
         if made.strategy is Strategy.FSDP:
             assert found.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == "Block"
@@ -200,6 +203,9 @@ def test_accelerate_fields(tmp_path: Path) -> None:
         ("hsdp", "adamw", 'MESH, NAMES = (2, 4), ("replicate", "shard")'),
         ("ddp", "adamw", 'MESH, NAMES = (8,), ("replicate",)'),
         ("ddp", "adamw", "model.require_backward_grad_sync = micro == ACCUMULATION - 1"),
+        ("ddp16", "adamw", "            with torch.autocast(DEVICE, torch.bfloat16):\n"),
+        ("ddp", "adamw", ".apply(model.train().to(DEVICE), mesh=mesh)"),
+        ("offload", "adamw", ".apply(model.train(), mesh=mesh)"),
         ("fsdp", "adamw", "ACCUMULATION = 4"),
         ("fsdp", "adamw", "torchrun --nproc-per-node 8 SCRIPT MODEL"),
     ],
@@ -214,9 +220,9 @@ def test_the_script_says(case: str, optimizer: str | None, expected: str, tmp_pa
 def test_the_script_finds_its_plan(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     export(make(), tmp_path / "runs" / "a.py", "fsdp2", plan_path=tmp_path / "plan.json")
-    assert re.search(r"parent / '\.\./plan\.json'", (tmp_path / "runs" / "a.py").read_text())
+    assert re.search(r'parent / "\.\./plan\.json"', (tmp_path / "runs" / "a.py").read_text())
     make().export(tmp_path / "b.py", "fsdp2")
-    assert "parent / 'b.plan.json'" in (tmp_path / "b.py").read_text()
+    assert 'parent / "b.plan.json"' in (tmp_path / "b.py").read_text()
     assert (tmp_path / "b.plan.json").exists()
 
 
