@@ -49,6 +49,14 @@ class Builder:
 
 
 @dataclass(frozen=True)
+class FakeRealized:
+    """What an order comes to."""
+
+    units: tuple[UnitPlan, ...]
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
 class FakeStep:
     """What ``assemble`` returns, as far as the search looks."""
 
@@ -56,7 +64,7 @@ class FakeStep:
     units: tuple[str, ...]
     host_bytes: int = 0
 
-    def realize(self, order: Sequence[int]) -> tuple[tuple[UnitPlan, ...], Schedule]:
+    def realize(self, order: Sequence[int]) -> FakeRealized:
         gathers = {op.module: i for i, op in enumerate(self.graph.ops) if op.target == "all_gather"}
         units = tuple(
             UnitPlan(
@@ -64,7 +72,7 @@ class FakeStep:
             )
             for path in self.units
         )
-        return units, schedule_from_order(self.graph, order)
+        return FakeRealized(units, schedule_from_order(self.graph, order))
 
 
 def step(c: Configuration, sizes: Sizes) -> FakeStep:

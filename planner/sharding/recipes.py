@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
-from graphs import Graph, Kind, Phase
+from graphs import Graph, Kind
 from planner.sharding.configuration import Configuration, Strategy
 from solvers.segments import order_from_kept, turning_point
 
@@ -73,25 +73,3 @@ def _kept(graph: Graph, turn: int, checkpoint: Checkpoint, *, keep_gathered: boo
             if keep_gathered if gathered else checkpoint is Checkpoint.NONE or product_of:
                 kept.add(value)
     return kept
-
-
-def keeping_gathered(graph: Graph) -> Graph:
-    """Return the graph in which a gathered weight cannot be gathered again: stage 2 for good."""
-    gathers = {graph.producer[v] for v, x in enumerate(graph.values) if x.kind is Kind.GATHERED}
-    ops = (
-        replace(op, recomputable=False) if i in gathers else op for i, op in enumerate(graph.ops)
-    )
-    return replace(graph, ops=tuple(ops))
-
-
-def state_bytes(graph: Graph, stage: int) -> int:
-    """Return what the model's states hold at a stage: what is chosen by where stage comes first.
-
-    Residents, gradients where the optimizer reads them, and at stage 2 the gathered weights.
-    """
-    step = [op for op in graph.ops if op.phase is Phase.OPTIMIZER]
-    read = {v for op in step for v in op.inputs if v not in graph.resident}
-    held = graph.resident_bytes + sum(graph.values[v].size_bytes for v in read)
-    if stage == 2:
-        held += sum(v.size_bytes for v in graph.values if v.kind is Kind.GATHERED)
-    return held

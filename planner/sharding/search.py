@@ -24,6 +24,18 @@ TRIES = 6
 """How often the solver is asked for less than the budget because what runs holds more."""
 
 
+class Realized(Protocol):
+    """What an order comes to when it is carried out."""
+
+    @property
+    def units(self) -> tuple[UnitPlan, ...]:
+        """What it decides for each unit."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """What then really runs, as a schedule of the step's graph."""
+
+
 class ShardedStep(Protocol):
     """One rank's whole step under a configuration; see ``planner.sharding.assemble``."""
 
@@ -35,7 +47,7 @@ class ShardedStep(Protocol):
     def host_bytes(self) -> int:
         """What the host of one node holds."""
 
-    def realize(self, order: Sequence[int]) -> tuple[tuple[UnitPlan, ...], Schedule]:
+    def realize(self, order: Sequence[int]) -> Realized:
         """Return what an order decides for each unit, and the schedule that then really runs."""
 
 
@@ -239,9 +251,11 @@ def price(
     recipe: Recipe | None = None,
 ) -> Planned:
     """Return what really runs when an order is carried out, and what it costs."""
-    units, schedule = step.realize(order)
-    trace = simulate(step.graph, schedule)
-    return Planned(configuration, step.graph, step.host_bytes, units, schedule, trace, recipe)
+    real = step.realize(order)
+    trace = simulate(step.graph, real.schedule)
+    return Planned(
+        configuration, step.graph, step.host_bytes, real.units, real.schedule, trace, recipe
+    )
 
 
 def plan_step(

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from graphs import Schedule, schedule_from_order
-from planner.sharding.configuration import Configuration, Strategy, UnitPlan
+from graphs import schedule_from_order
+from planner.sharding.configuration import Configuration, Strategy
 from planner.sharding.search import Found, Planned, Space, explore, plan_step, price_recipes
 from planner.sharding.space import configurations
 from solvers import Limits, minimum_budget
-from tests.sharded_steps import FakeStep, Sizes, step
+from tests.sharded_steps import FakeRealized, FakeStep, Sizes, step
 
 EXACT = Limits(gap=0.0)
 
@@ -96,14 +96,13 @@ def test_keeping_and_gathering_again_are_mixed() -> None:
 class Prefetching(FakeStep):
     """What runs gathers again three ops earlier than the solver says."""
 
-    def realize(self, order: Sequence[int]) -> tuple[tuple[UnitPlan, ...], Schedule]:
-        units, _ = super().realize(order)
+    def realize(self, order: Sequence[int]) -> FakeRealized:
         early, seen = list[int](), set[int]()
         for op in order:
             again = op in seen and self.graph.ops[op].target == "all_gather"
             early.insert(len(early) - 3 if again else len(early), op)
             seen.add(op)
-        return units, schedule_from_order(self.graph, early)
+        return FakeRealized(super().realize(order).units, schedule_from_order(self.graph, early))
 
 
 def test_what_runs_fits_even_if_it_holds_more_than_the_solver_thought() -> None:
