@@ -47,9 +47,12 @@ class Recipe:
 
 
 def recipes(configuration: Configuration, graph: Graph) -> Iterator[tuple[Recipe, list[int]]]:
-    """Yield every recipe that has this configuration, with its order of the assembled graph."""
+    """Yield every recipe of this configuration with its order of the assembled graph.
+
+    The one that holds least comes first.
+    """
     turn = turning_point(graph)
-    for stage, checkpoint in product(stages(configuration), Checkpoint):
+    for checkpoint, stage in product(reversed(Checkpoint), reversed(stages(configuration))):
         kept = _kept(graph, turn, checkpoint, keep_gathered=stage < 3)
         yield Recipe(stage, checkpoint), order_from_kept(graph, kept, turn)
 

@@ -13,7 +13,8 @@ from typing import Any
 from graphs import Kind
 from planner.report import binding_text, memory_table, recomputation, summary, table, wrap
 from planner.sharding.plan import Alternative, ShardedPlan
-from planner.sharding.reasons import Spent, families, spent
+from planner.sharding.pricing import Spent, spent
+from planner.sharding.reasons import families
 from planner.units import format_both, format_bytes, format_percent, format_seconds
 
 ROWS = 14
@@ -21,7 +22,7 @@ ROWS = 14
 
 def render(plan: ShardedPlan) -> str:
     """Write what a person wants to know about a plan, the answer first."""
-    best_of_each = [row for row, _ in families(plan.alternatives) if not row.recipe]
+    best_of_each = [row for row in families(plan.alternatives) if not row.recipe]
     sections = (
         answer(plan),
         time_table(plan),

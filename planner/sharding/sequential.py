@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from graphs import Graph, Kind, Phase
 from planner.sharding.configuration import Configuration, Strategy
-from planner.sharding.search import Planned, Realized, ShardedStep, Space, plan_step
+from planner.sharding.pricing import Planned, Realized, ShardedStep, plan_step
+from planner.sharding.search import Space
 from solvers import Limits
 
 _STAGES = (
@@ -104,5 +105,7 @@ def state_bytes(graph: Graph, stage: int) -> int:
     read = {v for op in step for v in op.inputs if v not in graph.resident}
     held = graph.resident_bytes + sum(graph.values[v].size_bytes for v in read)
     if stage == 2:
-        held += sum(v.size_bytes for v in graph.values if v.kind is Kind.GATHERED)
+        late = {v for op in graph.ops if op.phase is Phase.BACKWARD for v in op.inputs}
+        weights = (graph.values[v] for v in late if graph.values[v].kind is Kind.GATHERED)
+        held += sum(weight.size_bytes for weight in weights)
     return held

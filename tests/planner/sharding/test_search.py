@@ -9,7 +9,8 @@ import pytest
 
 from graphs import schedule_from_order
 from planner.sharding.configuration import Configuration, Strategy
-from planner.sharding.search import Found, Planned, Space, explore, plan_step, price_recipes
+from planner.sharding.pricing import Planned, plan_step, price_recipes
+from planner.sharding.search import Found, Space, explore
 from planner.sharding.space import configurations
 from solvers import Limits, minimum_budget
 from tests.sharded_steps import FakeRealized, FakeStep, Sizes, step

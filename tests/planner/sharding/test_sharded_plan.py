@@ -159,7 +159,9 @@ def test_the_optimizer_is_named_where_it_binds() -> None:
     """Temporaries of the optimizer fill the device under DDP: no recomputation helps there."""
     plan = _plan(Sizes(temporaries=2000, activation=2), budget=1300)
     rejected = [a for a in plan.alternatives if a.configuration.strategy is Strategy.DDP]
-    assert {a.reason for a in rejected} == {"peak is in optimizer.step; recomputation cannot help"}
+    assert all(
+        a.reason.endswith("peak is in optimizer.step; recomputation cannot help") for a in rejected
+    )
     assert all(a.peak_bytes is not None and a.peak_bytes > 1300 for a in rejected)
 
 

@@ -1,0 +1,269 @@
+"""From a model and a cluster to a sharded plan: capture its regions, search, say why.
+
+Knows the order of the steps and which error each can end in. Knows nothing of how they are done.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from graphs import Phase
+from graphs.cluster import Cluster, LinkSpec
+from planner.binding import binding
+from planner.clusters import make_cluster
+from planner.errors import BadCluster, InfeasibleBudget
+from planner.fit import check_method, example_inputs, find_device, optimizer_name
+from planner.plan import Plan
+from planner.progress import Progress, silent
+from planner.sharding.assemble import assemble
+from planner.sharding.batch import samples_in, with_samples
+from planner.sharding.configuration import Configuration, Strategy
+from planner.sharding.plan import ShardedPlan, UnitKind
+from planner.sharding.pricing import ShardedStep, plan_step, price_recipes, what_fills
+from planner.sharding.reasons import alternatives
+from planner.sharding.regions import Regions, capture_regions
+from planner.sharding.search import Found, Space, explore
+from planner.sharding.space import configurations
+from planner.units import format_both, parse_budget
+from solvers import Limits, Status
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MOST_RANKS = 65_536
+"""Where the search for a number of devices that would do gives up."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What to train, as ``planner.fit`` was given it; captures and assembles what is asked for."""
+
+    model: nn.Module
+    inputs: Any
+    loss: Callable[..., Any] | None = None
+    targets: Any = None
+    optimizer: Any = "adamw"
+    device: str = "cpu"
+    costs: str = "roofline"
+    tell: Progress = silent
+
+    @cached_property
+    def regions(self) -> Callable[[Configuration], Regions]:
+        """Capture the regions that a configuration runs, each distinct ones once."""
+        samples = samples_in(self.inputs)
+
+        @cache
+        def captured(precision: str, micro_batch: int) -> Regions:
+            self.tell(f"capturing {micro_batch} samples in {precision}")
+            inputs, targets = with_samples((self.inputs, self.targets), samples, micro_batch)
+            return capture_regions(
+                self.model,
+                inputs,
+                loss=self.loss,
+                targets=targets,
+                device=self.device,
+                costs=self.costs,
+                precision=precision,
+            )
+
+        def of(c: Configuration) -> Regions:
+            cast = c.precision == "bfloat16" and c.strategy is not Strategy.FSDP
+            return captured("autocast" if cast else c.precision, c.micro_batch)
+
+        return of
+
+    def step(self, c: Configuration, cluster: Cluster) -> ShardedStep:
+        """Assemble one rank's step."""
+        return assemble(self.regions(c), c, cluster, self.optimizer)
+
+    def space(self, cluster: Cluster, among: Sequence[Configuration]) -> Space:
+        """Return the search space of these configurations on a cluster."""
+        return Space(
+            tuple(among),
+            lambda c: c.accumulation * compute_seconds(self.regions(c)),
+            lambda c: self.step(c, cluster),
+        )
+
+
+def compute_seconds(regions: Regions) -> float:
+    """Return the time of forward and backward of one micro-step, nothing run again."""
+    stubs = {op for call in regions.root.calls for op in (call.forward, call.backward)}
+    ops = [op for i, op in enumerate(regions.root.graph.ops) if i not in stubs]
+    ops += [op for kind in regions.kind_of for op in regions.kinds[kind].graph.ops]
+    return sum(op.seconds for op in ops if op.phase in (Phase.FORWARD, Phase.BACKWARD))
+
+
+def fit_sharded(
+    model: nn.Module,
+    budget: str | float,
+    *,
+    world_size: int,
+    inputs: Any = None,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "adamw",
+    device: str = "auto",
+    method: str = "auto",
+    limits: Limits | None = None,
+    costs: str = "roofline",
+    devices_per_node: int | None = None,
+    link: LinkSpec = None,
+    global_batch: int | None = None,
+    precisions: Sequence[str] = ("float32",),
+    offload: bool = True,
+    progress: Progress | None = None,
+) -> ShardedPlan:
+    """Plan one training step over several devices; see ``planner.fit``."""
+    check_method(method)
+    hardware, tell, start = find_device(device, model), progress or silent, time.perf_counter()
+    budget_bytes = parse_budget(budget, lambda: hardware.memory_bytes)
+
+    def of(ranks: int) -> Cluster:
+        return make_cluster(hardware, ranks, devices_per_node=devices_per_node, link=link)
+
+    cluster = of(world_size)
+    example = example_inputs(model) if inputs is None else inputs
+    batch = samples_in(example) * world_size if global_batch is None else global_batch
+    shop = Workshop(model, example, loss, targets, optimizer, hardware.name, costs, tell)
+    among = _among(cluster, batch, precisions, offload=offload)
+    found = explore(
+        shop.space(cluster, among), budget_bytes, method=method, limits=limits, tell=tell
+    )
+    if found.best is None:
+        tell("looking for a number of devices that would do")
+        ranks = least_ranks(lambda n: _fits_on(shop, among, of, n, budget_bytes), world_size)
+        raise fits_nowhere(found, budget_bytes, cluster, ranks)
+    captured = shop.regions(found.best.configuration)
+    plan = Plan(
+        graph=found.best.graph,
+        schedule=found.best.schedule,
+        budget_bytes=budget_bytes,
+        status=_status(found, limits or Limits()),
+        bound_seconds=found.bound_seconds,
+        method=method,
+        signature=captured.root.signature,
+        device=hardware.name,
+        optimizer=optimizer_name(optimizer),
+        costs=costs,
+        message=message(found),
+        loss=loss,
+        solve_seconds=time.perf_counter() - start,
+    )
+    return ShardedPlan(
+        step=plan,
+        configuration=found.best.configuration,
+        cluster=cluster,
+        units=found.best.units,
+        kinds=tuple(UnitKind(k.graph, k.signature) for k in captured.kinds),
+        alternatives=alternatives(found, budget_bytes),
+        host_bytes=found.best.host_bytes * cluster.devices_per_node,
+    )
+
+
+def _among(
+    cluster: Cluster, global_batch: int, precisions: Sequence[str], *, offload: bool
+) -> tuple[Configuration, ...]:
+    try:
+        return configurations(
+            cluster.world_size,
+            global_batch,
+            devices_per_node=cluster.devices_per_node,
+            precisions=precisions,
+            offload=offload,
+        )
+    except ValueError as error:
+        raise BadCluster(str(error)) from error
+
+
+def _status(found: Found, limits: Limits) -> Status:
+    assert found.best is not None
+    met = found.bound_seconds >= found.best.seconds * (1 - max(limits.gap, 2e-6))
+    return Status.OPTIMAL if met else Status.FEASIBLE
+
+
+def message(found: Found) -> str:
+    """Say how much of the space was looked at."""
+    opened = sum(o.spent is not None for o in found.outcomes)
+    solved = sum(o.solved for o in found.outcomes)
+    text = (
+        f"{len(found.outcomes)} configurations: {opened} assembled and priced, {solved} solved op "
+        "by op, the others ruled out by bounds"
+    )
+    return text if found.finished else f"{text}; the time was over before all were solved"
+
+
+def fits_nowhere(
+    found: Found, budget_bytes: int, cluster: Cluster, ranks: int | None
+) -> InfeasibleBudget:
+    """Make the error that says what was asked, how close it came, and how many devices would do."""
+    closest = found.closest
+    proved = all(o.bound_seconds == math.inf for o in found.outcomes)
+    needed = (
+        f"{ranks} such devices would do"
+        if ranks is not None
+        else f"not even {MOST_RANKS:,} such devices would do: a larger device is needed, or a "
+        "smaller micro-batch is impossible; shorten the sequence or split the model's largest unit"
+    )
+    text = (
+        f"No way to shard and recompute was found within {format_both(budget_bytes)} a rank on "
+        f"{cluster}{' (proved for every configuration)' if proved else ''}. The closest is "
+        f"{closest.configuration} with {format_both(closest.peak_bytes)}: "
+        f"{what_fills(closest, budget_bytes)}. Next: {needed}, with a global batch of at least as "
+        "many samples; then lower precision (precisions=('bfloat16',)), or optimizer offload."
+    )
+    found_at = binding(closest.graph, closest.schedule, closest.trace)
+    return InfeasibleBudget(budget_bytes, closest.peak_bytes, found_at, text)
+
+
+def least_ranks(fits: Callable[[int], bool | None], world_size: int) -> int | None:
+    """Return the least number of ranks above ``world_size`` that fits, ``None`` if there is none.
+
+    ``fits`` says ``None`` where so many devices cannot be had (they do not fill their nodes).
+
+    >>> least_ranks(lambda n: n >= 24 if n % 8 == 0 or n < 8 else None, 4)
+    24
+    """
+    failed, worked = world_size, world_size * 2
+    while not fits(worked):
+        failed, worked = worked, worked * 2
+        if worked > MOST_RANKS:
+            return None
+    while worked - failed > 1:
+        middles = sorted(range(failed + 1, worked), key=lambda n: abs(2 * n - failed - worked))
+        answers = ((n, said) for n in middles if (said := fits(n)) is not None)
+        middle, said = next(answers, (failed, False))
+        if middle == failed:
+            break
+        failed, worked = (failed, middle) if said else (middle, worked)
+    return worked
+
+
+def _fits_on(
+    shop: Workshop,
+    among: Sequence[Configuration],
+    of: Callable[[int], Cluster],
+    ranks: int,
+    budget_bytes: int,
+) -> bool | None:
+    """Say whether one sample a rank fits on so many, all states sharded over all of them."""
+    try:
+        cluster = of(ranks)
+    except BadCluster:
+        return None
+    smallest = dict.fromkeys(
+        replace(c, shard_ranks=ranks, replicas=1, micro_batch=1, accumulation=1)
+        for c in among
+        if c.strategy is Strategy.FSDP
+    )
+    return any(_fits(c, shop.step(c, cluster), budget_bytes) for c in smallest)
+
+
+def _fits(c: Configuration, step: ShardedStep, budget_bytes: int) -> bool:
+    if any(planned.peak_bytes <= budget_bytes for planned in price_recipes(c, step)):
+        return True
+    return plan_step(c, step, budget_bytes, limits=Limits(seconds=5.0))[0] is not None

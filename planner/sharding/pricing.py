@@ -1,0 +1,163 @@
+"""What a schedule of a sharded step really costs, holds, and spends its time on.
+
+Knows how an order of ops is carried out and judged, and how to ask a solver for one. Compares
+nothing: see ``planner.sharding.search``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from graphs import Graph, Phase, Schedule, Trace, simulate
+from planner.advice import tightest
+from planner.binding import binding
+from planner.sharding.configuration import Configuration, UnitPlan
+from planner.sharding.recipes import Recipe, recipes
+from planner.units import format_bytes
+from solvers import Limits, Solution, solve
+
+TRIES = 6
+"""How often the solver is asked for less than the budget because what runs holds more."""
+
+
+class Realized(Protocol):
+    """What an order comes to when it is carried out."""
+
+    @property
+    def units(self) -> tuple[UnitPlan, ...]:
+        """What it decides for each unit."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """What then really runs, as a schedule of the step's graph."""
+
+
+class ShardedStep(Protocol):
+    """One rank's whole step under a configuration; see ``planner.sharding.assemble``."""
+
+    @property
+    def graph(self) -> Graph:
+        """Everything that runs and is held, communication included."""
+
+    @property
+    def host_bytes(self) -> int:
+        """What one rank holds on its host."""
+
+    def realize(self, order: Sequence[int]) -> Realized:
+        """Return what an order decides for each unit, and the schedule that then really runs."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A schedule that really runs under a configuration, and what it costs."""
+
+    configuration: Configuration
+    graph: Graph
+    host_bytes: int
+    units: tuple[UnitPlan, ...]
+    schedule: Schedule
+    trace: Trace
+    recipe: Recipe | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of a whole optimizer step."""
+        return self.trace.seconds
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most one rank holds."""
+        return self.trace.peak_bytes
+
+
+def price(
+    configuration: Configuration,
+    step: ShardedStep,
+    order: Sequence[int],
+    recipe: Recipe | None = None,
+) -> Planned:
+    """Return what really runs when an order is carried out, and what it costs."""
+    real = step.realize(order)
+    trace = simulate(step.graph, real.schedule)
+    return Planned(
+        configuration, step.graph, step.host_bytes, real.units, real.schedule, trace, recipe
+    )
+
+
+def price_recipes(configuration: Configuration, step: ShardedStep) -> Iterator[Planned]:
+    """Yield what every fixed recipe costs under a configuration, the one that holds least first."""
+    for recipe, order in recipes(configuration, step.graph):
+        yield price(configuration, step, order, recipe)
+
+
+def plan_step(
+    configuration: Configuration,
+    step: ShardedStep,
+    budget_bytes: int,
+    *,
+    method: str = "auto",
+    limits: Limits | None = None,
+) -> tuple[Planned | None, Solution]:
+    """Schedule the ops of a step so that what really runs fits; the solution is the true budget's.
+
+    What runs may hold more than the solver's order: a gathered weight is fetched one unit ahead.
+    The solver is then asked for as much less as was lacking.
+    """
+    first = solution = solve(step.graph, budget_bytes, method=method, limits=limits)
+    target = budget_bytes
+    for _ in range(TRIES):
+        if solution.schedule is None:
+            break
+        planned = price(configuration, step, solution.schedule.order)
+        if planned.peak_bytes <= budget_bytes:
+            return planned, first
+        target -= planned.peak_bytes - budget_bytes
+        solution = solve(step.graph, target, method=method, limits=limits)
+    return None, first
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Where the seconds of a step go; ``communication`` is what compute does not hide.
+
+    ``recomputation`` is everything that runs again, gathering included.
+    """
+
+    compute: float
+    communication: float
+    recomputation: float
+    optimizer: float
+
+
+def spent(graph: Graph, schedule: Schedule | None = None) -> Spent:
+    """Split the seconds of a schedule, or of every op once.
+
+    >>> from graphs import Op, Value, schedule_from_order
+    >>> ops = (Op("f", "f", (), (0,), 2.0), Op("b", "f", (0,), (1,), 3.0, phase=Phase.BACKWARD))
+    >>> g = Graph(ops, (Value("x", 1), Value("y", 1)))
+    >>> spent(g, schedule_from_order(g, [0, 0, 1]))
+    Spent(compute=5.0, communication=0.0, recomputation=2.0, optimizer=0.0)
+    """
+    parts = dict.fromkeys(Phase, 0.0)
+    for op in graph.ops:
+        parts[op.phase] += op.seconds
+    again = 0.0
+    if schedule is not None:
+        again = sum(graph.ops[i].seconds for i in schedule.order) - graph.seconds
+    compute = parts[Phase.FORWARD] + parts[Phase.BACKWARD]
+    return Spent(compute, parts[Phase.COMMUNICATION], max(0.0, again), parts[Phase.OPTIMIZER])
+
+
+def what_fills(planned: Planned, budget_bytes: int) -> str:
+    """Say what fills the device where a schedule holds most."""
+    found = binding(planned.graph, planned.schedule, planned.trace)
+    tight = tightest(planned.graph, planned.schedule, found)
+    if tight.fixed_bytes >= budget_bytes:
+        return f"model states alone hold {format_bytes(tight.fixed_bytes)}"
+    if found.phase is Phase.OPTIMIZER:
+        return "peak is in optimizer.step; recomputation cannot help"
+    where = f" of {found.module}" if found.module else ""
+    share = f"{format_bytes(found.category_bytes)} of it {found.category.value}"
+    return f"peak is in the {found.phase.value} phase{where}, {share}; recomputation is used up"
