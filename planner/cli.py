@@ -34,6 +34,7 @@ from planner.progress import on_terminal
 from planner.report import binding_summary, summary, wrap
 from planner.sharding.export import LAUNCHERS
 from planner.sharding.export import export as export_sharded
+from planner.sharding.options import CLUSTER, cluster_arguments, cluster_options
 from planner.sharding.plan import ShardedPlan
 from planner.sharding.report import sharded_summary
 from planner.spec import Example, load_example, resolve
@@ -108,6 +109,7 @@ def cli() -> None:
 @MODEL
 @BUDGET
 @_shared
+@cluster_options
 @click.option("--method", default="auto", show_default=True, help="The solver to use.")
 @_output("--export", "Write the plan here, as JSON.")
 @_output("--report", "Write a report with a picture here, as HTML.")
@@ -123,6 +125,7 @@ def fit(
 ) -> None:
     """Find a plan for MODEL within a budget."""
     with _answering(as_json=as_json), on_terminal() as progress:
+        cluster = cluster_arguments(**{name: options.pop(name) for name in CLUSTER})
         progress(f"loading {model}")
         example = load_example(model, inputs)
         plan = run_fit(
@@ -130,6 +133,7 @@ def fit(
             inputs=example.inputs,
             method=method,
             progress=progress,
+            **cluster,
             **_arguments(**options),
         )
     if export is not None:

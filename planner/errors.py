@@ -11,7 +11,6 @@
       UnknownMethod       ValueError           no solver has this name
       UnknownDevice       ValueError           no device has this name
       BadSpec             ValueError           a MODEL text does not lead to a model
-      NotAvailable        NotImplementedError  this version cannot do it
 
 Every message says what was found, what was expected and what to do next. Knows nothing of torch.
 """
@@ -76,10 +75,6 @@ class InvalidPlan(PlannerError, ValueError):
 
 class PlanMismatch(PlannerError, ValueError):
     """The plan was made for another model, other inputs or another mode."""
-
-
-class NotAvailable(PlannerError, NotImplementedError):
-    """A documented feature that this version does not have yet."""
 
 
 class BadSpec(PlannerError, ValueError):

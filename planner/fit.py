@@ -6,14 +6,14 @@ Knows the order of the steps and which error each can end in. Knows nothing of h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from planner.advice import infeasible
 from planner.errors import (
+    BadCluster,
     CaptureError,
-    NotAvailable,
     UnknownDevice,
     UnknownMethod,
 )
@@ -26,10 +26,54 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graphs.capture import Captured
+    from graphs.cluster import LinkSpec
     from graphs.devices import Device
     from graphs.step import Arguments
+    from planner.sharding.plan import ShardedPlan
 
 DEFAULT_LIMITS = Limits()
+
+
+@overload
+def fit(
+    model: nn.Module,
+    budget: str | float,
+    *,
+    inputs: Any = None,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "adamw",
+    device: str = "auto",
+    method: str = "auto",
+    limits: Limits = DEFAULT_LIMITS,
+    costs: str = "roofline",
+    accumulate: bool = False,
+    world_size: Literal[1] = 1,
+    progress: Progress | None = None,
+) -> Plan: ...
+
+
+@overload
+def fit(
+    model: nn.Module,
+    budget: str | float,
+    *,
+    world_size: int,
+    inputs: Any = None,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "adamw",
+    device: str = "auto",
+    method: str = "auto",
+    limits: Limits = DEFAULT_LIMITS,
+    costs: str = "roofline",
+    devices_per_node: int | None = None,
+    link: LinkSpec = None,
+    global_batch: int | None = None,
+    precisions: Sequence[str] = ("float32",),
+    offload: bool = True,
+    progress: Progress | None = None,
+) -> Plan | ShardedPlan: ...
 
 
 def fit(
@@ -46,8 +90,13 @@ def fit(
     costs: str = "roofline",
     accumulate: bool = False,
     world_size: int = 1,
+    devices_per_node: int | None = None,
+    link: LinkSpec = None,
+    global_batch: int | None = None,
+    precisions: Sequence[str] = ("float32",),
+    offload: bool = True,
     progress: Progress | None = None,
-) -> Plan:
+) -> Plan | ShardedPlan:
     """Plan one training step of a model within a budget of device memory.
 
     The budget covers everything: parameters, gradients, optimizer state, activations, temporaries
@@ -65,10 +114,17 @@ def fit(
         method: a name of ``solvers.SOLVERS``.
         costs: "roofline" estimates times, "measured" runs each distinct op once.
         accumulate: keep the gradients of earlier micro-steps through forward.
+        world_size: how many devices; above 1 the plan also says what to shard, in which
+            micro-batches, and the budget is each device's.
+        devices_per_node, link: how they hang together; see ``planner.clusters.make_cluster``.
+        global_batch: samples of one optimizer step over all devices; by default every device
+            has the example inputs once.
+        precisions: what compute may run in: "float32" (as the model is), "bfloat16".
+        offload: whether states may be moved to the host.
         progress: called with a sentence when the work enters a new part.
 
     Raises:
-        BadBudget, UnknownMethod, UnknownDevice: an argument is not what it should be.
+        BadBudget, BadCluster, UnknownMethod, UnknownDevice: an argument is not what it should be.
         CaptureError: the step cannot be captured, or no inputs are known.
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
 
@@ -80,9 +136,31 @@ def fit(
     """
     check_method(method)
     if world_size != 1:
-        raise NotAvailable(
-            f"world_size={world_size}: sharding over several devices is not available in this "
-            "version; plan for one device with world_size=1"
+        if accumulate:
+            raise BadCluster(
+                "accumulate=True is for one device: over several, how many micro-steps are "
+                "accumulated is planned; pass global_batch="
+            )
+        from planner.sharding.joint import fit_sharded
+
+        return fit_sharded(
+            model,
+            budget,
+            world_size=world_size,
+            inputs=inputs,
+            loss=loss,
+            targets=targets,
+            optimizer=optimizer,
+            device=device,
+            method=method,
+            limits=limits,
+            costs=costs,
+            devices_per_node=devices_per_node,
+            link=link,
+            global_batch=global_batch,
+            precisions=precisions,
+            offload=offload,
+            progress=progress,
         )
     hardware = find_device(device, model)
     budget_bytes = parse_budget(budget, lambda: hardware.memory_bytes)

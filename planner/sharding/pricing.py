@@ -7,10 +7,11 @@ nothing: see ``planner.sharding.search``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
-from graphs import Graph, Phase, Schedule, Trace, simulate
+from graphs import Graph, Kind, Phase, Schedule, Trace, simulate
 from planner.advice import tightest
 from planner.binding import binding
 from planner.sharding.configuration import Configuration, UnitPlan
@@ -102,20 +103,42 @@ def plan_step(
 ) -> tuple[Planned | None, Solution]:
     """Schedule the ops of a step so that what really runs fits; the solution is the true budget's.
 
-    What runs may hold more than the solver's order: a gathered weight is fetched one unit ahead.
-    The solver is then asked for as much less as was lacking.
+    What runs may hold more than the solver's order: a weight that is gathered again is fetched one
+    unit ahead. Then two ways are tried: weights that stay are gathered once, so that what runs is
+    the solver's order; and the solver is asked for as much less as was lacking.
     """
-    first = solution = solve(step.graph, budget_bytes, method=method, limits=limits)
+    solution = solve(step.graph, budget_bytes, method=method, limits=limits)
+    if solution.schedule is None:
+        return None, solution
+    planned = price(configuration, step, solution.schedule.order)
+    if planned.peak_bytes <= budget_bytes:
+        return planned, solution
+    ask = partial(solve, method=method, limits=limits)
+    found: list[Planned] = []
+    kept = ask(keeping_gathered(step.graph), budget_bytes)
+    if kept.schedule is not None:
+        found.append(price(configuration, step, kept.schedule.order))
     target = budget_bytes
     for _ in range(TRIES):
-        if solution.schedule is None:
-            break
-        planned = price(configuration, step, solution.schedule.order)
-        if planned.peak_bytes <= budget_bytes:
-            return planned, first
         target -= planned.peak_bytes - budget_bytes
-        solution = solve(step.graph, target, method=method, limits=limits)
-    return None, first
+        less = ask(step.graph, target)
+        if less.schedule is None:
+            break
+        planned = price(configuration, step, less.schedule.order)
+        if planned.peak_bytes <= budget_bytes:
+            found.append(planned)
+            break
+    fitting = [planned for planned in found if planned.peak_bytes <= budget_bytes]
+    return min(fitting, key=lambda planned: planned.seconds, default=None), solution
+
+
+def keeping_gathered(graph: Graph) -> Graph:
+    """Return the graph in which a gathered weight cannot be gathered again: stage 2 for good."""
+    gathers = {graph.producer[v] for v, x in enumerate(graph.values) if x.kind is Kind.GATHERED}
+    ops = (
+        replace(op, recomputable=False) if i in gathers else op for i, op in enumerate(graph.ops)
+    )
+    return replace(graph, ops=tuple(ops))
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,7 @@ def _rejected(outcome: Outcome, best: Planned) -> Alternative:
         reason="",
     )
     if outcome.bound_seconds == math.inf:
-        fewer = "" if outcome.spent is not None else "not even with fewer samples: "
-        return replace(row, reason=fewer + outcome.fills)
+        return replace(row, reason=outcome.fills)
     if outcome.spent is None:
         reason = "slower: compute and optimizer alone take longer than the whole of the best plan"
         return replace(row, reason=reason)
@@ -102,5 +101,5 @@ def families(rows: Iterable[Alternative]) -> Iterator[Alternative]:
         yield min(group, key=_rank)
 
 
-def _rank(row: Alternative) -> tuple[float, float]:
-    return row.seconds_per_sample, math.inf if row.peak_bytes is None else row.peak_bytes
+def _rank(row: Alternative) -> tuple[bool, float, int]:
+    return row.peak_bytes is None, row.seconds_per_sample, row.peak_bytes or 0

@@ -32,8 +32,8 @@ from solvers import Limits, Status, floor_bytes
 class Space:
     """The configurations, a bound on forward and backward of a whole step, and how to open one.
 
-    What the optimizer does must not depend on the micro-batch, and what a step holds must not fall
-    with it, gradients that are accumulated aside.
+    What the optimizer does must not depend on the micro-batch. What a step holds must not fall with
+    larger micro-batches, gradients that are accumulated aside, nor with smaller groups of ranks.
     """
 
     configurations: tuple[Configuration, ...]
@@ -124,14 +124,15 @@ class _Search:
         self.steps: dict[Configuration, ShardedStep] = {}
         self.outcomes: dict[Configuration, Outcome] = {}
         self.optimizer: dict[Configuration, float] = {}
-        self.full: dict[Configuration, Outcome] = {}  # ways that do not fit with fewer samples
+        self.full: list[Outcome] = []  # what does not fit, and so nothing that holds more
 
     def open_all(self) -> None:
-        """Open what its floor does not rule out, the smallest micro-batches first."""
-        for c in sorted(self.space.configurations, key=lambda c: c.micro_batch):
-            if smaller := self.full.get(c.way):
-                peak, fills = smaller.peak_bytes, smaller.fills
-                self.outcomes[c] = Outcome(c, math.inf, peak_bytes=peak, fills=fills)
+        """Open what its floor does not rule out, those that hold least first."""
+        for c in sorted(self.space.configurations, key=lambda c: (c.micro_batch, -c.shard_ranks)):
+            full = next((o for o in self.full if _holds_more(c, o.configuration)), None)
+            if full is not None:
+                fills = f"{full.configuration} does not fit: {full.fills}"
+                self.outcomes[c] = Outcome(c, math.inf, peak_bytes=full.peak_bytes, fills=fills)
                 continue
             floor = self.space.floor_seconds(c) + self.optimizer.get(c.way, 0.0)
             self.outcomes[c] = Outcome(c, floor)
@@ -184,7 +185,7 @@ class _Search:
         self.optimizer[c.way] = outcome.spent.optimizer if outcome.spent else 0.0
         self._take(c, outcome, best, least)
         if floor - _accumulated_bytes(graph, c) > self.budget_bytes:
-            self.full[c.way] = self.outcomes[c]
+            self.full.append(self.outcomes[c])
         if fits and graph.seconds < self._incumbent():
             self.steps[c] = step
 
@@ -223,6 +224,12 @@ def _seconds(planned: Planned) -> float:
 
 def _peak(planned: Planned) -> int:
     return planned.peak_bytes
+
+
+def _holds_more(c: Configuration, than: Configuration) -> bool:
+    """Say whether a step holds at least what another does: more samples, shards not smaller."""
+    alike = (c.strategy, c.precision, c.offload) == (than.strategy, than.precision, than.offload)
+    return alike and c.micro_batch >= than.micro_batch and c.shard_ranks <= than.shard_ranks
 
 
 def _accumulated_bytes(graph: Graph, c: Configuration) -> int:

@@ -8,11 +8,17 @@ the op-level solver), so that whatever a joint plan wins it wins by choosing tog
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from graphs import Graph, Kind, Phase
 from planner.sharding.configuration import Configuration, Strategy
-from planner.sharding.pricing import Planned, Realized, ShardedStep, plan_step
+from planner.sharding.pricing import (
+    Planned,
+    Realized,
+    ShardedStep,
+    keeping_gathered,
+    plan_step,
+)
 from planner.sharding.search import Space
 from solvers import Limits
 
@@ -85,15 +91,6 @@ class _Kept:
 
     def realize(self, order: Sequence[int]) -> Realized:
         return self.step.realize(order)
-
-
-def keeping_gathered(graph: Graph) -> Graph:
-    """Return the graph in which a gathered weight cannot be gathered again: stage 2 for good."""
-    gathers = {graph.producer[v] for v, x in enumerate(graph.values) if x.kind is Kind.GATHERED}
-    ops = (
-        replace(op, recomputable=False) if i in gathers else op for i, op in enumerate(graph.ops)
-    )
-    return replace(graph, ops=tuple(ops))
 
 
 def state_bytes(graph: Graph, stage: int) -> int:

@@ -14,9 +14,9 @@ from graphs import Kind, Phase, simulate, store_all
 from graphs.step import arguments
 from planner import (
     BadBudget,
+    BadCluster,
     CaptureError,
     InfeasibleBudget,
-    NotAvailable,
     UnknownDevice,
     UnknownMethod,
 )
@@ -191,7 +191,8 @@ def test_no_inputs_says_what_to_pass(make_net: Callable[[], nn.Module]) -> None:
         ({"budget": "lots"}, BadBudget, "40GiB"),
         ({"method": "magic"}, UnknownMethod, "valid methods"),
         ({"device": "abacus"}, UnknownDevice, "H100"),
-        ({"world_size": 2}, NotAvailable, "world_size=2"),
+        ({"world_size": 0}, BadCluster, "world size of 0"),
+        ({"world_size": 2, "accumulate": True}, BadCluster, "global_batch"),
         ({"optimizer": "adamwww"}, CaptureError, "adamwww"),
         ({"costs": "guessed"}, CaptureError, "roofline"),
         ({"inputs": torch.zeros(8, 3)}, CaptureError, "reduction dim"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from planner.sharding.configuration import Configuration
+from planner.sharding.pricing import keeping_gathered
 from planner.sharding.search import Space, explore
-from planner.sharding.sequential import keeping_gathered, stage_first, state_bytes
+from planner.sharding.sequential import stage_first, state_bytes
 from planner.sharding.space import configurations
 from solvers import Limits, solve
 from tests.sharded_steps import Sizes, step
