@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from graphs.errors import CaptureError
 from graphs.fakes import lenient_kernels
 from graphs.native import eager_pieces
 from graphs.observe import Decisions, Observer, user_line
+from graphs.reads import Read, watched_reads
 from graphs.step import Arguments, Outputs, Step, unique_tensors
 
 _DATA_DEPENDENT = (
@@ -52,7 +53,8 @@ class Joint:
     ``graph`` holds placeholders for parameters, buffers, input tensors and tangents, each listed
     here in the order of the model's own; ``forward_outputs``, ``mutations`` (buffer name -> new
     value) and ``gradients`` (of each parameter, then of each input tensor; ``None`` where there
-    is none) are nodes of it. ``rewired`` are backward nodes that read an updated buffer in place.
+    is none) are nodes of it. ``rewired`` are backward nodes that read an updated buffer in place;
+    ``reads`` are the attributes of the model that the trace depends on.
     """
 
     module: fx.GraphModule
@@ -66,6 +68,7 @@ class Joint:
     outputs: Outputs
     decisions: Decisions
     rewired: frozenset[fx.Node] = frozenset()
+    reads: tuple[Read, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -93,12 +96,13 @@ def trace(
     watched, inputs, _ = _watch(model, call, loss, device, answers)
     step = watched.step
     with _capturing(model) as stack:
-        joint = aot_export_joint_with_descriptors(stack, watched, inputs)
-        module = joint.graph_module
+        reads = stack.enter_context(watched_reads(model))
+        module = aot_export_joint_with_descriptors(stack, watched, inputs).graph_module
     assert step.outputs is not None
     _refuse_baked_tensors(model, module)
     module.graph.eliminate_dead_code()
-    return _joint(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
+    joint = _joint(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
+    return replace(joint, reads=tuple(reads))
 
 
 def run_forward(
@@ -382,7 +386,8 @@ def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[An
         ):
             raise CaptureError(
                 f"the step has an effect that a plan cannot reproduce: {d.expr()}; do not change "
-                "inputs or parameters in place inside the forward pass"
+                "inputs or parameters in place inside the forward pass (an embedding with max_norm "
+                "does), nor call operators with effects of their own"
             )
     strange = set(where.values()) - {
         *joint.parameters.values(),

@@ -188,7 +188,7 @@ def _prices(
     """
     kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
     calls = {n: _call(n) for n in kernels if _runs(n)}
-    costs = {n: op_cost(c.target, c.args, c.kwargs, n.meta["val"]) for n, c in calls.items()}
+    costs = {n: op_cost(c.target, c.args, c.kwargs, n.meta.get("val")) for n, c in calls.items()}
     roofline = {n: roofline_seconds(cost, device) for n, cost in costs.items()}
     known = list(calls.values())
     if here:
@@ -210,7 +210,7 @@ def _prices(
 
 def _matched(memory: Memory, call: Call, node: fx.Node) -> Memory:
     """Count as scratch what a kernel returns in more, or other, storages than its fake does."""
-    made = new_storage_bytes(call, node.meta["val"])
+    made = new_storage_bytes(call, node.meta.get("val"))
     if len(memory.output_bytes) in (0, len(made)):
         return memory
     return Memory(memory.workspace_bytes + max(0, sum(memory.output_bytes) - sum(made)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 
-import torch
 from torch import fx
 
 from graphs.aot import Joint
@@ -30,7 +29,7 @@ def once_only(joint: Joint) -> set[fx.Node]:
             continue
         if is_view(node):
             stale.add(node)
-        elif _ignores_statistics(node) and _statistics_unread(node):
+        elif is_functional_batch_norm(node) and _statistics_unread(node):
             stale.update(_new_statistics(node))
         else:
             tainted.add(node)
@@ -46,13 +45,7 @@ def _new_statistics(batch_norm: fx.Node) -> list[fx.Node]:
 
 def _statistics_unread(batch_norm: fx.Node) -> bool:
     readers = (r for part in _new_statistics(batch_norm) for r in _readers(part))
-    return all(_ignores_statistics(r) for r in readers if not is_view(r))
-
-
-def _ignores_statistics(node: fx.Node) -> bool:
-    """Tell batch norm and its gradient in train mode, which do not look at what they are given."""
-    backward = node.target is torch.ops.aten.native_batch_norm_backward.default
-    return is_functional_batch_norm(node) or (backward and node.args[7] is True)
+    return all(is_functional_batch_norm(r) for r in readers if not is_view(r))
 
 
 def update_points(joint: Joint, border: int) -> dict[fx.Node, list[str]]:

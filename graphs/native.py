@@ -3,6 +3,7 @@
 Some operators are made of others, and torch has two versions of their pieces: its own, which eager
 mode runs, and one in Python for tracing, which rounds elsewhere, draws other random numbers
 (dropout inside a GRU draws none) or loses what the backward kernel needs (the LSTM of oneDNN).
+Others only check values, and tracing would order them by tokens that eager mode does not have.
 Knows which are which. Knows nothing of capture.
 """
 
@@ -16,10 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._C import DispatchKey
+from torch._higher_order_ops.effects import _register_effectful_op
+from torch._library.effects import EffectType
 from torch._ops import OpOverload
+from torch.fx.node import _side_effectful_functions
 
 _KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 _DROPOUT = torch.ops.aten.dropout.default
+_CHECK = torch.ops.aten._linalg_check_errors.default
 _TRACED = frozenset(
     {
         "native_batch_norm",  # functional, so that running statistics are seen to change
@@ -64,6 +69,19 @@ def _masks_exactly(p: float, dtype: torch.dtype) -> bool:
 
 
 @contextmanager
+def _checks_without_tokens() -> Iterator[None]:
+    """Keep the check after a factorization as the call it is, which nothing reads."""
+    handle = _register_effectful_op(_CHECK, None)
+    _side_effectful_functions.add(_CHECK)
+    try:
+        yield
+    finally:
+        _side_effectful_functions.remove(_CHECK)
+        handle.destroy()
+        _register_effectful_op(_CHECK, EffectType.ORDERED)
+
+
+@contextmanager
 def eager_pieces() -> Iterator[None]:
     """Use torch's own versions inside the block, and the leaner of two equal dropouts."""
     hidden = [
@@ -74,7 +92,8 @@ def eager_pieces() -> Iterator[None]:
         op._dispatch_cache.clear()
     _DROPOUT.py_kernels.update(dict.fromkeys(_KEYS, _dropout))
     try:
-        yield
+        with _checks_without_tokens():
+            yield
     finally:
         for key in _KEYS:
             del _DROPOUT.py_kernels[key]

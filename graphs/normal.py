@@ -1,9 +1,9 @@
 """Rewrite a joint graph so that executing it node by node does exactly what eager mode does.
 
-Knows four differences between AOTAutograd's functional graph and a real step: the backward pass
-may read an updated buffer, a gradient may not have its parameter's layout, two parameters may be
-handed the same gradient tensor, and the LSTM of oneDNN returns one gradient twice. Each becomes
-explicit, so that its memory is counted.
+Knows five differences between AOTAutograd's functional graph and a real step: the backward pass
+may read an updated buffer, batch norm's is handed statistics it does not look at, a gradient may
+not have its parameter's layout, two parameters may be handed the same gradient tensor, and the LSTM
+of oneDNN returns one gradient twice. Each becomes explicit, so that its memory is counted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from graphs.aot import Joint
 from graphs.errors import CaptureError
 from graphs.noise import keep_layout_of_noise
 
+_BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 _RECURRENT_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
 
 
@@ -32,6 +33,7 @@ def with_layout_of(gradient: Tensor, size: Iterable[int], stride: Iterable[int])
 def normalized(joint: Joint) -> Joint:
     """Return the joint graph with the differences made explicit (rewritten in place)."""
     _drop_twins(joint)
+    _drop_statistics(joint)
     keep_layout_of_noise(joint.graph)
     first = first_backward(joint)
     order = {node: i for i, node in enumerate(joint.graph.nodes)}
@@ -71,6 +73,17 @@ def _drop_twins(joint: Joint) -> None:
             if user.args[1] == 4:
                 user.args = (node, 3)
                 user.meta["val"] = made[3]
+
+
+def _drop_statistics(joint: Joint) -> None:
+    """Hand the gradient of batch norm in train mode no running statistics, which it ignores.
+
+    It would read buffers that another forward pass may have changed meanwhile.
+    """
+    for node in joint.graph.find_nodes(op="call_function", target=_BATCH_NORM_BACKWARD):
+        before, training, after = node.args[:3], node.args[7], node.args[5:]
+        if training is True:
+            node.args = (*before, None, None, *after)
 
 
 def _own_gradients(joint: Joint) -> tuple[fx.Node | None, ...]:

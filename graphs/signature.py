@@ -6,7 +6,7 @@ Knows how to describe, compare and rebuild a call. Knows nothing of graphs or pl
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,11 +48,14 @@ def signature_of(
     }
 
 
-def fingerprint(model: nn.Module, call: Arguments) -> tuple[Any, ...]:
-    """Return what a signature depends on as one hashable value, quick enough for every step."""
-    modules = list(model.modules())
+def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...]:
+    """Return what a signature depends on as one hashable value, quick enough for every step.
+
+    Raises:
+        CaptureError: an argument is neither a tensor nor a plain constant.
+    """
     members = [t for m in modules for d in (m._parameters, m._buffers) for t in d.values()]
-    devices = {t.device.type for t in (*members, *call.tensors) if t is not None}
+    devices = {t.device.type for t in (*members, *call.tensors) if t is not None} - {"meta"}
     return (
         tuple((type(m), m.training) for m in modules),
         tuple(None if t is None else (t.shape, t.dtype, t.requires_grad) for t in members),
@@ -60,7 +63,7 @@ def fingerprint(model: nn.Module, call: Arguments) -> tuple[Any, ...]:
         tuple(
             (x.shape, x.stride(), x.dtype, x.device.type, x.requires_grad)
             if isinstance(x, Tensor)
-            else (type(x), x)
+            else (type(x), _leaf(x))
             for x in call.leaves
         ),
         tuple(

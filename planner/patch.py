@@ -23,6 +23,7 @@ from graphs import Graph
 from graphs.aot import Joint
 from graphs.capture import recapture
 from graphs.errors import CaptureError as GraphsCaptureError
+from graphs.reads import Fixed, changes, fixed_in, quick_look
 from graphs.signature import differences, fingerprint, model_differences, signature_of
 from graphs.step import Arguments, arguments, unique_tensors
 from planner.errors import PlanMismatch
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from planner.plan import Plan
 
 MISMATCH = ("error", "replan", "original")
+_MARK = "_runs_a_plan"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Runtime:
     plan: Plan
     program: Program
     joint: Joint
+    fixed: Fixed
     loss: Callable[..., Any] | None
     on_mismatch: str
     replanned: list[Runtime] = field(default_factory=list)
@@ -54,11 +57,17 @@ class Runtime:
 
     def mismatch(self, model: nn.Module, call: Arguments) -> str | None:
         """Say why a call is not the planned one, or ``None`` if it is."""
-        seen = fingerprint(model, call)
+        modules = list(model.modules())
+        try:
+            seen = (fingerprint(modules, call), quick_look(modules, self.fixed.reads))
+        except GraphsCaptureError as error:
+            return str(error)
         if seen not in self.accepted:
             found = signature_of(model, call, loss=self.loss is not None)
             for difference in differences(self.plan.signature, found):
                 return difference
+            for change in changes(self.fixed, model):
+                return change
             self.accepted.add(seen)
         if (broken := self.joint.decisions.broken_by(call.tensors)) is not None:
             return (
@@ -91,11 +100,13 @@ def apply(
         loss: the callable the plan was made with, if the plan was loaded from a file.
 
     Raises:
-        PlanMismatch: the model is not the one the plan was made for; the message says why.
+        PlanMismatch: the model is not the one the plan was made for; the message says why. A plan
+            that the model already runs is replaced.
         ValueError: an unknown ``on_mismatch``.
     """
     if on_mismatch not in MISMATCH:
         raise ValueError(f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(MISMATCH)}")
+    model = unplanned(model)
     if "forward" in vars(model):
         raise PlanMismatch(
             "model.forward was replaced on the instance, so a plan would run something else; apply "
@@ -117,7 +128,8 @@ def _runtime(
             "the plan again with planner.fit"
         )
     program = build(joint, lowering, plan.graph, plan.schedule)
-    return Runtime(plan, program, _light(joint), loss, on_mismatch)
+    fixed = fixed_in(model, joint.reads)
+    return Runtime(plan, program, _light(joint), fixed, loss, on_mismatch)
 
 
 def _captured_again(plan: Plan, model: nn.Module, loss: Callable[..., Any] | None) -> Any:
@@ -150,15 +162,22 @@ def _light(joint: Joint) -> Joint:
         mutations=empty,
         gradients=(),
         rewired=frozenset(),
+        reads=(),
     )
 
 
 def graph_difference(planned: Graph, found: Graph) -> str | None:
     """Say where a captured graph stops being the planned one; the optimizer is not compared."""
     for a, b in zip(planned.ops, found.ops, strict=False):
-        if (a.target, a.inputs, a.outputs, a.phase) != (b.target, b.inputs, b.outputs, b.phase):
-            where = f" in {b.module or 'the model'} at {b.source or 'an unknown line'}"
-            return f"op {b.name!r}{where} is a {b.target}, planned was {a.name!r}, a {a.target}"
+        where = f"op {b.name!r} in {b.module or 'the model'} at {b.source or 'an unknown line'}"
+        if (a.target, a.phase) != (b.target, b.phase):
+            return f"{where} is a {b.target}, planned was {a.name!r}, a {a.target}"
+        if (a.inputs, a.outputs) != (b.inputs, b.outputs):
+            read, planned_read = (
+                ", ".join(g.values[v].name for v in op.inputs)
+                for g, op in ((found, b), (planned, a))
+            )
+            return f"{where}, a {b.target}, reads {read}; planned was {planned_read}"
     extra = len(found.ops) - len(planned.ops)
     if extra > 0 or extra < -1:
         return f"it has {len(found.ops)} ops, planned were {len(planned.ops)}"
@@ -195,6 +214,7 @@ def _planned_class(base: type[nn.Module], runtime: Runtime) -> type[nn.Module]:
         )
 
     members = {
+        _MARK: True,
         "forward": forward,
         "__copy__": copied,
         "__deepcopy__": deep_copied,
@@ -204,6 +224,25 @@ def _planned_class(base: type[nn.Module], runtime: Runtime) -> type[nn.Module]:
         "__doc__": base.__doc__,
     }
     return type(base.__name__, (base,), members)
+
+
+def unplanned(model: nn.Module) -> nn.Module:
+    """Return the model without its plan, around the same tensors and submodules.
+
+    Raises:
+        PlanMismatch: a submodule runs a plan of its own.
+    """
+    for path, module in model.named_modules():
+        if path and _is_planned(module):
+            raise PlanMismatch(
+                f"submodule {path!r} already runs a plan of its own; plan the model with the "
+                "submodule as it was before plan.apply"
+            )
+    return _reclassed(model, type(model).__bases__[0]) if _is_planned(model) else model
+
+
+def _is_planned(module: nn.Module) -> bool:
+    return _MARK in vars(type(module))
 
 
 def _reclassed(model: nn.Module, cls: type[nn.Module]) -> nn.Module:
@@ -262,4 +301,4 @@ def _replanned(
     return made
 
 
-__all__ = ["MISMATCH", "Runtime", "apply", "graph_difference"]
+__all__ = ["MISMATCH", "Runtime", "apply", "graph_difference", "unplanned"]

@@ -20,8 +20,10 @@ from torch.fx.graph import _BoxedCodeGen
 from graphs import Action, Graph, Schedule
 from graphs.aot import Joint
 from graphs.assemble import Lowered, Lowering, Role
-from graphs.kernels import RECURRENT, is_random, is_view, tensors
+from graphs.kernels import RECURRENT, is_functional_batch_norm, is_random, is_view, tensors
 from planner.errors import InvalidPlan, PlanMismatch
+
+_WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,13 @@ class _Half:
     def _kernel(self, node: fx.Node) -> None:
         again = node in self.ran
         self.ran.add(node)
+        blind = again and is_functional_batch_norm(node)
         if again and is_random(node):
             made = self._replayed(node)
+        elif blind:
+            # other forward passes may have changed the statistics, which it ignores, meanwhile
+            args = fx.node.map_arg((*node.args[:3], *node.args[5:]), self.get)
+            made = self.graph.call_function(_WITHOUT_STATISTICS, args)
         elif node.target is RECURRENT:
             args = (RECURRENT, *fx.node.map_arg(node.args, self.get))
             made = self.graph.call_function(run_for_backward, args)
@@ -159,7 +166,7 @@ class _Half:
             made = self.graph.node_copy(node, self.get)
         self.env[node] = made
         for user in node.users:
-            if user.target is operator.getitem:
+            if user.target is operator.getitem and not (blind and user.args[1] in (3, 4)):
                 self.env[user] = self.graph.node_copy(user, self.get)
 
     def _replayed(self, node: fx.Node) -> fx.Node:
@@ -304,6 +311,7 @@ class _Run(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         results = program.forward(list(arguments))
         outputs, ctx.saved = results[: program.output_count], results[program.output_count :]
+        ctx.versions = [x._version for x in ctx.saved]
         ctx.program = program
         ctx.save_for_backward(*(arguments[i] for i in program.reads))
         silent = zip(outputs, program.differentiable, program.refused, strict=True)
@@ -321,6 +329,7 @@ class _Run(torch.autograd.Function):
                 "backward ran twice through a planned step, whose saved values are gone; "
                 "retain_graph is not supported by a plan"
             )
+        _refuse_changes(saved, ctx.versions)
         arguments = [*ctx.saved_tensors, *saved]
         for index, spec in zip(program.tangents, program.tangent_specs, strict=True):
             arguments.append(_tangent(gradients[index], *spec))
@@ -343,6 +352,17 @@ def _tangent(
     if gradient.stride() == stride:
         return gradient
     return torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(gradient)
+
+
+def _refuse_changes(saved: Sequence[Tensor], versions: Sequence[int]) -> None:
+    """Notice, as autograd does, that somebody wrote into what the backward pass needs."""
+    for x, version in zip(saved, versions, strict=True):
+        if x._version != version:
+            raise RuntimeError(
+                f"a {x.dtype} tensor of shape {tuple(x.shape)} that the backward pass of a planned "
+                "step needs was changed in place after the forward pass; it is an output of the "
+                "model, or shares its memory with one: change a clone instead"
+            )
 
 
 def _refuse_gradients(program: Program, gradients: Sequence[Tensor | None]) -> None:

@@ -136,4 +136,21 @@ def interpolation_and_shrinkage() -> nn.Module:
     return Apply(run, a=nn.Conv2d(8, 8, 3, padding=1))
 
 
+@scene(64, 16)
+def checks_that_nothing_reads() -> nn.Module:
+    def run(m: Any, x: Tensor) -> Tensor:
+        h = m.a(x)
+        codes = F.one_hot(h.argmax(-1), 16).to(h.dtype)
+        gram = h.T @ h + torch.eye(16)
+        return (m.b(h + codes) @ torch.linalg.solve(gram, h[:16].T)).square().mean()
+
+    return Apply(run, a=mlp(), b=mlp())
+
+
+@scene(32, 16)
+def orthogonal_weight() -> nn.Module:
+    wrap = nn.utils.parametrizations.orthogonal
+    return chain(wrap(nn.Linear(16, 16), orthogonal_map="cayley"), mlp())
+
+
 __all__ = ["SCENES"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -141,3 +142,126 @@ def test_another_model_is_refused() -> None:
         gelu.plan(gelu.model()).apply(relu.model())
     with pytest.raises(PlanMismatch, match=r"mode of module"):
         plan.apply(LOGITS.model().eval())
+
+
+# What the traced code read of the model
+
+
+def _pieces() -> nn.Module:
+    def run(m: Any, x: Tensor) -> Tensor:
+        h = F.linear(m.a(x), m.b.weight) + F.linear(x, m.c.weight)
+        return m.act(m.slope(m.drop(h)) * m.mask * m.scale).square().mean()
+
+    model = Apply(
+        run,
+        a=nn.Linear(16, 16),
+        b=nn.Linear(16, 16),
+        c=nn.Linear(16, 16),
+        drop=nn.Dropout(0.5),
+        slope=nn.LeakyReLU(0.1),
+    )
+    model.c.weight = model.a.weight  # type: ignore[union-attr]
+    model.act, model.scale, model.mask, model.unread = F.gelu, 2.0, torch.ones(16), 1  # type: ignore[assignment]
+    return model
+
+
+PIECES = Scene(_pieces, lambda: torch.randn(64, 16))
+
+
+def _tie_otherwise(m: Any) -> None:
+    m.c.weight = m.b.weight
+
+
+def _lay_otherwise(m: Any) -> None:
+    m.b.weight = nn.Parameter(torch.randn(16, 16).t())
+
+
+def _unplug(m: Any) -> None:
+    m.b.weight = nn.Parameter(torch.empty(16, 16, device="meta"))
+
+
+def _hook(m: Any) -> None:
+    m.drop.register_forward_hook(lambda module, args, out: out * 0)
+
+
+def _replace_forward(m: Any) -> None:
+    m.drop.forward = lambda x: x
+
+
+ALTERED = [
+    (_tie_otherwise, "'c.weight' is now tied to 'b.weight', and was tied to 'a.weight'"),
+    (_lay_otherwise, r"'b.weight' has strides \[1, 16\] on cpu, and had strides \[16, 1\]"),
+    (_unplug, r"'b.weight' has strides \[16, 1\] on meta"),
+    (_hook, "hooks or the forward of submodule 'drop' changed"),
+    (_replace_forward, "hooks or the forward of submodule 'drop' changed"),
+    (lambda m: setattr(m.drop, "p", 0.1), "'p' of submodule 'drop' is 0.1, and was 0.5"),
+    (lambda m: setattr(m, "slope", nn.LeakyReLU(0.2)), "'negative_slope' of submodule 'slope'"),
+    (lambda m: setattr(m, "act", F.relu), "'act' of the model is relu, and was gelu"),
+    (lambda m: setattr(m, "scale", 3.0), "'scale' of the model is 3.0, and was 2.0"),
+    (lambda m: setattr(m, "mask", torch.zeros(16)), "'mask' of the model is another tensor"),
+]
+
+
+@pytest.mark.parametrize(("alter", "words"), ALTERED)
+def test_a_model_altered_after_the_plan_is_noticed(alter: Any, words: str) -> None:
+    patched = planned(PIECES)
+    patched(PIECES.call()).backward()
+    alter(patched)
+    with pytest.raises(PlanMismatch, match=words):
+        patched(PIECES.call())
+
+
+def test_what_the_traced_code_did_not_read_may_change() -> None:
+    patched = planned(PIECES)
+    patched.unread, patched.mask = 2, torch.ones(16)  # type: ignore[assignment]
+    patched.register_forward_hook(lambda module, args, out: 2 * out)
+    torch.manual_seed(5)
+    doubled = patched(PIECES.call())
+    torch.manual_seed(5)
+    assert torch.equal(doubled, 2 * PIECES.model()(PIECES.call()))
+    copied = copy.deepcopy(patched)
+    copied(PIECES.call()).backward()
+
+
+@pytest.mark.parametrize("argument", [{1, 2}, object()])
+def test_an_argument_that_no_plan_knows_is_a_mismatch(argument: Any) -> None:
+    scene = Scene(
+        lambda: Apply(lambda m, x, y=None: m.a(x).mean(), a=mlp()),
+        lambda: {"x": torch.randn(64, 16), "y": None},
+    )
+    with pytest.raises(PlanMismatch, match=f"an argument is a {type(argument).__name__}"):
+        planned(scene)(x=torch.randn(64, 16), y=argument)
+    planned(scene, on_mismatch="original")(x=torch.randn(64, 16), y=argument)
+
+
+# What happens between forward and backward
+
+
+def _sigmoid_and_mask(m: Any, x: Tensor) -> Any:
+    h = torch.sigmoid(m.a(x))
+    mask = (x > 0).float()
+    return (m.b(h) * mask).mean(), h, mask
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_an_output_changed_before_backward_is_noticed_as_in_eager_mode(index: int) -> None:
+    scene = Scene(lambda: Apply(_sigmoid_and_mask, a=mlp(), b=mlp()), lambda: torch.randn(64, 16))
+    for model, words in (
+        (scene.model(), "modified by an inplace"),
+        (planned(scene, "store_all"), "changed in place"),
+    ):
+        loss, *others = model(scene.call())
+        others[index - 1].detach().zero_()
+        with pytest.raises(RuntimeError, match=words):
+            loss.backward()
+
+
+@pytest.mark.parametrize("method", ["store_all", "recompute_all"])
+def test_two_forward_passes_before_one_backward(method: str) -> None:
+    def run(model: nn.Module) -> list[Any]:
+        torch.manual_seed(7)
+        (model(torch.randn(64, 16)) - 3 * model(torch.randn(64, 16))).backward()
+        return [*(p.grad for p in model.parameters()), *model.buffers()]
+
+    pairs = zip(run(DEEP.model()), run(planned(DEEP, method)), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

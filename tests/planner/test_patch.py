@@ -40,6 +40,18 @@ def test_it_shares_everything_with_the_model_given() -> None:
     assert repr(patched) == repr(model)
 
 
+def test_a_plan_replaces_the_one_a_model_runs() -> None:
+    model = DEEP.model()
+    first, second = DEEP.plan(model, "store_all"), DEEP.plan(model, "recompute_all")
+    again = second.apply(first.apply(model))
+    assert type(again).__bases__ == (Apply,)
+    assert_same(train(DEEP, DEEP.model()), train(DEEP, again))
+    budget = second.budget_bytes
+    assert planner.fit(again, budget, inputs=DEEP.call(), optimizer=None).graph == first.graph
+    with pytest.raises(PlanMismatch, match="submodule '0' already runs a plan"):
+        planner.fit(nn.Sequential(again), budget, inputs=DEEP.call())
+
+
 def test_state_dicts_go_both_ways() -> None:
     trained, fresh = planned(DEEP), planned(DEEP)
     train(DEEP, trained, steps=3)
