@@ -110,15 +110,5 @@ def capture_case(
 ) -> Case:
     """Capture a training step for planning."""
     start = time.perf_counter()
-    captured = capture_step(
-        model,
-        inputs=inputs,
-        loss=None,
-        targets=None,
-        optimizer=optimizer,
-        device="cpu",
-        costs=costs,
-        accumulate=False,
-        progress=None,
-    )
+    captured = capture_step(model, inputs=inputs, optimizer=optimizer, device="cpu", costs=costs)
     return Case(name, captured, optimizer, costs, time.perf_counter() - start)

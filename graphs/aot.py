@@ -6,6 +6,7 @@ export, fake tensors and metadata. Knows nothing of costs, of values or of sched
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,7 @@ from graphs.observe import Decisions, Observer, user_line
 from graphs.reads import Read, watched_reads
 from graphs.step import Arguments, Outputs, Step, unique_tensors
 
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _DATA_DEPENDENT = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -143,6 +145,8 @@ def _capturing(model: nn.Module) -> Iterator[ExitStack]:
     """Set up everything around a capture."""
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its own internals
+        stack.callback(_FAKE_LOG.setLevel, _FAKE_LOG.level)
+        _FAKE_LOG.setLevel(logging.CRITICAL)  # an operator that fails is told of once, by an error
         stack.enter_context(fx_traceback.preserve_node_meta())
         stack.enter_context(lenient_kernels())
         stack.enter_context(eager_pieces())

@@ -46,6 +46,8 @@ _FACTORIES = frozenset(
     {torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.tensor, torch.eye}
 )
 _RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "poisson")
+_STEP = str(Path(__file__).with_name("step.py"))
+"""Where the user's code is called from: what is further out did not compute anything."""
 _OURS = tuple(str(Path(__file__).parent.with_name(n)) for n in ("graphs", "solvers", "planner"))
 
 
@@ -241,6 +243,8 @@ def user_line(frame: FrameType | None = None, line: int | None = None, *, walk: 
     frame = frame or sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
+        if name == _STEP and walk:
+            return ""
         if not name.startswith((_TORCH, *_OURS)):
             return f"{name}:{line or frame.f_lineno}"
         frame, line = (frame.f_back, None) if walk else (None, None)

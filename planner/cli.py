@@ -11,7 +11,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -136,10 +136,10 @@ def fit(
             **cluster,
             **_arguments(**options),
         )
-    if export is not None:
-        plan.save(export)
-    if report is not None:
-        plan.report(report)
+        if export is not None:
+            plan.save(export)
+        if report is not None:
+            plan.report(report)
     _show(plan, as_json=as_json)
 
 
@@ -361,15 +361,21 @@ def _show(plan: Plan | ShardedPlan, *, as_json: bool) -> NoReturn:
 
 @contextmanager
 def _answering(*, as_json: bool) -> Iterator[None]:
-    """Turn what users can do wrong into one paragraph and an exit code."""
+    """Turn what users can do wrong into one paragraph and an exit code.
+
+    What the user's own code prints meanwhile goes to standard error.
+    """
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except InfeasibleBudget as error:
         if as_json:
             click.echo(_dump(_infeasible(error)))
         click.echo(f"Does not fit: {error}", err=True)
         sys.exit(DOES_NOT_FIT)
     except (PlannerError, OSError) as error:
+        if as_json:
+            click.echo(_dump({"error": type(error).__name__, "message": str(error)}))
         click.echo(f"Error: {error}", err=True)
         sys.exit(WRONG_INPUT)
     except KeyboardInterrupt:

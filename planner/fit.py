@@ -202,12 +202,10 @@ def refit(plan: Plan, model: nn.Module, call: Arguments, loss: Callable[..., Any
         model,
         inputs=call,
         loss=loss,
-        targets=None,
         optimizer=optimizer_of(plan.graph),
         device=plan.device,
         costs=plan.costs,
         accumulate=bool(plan.signature["accumulate"]),
-        progress=None,
     )
     again = plan_graph(
         captured,
@@ -223,14 +221,14 @@ def refit(plan: Plan, model: nn.Module, call: Arguments, loss: Callable[..., Any
 def capture_step(
     model: nn.Module,
     *,
-    inputs: Any,
-    loss: Callable[..., Any] | None,
-    targets: Any,
-    optimizer: Any,
-    device: str,
-    costs: str,
-    accumulate: bool,
-    progress: Progress | None,
+    inputs: Any = None,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "adamw",
+    device: str = "auto",
+    costs: str = "roofline",
+    accumulate: bool = False,
+    progress: Progress | None = None,
 ) -> Captured:
     """Capture one training step; the arguments are those of ``fit``.
 

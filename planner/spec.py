@@ -57,7 +57,7 @@ def _call(spec: str) -> Any:
     function = resolve(spec)
     try:
         return function()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise BadSpec(f"{spec} raised {_last_line(error)}") from error
 
 
@@ -100,7 +100,7 @@ def _import_file(place: str) -> ModuleType:
     _find_neighbours(path.parent)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         del sys.modules[name]
         raise BadSpec(f"{place} cannot be imported: {_last_line(error)}") from error
     return module
@@ -110,7 +110,7 @@ def _import_module(place: str) -> ModuleType:
     _find_neighbours(Path.cwd())
     try:
         return importlib.import_module(place)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise BadSpec(f"{place} cannot be imported: {_last_line(error)}; {_FORM}") from error
 
 
@@ -120,7 +120,7 @@ def _find_neighbours(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     """Say what an error is and in which line of which file it came up."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -145,7 +145,7 @@ def run_alone(trial: Trial) -> Run:
     """Run a trial in a fresh process.
 
     Raises:
-        VerificationFailed: the trial does not survive pickling, or the process died.
+        VerificationFailed: the trial does not survive pickling, fails, or the process died.
     """
     import torch
 
@@ -162,6 +162,14 @@ def run_alone(trial: Trial) -> Run:
                 raise VerificationFailed(
                     "the training process died; most likely the system ran out of memory, or the "
                     'calling script has no `if __name__ == "__main__":`'
+                ) from error
+            except PlannerError:
+                raise
+            except Exception as error:  # the user's code may raise anything
+                what = "plain" if trial.plan is None else "planned"
+                raise VerificationFailed(
+                    f"the {what} training run failed with {type(error).__name__}: {error}; check "
+                    "that the model, its inputs and its loss train without the planner"
                 ) from error
         tensors = {"gradients": torch.load(folder / GRADIENTS)} | torch.load(folder / STATE)
     return Run(measured, tensors)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from graphs.aot import Joint, trace
+from graphs.aot import Joint, source_of, trace
 from graphs.errors import CaptureError
-from graphs.step import arguments
+from graphs.step import arguments, arguments_of
 from tests.scenes import Apply, mlp
 
 
@@ -84,3 +84,8 @@ def test_a_changed_tensor_is_forgotten() -> None:
 def test_random_numbers_are_no_answers() -> None:
     with pytest.raises(CaptureError, match="needs the value of a tensor"):
         traced(lambda ids: torch.randint_like(ids, 2).all(), ONES)
+
+
+def test_who_called_the_planner_is_not_the_source_of_an_op() -> None:
+    joint = trace(nn.Sequential(nn.Linear(4, 4)), arguments_of(torch.ones(2, 4)))
+    assert {source_of(n) for n in joint.graph.nodes} == {""}

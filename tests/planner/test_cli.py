@@ -127,6 +127,37 @@ def test_fit_an_impossible_budget(spec: str, tmp_path: Path) -> None:
     assert not (tmp_path / "plan.json").exists()
 
 
+def test_errors_are_json_too(spec: str, tmp_path: Path) -> None:
+    for arguments, kind in (
+        (("show", tmp_path / "none.json"), "FileNotFoundError"),
+        (("fit", spec, "--budget", "much"), "BadBudget"),
+        (("compare", spec, "--budget", "1GB", "--method", "magic"), "UnknownMethod"),
+    ):
+        result = run(*arguments, "--json")
+        answer = json.loads(result.stdout)
+        assert (result.exit_code, answer["error"]) == (2, kind)
+        assert result.stderr.strip() == f"Error: {answer['message']}"
+
+
+def test_what_the_model_prints_is_no_part_of_the_answer(spec: str, tmp_path: Path) -> None:
+    loud = "def loud():\n    print('hello')\n    return make()\n"
+    (tmp_path / "loud.py").write_text(MODEL + loud)
+    result = run("fit", f"{tmp_path}/loud.py:loud", "--budget", "1GB", "--json")
+    assert json.loads(result.stdout)["fits"] is True
+    assert result.stderr == "hello\n"
+
+
+def test_fit_a_plan_that_cannot_be_written(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(plan: Plan, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Plan, "save", full)
+    result = run("fit", spec, "--budget", "1GB", "--export", tmp_path / "plan.json")
+    _refused(result, "No space left on device")
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

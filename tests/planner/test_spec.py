@@ -28,6 +28,9 @@ def number():
 
 def broken():
     raise KeyError("weights")
+
+def leaves():
+    raise SystemExit(3)
 """
 
 
@@ -94,10 +97,14 @@ def test_a_module_in_the_current_folder(tmp_path: Path) -> None:
         ("{file}:pair()", "names no function"),
         ("nowhere.py:pair", "there is no file nowhere.py"),
         ("no_such_package.models:pair", "cannot be imported: ModuleNotFoundError"),
-        ("{file}:pear", "has no function 'pear'; it has pair, alone, inputs, number, broken"),
+        (
+            "{file}:pear",
+            "has no function 'pear'; it has pair, alone, inputs, number, broken, leaves",
+        ),
         ("{file}:WIDTH", "has no function 'WIDTH'"),
         ("{file}:number", "returned int, expected an nn.Module or"),
         ("{file}:broken", r"raised KeyError: 'weights' at .*some_model.py:18"),
+        ("{file}:leaves", r"raised SystemExit: 3 at .*some_model.py:21"),
     ],
 )
 def test_bad_specs_say_why(file: str, spec: str, reason: str) -> None:

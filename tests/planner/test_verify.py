@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import planner
 from planner.difference import Difference
 from planner.trial import Measurement
-from planner.verify import Verification, verify
+from planner.verify import Verification, VerificationFailed, verify
 
 GIGA = 10**9
 
@@ -92,3 +92,16 @@ def test_a_broken_promise_is_said_first() -> None:
     assert "gradients differ by 0.25 (0.5 relative), most in w" in text
     assert not bad.fits
     assert not bad.identical
+
+
+def refuses(x: Tensor) -> Tensor:
+    raise ArithmeticError("no loss today")
+
+
+def test_a_run_that_fails_says_which_and_why() -> None:
+    model, x = deep()
+    plan = planner.fit(model, "1GB", inputs=x, loss=squared, targets=x)
+    with pytest.raises(
+        VerificationFailed, match=r"plain training run failed with Arithmetic.*today"
+    ):
+        verify(model, plan, x, loss=refuses)
