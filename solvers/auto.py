@@ -2,7 +2,8 @@
 
 Solves the master at few cuts, relaxed and then integer, for a bound and a plan; builds an order,
 repairs and prunes it, sees where it overshot, adds cuts there, and goes on until bound and cost
-meet or nothing moves. What gap is left is for the baselines and a local search. The bound holds for
+meet or nothing moves. Large graphs begin with relaxations alone (``relaxed``), which seldom leave
+more to do. What gap is left is for the baselines and a local search. The bound holds for
 every schedule whose first runs follow the graph's order. Tiny graphs are ``exact``'s. Effort is
 counted, not timed, so that the answer does not depend on the machine, short of ``limits.seconds``.
 """
@@ -23,6 +24,7 @@ from solvers.master import solve_master
 from solvers.overshoot import overshoots
 from solvers.polish import polish
 from solvers.problem import flatten, held_bytes
+from solvers.relaxed import run_relaxed
 from solvers.search import Search
 from solvers.starts import least_checkpointed
 
@@ -37,6 +39,10 @@ FINE = 1e-4
 """The gap worth more rounds even when the caller would take a wider one, on 1,000 ops or fewer."""
 LARGE = 500
 """Above so many ops a gap that the caller accepts is not narrowed by another round of cuts."""
+INTEGER = 2000
+"""Above so many ops integer masters are too large to help."""
+CLOSE = 1e-3
+"""The gap at which more relaxations are not worth their time."""
 WORTH_COMPARING = 3e-3
 """The gap above which the baselines are asked on more than ``LARGE`` ops; below, at any gap."""
 BASELINES = (
@@ -65,7 +71,7 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         message = f"outputs of ops that cannot run twice raise the floor to {floor} bytes"
         return Answer(Status.INFEASIBLE, None, math.inf, message)
     deadline = time.monotonic() + limits.seconds
-    run_cuts(search, replace(limits, seconds=SHARE * limits.seconds))
+    _bound_and_plan(search, limits, deadline)
     if search.bound == math.inf:
         return Answer(Status.INFEASIBLE, None, math.inf, "proved at the cuts that nothing fits")
     _compare(search, graph, limits, deadline)
@@ -78,6 +84,17 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     polish(search, target=_target(search, limits), deadline=deadline)
     status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
     return Answer(status, search.order, search.base + min(search.bound, search.extra))
+
+
+def _bound_and_plan(search: Search, limits: Limits, deadline: float) -> None:
+    """Solve masters: relaxed ones on large graphs, integer ones where they can do better."""
+    n = search.problem.n
+    if n > LARGE:
+        close = min(limits.gap, CLOSE)
+        run_relaxed(search, target=close, deadline=deadline, seed=limits.seed)
+    left = deadline - time.monotonic()
+    if n <= LARGE or (n <= INTEGER and search.gap > WORTH_COMPARING and left > 0):
+        run_cuts(search, replace(limits, seconds=SHARE * left))
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
@@ -95,7 +112,8 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     search = Search(flatten(graph), budget_bytes)
     if proven_floor(graph) > budget_bytes:
         return math.inf
-    run_cuts(search, limits or Limits())
+    limits = limits or Limits()
+    _bound_and_plan(search, limits, time.monotonic() + limits.seconds)
     return search.base + min(search.bound, search.extra)
 
 

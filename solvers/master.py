@@ -17,7 +17,8 @@ memory between cuts is not seen here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from solvers.lp import Model, minimize
 from solvers.problem import Problem
+from solvers.symmetry import aggregate, alike, ranks
 
 SLACK = 1e-7  # widens the memory rows, so that rounding never cuts off a schedule that fits
 
@@ -91,21 +93,37 @@ def solve_master(
     seconds: float = math.inf,
     work: int | None = None,
     seed: int = 0,
+    shared: bool = False,
 ) -> MasterResult:
     """Solve the master; values in ``tiny`` count as always held and weightless.
 
     ``work`` limits an integer search: the checks it may make times the entries of its matrix.
-    With ``relax`` the bound is that of the linear relaxation and the plan its rounding.
+    With ``relax`` the bound is that of the linear relaxation and the plan its rounding. If it is
+    ``shared``, too, ops that look alike share their columns, and of many equal layers the first
+    are those that recompute.
     """
     master = _Master(problem, windows(problem, cuts, tiny), tiny)
     if any(master.space(w, budget) < 0 for w in master.frames):
         return MasterResult(None, math.inf)
     model = master.model(budget)
+    if shared:
+        assert relax, "an average over layers is no integer"
+        return _solve_shared(master, model, seconds=seconds, seed=seed)
     checks = None if work is None else max(LEAST_CHECKS, work // len(model.index))
     result = minimize(
         model, relax=relax, gap=gap / master.unit, seconds=seconds, checks=checks, seed=seed
     )
     plan = None if result.x is None else master.plan(result.x)
+    return MasterResult(plan, max(0.0, result.bound * (1 - 1e-6)) * master.unit)
+
+
+def _solve_shared(master: _Master, model: Model, *, seconds: float, seed: int) -> MasterResult:
+    colors = alike(master.problem, master.tags())
+    classes = master.classes(colors)
+    result = minimize(aggregate(model, classes), relax=True, seconds=seconds, seed=seed)
+    plan = None
+    if result.x is not None:
+        plan = master.plan(result.x[classes], ranks(colors))
     return MasterResult(plan, max(0.0, result.bound * (1 - 1e-6)) * master.unit)
 
 
@@ -117,6 +135,7 @@ class _Master:
         self.unit = max(problem.seconds, default=0.0) or 1.0
         self.held: list[dict[int, int]] = []
         self.redone: list[dict[int, int]] = []
+        self.ever: list[dict[int, int]] = []
 
     def space(self, frame: Window, budget: int) -> int:
         """Return the bytes left at a cut for values made before it."""
@@ -136,10 +155,50 @@ class _Master:
             self._ever(model, k)
         return model
 
-    def plan(self, x: NDArray[np.float64]) -> Plan:
-        """Read the held values off a point."""
-        keep = tuple(frozenset(v for v, c in held.items() if x[c] > 0.5) for held in self.held)
-        return Plan(tuple(f.t for f in self.frames), keep)
+    def plan(self, x: NDArray[np.float64], thresholds: Sequence[float] | None = None) -> Plan:
+        """Read the held values off a point.
+
+        What runs again from a cut on more than the threshold is not held there; what is held for
+        the rest of the way, is.
+        """
+        keep: list[frozenset[int]] = []
+        later: dict[int, float] = {}
+        for held, redone in zip(self.held[::-1], self.redone[::-1], strict=True):
+            for o, column in redone.items():
+                later[o] = min(1.0, later.get(o, 0.0) + x[column])
+            kept = set[int]()
+            for v, column in held.items():
+                o = self.problem.maker[v]
+                again, limit = later.get(o, 0.0), thresholds[o] if thresholds else 0.5
+                if again <= limit < again + x[column]:
+                    kept.add(v)
+            keep.append(frozenset(kept))
+        return Plan(tuple(f.t for f in self.frames), tuple(keep[::-1]))
+
+    def tags(self) -> list[Hashable]:
+        """Tell ops apart by the windows that read what they make."""
+        reads: list[set[tuple[int, int]]] = [set() for _ in range(self.problem.n)]
+        for k, frame in enumerate(self.frames):
+            for v in frame.need:
+                o = self.problem.maker[v]
+                at_cut = v in self.problem.inputs[frame.t]
+                reads[o].add((self.problem.outputs[o].index(v), 2 * k + at_cut))
+        cuts = [frame.t for frame in self.frames]
+        return [(bisect_right(cuts, o), frozenset(found)) for o, found in enumerate(reads)]
+
+    def classes(self, colors: Sequence[int]) -> NDArray[np.int64]:
+        """Return for each column a number that those of ops of one color share, at each cut."""
+        p = self.problem
+        found: dict[int, tuple[int, ...]] = {}
+        for k, (held, redone) in enumerate(zip(self.held, self.redone, strict=True)):
+            for v, c in held.items():
+                o = p.maker[v]
+                found[c] = (0, k, colors[o], p.outputs[o].index(v))
+            found.update({c: (1, k, colors[o]) for o, c in redone.items()})
+        for k, ever in enumerate(self.ever):
+            found.update({c: (2, k, colors[o]) for o, c in ever.items()})
+        number: dict[tuple[int, ...], int] = {}
+        return np.array([number.setdefault(found[c], len(number)) for c in range(len(found))])
 
     def _columns(self, model: Model, frame: Window) -> None:
         p, reads = self.problem, set(self.problem.inputs[frame.t])
@@ -179,6 +238,7 @@ class _Master:
         """Add ``y[o]``: does ``o`` run again in window ``k`` or later? Tightens the relaxation."""
         p, later = self.problem, range(k, len(self.frames))
         ever = {o: model.column(0.0) for o in self.redone[k]}
+        self.ever.append(ever)
         for op, y in ever.items():
             runs = [self.redone[j][op] for j in later if op in self.redone[j]]
             model.row([*runs, y], [1.0] * len(runs) + [-1.0], low=0.0)
