@@ -40,7 +40,7 @@ FINE = 1e-4
 LARGE = 500
 """Above so many ops a gap that the caller accepts is not narrowed by another round of cuts."""
 INTEGER = 2000
-"""Above so many ops integer masters are too large to help."""
+"""Above so many ops integer masters and single runs given up or added are too many to help."""
 CLOSE = 1e-3
 """The gap at which more relaxations are not worth their time."""
 WORTH_COMPARING = 3e-3
@@ -81,7 +81,8 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
             message = f"nothing found that fits; the least peak found is {peak} bytes"
             return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
         search.offer(least)
-    polish(search, target=_target(search, limits), deadline=deadline)
+    if search.problem.n <= INTEGER:
+        polish(search, target=_target(search, limits), deadline=deadline)
     status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
     return Answer(status, search.order, search.base + min(search.bound, search.extra))
 

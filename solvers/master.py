@@ -94,15 +94,17 @@ def solve_master(
     work: int | None = None,
     seed: int = 0,
     shared: bool = False,
+    pinned: frozenset[int] = frozenset(),
 ) -> MasterResult:
     """Solve the master; values in ``tiny`` count as always held and weightless.
 
     ``work`` limits an integer search: the checks it may make times the entries of its matrix.
     With ``relax`` the bound is that of the linear relaxation and the plan its rounding. If it is
     ``shared``, too, ops that look alike share their columns, and of many equal layers the first
-    are those that recompute.
+    are those that recompute. Values ``pinned`` are held at every cut, which makes the bound one on
+    plans that do so.
     """
-    master = _Master(problem, windows(problem, cuts, tiny), tiny)
+    master = _Master(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):
         return MasterResult(None, math.inf)
     model = master.model(budget)
@@ -130,8 +132,14 @@ def _solve_shared(master: _Master, model: Model, *, seconds: float, seed: int) -
 class _Master:
     """The columns of the master and the rows over them."""
 
-    def __init__(self, problem: Problem, frames: list[Window], tiny: frozenset[int]) -> None:
-        self.problem, self.frames, self.tiny = problem, frames, tiny
+    def __init__(
+        self,
+        problem: Problem,
+        frames: list[Window],
+        tiny: frozenset[int],
+        pinned: frozenset[int],
+    ) -> None:
+        self.problem, self.frames, self.tiny, self.pinned = problem, frames, tiny, pinned
         self.unit = max(problem.seconds, default=0.0) or 1.0
         self.held: list[dict[int, int]] = []
         self.redone: list[dict[int, int]] = []
@@ -176,15 +184,16 @@ class _Master:
         return Plan(tuple(f.t for f in self.frames), tuple(keep[::-1]))
 
     def tags(self) -> list[Hashable]:
-        """Tell ops apart by the windows that read what they make."""
+        """Tell ops apart by the windows that read what they make, and by what is pinned of it."""
         reads: list[set[tuple[int, int]]] = [set() for _ in range(self.problem.n)]
         for k, frame in enumerate(self.frames):
             for v in frame.need:
                 o = self.problem.maker[v]
                 at_cut = v in self.problem.inputs[frame.t]
                 reads[o].add((self.problem.outputs[o].index(v), 2 * k + at_cut))
-        cuts = [frame.t for frame in self.frames]
-        return [(bisect_right(cuts, o), frozenset(found)) for o, found in enumerate(reads)]
+        cuts, p = [frame.t for frame in self.frames], self.problem
+        pins = [tuple(v in self.pinned for v in p.outputs[o]) for o in range(p.n)]
+        return [(bisect_right(cuts, o), frozenset(reads[o]), pins[o]) for o in range(p.n)]
 
     def classes(self, colors: Sequence[int]) -> NDArray[np.int64]:
         """Return for each column a number that those of ops of one color share, at each cut."""
@@ -201,7 +210,7 @@ class _Master:
         return np.array([number.setdefault(found[c], len(number)) for c in range(len(found))])
 
     def _columns(self, model: Model, frame: Window) -> None:
-        p, reads = self.problem, set(self.problem.inputs[frame.t])
+        p, reads = self.problem, self.pinned.union(self.problem.inputs[frame.t])
         self.held.append(
             {v: model.column(0.0, lower=float(v in reads), integer=True) for v in frame.relevant}
         )
