@@ -9,6 +9,7 @@ reader and dropped after its last, which holds no more than the backward graph i
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,11 +51,13 @@ class Partitioner:
 
     def _saved(self, budget: float, solver: str) -> Sequence[str]:
         """Return the names of the nodes that the forward graph hands to the backward graph."""
-        module = copy.deepcopy(self.joint.module)
-        forward_outputs = _forward_outputs(module)
-        with functorch_config.patch(
+        patch = functorch_config.patch(
             activation_memory_budget=budget, activation_memory_budget_solver=solver
-        ):
+        )
+        with patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about its own internals
+            module = copy.deepcopy(self.joint.module)
+            forward_outputs = _forward_outputs(module)
             forward, _ = min_cut_rematerialization_partition(
                 module, (), num_fwd_outputs=forward_outputs
             )

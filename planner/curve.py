@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from graphs import Graph
@@ -20,7 +20,7 @@ from planner.progress import Progress, silent
 from planner.report import table, wrap
 from planner.units import format_both, format_bytes, format_percent, format_seconds, parse_budget
 from solvers import Limits, MinimumBudget, Status
-from solvers.curve import Frontier, frontier
+from solvers.curve import Frontier, frontier, refined
 from solvers.rivals import Mark, rivals
 
 if TYPE_CHECKING:
@@ -301,7 +301,21 @@ def curve_of(
     if heuristics:
         tell("running the usual heuristics")
         marks = rivals(graph, list(_some(found)), Limits(seconds=RIVAL_SECONDS, seed=limits.seed))
+        tell("solving where a heuristic comes between two points")
+        share = replace(limits, seconds=limits.seconds / points)
+        found = refined(graph, found, _between(found, marks), share)
     return Curve(graph, found, captured.signature, marks, solve_seconds=spent)
+
+
+def _between(found: Frontier, marks: Mapping[str, tuple[Mark, ...]]) -> Iterator[int]:
+    """Yield the budgets, one between two points, at which a heuristic beats the point below."""
+    worst: dict[int, tuple[float, int]] = {}
+    for mark in (m for front in marks.values() for m in front):
+        point = found.at(mark.peak_bytes)
+        if point is not None and mark.seconds < point.seconds * (1 - 1e-6):
+            ahead = (mark.seconds - point.seconds, mark.peak_bytes)
+            worst[point.budget_bytes] = min(worst.get(point.budget_bytes, ahead), ahead)
+    yield from sorted(budget for _, budget in worst.values())
 
 
 def _some(found: Frontier) -> Iterator[int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from graphs import Graph, Schedule, schedule_from_order, simulate, store_all
@@ -93,12 +93,38 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     if points < 2:
         raise ValueError(f"{points} points make no curve: ask for 2 or more")
     limits = limits or Limits()
-    least = minimum_budget(graph, limits=replace(limits, seconds=limits.seconds / points))
-    budgets = spaced(least.least_bytes, simulate(graph, store_all(graph)).peak_bytes, points)
     share = replace(limits, seconds=limits.seconds / points)
+    least = minimum_budget(graph, limits=share)
+    budgets = spaced(least.least_bytes, simulate(graph, store_all(graph)).peak_bytes, points)
     found = [_solved(graph, b, least.schedule, share) for b in budgets]
-    lines = _lines(graph, found, limits.seconds / points)
-    bare = Frontier(tuple(_improved(graph, found)), lines, least.floor_bytes, graph.seconds)
+    return _assembled(graph, found, (), least.floor_bytes, share.seconds)
+
+
+def refined(graph: Graph, known: Frontier, budgets: Iterable[int], limits: Limits) -> Frontier:
+    """Return a frontier with more points; ``limits`` are for each. Budgets below all are left out.
+
+    >>> from graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
+    ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
+    >>> g = Graph(ops, tuple(Value(x, 20 if x == "b" else 10) for x in "abcd"))
+    >>> [p.budget_bytes for p in refined(g, frontier(g, points=2), [35, 1], Limits()).points]
+    [30, 35, 40]
+    """
+    fresh = [
+        _solved(graph, budget, point.schedule, limits)
+        for budget in budgets
+        if (point := known.at(budget)) is not None and point.budget_bytes != budget
+    ]
+    points = sorted((*known.points, *fresh), key=lambda p: p.budget_bytes)
+    return _assembled(graph, points, known.lines, known.floor_bytes, limits.seconds)
+
+
+def _assembled(
+    graph: Graph, points: list[Point], lines: tuple[Line, ...], floor: int, seconds: float
+) -> Frontier:
+    """Let the points share what was found and proved at each; draw lines if there are none."""
+    lines = lines or _lines(graph, points, seconds)
+    bare = Frontier(tuple(_improved(graph, points)), lines, floor, graph.seconds)
     return replace(bare, points=tuple(_bounded(bare)))
 
 

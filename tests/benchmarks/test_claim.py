@@ -1,0 +1,26 @@
+"""The graph in which only activations weigh, and what is found and refuted on it."""
+
+from benchmarks.claim import OVERHEAD, least, only_activations, refuted_below
+from graphs import Kind, Phase, simulate, store_all
+from tests.strategies import transformer
+
+
+def test_only_what_forward_made_weighs() -> None:
+    full = transformer(2)
+    graph = only_activations(full)
+    assert graph.resident_bytes == 0
+    assert graph.seconds == full.seconds
+    for value, maker in zip(graph.values, graph.producer, strict=True):
+        forward = maker is not None and graph.ops[maker].phase is Phase.FORWARD
+        assert forward or not value.size_bytes or value.kind is not Kind.GRADIENT
+    assert not any(op.workspace_bytes for op in graph.ops)
+
+
+def test_found_and_refuted_enclose_the_least() -> None:
+    graph = only_activations(transformer(1))
+    plain = simulate(graph, store_all(graph)).peak_bytes
+    floor = refuted_below(graph, plain)
+    found, schedule = least(graph, floor, plain)
+    trace = simulate(graph, schedule)
+    assert floor <= found == trace.peak_bytes < plain
+    assert trace.seconds <= graph.seconds * (1 + OVERHEAD)
