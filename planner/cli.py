@@ -37,7 +37,7 @@ from planner.sharding.export import export as export_sharded
 from planner.sharding.options import CLUSTER, cluster_arguments, cluster_options
 from planner.sharding.plan import ShardedPlan
 from planner.sharding.report import sharded_summary
-from planner.spec import Example, load_example, resolve
+from planner.spec import Example, load_example, load_function
 from solvers import Limits
 
 FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -312,7 +312,7 @@ def max_batch(model: str, inputs: str | None, *, as_json: bool, **options: Any) 
     with _answering(as_json=as_json), on_terminal() as progress:
         progress(f"loading {model}")
         example = load_example(model)
-        given = None if inputs is None else resolve(inputs)
+        given = None if inputs is None else load_function(inputs)
         overhead = options.pop("max_overhead")
         result = run_max_batch(
             example.model,

@@ -53,10 +53,20 @@ def load_example(spec: str, inputs_spec: str | None = None) -> Example:
     return Example(model, inputs if inputs_spec is None else _call(inputs_spec))
 
 
-def _call(spec: str) -> Any:
+def load_function(spec: str) -> Callable[..., Any]:
+    """Return the function ``spec`` names, which explains itself when it fails.
+
+    Raises:
+        BadSpec: there is no such function, or, when called, it raises.
+    """
+    resolve(spec)
+    return lambda *arguments: _call(spec, *arguments)
+
+
+def _call(spec: str, *arguments: Any) -> Any:
     function = resolve(spec)
     try:
-        return function()
+        return function(*arguments)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise BadSpec(f"{spec} raised {_last_line(error)}") from error
 

@@ -117,4 +117,7 @@ def test_on_the_command_line(tmp_path: Path, forget_imports: None) -> None:
     assert json.loads(given.stdout)["ratio"] > 1
     missing = CliRunner().invoke(cli, [*asked, "--inputs", f"{spec}:nothing"])
     assert missing.exit_code == 2
-    assert "has no function 'nothing'" in missing.stderr
+    assert "has no function 'nothing'" in missing.output
+    failing = CliRunner().invoke(cli, [*asked, "--inputs", f"{spec}:make"])
+    assert failing.exit_code == 2
+    assert "takes 0 positional arguments" in failing.output
