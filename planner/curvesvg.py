@@ -123,7 +123,11 @@ def _legend(curve: Curve) -> Iterator[str]:
         (colour, f"{name} (heuristic)", 2)
         for name, colour in zip(curve.rivals, COLOURS, strict=False)
     ]
-    left = WIDTH - RIGHT - 200
+    left, height = WIDTH - RIGHT - 200, 20 * len(entries) + 4
+    yield (
+        f'<rect x="{left - 8}" y="{TOP + 4}" width="208" height="{height}" fill="white" '
+        'fill-opacity="0.85"/>'
+    )
     for i, (fill, label, high) in enumerate(entries):
         y = TOP + 20 + 20 * i
         yield f'<rect x="{left}" y="{y - 4 - high / 2}" width="18" height="{high}" fill="{fill}"/>'
