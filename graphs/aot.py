@@ -85,11 +85,13 @@ def trace(
     loss: Callable[..., Any] | None = None,
     device: torch.device | None = None,
     answers: Sequence[Any] | None = None,
+    lean: bool = True,
 ) -> Joint:
     """Trace forward, loss and backward of one call under fake tensors.
 
     Parameters on meta are treated as if they were on ``device`` (default cpu). ``answers`` replace
-    the values of integer inputs where the model branches on them and no data is at hand.
+    the values of integer inputs where the model branches on them and no data is at hand. ``lean``
+    takes the leaner of two equal dropouts, which eager mode on a CPU does not.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -97,7 +99,7 @@ def trace(
     parameters, buffers = unique_tensors(model)
     watched, inputs, _ = _watch(model, call, loss, device, answers)
     step = watched.step
-    with _capturing(model) as stack:
+    with _capturing(model, lean=lean) as stack:
         reads = stack.enter_context(watched_reads(model))
         module = aot_export_joint_with_descriptors(stack, watched, inputs).graph_module
     assert step.outputs is not None
@@ -141,7 +143,7 @@ class _ForwardOnly(nn.Module):
 
 
 @contextmanager
-def _capturing(model: nn.Module) -> Iterator[ExitStack]:
+def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[ExitStack]:
     """Set up everything around a capture."""
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its own internals
@@ -149,7 +151,7 @@ def _capturing(model: nn.Module) -> Iterator[ExitStack]:
         _FAKE_LOG.setLevel(logging.CRITICAL)  # an operator that fails is told of once, by an error
         stack.enter_context(fx_traceback.preserve_node_meta())
         stack.enter_context(lenient_kernels())
-        stack.enter_context(eager_pieces())
+        stack.enter_context(eager_pieces(lean=lean))
         stack.enter_context(_lists_asked_for())
         stack.enter_context(_module_paths(model))
         stack.enter_context(_explained(model))

@@ -113,8 +113,8 @@ def capture_joint(
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
-    ``eager`` says that torch will run the step itself, so that no kernel writes into what the one
-    before it made.
+    ``eager`` says that torch will run the step itself, with its own dropout and no kernel writing
+    into what the one before it made.
     """
     if costs not in COSTS:
         raise ValueError(f"unknown costs {costs!r}; expected one of {', '.join(COSTS)}")
@@ -123,7 +123,8 @@ def capture_joint(
     home = devices.cpu() if kind == "cpu" else local_device()
     where = home if device == "auto" else devices.device(device)
     tell("capturing forward and backward")
-    joint = normalized(trace(model, call, loss=loss))
+    lean = not (eager and where.name == "cpu")
+    joint = normalized(trace(model, call, loss=loss, lean=lean))
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
     real = not any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters())
@@ -154,7 +155,9 @@ def recapture(
     model: nn.Module, signature: dict[str, Any], loss: Callable[..., Any] | None
 ) -> tuple[Joint, Graph, Lowering]:
     """Capture again, without prices, the step a signature describes, in order to run it."""
-    call = fake_call(signature)
+    members = [*model.parameters(), *model.buffers()]
+    mode = next((t.fake_mode for t in members if isinstance(t, FakeTensor)), None)
+    call = fake_call(signature, mode)
     joint = normalized(trace(model, call, loss=loss, answers=signature["answers"]))
     free = Price(0.0, 0, 0, 0)
     graph, lowering = assemble(

@@ -82,20 +82,21 @@ def _checks_without_tokens() -> Iterator[None]:
 
 
 @contextmanager
-def eager_pieces() -> Iterator[None]:
-    """Use torch's own versions inside the block, and the leaner of two equal dropouts."""
+def eager_pieces(*, lean: bool = True) -> Iterator[None]:
+    """Use torch's own versions inside the block, and the leaner of two equal dropouts if asked."""
     hidden = [
         (op, {k: op.py_kernels.pop(k) for k in _KEYS if k in op.py_kernels})
         for op in _python_versions()
     ]
     for op, _ in hidden:
         op._dispatch_cache.clear()
-    _DROPOUT.py_kernels.update(dict.fromkeys(_KEYS, _dropout))
+    if lean:
+        _DROPOUT.py_kernels.update(dict.fromkeys(_KEYS, _dropout))
     try:
         with _checks_without_tokens():
             yield
     finally:
-        for key in _KEYS:
+        for key in _KEYS if lean else ():
             del _DROPOUT.py_kernels[key]
         for op, kernels in hidden:
             op.py_kernels.update(kernels)

@@ -130,9 +130,9 @@ def describe(leaf: Any) -> str:
     return f"{leaf[2]}{leaf[0]}" if isinstance(leaf, list) else repr(leaf)
 
 
-def fake_call(signature: Signature) -> Arguments:
+def fake_call(signature: Signature, mode: FakeTensorMode | None = None) -> Arguments:
     """Return a call of the described shape whose tensors hold no data."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with mode or FakeTensorMode(allow_non_fake_inputs=True):
         leaves = tuple(_rebuild(x) for x in signature["leaves"])
     return Arguments(leaves, treespec_loads(signature["spec"]))
 

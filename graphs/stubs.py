@@ -77,10 +77,13 @@ class Stub:
 
 
 @contextmanager
-def stubbed(units: Mapping[str, nn.Module], stubs: Mapping[str, Stub]) -> Iterator[None]:
+def stubbed(
+    units: Mapping[str, nn.Module], stubs: Mapping[str, Stub], dtype: torch.dtype | None = None
+) -> Iterator[None]:
     """Replace the forward of every unit by its operator; the spec of each call names the unit.
 
-    One trainable parameter of the unit is the last input, so that a backward always exists.
+    One trainable parameter of the unit is the last input, so that a backward always exists. Inputs
+    in floating point are cast to ``dtype`` first, if one is given.
     """
 
     def replacement(path: str, unit: nn.Module) -> Callable[..., Any]:
@@ -88,7 +91,7 @@ def stubbed(units: Mapping[str, nn.Module], stubs: Mapping[str, Stub]) -> Iterat
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             anchor = next(p for p in unit.parameters() if p.requires_grad)
-            inputs = [*arguments(args, kwargs).tensors, anchor]
+            inputs = [*cast(arguments(args, kwargs), dtype).tensors, anchor]
             spec = {
                 "unit": path,
                 "outputs": [_spec(t) for t in stub.tensors],
@@ -103,6 +106,20 @@ def stubbed(units: Mapping[str, nn.Module], stubs: Mapping[str, Stub]) -> Iterat
         yield
 
 
+def cast(call: Arguments, dtype: torch.dtype | None) -> Arguments:
+    """Return a call with its inputs in floating point cast to ``dtype``, if one is given."""
+    if dtype is None:
+        return call
+
+    def one(leaf: Any) -> Any:
+        floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.to(dtype) if floating else leaf
+
+    args, kwargs, targets = call.rebuild(call.tensors)
+    args, kwargs = tree_map(one, (args, kwargs))
+    return arguments(args, kwargs, targets or None)
+
+
 def _spec(tensor: Tensor) -> list[Any]:
     dtype = str(tensor.dtype).removeprefix("torch.")
     return [list(tensor.shape), list(tensor.stride()), dtype]
@@ -115,10 +132,12 @@ def record_calls(
     *,
     loss: Callable[..., Any] | None,
     kind: Callable[[str, nn.Module, Arguments], Hashable],
+    dtype: torch.dtype | None = None,
 ) -> list[tuple[str, Arguments, Hashable]]:
     """Run the model's forward on fake tensors and list the calls of its units, in order.
 
-    Units of one ``kind`` are taken to return alike, so that only the first of them is run.
+    Units of one ``kind`` are taken to return alike, so that only the first of them is run. What
+    they are called with is cast to ``dtype``, as ``stubbed`` does.
 
     Raises:
         CaptureError: the model cannot run without data; the message names the user's line.
@@ -130,10 +149,11 @@ def record_calls(
         own = unit.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            inner = arguments(args, kwargs)
+            inner = cast(arguments(args, kwargs), dtype)
             key = kind(path, unit, inner)
             calls.append((path, inner, key))
             if key not in known:
+                args, kwargs, _ = inner.rebuild(inner.tensors)
                 known[key] = own(*args, **kwargs)
                 return known[key]
             return tree_map(_alike, known[key])

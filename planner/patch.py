@@ -104,6 +104,18 @@ def apply(
             that the model already runs is replaced.
         ValueError: an unknown ``on_mismatch``.
     """
+    cls = planned_class(plan, model, on_mismatch=on_mismatch, loss=loss)
+    return _reclassed(model, cls)
+
+
+def planned_class(
+    plan: Plan,
+    model: nn.Module,
+    *,
+    on_mismatch: str = "error",
+    loss: Callable[..., Any] | None = None,
+) -> type[nn.Module]:
+    """Return a class derived from a model's own whose ``forward`` runs the plan; see ``apply``."""
     if on_mismatch not in MISMATCH:
         raise ValueError(f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(MISMATCH)}")
     model = unplanned(model)
@@ -113,7 +125,7 @@ def apply(
             "the plan first and wrap the model it returns"
         )
     runtime = _runtime(plan, model, on_mismatch, loss or plan.loss)
-    return _reclassed(model, _planned_class(type(model), runtime))
+    return _planned_class(type(model), runtime)
 
 
 def _runtime(
@@ -301,4 +313,4 @@ def _replanned(
     return made
 
 
-__all__ = ["MISMATCH", "Runtime", "apply", "graph_difference", "unplanned"]
+__all__ = ["MISMATCH", "Runtime", "apply", "graph_difference", "planned_class", "unplanned"]

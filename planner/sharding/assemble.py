@@ -18,6 +18,7 @@ from graphs.optimizer import OptimizerLike, OptimizerStep
 from planner.sharding.configuration import Configuration, Strategy
 from planner.sharding.regions import Region, Regions
 from planner.sharding.rules import (
+    GLOO_COPIES,
     Group,
     Seconds,
     group_of,
@@ -124,6 +125,7 @@ class _Builder:
         seconds: float = 0.0,
         again: bool = False,
         moved: int = 0,
+        scratch: int = 0,
         module: str = "",
     ) -> int:
         """Add an op of communication, or an anchor."""
@@ -135,6 +137,7 @@ class _Builder:
                 tuple(makes),
                 seconds * self.configuration.accumulation,
                 moved_bytes=moved,
+                workspace_bytes=scratch,
                 phase=Phase.COMMUNICATION,
                 recomputable=again,
                 module=module,
@@ -166,6 +169,10 @@ class _Builder:
             )
         )
         return len(self.ops) - 1
+
+    def scratch(self, size: int) -> int:
+        """Return what a collective over a flat buffer takes beside it."""
+        return GLOO_COPIES * size if self.cluster.device.name == "cpu" else 0
 
     # -- what is always there
 
@@ -234,17 +241,20 @@ class _Builder:
         calls = {call.forward: u for u, call in enumerate(self.root.calls)}
         others = {call.backward for call in self.root.calls}
         hidden, last = 0.0, ROOT
+        locals_: list[int] = []  # what the frame of the root's forward still names
         for index, op in enumerate(self.root.graph.ops):
             if op.phase is Phase.BACKWARD or index in others:
                 break
             if index not in calls:
                 self.own(ROOT, op, again=False)
                 hidden += op.seconds
+                locals_ += self.ops[-1].outputs if last == ROOT else ()
                 continue
             unit = calls[index]
             self._unit_forward(unit, last, hidden)
             hidden, last = self.compute[unit][0], unit
         self._drop(last)
+        self.op("return.root", locals_)
         self.turn = len(self.ops)
 
     def _unit_forward(self, u: int, before: int, hidden: float) -> None:
@@ -280,7 +290,7 @@ class _Builder:
             module = "" if i == ROOT else name
             first = self.op(
                 f"all_gather.{name}", (), (flat,), seconds=seconds, again=again,
-                moved=group.flat, module=module,
+                moved=group.flat, scratch=self.scratch(group.flat), module=module,
             )  # fmt: skip
             if before is not None:
                 self._drop(before)
@@ -368,7 +378,7 @@ class _Builder:
         self.op(f"copy_in.{name}", gradients, (buffer,), module=module)
         self.op(
             f"reduce_scatter.{name}", (buffer,), (shard,), seconds=exposed,
-            moved=group.reduced, module=module,
+            moved=group.reduced, scratch=self.scratch(group.reduced), module=module,
         )  # fmt: skip
         self.reducing = buffer
         if not self.elsewhere and self.configuration.accumulation == 1:

@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphs import Graph, Kind, Phase
 from graphs.cluster import Cluster
 from planner.plan import Plan
 from planner.sharding.configuration import Configuration, Strategy, UnitPlan
 from solvers import Status
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,31 @@ class ShardedPlan:
         from planner.sharding.files import save
 
         save(self, path)
+
+    def apply(
+        self, model: nn.Module, *, mesh: DeviceMesh | None = None, on_mismatch: str = "error"
+    ) -> nn.Module:
+        """Return the model wrapped as the plan says, on this rank; see ``planner.sharding.lower``.
+
+        Raises:
+            PlanMismatch: another model, another number of ranks, or no process group.
+        """
+        from planner.sharding.lower import apply
+
+        return apply(self, model, mesh=mesh, on_mismatch=on_mismatch)
+
+    def make_optimizer(
+        self, model: nn.Module, optimizer: type[Optimizer] | None = None, **options: Any
+    ) -> Optimizer:
+        """Make an optimizer (AdamW unless another is given) for an applied model.
+
+        Under ZeRO-1 it keeps this rank's part of the state only.
+        """
+        import torch
+
+        from planner.sharding.lower import make_optimizer
+
+        return make_optimizer(self.configuration, model, optimizer or torch.optim.AdamW, **options)
 
     def export(self, path: str | Path, format: str | None = None) -> tuple[str, ...]:
         """Write the plan for another program; return what that one cannot do.

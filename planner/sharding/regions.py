@@ -26,6 +26,7 @@ from graphs.errors import CaptureError as GraphsCaptureError
 from graphs.signature import class_name, device_type, signature_of
 from graphs.step import Arguments, Inputs, arguments_of, swapped, unique_tensors
 from graphs.stubs import BACKWARD, FORWARD, Stub, record_calls, stubbed
+from graphs.stubs import cast as cast_call
 from planner.errors import CaptureError
 
 PRECISIONS = ("float32", "bfloat16", "autocast")
@@ -163,7 +164,10 @@ def _taken_apart(
     options: dict[str, Any],
     precision: str,
 ) -> Regions:
-    recorded = record_calls(model, call, candidates, loss=loss, kind=_kinds_of(candidates))
+    dtype = torch.bfloat16 if precision == "bfloat16" else None
+    call = cast_call(call, dtype)
+    kind = _kinds_of(candidates)
+    recorded = record_calls(model, call, candidates, loss=loss, kind=kind, dtype=dtype)
     recorded = _called_once(recorded, candidates, chosen=chosen)
     order: dict[Hashable, int] = {}
     kinds: list[Traced] = []
@@ -175,7 +179,7 @@ def _taken_apart(
     paths = tuple(path for path, _, _ in recorded)
     stubs = {p: _stub(kinds[k]) for p, k in zip(paths, kind_of, strict=True)}
     units = {path: candidates[path] for path in paths}
-    with stubbed(units, stubs):
+    with stubbed(units, stubs, dtype):
         around = capture_joint(model, call, loss=loss, eager=True, **options)
     inside = {name for p in paths for name in _names_inside(model, p)}
     root = _region(around, stored, skip=inside)

@@ -1,0 +1,154 @@
+"""Sharded steps on paper and in processes: ``python -m benchmarks.sharding [RANKS ...]``.
+
+GPT-2 and Llama from transformers under every stage of ZeRO and a mix, with and without
+recomputation: the peak that one rank's step is predicted to have, and what each rank's allocator
+recorded over gloo. The budget of every plan is its own predicted peak, the tightest there is.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import nn
+
+from benchmarks.record import record, show
+from graphs.cluster import cluster
+from planner.plan import Plan
+from planner.sharding.assemble import assemble
+from planner.sharding.configuration import Configuration, Strategy, UnitPlan
+from planner.sharding.plan import ShardedPlan, UnitKind
+from planner.sharding.regions import Regions, capture_regions
+from planner.sharding.trial import ShardedTrial, run_ranks
+from solvers import Status, solve
+
+VOCABULARY, LENGTH, SAMPLES, LAYERS = 1024, 128, 2, 4
+METHODS = {"none": "store_all", "full": "recompute_all"}
+STAGES = ("0", "1", "2", "3", "2/3")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan: what it was said to hold on a rank, and the most that any rank held."""
+
+    model: str
+    ranks: int
+    stage: str
+    recomputed: str
+    predicted_bytes: int
+    measured_bytes: int
+    error_fraction: float
+    fits: bool
+    predicted_static_bytes: int
+    measured_static_bytes: int
+
+
+def gpt2(rank: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Build GPT-2, dropout included."""
+    config = hf.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=LENGTH,
+        n_layer=LAYERS,
+        n_embd=256,
+        n_head=4,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return hf.GPT2LMHeadModel(config).train(), _batch(rank)
+
+
+def llama(rank: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Build Llama: rotary positions, grouped keys, gated MLP, untied head."""
+    config = hf.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=LENGTH,
+        use_cache=False,
+    )
+    return hf.LlamaForCausalLM(config).train(), _batch(rank)
+
+
+def _batch(rank: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(rank)
+    ids = torch.randint(VOCABULARY, (SAMPLES, LENGTH), generator=generator)
+    return {"input_ids": ids, "labels": ids}
+
+
+MODELS: dict[str, Callable[[int], tuple[nn.Module, dict[str, Any]]]] = {
+    "gpt2": gpt2,
+    "llama": llama,
+}
+
+
+@functools.cache
+def regions_of(model: str) -> Regions:
+    """Capture a model's pieces once."""
+    made, inputs = MODELS[model](0)
+    return capture_regions(made, inputs, device="cpu")
+
+
+def plan_of(model: str, ranks: int, stage: str, method: str) -> ShardedPlan:
+    """Plan a stage with one method in every unit; the budget is what that is said to need."""
+    strategy = {"0": Strategy.DDP, "1": Strategy.ZERO1}.get(stage, Strategy.FSDP)
+    sharded, replicas = (1, ranks) if strategy is Strategy.DDP else (ranks, 1)
+    configuration = Configuration(strategy, sharded, replicas, micro_batch=SAMPLES)
+    regions = regions_of(model)
+    step = assemble(regions, configuration, cluster("cpu", ranks))
+    found = [solve(kind.graph, 10**12, method=method).schedule for kind in regions.kinds]
+    units = []
+    for i, (path, kind) in enumerate(zip(regions.units, regions.kind_of, strict=True)):
+        schedule = found[kind]
+        assert schedule is not None
+        kept = stage == "2" or (stage == "2/3" and i % 2 == 0)
+        units.append(UnitPlan(path, kind, schedule, keep_gathered=kept))
+    realized = step.realize_units(units)
+    signature = regions.root.signature
+    inner = Plan(
+        step.graph, realized.schedule, 10**12, Status.FEASIBLE, 0.0, method, signature,
+        optimizer="adamw",
+    )  # fmt: skip
+    kinds = tuple(UnitKind(k.graph, k.signature) for k in regions.kinds)
+    return ShardedPlan(inner, configuration, step.cluster, realized.units, kinds)
+
+
+def rows(model: str, ranks: int) -> Iterator[Row]:
+    """Run every stage of a model, with and without recomputation, in one set of processes."""
+    cases = [(stage, name) for stage in STAGES for name in METHODS]
+    plans = [plan_of(model, ranks, stage, METHODS[name]) for stage, name in cases]
+    trials = [ShardedTrial(MODELS[model], p.configuration, p.units, p) for p in plans]
+    for (stage, name), plan, found in zip(cases, plans, run_ranks(trials), strict=True):
+        most = max(rank.peak_bytes for rank in found)
+        yield Row(
+            model=model,
+            ranks=ranks,
+            stage=stage,
+            recomputed=name,
+            predicted_bytes=plan.peak_bytes,
+            measured_bytes=most,
+            error_fraction=plan.peak_bytes / most - 1,
+            fits=most <= plan.peak_bytes,
+            predicted_static_bytes=plan.step.graph.resident_bytes,
+            measured_static_bytes=max(rank.static_bytes for rank in found),
+        )
+
+
+def main() -> None:
+    """Run all, print the table and write the CSV."""
+    worlds = [int(text) for text in sys.argv[1:]] or [2, 4]
+    found = [row for ranks in worlds for model in MODELS for row in rows(model, ranks)]
+    show("Sharded steps: predicted and measured peak of one rank", found)
+    print(record("sharding", found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""A few steps of sharded training, really run: one process a rank, on this machine, over gloo.
+
+Knows how to start the ranks, how to train on one of them and what to write down. Knows nothing of
+how plans are made or compared.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from graphs.allocations import measure_peak
+from graphs.step import arguments_of
+from planner.sharding.configuration import Configuration, UnitPlan
+from planner.sharding.lower import apply, make_optimizer, wrap
+from planner.sharding.plan import ShardedPlan
+from planner.trial import scalar_of
+
+TIMEOUT_SECONDS = 300
+_COLLECTIVES = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce")
+
+
+@dataclass(frozen=True)
+class ShardedTrial:
+    """What every rank runs.
+
+    ``factory`` returns a model and the inputs of rank ``r`` for a whole step, whose tensors are
+    parted along their first dimension into the micro-steps. ``units`` say what to wrap; without a
+    ``plan`` they run as the model is.
+    """
+
+    factory: Callable[[int], tuple[nn.Module, Any]]
+    configuration: Configuration
+    units: tuple[UnitPlan, ...]
+    plan: ShardedPlan | None = None
+    steps: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RankMeasurement:
+    """What one rank held and computed.
+
+    ``static_bytes`` are the storages of all tensors when a steady step begins; ``peak_bytes`` adds
+    the most that the allocator's own records show above that. ``losses`` are of every step,
+    ``gradients`` (whole, after reduction) of the first, ``parameters`` of the end.
+    """
+
+    peak_bytes: int
+    static_bytes: int
+    seconds: float
+    losses: tuple[float, ...]
+    gradients: dict[str, Tensor]
+    parameters: dict[str, Tensor]
+
+
+def run_ranks(trials: Sequence[ShardedTrial], *, threads: int = 1) -> list[list[RankMeasurement]]:
+    """Run trials, all of one world size, one process a rank; return for each what ranks found."""
+    (world,) = {trial.configuration.world_size for trial in trials}
+    with tempfile.TemporaryDirectory(prefix="remat-planner-") as name:
+        folder = Path(name)
+        torch.save(tuple(trials), folder / "trials.pt")
+        spawn(_rank, args=(world, name, threads), nprocs=world)  # type: ignore[no-untyped-call]
+        ranks = [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(world)]
+    return [list(found) for found in zip(*ranks, strict=True)]
+
+
+def _rank(rank: int, world: int, folder: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS),
+    )
+    try:
+        trials: tuple[ShardedTrial, ...] = torch.load(
+            Path(folder) / "trials.pt", weights_only=False
+        )
+        found = [measure_rank(trial, rank) for trial in trials]
+        torch.save(found, Path(folder) / f"{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
+    """Train on this rank: one step that makes the optimizer's state, then the watched ones."""
+    losses: list[float] = []
+    gc.collect()
+    before = _tensor_bytes(())
+    model, optimizer, step = _training(trial, rank)
+    torch.manual_seed(trial.seed + rank)
+    losses.append(step())
+    gradients = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    optimizer.step()
+    _clear(model)
+    losses.append(_full_step(step, optimizer))
+    _clear(model)
+    static = _tensor_bytes(gradients.values()) - before
+    with _patient():
+        record = measure_peak(lambda: _full_step(step, optimizer))
+    losses.append(record.result)
+    _clear(model)
+    seconds = [0.0]
+    for _ in range(trial.steps):
+        start = time.perf_counter()
+        _clear(model)
+        losses.append(_full_step(step, optimizer))
+        seconds.append(time.perf_counter() - start)
+    parameters = {n.removeprefix("module."): whole(p) for n, p in model.named_parameters()}
+    return RankMeasurement(
+        peak_bytes=static + record.peak_bytes,
+        static_bytes=static,
+        seconds=median(seconds[1:]) if trial.steps else 0.0,
+        losses=tuple(losses),
+        gradients={n.removeprefix("module."): g for n, g in gradients.items()},
+        parameters=parameters,
+    )
+
+
+def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[[], float]]:
+    torch.manual_seed(trial.seed)
+    made, inputs = trial.factory(rank)
+    model = (
+        wrap(made, trial.configuration, trial.units)
+        if trial.plan is None
+        else apply(trial.plan, made)
+    )
+    del made
+    gc.collect()
+    optimizer = make_optimizer(trial.configuration, model)
+    parts = trial.configuration.accumulation
+    whole_call = arguments_of(inputs)
+    chunks = [t.chunk(parts) for t in whole_call.tensors]
+    calls = [whole_call.rebuild([c[i] for c in chunks]) for i in range(parts)]
+
+    def step() -> float:
+        total = 0.0
+        for i, (args, kwargs, _) in enumerate(calls):
+            last = i == parts - 1
+            with nullcontext() if last else _unreduced(model):
+                output = model(*args, **kwargs)  # held to the end, as in a user's loop
+                loss = scalar_of(output) / parts if parts > 1 else scalar_of(output)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+        return total
+
+    return model, optimizer, step
+
+
+def _unreduced(model: nn.Module) -> AbstractContextManager[None]:
+    """Let DDP reduce after the last micro-step only; FSDP2 reduces after each."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _tensor_bytes(others: Iterable[Tensor]) -> int:
+    """Add up the storages of all tensors there are, but not of others."""
+    storages: dict[int, int] = {}
+    for found in gc.get_objects():
+        if isinstance(found, Tensor) and type(found) in (Tensor, nn.Parameter, nn.Buffer):
+            storage = found.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+    left_out = {t.untyped_storage()._cdata for t in others}
+    return sum(size for key, size in storages.items() if key not in left_out)
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Wait a moment after each collective.
+
+    Gloo's threads then let go of its buffers before the caller does: the profiler does not see
+    what they free, and the records would drift upwards.
+    """
+    before = {name: getattr(dist, name) for name in _COLLECTIVES}
+
+    def waiting(name: str) -> Callable[..., Any]:
+        @functools.wraps(before[name])
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = before[name](*args, **kwargs)
+            time.sleep(0.02)
+            return result
+
+        return call
+
+    try:
+        for name in _COLLECTIVES:
+            setattr(dist, name, waiting(name))
+        yield
+    finally:
+        for name, own in before.items():
+            setattr(dist, name, own)
+
+
+def _full_step(step: Callable[[], float], optimizer: Any) -> float:
+    loss = step()
+    optimizer.step()
+    return loss
+
+
+def _clear(model: nn.Module) -> None:
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor, gathered if it is sharded."""
+    found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return found.detach().clone()
+
+
+def largest(found: Sequence[RankMeasurement]) -> RankMeasurement:
+    """Return the rank that held most."""
+    return max(found, key=lambda m: m.peak_bytes)
