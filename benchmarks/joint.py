@@ -8,6 +8,7 @@ assembled graphs. Two CSVs: one row a model, one row a rival.
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -21,13 +22,15 @@ from torch import nn
 
 from benchmarks.record import record, show
 from graphs.cluster import cluster
-from planner.sharding.joint import Workshop, fit_sharded
+from planner.sharding.joint import plan_found
 from planner.sharding.plan import ShardedPlan
 from planner.sharding.pricing import Planned, price_recipes
 from planner.sharding.recipes import Recipe
-from planner.sharding.search import Space
+from planner.sharding.search import Full, Space, explore, full
 from planner.sharding.sequential import stage_first
 from planner.sharding.space import configurations
+from planner.sharding.workshop import Workshop
+from planner.units import parse_budget
 from solvers import Limits
 
 
@@ -62,6 +65,7 @@ class Joint:
     bound_sample_seconds: float
     gap_fraction: float
     configurations: int
+    opened: int
     solved: int
     planning_seconds: float
     process_bytes: int
@@ -110,21 +114,22 @@ def inputs_of(case: Case) -> dict[str, Any]:
     return {"input_ids": ids, "labels": ids}
 
 
-def plan(case: Case) -> tuple[ShardedPlan, Joint]:
-    """Plan a case and say what it took."""
-    model, start = case.build(), time.perf_counter()
-    found = fit_sharded(
-        model,
-        case.budget,
-        world_size=case.world_size,
-        inputs=inputs_of(case),
-        device=case.device,
-        global_batch=case.global_batch,
+def plan(case: Case) -> tuple[ShardedPlan, Joint, Space]:
+    """Plan a case, say what it took, and return the space that was searched."""
+    start = time.perf_counter()
+    devices = cluster(case.device, case.world_size)
+    budget_bytes = parse_budget(case.budget, lambda: devices.device.memory_bytes)
+    shop = Workshop(case.build(), inputs_of(case), device=case.device, tell=_tell(start))
+    among = configurations(
+        case.world_size,
+        case.global_batch,
+        devices_per_node=devices.devices_per_node,
         precisions=case.precisions,
-        progress=_tell(start),
     )
-    rows = {a.configuration for a in found.alternatives} | {found.configuration}
-    return found, Joint(
+    space = shop.space(devices, among)
+    result = explore(space, budget_bytes, tell=_tell(start))
+    found = plan_found(shop, devices, result, budget_bytes)
+    row = Joint(
         model=case.name,
         devices=str(found.cluster),
         global_batch=case.global_batch,
@@ -137,45 +142,58 @@ def plan(case: Case) -> tuple[ShardedPlan, Joint]:
         sample_seconds=found.seconds_per_sample,
         bound_sample_seconds=found.bound_seconds_per_sample,
         gap_fraction=found.gap,
-        configurations=len(rows),
-        solved=sum(a.planned and not a.recipe for a in found.alternatives) + 1,
+        configurations=len(among),
+        opened=sum(o.spent is not None for o in result.outcomes),
+        solved=sum(o.solved for o in result.outcomes),
         planning_seconds=time.perf_counter() - start,
         process_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     )
+    return found, row, space
 
 
-def rivals(case: Case, found: ShardedPlan) -> Iterator[Rival]:
+def rivals(case: Case, found: ShardedPlan, space: Space) -> Iterator[Rival]:
     """Price every fixed recipe, each at its best, and stage first, then checkpointing."""
-    shop = Workshop(case.build(), inputs_of(case), device=case.device)
-    devices = cluster(case.device, case.world_size)
-    among = configurations(
-        case.world_size,
-        case.global_batch,
-        devices_per_node=devices.devices_per_node,
-        precisions=case.precisions,
-    )
-    space = shop.space(devices, among)
-    for recipe, planned in best_recipes(space, found.budget_bytes).items():
+    for recipe, planned in sorted(best_recipes(space, found.budget_bytes).items(), key=_named):
         yield _rival(case, str(recipe), planned, found)
     usual = stage_first(space, found.budget_bytes, limits=Limits(seconds=20.0))
     name = f"stage first (ZeRO-{usual.stage}), then checkpointing"
     if usual.planned is not None:
         yield _rival(case, name, usual.planned, found)
-    else:
-        nothing = ("nothing fits", False, usual.state_bytes, float("inf"), float("inf"))
-        yield Rival(case.name, name, *nothing)
+        return
+    yield Rival(
+        model=case.name,
+        rival=name,
+        configuration="none fits",
+        fits=False,
+        peak_bytes=usual.state_bytes,
+        sample_seconds=math.inf,
+        longer_fraction=math.inf,
+    )
+
+
+def _named(pair: tuple[Recipe, Planned]) -> tuple[int, str]:
+    return pair[0].stage, pair[0].checkpoint.name
 
 
 def best_recipes(space: Space, budget_bytes: int) -> dict[Recipe, Planned]:
-    """Return each recipe's fastest use that fits, or else the one that holds least."""
+    """Return each recipe's fastest use that fits, or else the one that holds least.
+
+    What holds no less than something that cannot fit is not looked at.
+    """
     best: dict[Recipe, Planned] = {}
+    ruled: list[Full] = []
 
     def rank(planned: Planned) -> tuple[bool, float]:
         over = planned.peak_bytes > budget_bytes
         return over, planned.peak_bytes if over else planned.seconds
 
-    for configuration in space.configurations:
-        for planned in price_recipes(configuration, space.open(configuration)):
+    for c in sorted(space.configurations, key=lambda c: (c.micro_batch, -c.shard_ranks)):
+        if any(known.rules_out(c) for known in ruled):
+            continue
+        step = space.open(c)
+        if (too_much := full(step.graph, c, budget_bytes)) is not None:
+            ruled.append(too_much)
+        for planned in price_recipes(c, step):
             assert planned.recipe is not None
             known = best.get(planned.recipe)
             if known is None or rank(planned) < rank(known):
@@ -208,10 +226,10 @@ def main() -> None:
     for case in CASES:
         if len(sys.argv) > 1 and sys.argv[1] not in case.name:
             continue
-        found, row = plan(case)
+        found, row, space = plan(case)
         print(found)
         rows.append(row)
-        others += rivals(case, found)
+        others += rivals(case, found, space)
     show("joint plans", rows)
     show("rivals, each at its best", others)
     print(record("joint", rows))

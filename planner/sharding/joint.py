@@ -8,11 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from graphs import Phase
 from graphs.cluster import Cluster, LinkSpec
 from planner.binding import binding
 from planner.clusters import make_cluster
@@ -20,15 +18,14 @@ from planner.errors import BadCluster, InfeasibleBudget
 from planner.fit import check_method, example_inputs, find_device, optimizer_name
 from planner.plan import Plan
 from planner.progress import Progress, silent
-from planner.sharding.assemble import assemble
-from planner.sharding.batch import samples_in, with_samples
+from planner.sharding.batch import samples_in
 from planner.sharding.configuration import Configuration, Strategy
 from planner.sharding.plan import ShardedPlan, UnitKind
 from planner.sharding.pricing import ShardedStep, plan_step, price_recipes, what_fills
 from planner.sharding.reasons import alternatives
-from planner.sharding.regions import Regions, capture_regions
-from planner.sharding.search import Found, Space, explore
+from planner.sharding.search import Found, explore
 from planner.sharding.space import configurations
+from planner.sharding.workshop import Workshop
 from planner.units import format_both, parse_budget
 from solvers import Limits, Status
 
@@ -37,65 +34,6 @@ if TYPE_CHECKING:
 
 MOST_RANKS = 65_536
 """Where the search for a number of devices that would do gives up."""
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What to train, as ``planner.fit`` was given it; captures and assembles what is asked for."""
-
-    model: nn.Module
-    inputs: Any
-    loss: Callable[..., Any] | None = None
-    targets: Any = None
-    optimizer: Any = "adamw"
-    device: str = "cpu"
-    costs: str = "roofline"
-    tell: Progress = silent
-
-    @cached_property
-    def regions(self) -> Callable[[Configuration], Regions]:
-        """Capture the regions that a configuration runs, each distinct ones once."""
-        samples = samples_in(self.inputs)
-
-        @cache
-        def captured(precision: str, micro_batch: int) -> Regions:
-            self.tell(f"capturing {micro_batch} samples in {precision}")
-            inputs, targets = with_samples((self.inputs, self.targets), samples, micro_batch)
-            return capture_regions(
-                self.model,
-                inputs,
-                loss=self.loss,
-                targets=targets,
-                device=self.device,
-                costs=self.costs,
-                precision=precision,
-            )
-
-        def of(c: Configuration) -> Regions:
-            cast = c.precision == "bfloat16" and c.strategy is not Strategy.FSDP
-            return captured("autocast" if cast else c.precision, c.micro_batch)
-
-        return of
-
-    def step(self, c: Configuration, cluster: Cluster) -> ShardedStep:
-        """Assemble one rank's step."""
-        return assemble(self.regions(c), c, cluster, self.optimizer)
-
-    def space(self, cluster: Cluster, among: Sequence[Configuration]) -> Space:
-        """Return the search space of these configurations on a cluster."""
-        return Space(
-            tuple(among),
-            lambda c: c.accumulation * compute_seconds(self.regions(c)),
-            lambda c: self.step(c, cluster),
-        )
-
-
-def compute_seconds(regions: Regions) -> float:
-    """Return the time of forward and backward of one micro-step, nothing run again."""
-    stubs = {op for call in regions.root.calls for op in (call.forward, call.backward)}
-    ops = [op for i, op in enumerate(regions.root.graph.ops) if i not in stubs]
-    ops += [op for kind in regions.kind_of for op in regions.kinds[kind].graph.ops]
-    return sum(op.seconds for op in ops if op.phase in (Phase.FORWARD, Phase.BACKWARD))
 
 
 def fit_sharded(
@@ -138,8 +76,23 @@ def fit_sharded(
         tell("looking for a number of devices that would do")
         ranks = least_ranks(lambda n: _fits_on(shop, among, of, n, budget_bytes), world_size)
         raise fits_nowhere(found, budget_bytes, cluster, ranks)
+    plan = plan_found(shop, cluster, found, budget_bytes, method=method, limits=limits)
+    return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
+
+
+def plan_found(
+    shop: Workshop,
+    cluster: Cluster,
+    found: Found,
+    budget_bytes: int,
+    *,
+    method: str = "auto",
+    limits: Limits | None = None,
+) -> ShardedPlan:
+    """Make the plan of what a search found."""
+    assert found.best is not None
     captured = shop.regions(found.best.configuration)
-    plan = Plan(
+    step = Plan(
         graph=found.best.graph,
         schedule=found.best.schedule,
         budget_bytes=budget_bytes,
@@ -147,15 +100,14 @@ def fit_sharded(
         bound_seconds=found.bound_seconds,
         method=method,
         signature=captured.root.signature,
-        device=hardware.name,
-        optimizer=optimizer_name(optimizer),
-        costs=costs,
+        device=shop.device,
+        optimizer=optimizer_name(shop.optimizer),
+        costs=shop.costs,
         message=message(found),
-        loss=loss,
-        solve_seconds=time.perf_counter() - start,
+        loss=shop.loss,
     )
     return ShardedPlan(
-        step=plan,
+        step=step,
         configuration=found.best.configuration,
         cluster=cluster,
         units=found.best.units,

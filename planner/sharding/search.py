@@ -124,15 +124,16 @@ class _Search:
         self.steps: dict[Configuration, ShardedStep] = {}
         self.outcomes: dict[Configuration, Outcome] = {}
         self.optimizer: dict[Configuration, float] = {}
-        self.full: list[Outcome] = []  # what does not fit, and so nothing that holds more
+        self.full: list[Full] = []
 
     def open_all(self) -> None:
         """Open what its floor does not rule out, those that hold least first."""
         for c in sorted(self.space.configurations, key=lambda c: (c.micro_batch, -c.shard_ranks)):
-            full = next((o for o in self.full if _holds_more(c, o.configuration)), None)
-            if full is not None:
-                fills = f"{full.configuration} does not fit: {full.fills}"
-                self.outcomes[c] = Outcome(c, math.inf, peak_bytes=full.peak_bytes, fills=fills)
+            less = next((f.configuration for f in self.full if f.rules_out(c)), None)
+            if less is not None:
+                peak, fills = self.outcomes[less].peak_bytes, self.outcomes[less].fills
+                fills = f"{less} does not fit: {fills}"
+                self.outcomes[c] = Outcome(c, math.inf, peak_bytes=peak, fills=fills)
                 continue
             floor = self.space.floor_seconds(c) + self.optimizer.get(c.way, 0.0)
             self.outcomes[c] = Outcome(c, floor)
@@ -184,8 +185,8 @@ class _Search:
         )
         self.optimizer[c.way] = outcome.spent.optimizer if outcome.spent else 0.0
         self._take(c, outcome, best, least)
-        if floor - _accumulated_bytes(graph, c) > self.budget_bytes:
-            self.full.append(self.outcomes[c])
+        if (too_much := full(graph, c, self.budget_bytes)) is not None:
+            self.full.append(too_much)
         if fits and graph.seconds < self._incumbent():
             self.steps[c] = step
 
@@ -226,15 +227,36 @@ def _peak(planned: Planned) -> int:
     return planned.peak_bytes
 
 
-def _holds_more(c: Configuration, than: Configuration) -> bool:
-    """Say whether a step holds at least what another does: more samples, shards not smaller."""
-    alike = (c.strategy, c.precision, c.offload) == (than.strategy, than.precision, than.offload)
-    return alike and c.micro_batch >= than.micro_batch and c.shard_ranks <= than.shard_ranks
+@dataclass(frozen=True)
+class Full:
+    """A configuration that cannot fit, and whether its states alone are too much."""
+
+    configuration: Configuration
+    by_states: bool
+
+    def rules_out(self, c: Configuration) -> bool:
+        """Say whether another holds at least as much: as large shards or larger, more samples.
+
+        Shards never grow with more ranks; the buffers they are gathered in may, by padding.
+        """
+        mine = self.configuration
+        alike = (c.strategy, c.precision, c.offload) == (
+            mine.strategy,
+            mine.precision,
+            mine.offload,
+        )
+        larger = c.shard_ranks == mine.shard_ranks
+        larger = larger or (self.by_states and c.shard_ranks < mine.shard_ranks)
+        return alike and larger and c.micro_batch >= mine.micro_batch
 
 
-def _accumulated_bytes(graph: Graph, c: Configuration) -> int:
-    """Return what larger micro-batches may not hold: gradients kept from step to step."""
-    if c.accumulation == 1:
-        return 0
-    kept = (v for v in graph.resident if graph.values[v].kind is Kind.GRADIENT)
-    return sum(graph.values[v].size_bytes for v in kept)
+def full(graph: Graph, c: Configuration, budget_bytes: int) -> Full | None:
+    """Say whether some op alone needs more than the budget, with one sample or with more.
+
+    What larger micro-batches may not hold is left out: gradients kept between micro-steps.
+    """
+    kept = [v for v in graph.resident if graph.values[v].kind is Kind.GRADIENT]
+    spared = sum(graph.values[v].size_bytes for v in kept) if c.accumulation > 1 else 0
+    if floor_bytes(graph) - spared <= budget_bytes:
+        return None
+    return Full(c, by_states=graph.resident_bytes - spared > budget_bytes)

@@ -17,10 +17,11 @@ from planner import BadCluster, InfeasibleBudget, ShardedPlan
 from planner.cli import cli
 from planner.sharding.batch import samples_in, with_samples
 from planner.sharding.configuration import Configuration, Strategy
-from planner.sharding.joint import Workshop, fit_sharded, least_ranks
+from planner.sharding.joint import fit_sharded, least_ranks
 from planner.sharding.pricing import price_recipes
 from planner.sharding.sequential import stage_first
 from planner.sharding.space import configurations
+from planner.sharding.workshop import Workshop
 
 WIDTH = 64
 
