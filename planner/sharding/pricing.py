@@ -6,9 +6,9 @@ nothing: see ``planner.sharding.search``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
 from graphs import Graph, Kind, Phase, Schedule, Trace, simulate
@@ -107,13 +107,19 @@ def plan_step(
     unit ahead. Then two ways are tried: weights that stay are gathered once, so that what runs is
     the solver's order; and the solver is asked for as much less as was lacking.
     """
-    solution = solve(step.graph, budget_bytes, method=method, limits=limits)
+    limits = limits or Limits()
+    deadline = time.monotonic() + limits.seconds
+
+    def ask(graph: Graph, target: int) -> Solution:
+        left = replace(limits, seconds=max(1.0, deadline - time.monotonic()))
+        return solve(graph, target, method=method, limits=left)
+
+    solution = ask(step.graph, budget_bytes)
     if solution.schedule is None:
         return None, solution
     planned = price(configuration, step, solution.schedule.order)
     if planned.peak_bytes <= budget_bytes:
         return planned, solution
-    ask = partial(solve, method=method, limits=limits)
     found: list[Planned] = []
     kept = ask(keeping_gathered(step.graph), budget_bytes)
     if kept.schedule is not None:

@@ -167,7 +167,10 @@ def notes(plan: ShardedPlan) -> Iterator[str]:
     else:
         yield "host memory: nothing is offloaded"
     reserve = sum(v.size_bytes for v in plan.step.graph.values if v.kind is Kind.RESERVE)
-    yield f"reserve: {format_bytes(reserve)} a device for its context and buffers is counted"
+    yield (
+        f"reserve: {format_bytes(reserve)} a device for its context is counted; the buffers of the "
+        "communication library are not (NCCL: up to 1.5 GB)"
+    )
     free = plan.budget_bytes - plan.peak_bytes
     yield (
         f"fragmentation: not counted; an accelerator's allocator may lose 5-20% to it, and "
