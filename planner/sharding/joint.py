@@ -218,4 +218,4 @@ def _fits_on(
 def _fits(c: Configuration, step: ShardedStep, budget_bytes: int) -> bool:
     if any(planned.peak_bytes <= budget_bytes for planned in price_recipes(c, step)):
         return True
-    return plan_step(c, step, budget_bytes, limits=Limits(seconds=5.0))[0] is not None
+    return plan_step(c, step, budget_bytes, limits=Limits(seconds=5.0)) is not None

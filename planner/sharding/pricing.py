@@ -17,7 +17,7 @@ from planner.binding import binding
 from planner.sharding.configuration import Configuration, UnitPlan
 from planner.sharding.recipes import Recipe, recipes
 from planner.units import format_bytes
-from solvers import Limits, Solution, solve
+from solvers import Limits, solve
 
 TRIES = 6
 """How often the solver is asked for less than the budget because what runs holds more."""
@@ -98,44 +98,49 @@ def plan_step(
     step: ShardedStep,
     budget_bytes: int,
     *,
+    bound_seconds: float = 0.0,
     method: str = "auto",
     limits: Limits | None = None,
-) -> tuple[Planned | None, Solution]:
-    """Schedule the ops of a step so that what really runs fits; the solution is the true budget's.
+) -> Planned | None:
+    """Schedule the ops of a step so that what really runs fits; ``None`` if nothing was found.
 
     What runs may hold more than the solver's order: a weight that is gathered again is fetched one
-    unit ahead. Then two ways are tried: weights that stay are gathered once, so that what runs is
-    the solver's order; and the solver is asked for as much less as was lacking.
+    unit ahead. So the solver is first asked for that much less than the budget; then, unless that
+    is within the gap of ``bound_seconds``, for all of it with weights gathered once, in which case
+    nothing is fetched ahead; then for all of it, and for as much less as turns out to be lacking.
     """
     limits = limits or Limits()
-    deadline = time.monotonic() + limits.seconds
+    deadline, found = time.monotonic() + limits.seconds, list[Planned]()
 
-    def ask(graph: Graph, target: int) -> Solution:
+    def ask(graph: Graph, target: int) -> Planned | None:
         left = replace(limits, seconds=max(1.0, deadline - time.monotonic()))
-        return solve(graph, target, method=method, limits=left)
+        schedule = solve(graph, target, method=method, limits=left).schedule
+        if schedule is None:
+            return None
+        planned = price(configuration, step, schedule.order)
+        found.extend([planned] if planned.peak_bytes <= budget_bytes else [])
+        return planned
 
-    solution = ask(step.graph, budget_bytes)
-    if solution.schedule is None:
-        return None, solution
-    planned = price(configuration, step, solution.schedule.order)
-    if planned.peak_bytes <= budget_bytes:
-        return planned, solution
-    found: list[Planned] = []
-    kept = ask(keeping_gathered(step.graph), budget_bytes)
-    if kept.schedule is not None:
-        found.append(price(configuration, step, kept.schedule.order))
+    ahead = _ahead_bytes(step.graph)
+    for graph, less in ((step.graph, ahead), (keeping_gathered(step.graph), 0)):
+        if ahead:
+            ask(graph, budget_bytes - less)
+        if found and found[0].seconds * (1 - limits.gap) <= bound_seconds:
+            return found[0]
     target = budget_bytes
     for _ in range(TRIES):
+        planned = ask(step.graph, target)
+        if planned is None or planned.peak_bytes <= budget_bytes:
+            break
         target -= planned.peak_bytes - budget_bytes
-        less = ask(step.graph, target)
-        if less.schedule is None:
-            break
-        planned = price(configuration, step, less.schedule.order)
-        if planned.peak_bytes <= budget_bytes:
-            found.append(planned)
-            break
-    fitting = [planned for planned in found if planned.peak_bytes <= budget_bytes]
-    return min(fitting, key=lambda planned: planned.seconds, default=None), solution
+    return min(found, key=lambda planned: planned.seconds, default=None)
+
+
+def _ahead_bytes(graph: Graph) -> int:
+    """Return the largest value that can be gathered again: what is fetched ahead."""
+    gathered = (v for op in graph.ops if op.recomputable for v in op.outputs)
+    sizes = (graph.values[v].size_bytes for v in gathered if graph.values[v].kind is Kind.GATHERED)
+    return max(sizes, default=0)
 
 
 def keeping_gathered(graph: Graph) -> Graph:

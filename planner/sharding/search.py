@@ -25,7 +25,7 @@ from planner.sharding.pricing import (
     spent,
     what_fills,
 )
-from solvers import Limits, Status, floor_bytes
+from solvers import Limits, floor_bytes, lower_bound
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ class _Search:
                 self._open(c)
 
     def solve_all(self) -> None:
-        """Solve what was opened, always what has the least bound."""
-        deadline = time.monotonic() + self.limits.seconds
+        """Bound, then solve what was opened, always what has the least bound."""
+        deadline, bounded = time.monotonic() + self.limits.seconds, set[Configuration]()
         index = {c: i for i, c in enumerate(self.space.configurations)}
         queue = [(self.outcomes[c].bound_seconds, index[c], c) for c in self.steps]
         heapq.heapify(queue)
@@ -151,7 +151,14 @@ class _Search:
             if left <= 0 and self.best is not None:
                 self.finished = False
                 return
-            self._solve(heapq.heappop(queue)[2], max(1.0, left))
+            limits = replace(self.limits, seconds=max(1.0, left))
+            _, i, c = heapq.heappop(queue)
+            if c in bounded:
+                self._solve(c, limits)
+                continue
+            bounded.add(c)
+            self._bound(c, limits)
+            heapq.heappush(queue, (self.outcomes[c].bound_seconds, i, c))
 
     def show_all(self) -> None:
         """Open the most promising of each way that was never looked at, for its memory."""
@@ -190,16 +197,28 @@ class _Search:
         if fits and graph.seconds < self._incumbent():
             self.steps[c] = step
 
-    def _solve(self, c: Configuration, seconds: float) -> None:
+    def _bound(self, c: Configuration, limits: Limits) -> None:
+        """Raise the bound of a configuration to what every schedule of it that fits takes."""
+        self.tell(f"bounding {c}")
+        known, graph = self.outcomes[c], self.steps[c].graph
+        bound = max(known.bound_seconds, lower_bound(graph, self.budget_bytes, limits))
+        self.outcomes[c] = replace(known, bound_seconds=bound)
+        if bound >= self._incumbent():
+            self.steps.pop(c)
+
+    def _solve(self, c: Configuration, limits: Limits) -> None:
         """Schedule the ops of a configuration."""
         self.tell(f"solving {c}")
-        known, limits = self.outcomes[c], replace(self.limits, seconds=seconds)
-        planned, solution = plan_step(
-            c, self.steps.pop(c), self.budget_bytes, method=self.method, limits=limits
+        known = self.outcomes[c]
+        planned = plan_step(
+            c,
+            self.steps.pop(c),
+            self.budget_bytes,
+            bound_seconds=known.bound_seconds,
+            method=self.method,
+            limits=limits,
         )
-        bound = max(known.bound_seconds, solution.bound_seconds)
-        bound = math.inf if solution.status is Status.INFEASIBLE else bound
-        self._take(c, replace(known, bound_seconds=bound, solved=True), planned, planned)
+        self._take(c, replace(known, solved=True), planned, planned)
 
     def _take(
         self, c: Configuration, outcome: Outcome, best: Planned | None, least: Planned | None

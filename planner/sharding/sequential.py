@@ -75,7 +75,7 @@ def _checkpointed(
     step: ShardedStep = space.open(configuration)
     if stage == 2:
         step = _Kept(step, keeping_gathered(step.graph))
-    return plan_step(configuration, step, budget_bytes, limits=limits)[0]
+    return plan_step(configuration, step, budget_bytes, limits=limits)
 
 
 @dataclass(frozen=True)
