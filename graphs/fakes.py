@@ -1,16 +1,18 @@
-"""Fake kernels for operators whose own are stricter than the real ones, or return other types.
+"""Fake kernels for operators whose own are too strict, or return other types or layouts.
 
 Knows shapes and strides of results. Knows nothing of capture.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
 from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -86,15 +88,71 @@ _OURS: dict[Any, Any] = {
 }
 
 
+def _batch_norm(made_by: Any) -> Any:
+    """Make batch norm lay out a permuted batch anew, as on a CPU."""
+    return lambda x, *rest: made_by(x if _lies_as_kept(x) else x.contiguous(), *rest)
+
+
+def _like_batch(made_by: Any) -> Any:
+    """Make the gradient of a normalization lie as its result did, whatever arrives there."""
+
+    def composed(gradient: Tensor, x: Tensor, *rest: Any) -> Any:
+        laid = x if _lies_as_kept(x) else x.contiguous()
+        return made_by(torch.empty_like(laid, dtype=gradient.dtype), laid, *rest)
+
+    return composed
+
+
+def _dropout_backward(made_by: Any) -> Any:
+    """Make the gradient of dropout lie as the product that it is."""
+    return lambda gradient, mask, scale: gradient * mask
+
+
+def _lies_as_kept(x: Tensor) -> bool:
+    """Tell a layout that batch norm keeps: contiguous, or with the channels last."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}
+    kept = (torch.contiguous_format, *([last[x.dim()]] if x.dim() in last else []))
+    return x.device.type != "cpu" or any(x.is_contiguous(memory_format=f) for f in kept)
+
+
+def _contiguous(made_by: Any) -> Any:
+    """Make the gradient of a loss contiguous, however the prediction lies."""
+    return lambda *args, **kwargs: made_by(*args, **kwargs).contiguous()
+
+
+_DECOMPOSED: dict[Any, Any] = {
+    torch.ops.aten._native_batch_norm_legit_functional.default: _batch_norm,
+    torch.ops.aten._native_batch_norm_legit.no_stats: _batch_norm,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_batch_norm_backward.default: _like_batch,
+    torch.ops.aten.native_layer_norm_backward.default: _like_batch,
+    torch.ops.aten.native_group_norm_backward.default: _like_batch,
+    torch.ops.aten.native_dropout_backward.default: _dropout_backward,
+    torch.ops.aten.mse_loss_backward.default: _contiguous,
+    torch.ops.aten.smooth_l1_loss_backward.default: _contiguous,
+    torch.ops.aten.huber_loss_backward.default: _contiguous,
+}
+"""What to change of those fake kernels that are compositions in Python."""
+
+
 @contextmanager
 def lenient_kernels() -> Iterator[None]:
     """Use these fake kernels inside the block."""
     table = fake_impls.op_implementations_dict
     before = {op: table[op] for op in _OURS if op in table}
+    composed = {op: decomposition_table[op] for op in _DECOMPOSED}
     table.update(_OURS)
+    decomposition_table.update({op: _changed(op, composed[op]) for op in composed})
+    FakeTensorMode.cache_clear()
     try:
         yield
     finally:
+        FakeTensorMode.cache_clear()
+        decomposition_table.update(composed)
         for op in _OURS:
             del table[op]
         table.update(before)
+
+
+def _changed(op: Any, composed: Any) -> Any:
+    return functools.update_wrapper(_DECOMPOSED[op](composed), composed)

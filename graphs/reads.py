@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 _CONSTANTS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, type)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
@@ -80,7 +79,8 @@ def watched_reads(model: nn.Module) -> Iterator[list[Read]]:
 def _is_told(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(_is_told(part) and not isinstance(part, Tensor) for part in value)
-    return isinstance(value, (*_CONSTANTS, *_FUNCTIONS, Tensor))
+    # a tensor of another type was made by the trace itself
+    return isinstance(value, (*_CONSTANTS, *_FUNCTIONS)) or type(value) is Tensor
 
 
 def _told(value: Any) -> Any:
@@ -98,8 +98,7 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-        hollow = a.is_meta or isinstance(a, FakeTensor) or isinstance(b, FakeTensor)
-        return a is b or (alike and (hollow or torch.equal(a, b)))
+        return a is b or (alike and (a.is_meta or torch.equal(a, b)))
     return a is b or (type(a) is type(b) and bool(a == b))
 
 

@@ -153,4 +153,34 @@ def orthogonal_weight() -> nn.Module:
     return chain(wrap(nn.Linear(16, 16), orthogonal_map="cayley"), mlp())
 
 
+@scene(64, 16)
+def weight_made_by_a_hook() -> nn.Module:
+    """As weight norm of old: the weight is a plain attribute, made anew before each call."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        m.weight = m.a.weight * m.b.weight
+        return F.gelu(F.linear(x, m.weight)).square().mean()
+
+    return Apply(run, a=nn.Linear(16, 16, bias=False), b=nn.Linear(16, 16, bias=False))
+
+
+@scene(8, 12, 16)
+def permuted_batches() -> nn.Module:
+    """Layers whose kernels lay a permuted batch out anew, forward or backward."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        h = m.norm(m.a(x).transpose(1, 2)).transpose(1, 2)
+        h = m.last(m.drop(m.b(h).transpose(1, 2)).transpose(1, 2))
+        return F.mse_loss(h.transpose(1, 2), x.transpose(1, 2)) + m.b(h).square().mean()
+
+    return Apply(
+        run,
+        a=nn.Linear(16, 16),
+        norm=nn.BatchNorm1d(16),
+        b=nn.Linear(16, 16),
+        drop=nn.Dropout(0.1),
+        last=nn.LayerNorm(16),
+    )
+
+
 __all__ = ["SCENES"]
