@@ -18,7 +18,8 @@ from graphs.optimizer import OptimizerLike, OptimizerStep
 from planner.sharding.configuration import Configuration, Strategy
 from planner.sharding.regions import Region, Regions
 from planner.sharding.rules import (
-    GLOO_COPIES,
+    GLOO_GATHER_COPIES,
+    GLOO_REDUCE_COPIES,
     Group,
     Seconds,
     group_of,
@@ -171,8 +172,8 @@ class _Builder:
         return len(self.ops) - 1
 
     def scratch(self, size: int) -> int:
-        """Return what a collective over a flat buffer takes beside it."""
-        return GLOO_COPIES * size if self.cluster.device.name == "cpu" else 0
+        """Return what a collective takes beside its buffers, if it is gloo's."""
+        return size if self.cluster.device.name == "cpu" else 0
 
     # -- what is always there
 
@@ -289,9 +290,15 @@ class _Builder:
             again = i != ROOT
             module = "" if i == ROOT else name
             first = self.op(
-                f"all_gather.{name}", (), (flat,), seconds=seconds, again=again,
-                moved=group.flat, scratch=self.scratch(group.flat), module=module,
-            )  # fmt: skip
+                f"all_gather.{name}",
+                (),
+                (flat,),
+                seconds=seconds,
+                again=again,
+                moved=group.flat,
+                scratch=self.scratch(GLOO_GATHER_COPIES * group.flat),
+                module=module,
+            )
             if before is not None:
                 self._drop(before)
             second = self.op(f"copy_out.{name}", (flat,), (weight,), again=again, module=module)
@@ -377,9 +384,14 @@ class _Builder:
         shard = self.value(f"gradient_shard.{name}", group.gradient_shard, Kind.GRADIENT)
         self.op(f"copy_in.{name}", gradients, (buffer,), module=module)
         self.op(
-            f"reduce_scatter.{name}", (buffer,), (shard,), seconds=exposed,
-            moved=group.reduced, scratch=self.scratch(group.reduced), module=module,
-        )  # fmt: skip
+            f"reduce_scatter.{name}",
+            (buffer,),
+            (shard,),
+            seconds=exposed,
+            moved=group.reduced,
+            scratch=self.scratch(GLOO_REDUCE_COPIES * group.reduced),
+            module=module,
+        )
         self.reducing = buffer
         if not self.elsewhere and self.configuration.accumulation == 1:
             self.shards.append(shard)
