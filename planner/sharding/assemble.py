@@ -18,8 +18,7 @@ from graphs.optimizer import OptimizerLike, OptimizerStep
 from planner.sharding.configuration import Configuration, Strategy
 from planner.sharding.regions import Region, Regions
 from planner.sharding.rules import (
-    GLOO_GATHER_COPIES,
-    GLOO_REDUCE_COPIES,
+    GLOO_COPIES,
     Group,
     Seconds,
     group_of,
@@ -173,7 +172,7 @@ class _Builder:
 
     def scratch(self, size: int) -> int:
         """Return what a collective takes beside its buffers, if it is gloo's."""
-        return size if self.cluster.device.name == "cpu" else 0
+        return GLOO_COPIES * size if self.cluster.device.name == "cpu" else 0
 
     # -- what is always there
 
@@ -197,8 +196,10 @@ class _Builder:
             self._parameters(i)
             if i != ROOT:
                 self._unit_buffers(i, region, buffers, constants)
-        if self.configuration.accumulation > 1 and self.sharded and not self.elsewhere:
-            size = sum(group.gradient_shard for group in self.groups.values())
+        if self.configuration.accumulation > 1 and not self.elsewhere:
+            # under DDP they become views of the buckets in the last micro-step only
+            groups = self.groups.values()
+            size = sum(g.gradient_shard if self.sharded else g.reduced for g in groups)
             self.value("accumulated gradients", size, Kind.GRADIENT)
         if not self.sharded:
             size = sum(group.reduced for group in self.groups.values())
@@ -296,7 +297,7 @@ class _Builder:
                 seconds=seconds,
                 again=again,
                 moved=group.flat,
-                scratch=self.scratch(GLOO_GATHER_COPIES * group.flat),
+                scratch=self.scratch(group.flat),
                 module=module,
             )
             if before is not None:
@@ -389,7 +390,7 @@ class _Builder:
             (shard,),
             seconds=exposed,
             moved=group.reduced,
-            scratch=self.scratch(GLOO_REDUCE_COPIES * group.reduced),
+            scratch=self.scratch(group.reduced),
             module=module,
         )
         self.reducing = buffer

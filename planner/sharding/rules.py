@@ -28,11 +28,11 @@ HOST_BYTES_PER_SECOND = 20e9
 """What one rank gets of its host's memory, when the optimizer runs there: assumed, on the safe side
 (eight channels of DDR4 or DDR5 move 200 GB/s and more, for eight ranks)."""
 
-GLOO_GATHER_COPIES, GLOO_REDUCE_COPIES = 1, 3
-"""How many further copies of the flat buffer are held while gloo gathers or reduces.
+GLOO_COPIES = 1
+"""How many further copies of the flat buffer are held while gloo gathers or reduces: measured.
 
-Measured: one of each always; on a busy machine, in one run of six, one more and the gradients that
-were copied in while a reduction runs. NCCL works in buffers of its own: the device's reserve."""
+On an overloaded machine gloo was seen to hold two more now and then; they are not counted. NCCL
+works in buffers of its own: the device's reserve."""
 
 
 @dataclass(frozen=True, slots=True)
