@@ -137,16 +137,22 @@ def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
 
 def _watched(model: nn.Module, step: Callable[[], float], optimizer: Any) -> tuple[int, bool]:
     """Watch steps until the records of one account for what is left at its end; see above."""
-    peaks = []
+    overstated: list[int] = []
+    found: int | None = None
     for _ in range(_TRIES):
         _clear(model)
         before = _tensor_bytes()
         with _patient():
             record = measure_peak(lambda: _full_step(step, optimizer))
-        peaks.append(record.peak_bytes)
-        if abs(record.left_bytes - (_tensor_bytes() - before)) < _SMALL_BYTES:
-            return record.peak_bytes, True
-    return min(peaks), False
+        complete = abs(record.left_bytes - (_tensor_bytes() - before)) < _SMALL_BYTES
+        if complete and found is None:
+            found = record.peak_bytes
+        overstated.append(record.peak_bytes)
+        waiting = torch.tensor(int(found is None))  # all ranks go on together
+        dist.all_reduce(waiting)
+        if not waiting.item():
+            break
+    return (min(overstated), False) if found is None else (found, True)
 
 
 def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[[], float]]:
