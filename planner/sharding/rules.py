@@ -176,7 +176,7 @@ def optimizer_seconds(
     step: OptimizerStep, parameter_bytes: int, configuration: Configuration, cluster: Cluster
 ) -> float:
     """Return the time of the optimizer's step; ZeRO-1 then sends every rank's part to all."""
-    if configuration.offload:
+    if configuration.offload and cluster.device.name != "cpu":
         return step.moved_bytes / HOST_BYTES_PER_SECOND
     seconds = step.moved_bytes / cluster.device.bytes_per_second()
     if configuration.strategy is Strategy.ZERO1:
