@@ -163,6 +163,8 @@ def accelerate_notes(plan: ShardedPlan) -> Iterator[str]:
         if sharded
         else "nothing in this file does that",
     )
+    if sharded and plan.cluster.device.name == "cpu":
+        yield "accelerate shards on accelerators only: on a CPU it runs one process, or plain DDP"
     yield from _mixed_notes(plan, "accelerate has one switch, here every unit gathers again")
     if c.strategy is Strategy.ZERO1:
         yield "accelerate shards optimizer state by DeepSpeed's stage 1, which must be installed"
@@ -182,17 +184,14 @@ def accelerate_notes(plan: ShardedPlan) -> Iterator[str]:
 
 
 def _recomputation_notes(plan: ShardedPlan, instead: str) -> Iterator[str]:
-    count = len(plan.step.recomputed)
-    units = _recomputing(plan)
-    if units:
+    if units := _recomputing(plan):
         yield (
             f"the plan recomputes ops chosen one by one in {units} of {len(plan.units)} units; "
-            f"{instead}. With nothing recomputed one rank's peak is "
-            f"{format_bytes(plan.step.baseline_peak_bytes)} of {format_bytes(plan.budget_bytes)}; "
-            "planner export --format fsdp2 writes a script that does follow the plan"
+            f"{instead}. With nothing recomputed one rank would hold "
+            f"{format_bytes(plan.step.baseline_peak_bytes)}, the budget is "
+            f"{format_bytes(plan.budget_bytes)}; the format fsdp2 is a script that does follow "
+            "the plan"
         )
-    elif count:
-        yield f"the plan runs {count} ops again, all of them communication"
 
 
 def _mixed_notes(plan: ShardedPlan, instead: str) -> Iterator[str]:

@@ -24,8 +24,8 @@ Start it on every node with
 
     {start} MODEL [STEPS]
 
-MODEL is path.py:function or package.module:function; it returns (model, inputs), the model on the
-CPU, the inputs of one micro-batch: {micro_batch} samples. Replace ``batches`` by a real loader.
+MODEL is path.py:function or package.module:function; it returns (model, inputs), on the CPU. Every
+rank trains on these inputs until a real loader of {micro_batch} samples replaces ``batches``.
 """
 
 import os
@@ -37,18 +37,19 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 import planner
+from planner.sharding.batch import samples_in, with_samples
 from planner.spec import load_example
 
 PLAN = Path(__file__).resolve().parent / {plan_path}
 MESH, NAMES = {mesh}
-ACCUMULATION = {accumulation}
+MICRO_BATCH, ACCUMULATION = {micro_batch}, {accumulation}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def batches(inputs):
-    """Yield inputs of micro-batches; on each rank let them be others."""
+    """Yield inputs of one micro-batch after the other; on each rank they should be others."""
     while True:
-        yield inputs
+        yield with_samples(inputs, samples_in(inputs), MICRO_BATCH)
 
 
 def on_device(inputs):

@@ -188,6 +188,8 @@ def test_accelerate_fields(tmp_path: Path) -> None:
     assert "  fsdp_reshard_after_forward: true\n" in text
     text, _ = written(make(CONFIGURATIONS["ddp"], device="cpu"), tmp_path, "accelerate")
     assert 'distributed_type: "MULTI_CPU"\n' in text
+    text, notes = written(make(device="cpu"), tmp_path, "accelerate")
+    assert any(note.startswith("accelerate shards on accelerators only") for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_accelerate_fields(tmp_path: Path) -> None:
         ("ddp16", "adamw", "            with torch.autocast(DEVICE, torch.bfloat16):\n"),
         ("ddp", "adamw", ".apply(model.train().to(DEVICE), mesh=mesh)"),
         ("offload", "adamw", ".apply(model.train(), mesh=mesh)"),
-        ("fsdp", "adamw", "ACCUMULATION = 4"),
+        ("fsdp", "adamw", "MICRO_BATCH, ACCUMULATION = 2, 4"),
         ("fsdp", "adamw", "torchrun --nproc-per-node 8 SCRIPT MODEL"),
     ],
 )
