@@ -13,7 +13,7 @@ from graphs.files import write_atomically
 from planner.errors import BadSpec
 from planner.sharding.elsewhere import accelerate, accelerate_notes, deepspeed, deepspeed_notes
 from planner.sharding.plan import ShardedPlan
-from planner.sharding.script import fsdp2
+from planner.sharding.script import fsdp2, script_notes
 
 LAUNCHERS = {
     "accelerate": "accelerate.yaml",
@@ -93,4 +93,5 @@ def export(
 _NOTES: dict[str, Callable[[ShardedPlan], Iterator[str]]] = {
     "accelerate": accelerate_notes,
     "deepspeed": deepspeed_notes,
+    "fsdp2": script_notes,
 }

@@ -6,7 +6,9 @@ loads the plan and applies it.
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from graphs.optimizer import OptimizerError, named_optimizer
@@ -65,12 +67,13 @@ def loss_of(model, inputs):
         output = model(**inputs)
     else:
         output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    return output if isinstance(output, torch.Tensor) else output.loss
+    {result}
 
 
 def train(model, inputs, steps):
     mesh = init_device_mesh(DEVICE, MESH, mesh_dim_names=NAMES)
-    model = planner.load(PLAN).apply({model}, mesh=mesh)
+    plan = planner.load(PLAN)
+    model = plan.apply({model}, mesh=mesh)
     {optimizer}
     loader = batches(inputs)
     for step in range(steps):
@@ -120,10 +123,13 @@ def fsdp2(plan: ShardedPlan, plan_path: str) -> str:
         model="model.train().to(DEVICE)" if wrapped else "model.train()",
         optimizer=_optimizer(plan),
         sync=_SYNC if wrapped and c.accumulation > 1 else "",
+        result=_MISSING if has_own_loss(plan) else _RESULT,
         loss=_AUTOCAST if wrapped and c.precision == "bfloat16" else _LOSS,
     )
 
 
+_RESULT = "return output if isinstance(output, torch.Tensor) else output.loss"
+_MISSING = 'raise NotImplementedError("call here the loss that planner.fit was given")'
 _LOSS = "loss = loss_of(model, on_device(next(loader)))"
 _AUTOCAST = f"""with torch.autocast(DEVICE, torch.bfloat16):
                 {_LOSS}"""
@@ -144,15 +150,20 @@ def _optimizer(plan: ShardedPlan) -> str:
     try:
         made, options = named_optimizer(name)
     except OptimizerError:  # a class of the user's
-        return f"optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)  # the plan's: {name}"
+        return f"optimizer = plan.make_optimizer(model, lr=1e-4)  # the plan counts {name}"
     options = dict(options)
-    if hasattr(made, "func"):  # a class with keywords
+    if isinstance(made, functools.partial):
         made, options = made.func, made.keywords | options
-    kind = f"torch.optim.{made.__name__}"
     words = "".join(f", {key}={value!r}" for key, value in {"lr": 1e-4, **options}.items())
-    if plan.configuration.strategy is Strategy.ZERO1:
-        return (
-            "from torch.distributed.optim import ZeroRedundancyOptimizer\n\n"
-            f"    optimizer = ZeroRedundancyOptimizer(model.parameters(), {kind}{words})"
-        )
-    return f"optimizer = {kind}(model.parameters(){words})"
+    return f"optimizer = plan.make_optimizer(model, torch.optim.{made.__name__}{words})"
+
+
+def has_own_loss(plan: ShardedPlan) -> bool:
+    """Tell whether the plan was made with a loss that is not in the model."""
+    return bool(plan.step.signature.get("loss"))
+
+
+def script_notes(plan: ShardedPlan) -> Iterator[str]:
+    """Say what is left to do in the script."""
+    if has_own_loss(plan):
+        yield "the loss that planner.fit was given is not in the plan: call it in loss_of"

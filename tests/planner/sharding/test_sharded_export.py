@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from graphs import Graph, Op, Phase, Schedule, Value, schedule_from_order, store_all
@@ -19,10 +23,15 @@ from planner.cli import cli
 from planner.plan import Plan
 from planner.sharding.configuration import Configuration, Strategy, UnitPlan
 from planner.sharding.export import FORMATS, LAUNCHERS, export
+from planner.sharding.lower import precision_of
 from planner.sharding.plan import ShardedPlan, UnitKind
+from planner.sharding.regions import capture_regions
 from solvers import Status
+from tests.planner.sharding.blocks import batch, decoder
+from tests.planner.sharding.ranks import CASES, plan_of
 from tests.sharded_steps import Sizes, step
 
+ROOT = Path(__file__).parents[3]
 KIND = UnitKind(
     Graph(
         (
@@ -195,17 +204,17 @@ def test_accelerate_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "optimizer", "expected"),
     [
-        ("fsdp", "adamw", "optimizer = torch.optim.AdamW(model.parameters(), lr=0.0001)"),
-        ("fsdp", "adamw_fused", "torch.optim.AdamW(model.parameters(), lr=0.0001, fused=True)"),
-        ("fsdp", "momentum", "torch.optim.SGD(model.parameters(), lr=0.0001, momentum=0.9)"),
-        ("fsdp", None, "torch.optim.AdamW(model.parameters(), lr=0.0001)"),
-        ("fsdp", "Shampoo", "lr=1e-4)  # the plan's: Shampoo"),
-        ("zero1", "adam", "(model.parameters(), torch.optim.Adam, lr=0.0001)"),
+        ("fsdp", "adamw", "plan.make_optimizer(model, torch.optim.AdamW, lr=0.0001)\n"),
+        ("fsdp", "adamw_fused", "(model, torch.optim.AdamW, lr=0.0001, fused=True)\n"),
+        ("zero1", "momentum", "(model, torch.optim.SGD, lr=0.0001, momentum=0.9)\n"),
+        ("fsdp", None, "(model, torch.optim.AdamW, lr=0.0001)\n"),
+        ("fsdp", "Shampoo", "(model, lr=1e-4)  # the plan counts Shampoo\n"),
         ("fsdp", "adamw", 'MESH, NAMES = (8,), ("shard",)'),
         ("hsdp", "adamw", 'MESH, NAMES = (2, 4), ("replicate", "shard")'),
         ("ddp", "adamw", 'MESH, NAMES = (8,), ("replicate",)'),
         ("ddp", "adamw", "model.require_backward_grad_sync = micro == ACCUMULATION - 1"),
         ("ddp16", "adamw", "            with torch.autocast(DEVICE, torch.bfloat16):\n"),
+        ("ddp", "adamw", "    return output if isinstance(output, torch.Tensor) else output.loss"),
         ("ddp", "adamw", ".apply(model.train().to(DEVICE), mesh=mesh)"),
         ("offload", "adamw", ".apply(model.train(), mesh=mesh)"),
         ("fsdp", "adamw", "MICRO_BATCH, ACCUMULATION = 2, 4"),
@@ -217,6 +226,69 @@ def test_the_script_says(case: str, optimizer: str | None, expected: str, tmp_pa
     assert expected in text
     ast.parse(text)
     assert notes == ()
+
+
+def test_a_loss_of_the_users_is_asked_for(tmp_path: Path) -> None:
+    plan = make()
+    plan = replace(plan, step=replace(plan.step, signature={"model": "Hand", "loss": True}))
+    text, notes = written(plan, tmp_path, "fsdp2")
+    assert 'raise NotImplementedError("call here the loss' in text
+    assert notes == ("the loss that planner.fit was given is not in the plan: call it in loss_of",)
+
+
+def _started(plan: ShardedPlan, folder: Path) -> list[float]:
+    """Export the script, start it on two ranks and return the losses it prints."""
+    plan.export(folder / "train.py", "fsdp2")
+    model = "from tests.planner.sharding.blocks import batch, decoder\n"
+    model += "def build():\n    return decoder(2), batch()\n"
+    (folder / "model.py").write_text(model)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    spec = f"{folder / 'model.py'}:build"
+    ended = subprocess.run(
+        [*launch, str(folder / "train.py"), spec, "3"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return [float(loss) for loss in re.findall(r"^step \d: loss (\S+)$", ended.stdout, re.M)]
+
+
+def _plain_losses() -> list[float]:
+    """Train in one process as the script does; all of its ranks have the same inputs."""
+    model = decoder(2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    losses = []
+    for _ in range(3):
+        loss = model(batch())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "mixed"]
+
+
+@pytest.mark.parametrize("case", ["mixed", *SLOW])
+def test_the_script_trains(case: str, tmp_path: Path) -> None:
+    made, kept, _ = CASES[case]
+    made = replace(made, accumulation=2)
+    example = decoder(2)
+    regions = capture_regions(example, batch(), device="cpu", precision=precision_of(made))
+    tolerance = 1e-2 if made.precision == "bfloat16" else 1e-5
+    losses = _started(plan_of(regions, made, kept), tmp_path)
+    assert losses == pytest.approx(_plain_losses(), rel=tolerance)
 
 
 def test_the_script_finds_its_plan(tmp_path: Path) -> None:
