@@ -1,5 +1,7 @@
 """Sharding and recomputation together, against what people do: ``python -m benchmarks.joint``.
 
+``python -m benchmarks.joint 8B`` does the cases with that in their name alone.
+
 Two models on meta, sequence 4096: Llama 3 8B on 8 A100s of 40 GB, Llama 3 70B on 64 of 80 GB. Each
 is planned jointly; then every fixed recipe (a ZeRO stage, and no, selective or full per-block
 checkpointing) at its best micro-batch, and stage first, then checkpointing, are priced on the same
@@ -223,17 +225,17 @@ def _tell(start: float) -> Callable[[str], None]:
 def main() -> None:
     """Plan both models, price their rivals, record both tables."""
     rows, others = list[Joint](), list[Rival]()
-    for case in CASES:
-        if len(sys.argv) > 1 and sys.argv[1] not in case.name:
-            continue
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    for case in (case for case in CASES if wanted in case.name):
         found, row, space = plan(case)
         print(found)
         rows.append(row)
         others += rivals(case, found, space)
     show("joint plans", rows)
     show("rivals, each at its best", others)
-    print(record("joint", rows))
-    print(record("joint-rivals", others))
+    suffix = f"-{wanted}" if wanted else ""
+    print(record(f"joint{suffix}", rows))
+    print(record(f"joint-rivals{suffix}", others))
 
 
 if __name__ == "__main__":
