@@ -141,19 +141,24 @@ class _Search:
                 self._open(c)
 
     def solve_all(self) -> None:
-        """Bound, then solve what was opened, always what has the least bound."""
+        """Bound, then solve what was opened, always what has the least bound.
+
+        What is most promising is solved even if the time is over by then.
+        """
         deadline, bounded = time.monotonic() + self.limits.seconds, set[Configuration]()
         index = {c: i for i, c in enumerate(self.space.configurations)}
         queue = [(self.outcomes[c].bound_seconds, index[c], c) for c in self.steps]
         heapq.heapify(queue)
         while queue and queue[0][0] < self._incumbent() * (1 - self.limits.gap):
             left = deadline - time.monotonic()
-            if left <= 0 and self.best is not None:
+            solved = any(outcome.solved for outcome in self.outcomes.values())
+            if left <= 0 and solved and self.best is not None:
                 self.finished = False
                 return
-            limits = replace(self.limits, seconds=max(1.0, left))
+            least = 1.0 if solved else self.limits.seconds / 2
+            limits = replace(self.limits, seconds=max(least, left))
             _, i, c = heapq.heappop(queue)
-            if c in bounded:
+            if c in bounded or left <= 0:
                 self._solve(c, limits)
                 continue
             bounded.add(c)

@@ -80,6 +80,16 @@ def test_most_configurations_are_never_solved() -> None:
     assert sum(text.startswith("solving") for text in solved) < len(space.configurations) / 2
 
 
+def test_without_time_the_most_promising_is_solved_and_the_bound_holds() -> None:
+    space, told = space_of(Sizes()), list[str]()
+    found = explore(space, 900, limits=Limits(seconds=1e-9, gap=0.0), tell=told.append)
+    best = explore(space, 900, limits=EXACT).best
+    assert sum(text.startswith("solving") for text in told) == 1
+    assert best is not None
+    assert found.best is not None
+    assert found.bound_seconds <= best.seconds <= found.best.seconds
+
+
 def test_keeping_and_gathering_again_are_mixed() -> None:
     """With room for some weights only, some are kept and the others gathered again."""
     sizes = Sizes(units=4, activation=1, gather=2.0)
