@@ -29,6 +29,7 @@ bench: setup  ## every benchmark; each adds a CSV to benchmarks/results
 	$(BIN)/python -m benchmarks.zoo
 	$(BIN)/python -m benchmarks.baselines
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.scale
 
 setup: $(STAMP)
 

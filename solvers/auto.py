@@ -45,6 +45,8 @@ CLOSE = 1e-3
 """The gap at which more relaxations are not worth their time."""
 WORTH_COMPARING = 3e-3
 """The gap above which the baselines are asked on more than ``LARGE`` ops; below, at any gap."""
+BRIEF = 50_000
+"""The work of the local search above ``LARGE`` ops, where it seldom helps."""
 BASELINES = (
     "blocks_uniform",
     "blocks_greedy",
@@ -66,11 +68,11 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         answer = exact(graph, budget_bytes, limits)
         if answer.status is not Status.UNKNOWN:
             return answer
-    search, floor = Search(flatten(graph), budget_bytes), proven_floor(graph)
-    if floor > budget_bytes:
+    deadline = time.monotonic() + limits.seconds
+    search = Search(flatten(graph), budget_bytes, deadline=deadline)
+    if (floor := proven_floor(graph)) > budget_bytes:
         message = f"outputs of ops that cannot run twice raise the floor to {floor} bytes"
         return Answer(Status.INFEASIBLE, None, math.inf, message)
-    deadline = time.monotonic() + limits.seconds
     _bound_and_plan(search, limits, deadline)
     if search.bound == math.inf:
         return Answer(Status.INFEASIBLE, None, math.inf, "proved at the cuts that nothing fits")
@@ -81,8 +83,10 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
             message = f"nothing found that fits; the least peak found is {peak} bytes"
             return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
         search.offer(least)
-    if search.problem.n <= INTEGER:
+    if search.problem.n <= LARGE:
         polish(search, target=_target(search, limits), deadline=deadline)
+    elif search.problem.n <= INTEGER:
+        polish(search, target=WORTH_COMPARING, work=BRIEF, deadline=deadline)
     status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
     return Answer(status, search.order, search.base + min(search.bound, search.extra))
 
@@ -94,7 +98,7 @@ def _bound_and_plan(search: Search, limits: Limits, deadline: float) -> None:
         close = min(limits.gap, CLOSE)
         run_relaxed(search, target=close, deadline=deadline, seed=limits.seed)
     left = deadline - time.monotonic()
-    if n <= LARGE or (n <= INTEGER and search.gap > WORTH_COMPARING and left > 0):
+    if n <= LARGE or (n <= INTEGER and search.gap > CLOSE and left > 0):
         run_cuts(search, replace(limits, seconds=SHARE * left))
 
 
@@ -158,9 +162,9 @@ def run_cuts(search: Search, limits: Limits) -> None:
 def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
     """Take the orders of the baselines in, where the gap left is worth their sweeps."""
     worth = WORTH_COMPARING if search.problem.n > LARGE else _target(search, limits)
-    if search.gap <= worth:
+    if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
         return
-    search.offer(least_checkpointed(graph))
+    search.offer(least_checkpointed(graph, deadline))
     for name in BASELINES:
         if time.monotonic() > deadline:
             return

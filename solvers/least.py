@@ -94,7 +94,7 @@ def proven_least(problem: Problem, floor: int, order: list[int]) -> tuple[int, l
 def least_order(graph: Graph, floor: int, deadline: float = math.inf) -> list[int]:
     """Return the order of least peak found, trying budgets from the floor up, then closing in."""
     problem = flatten(graph)
-    start = least_checkpointed(graph)
+    start = least_checkpointed(graph, deadline)
     starts = [start] if start == list(range(problem.n)) else [list(range(problem.n)), start]
     best = start
     top = int(held_bytes(problem, best).max(initial=floor))
@@ -121,7 +121,9 @@ def try_budget(
     """Return an order that fits a budget: one of the starts repaired, or a master's plan."""
     patiences = PATIENCES if problem.n <= GUIDED else PATIENCES[:1]
     for order, patience in product(starts, patiences):
-        if (fitted := fit(problem, order, budget, patience=patience)) is not None:
+        if (
+            fitted := fit(problem, order, budget, patience=patience, deadline=deadline)
+        ) is not None:
             return fitted
     return guided(problem, budget, deadline) if problem.n <= GUIDED else None
 
@@ -137,7 +139,9 @@ def guided(problem: Problem, budget: int, deadline: float) -> list[int] | None:
             return None
         made = order_from_plan(problem, plan)
         for patience in PATIENCES:
-            if (fitted := fit(problem, made, budget, patience=patience)) is not None:
+            if (
+                fitted := fit(problem, made, budget, patience=patience, deadline=deadline)
+            ) is not None:
                 return fitted
         cuts = sorted({*cuts, *overshoots(problem, made, budget, cuts)})
     return None

@@ -22,7 +22,13 @@ Neighbour = tuple[tuple[int, int, int], list[int]]
 """What is changed, as a key that survives other changes, and the order that results."""
 
 
-def polish(search: Search, *, target: float = 0.0, deadline: float = math.inf) -> None:
+def polish(
+    search: Search,
+    *,
+    target: float = 0.0,
+    work: int = MOST_WORK,
+    deadline: float = math.inf,
+) -> None:
     """Improve the best order of a search until no neighbour does, or the work is spent.
 
     >>> from graphs import Graph, Op, Value
@@ -34,7 +40,7 @@ def polish(search: Search, *, target: float = 0.0, deadline: float = math.inf) -
     >>> search.order
     [0, 1, 2]
     """
-    work, refused = MOST_WORK, set[tuple[int, int, int]]()
+    refused = set[tuple[int, int, int]]()
     improved = True
     while improved and search.order is not None:
         improved = False

@@ -57,6 +57,8 @@ def run_relaxed(search: Search, *, target: float, deadline: float, seed: int = 0
         run.aim(pins)
     if run.nearest is not None and not run.done and run.excess > 0:
         search.offer(run.nearest)
+    if run.nearest is not None and search.order is None:
+        search.rescue(run.nearest)
 
 
 class _Run:

@@ -7,6 +7,7 @@ recomputation holds counts. Knows nothing of optimality.
 from __future__ import annotations
 
 import math
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
@@ -24,7 +25,12 @@ class _Stuck(Exception):
 
 
 def fit(
-    problem: Problem, order: Sequence[int], budget: int, *, patience: float = 0.0
+    problem: Problem,
+    order: Sequence[int],
+    budget: int,
+    *,
+    patience: float = 0.0,
+    deadline: float = math.inf,
 ) -> list[int] | None:
     """Return an order that fits the budget, close to the given one; ``None`` if none was found.
 
@@ -41,6 +47,8 @@ def fit(
     run = _Run(problem, order, budget, patience)
     try:
         for position, op in enumerate(order):
+            if position % 256 == 0 and time.monotonic() > deadline:
+                return None
             run.step(position, op)
         run.finish(len(order))
     except _Stuck:

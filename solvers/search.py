@@ -7,6 +7,7 @@ bounds come from.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
 from solvers.problem import Problem, held_bytes
@@ -15,10 +16,13 @@ from solvers.repair import PATIENCES, fit
 
 
 class Search:
-    """The state of one solve; times are in excess of running every op once."""
+    """The state of one solve; times are in excess of running every op once.
 
-    def __init__(self, problem: Problem, budget: int) -> None:
-        self.problem, self.budget = problem, budget
+    After the ``deadline`` (of ``time.monotonic``) orders are no longer repaired.
+    """
+
+    def __init__(self, problem: Problem, budget: int, *, deadline: float = math.inf) -> None:
+        self.problem, self.budget, self.deadline = problem, budget, deadline
         self.base = sum(problem.seconds)
         self.order: list[int] | None = None
         self.extra = math.inf
@@ -37,8 +41,16 @@ class Search:
             self._keep(order)
             return
         for patience in PATIENCES:
-            if (fitted := fit(self.problem, order, self.budget, patience=patience)) is not None:
+            fitted = fit(
+                self.problem, order, self.budget, patience=patience, deadline=self.deadline
+            )
+            if fitted is not None:
                 self._keep(fitted)
+
+    def rescue(self, order: Sequence[int]) -> None:
+        """Repair an order whatever the time, once: a late answer is better than none."""
+        if (fitted := fit(self.problem, order, self.budget)) is not None:
+            self._keep(fitted)
 
     def raise_bound(self, bound: float) -> None:
         """Take a proven bound; infinity says that nothing fits."""
@@ -46,7 +58,8 @@ class Search:
         self.bound = max(self.bound, bound)
 
     def _keep(self, order: Sequence[int]) -> None:
-        pruned = prune(self.problem, order, self.budget)
+        late = time.monotonic() > self.deadline
+        pruned = list(order) if late else prune(self.problem, order, self.budget)
         extra = max(0.0, self.problem.order_seconds(pruned) - self.base)
         if extra < self.extra:
             self.order, self.extra = pruned, extra

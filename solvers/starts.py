@@ -6,6 +6,8 @@ a budget asks for is up to ``repair``.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 
 from graphs import Graph
@@ -14,8 +16,10 @@ from solvers.problem import flatten, held_bytes
 from solvers.segments import turning_point
 
 
-def least_checkpointed(graph: Graph) -> list[int]:
+def least_checkpointed(graph: Graph, deadline: float = math.inf) -> list[int]:
     """Return the order of least peak among the given one and those with checkpoints.
+
+    After the deadline (of ``time.monotonic``) no more numbers of checkpoints are tried.
 
     >>> from graphs import Op, Phase, Value
     >>> forward = tuple(Op(f"f{i}", "f", (i,), (i + 1,), 1.0) for i in range(4))
@@ -38,8 +42,11 @@ def least_checkpointed(graph: Graph) -> list[int]:
     sizes = list(_apart(turn))
     while fresh := [size for size in sizes if size not in tried and 1 < size <= turn]:
         tried.update(fresh)
-        orders = {size: checkpointed(size) for size in fresh}
-        size = min(fresh, key=lambda size: peak(orders[size]))
+        orders: dict[int, list[int]] = {}
+        for size in fresh:
+            if not orders or time.monotonic() < deadline:
+                orders[size] = checkpointed(size)
+        size = min(orders, key=lambda size: peak(orders[size]))
         if peak(orders[size]) >= peak(best):
             break
         best, sizes = orders[size], [size - 1, size + 1]
