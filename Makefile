@@ -28,6 +28,9 @@ types: setup
 bench: setup  ## every benchmark; each adds a CSV to benchmarks/results
 	$(BIN)/python -m benchmarks.zoo
 	$(BIN)/python -m benchmarks.baselines
+	$(BIN)/python -m benchmarks.solvers
+	$(BIN)/python -m benchmarks.batch
+	$(BIN)/python -m benchmarks.claim
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.scale
 

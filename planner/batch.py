@@ -40,7 +40,8 @@ FORWARD = "forward"
 class MaxBatch:
     """The largest batch with a plan and without, and the largest that is not proved impossible.
 
-    ``plan`` is for ``batch``. Each of the three was captured, and so was the next larger one.
+    ``plan`` is for ``batch``. Each of the three was captured, and so was the next larger one. What
+    is proved impossible is so for the captured order of first computations.
     """
 
     batch: int
@@ -64,7 +65,7 @@ class MaxBatch:
             f"Plain   {self.plain_batch} fits without recomputation: {times}",
             f"Time    +{format_percent(plan.overhead)} of the plain step at {self.batch}, of at "
             f"most +{format_percent(self.max_overhead)}",
-            f"Proven  no plan trains a batch above {self.bound_batch}",
+            f"Proven  no plan in the captured order trains a batch above {self.bound_batch}",
         ]
         return "\n".join(wrap(line, "", "        ") for line in lines)
 
