@@ -138,6 +138,7 @@ def max_batch(
         )
 
     search = _Batches(capture, budget_bytes, allowed, limits, tell)
+    search.largest(search.may_fit)  # quick, and captures near where the others will be
     batch = search.largest(search.fits)
     if not batch:
         raise _refused(search, max_overhead)
@@ -244,11 +245,13 @@ class _Batches:
         It was captured, and so was the next one, for which it does not hold.
         """
         low, high = 0, MOST
-        for batch in sorted({*FIRST, *self.captured}):
-            if not holds(self.graph(batch)):
-                high = batch
+        for batch in FIRST:
+            self.graph(batch)
+        for batch in sorted(self.captured, reverse=True):
+            if holds(self.graph(batch)):
+                low = batch
                 break
-            low = batch
+            high = batch
         while high - low > 1:
             guess = self._guess(holds, low, high)
             if holds(self.graph(guess)):
@@ -258,12 +261,19 @@ class _Batches:
         return low
 
     def _guess(self, holds: Callable[[Graph], bool], low: int, high: int) -> int:
-        """Return the last batch in between for which it holds by prediction, or the first."""
-        reach = 1
-        best, limit = low, high
-        while best + reach < limit and holds(self.predicted(best + reach)):
-            best, reach = best + reach, 2 * reach
-        limit = min(limit, best + reach)
+        """Return the last batch in between for which it holds by prediction, or the first.
+
+        Looks upwards from the low end while the high end is far, else downwards from the high end.
+        """
+        best, limit, reach = low, high, 1
+        if high == MOST:
+            while best + reach < limit and holds(self.predicted(best + reach)):
+                best, reach = best + reach, 2 * reach
+            limit = min(limit, best + reach)
+        else:
+            while limit - reach > best and not holds(self.predicted(limit - reach)):
+                limit, reach = limit - reach, 2 * reach
+            best = max(best, limit - reach)
         while limit - best > 1:
             middle = (best + limit) // 2
             if holds(self.predicted(middle)):
