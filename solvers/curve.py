@@ -139,10 +139,18 @@ def spaced(least: int, most: int, points: int) -> list[int]:
 
 
 def _solved(graph: Graph, budget: int, fallback: Schedule, limits: Limits) -> Point:
-    """Solve at one budget; the schedule of the least budget fits every one of them."""
+    """Solve at one budget; the fallback fits, too, and is taken if nothing else is in order."""
     solution = solve(graph, budget, limits=limits)
     assert solution.status is not Status.INFEASIBLE, "a schedule is known to fit"
-    return _point(graph, budget, solution.schedule or fallback, solution.bound_seconds)
+    found = solution.schedule
+    schedule = found if found is not None and _keeps_order(found) else fallback
+    return _point(graph, budget, schedule, solution.bound_seconds)
+
+
+def _keeps_order(schedule: Schedule) -> bool:
+    """Say whether first runs follow the graph's order, which is what the envelope is for."""
+    first = list(dict.fromkeys(schedule.order))
+    return first == sorted(first)
 
 
 def _point(graph: Graph, budget: int, schedule: Schedule, bound: float) -> Point:

@@ -20,7 +20,7 @@ def test_found_and_refuted_enclose_the_least() -> None:
     graph = only_activations(transformer(1))
     plain = simulate(graph, store_all(graph)).peak_bytes
     floor = refuted_below(graph, plain)
-    found, schedule = least(graph, floor, plain)
-    trace = simulate(graph, schedule)
-    assert floor <= found == trace.peak_bytes < plain
+    found = least(graph, floor, plain)
+    trace = simulate(graph, found.schedule)
+    assert floor <= found.refuted_bytes <= found.peak_bytes == trace.peak_bytes < plain
     assert trace.seconds <= graph.seconds * (1 + OVERHEAD)
