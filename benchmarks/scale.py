@@ -2,8 +2,9 @@
 
 GPT-2 of 12 to 96 layers, Llama 3 70B, a stack of 50,000 ops, and models that are no stack, each at
 budgets of 90% to 30% of its activations: resident bytes plus so much of what store-all holds above
-them, which is what ``peak_fraction`` counts in, too. Growth is the exponent ``p`` of a fit of seconds to ops ** p over GPT-2. Captures take longer
-than solving, so ``--graphs`` keeps them in a folder from run to run.
+them, which is what ``peak_fraction`` counts in, too. Growth is the exponent ``p`` of a fit of
+seconds to ops ** p over GPT-2. Captures take longer than solving, so ``--graphs`` keeps them in a
+folder from run to run.
 """
 
 from __future__ import annotations
