@@ -56,6 +56,16 @@ class Schedule:
         """True if no op runs twice."""
         return len(set(self.order)) == len(self.order)
 
+    @property
+    def is_reordered(self) -> bool:
+        """True if ops first run in another order than the graph's.
+
+        >>> Schedule((Step(Action.COMPUTE, 1), Step(Action.COMPUTE, 0))).is_reordered
+        True
+        """
+        first = list(dict.fromkeys(self.order))
+        return first != sorted(first)
+
 
 @dataclass(frozen=True)
 class Trace:

@@ -49,9 +49,9 @@ class Plan:
     """A schedule for a captured training step under a budget.
 
     ``bound_seconds`` is proved: no schedule of this graph whose first computations keep its order
-    fits the budget in less. ``signature`` says what the plan is for. ``message``, the seconds spent
-    capturing and solving, and ``loss`` (the callable given to ``fit``, which no file can hold) do
-    not count for equality.
+    fits the budget in less; nor, if the plan is ``reordered``, any in another order. ``signature``
+    says what the plan is for. ``message``, the seconds spent capturing and solving, and ``loss``
+    (the callable given to ``fit``, which no file can hold) do not count for equality.
 
     Raises:
         ValueError: a graph without ops, a budget that is not positive, a bound that is not a finite
@@ -140,6 +140,11 @@ class Plan:
     def fits(self) -> bool:
         """Whether the peak is within the budget."""
         return self.peak_bytes <= self.budget_bytes
+
+    @property
+    def reordered(self) -> bool:
+        """Whether ops first run in another order than the model's."""
+        return self.schedule.is_reordered
 
     @property
     def stage(self) -> int:

@@ -51,11 +51,14 @@ def answer(plan: Plan) -> str:
 
 
 def _status(plan: Plan) -> str:
-    if plan.status is Status.OPTIMAL and not plan.schedule.is_store_all:
-        return "optimal, within the gap above, for the captured order of first computations"
-    if plan.status is Status.OPTIMAL:
-        return "optimal: nothing needs to be recomputed"
-    return str(plan.status.value)
+    if plan.status is not Status.OPTIMAL:
+        said = str(plan.status.value)
+    elif not plan.schedule.is_store_all:
+        order = "any order" if plan.reordered else "the captured order"
+        said = f"optimal, within the gap above, for {order} of first computations"
+    else:
+        said = "optimal: nothing needs to be recomputed"
+    return f"{said}; ops were reordered" if plan.reordered else said
 
 
 def recomputation(plan: Plan) -> str:
@@ -204,6 +207,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "bound_overhead": plan.bound_overhead,
         "gap": plan.gap,
         "status": plan.status.name,
+        "reordered": plan.reordered,
         "method": plan.method,
         "stage": plan.stage,
         "device": plan.device,

@@ -12,6 +12,7 @@ from solvers import (
     lp_rounding,
     milp,
     recompute_all,
+    reorder,
     revolve,
     store_all,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "minimum_budget",
     "recompute_all",
     "register",
+    "reorder",
     "revolve",
     "solve",
     "store_all",

@@ -1,44 +1,37 @@
 """The workhorse, ``method="auto"``: coarse stages with lazy time cuts.
 
-Solves the master at few cuts, relaxed and then integer, for a bound and a plan; builds an order,
-repairs and prunes it, sees where it overshot, adds cuts there, and goes on until bound and cost
-meet or nothing moves. Large graphs begin with relaxations alone (``relaxed``), which seldom leave
-more to do. What gap is left is for the baselines and a local search. The bound holds for
-every schedule whose first runs follow the graph's order. Tiny graphs are ``exact``'s. Effort is
-counted, not timed, so that the answer does not depend on the machine, short of ``limits.seconds``.
+Solves the master at few cuts, relaxed and then integer, for a bound and a plan (``lazy``); builds
+an order, repairs and prunes it, sees where it overshot, adds cuts there, until bound and cost meet
+or nothing moves. Large graphs begin with relaxations alone (``relaxed``), which seldom leave more
+to do. What gap is left is for the baselines and a local search. Where the given order is poor,
+``reorder`` is asked. Tiny graphs are ``exact``'s. Effort is counted, not timed, so that the answer
+does not depend on the machine, short of ``limits.seconds``.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from graphs import Graph
 from solvers import blocks, chen_greedy, chen_sqrt, recompute_all, revolve  # noqa: F401 (register)
 from solvers.base import SOLVERS, Answer, Limits, Status, register
-from solvers.build import order_from_plan
 from solvers.exact import MOST_OPS, exact, search_states
+from solvers.freedom import freedom, may_reorder
+from solvers.lazy import LARGE, fine_target, run_cuts
 from solvers.least import least_order, proven_floor
 from solvers.master import solve_master
-from solvers.overshoot import overshoots
 from solvers.polish import polish
 from solvers.problem import flatten, held_bytes
+from solvers.rearrange import best_arrangement, overshoot
 from solvers.relaxed import run_relaxed
 from solvers.search import Search
 from solvers.starts import least_checkpointed
 
-ROUNDS = 12
-STALLS = 2
-"""After so many rounds in a row that move neither bound nor cost, cuts are left alone."""
 SHARE = 0.6
 """The cuts' part of the seconds; the baselines and the local search have the rest."""
-WORK = 400_000
-"""What one integer master may cost: see ``solve_master``; a few seconds."""
-FINE = 1e-4
-"""The gap worth more rounds even when the caller would take a wider one, on 1,000 ops or fewer."""
-LARGE = 500
-"""Above so many ops a gap that the caller accepts is not narrowed by another round of cuts."""
 INTEGER = 2000
 """Above so many ops integer masters and single runs given up or added are too many to help."""
 CLOSE = 1e-3
@@ -47,6 +40,11 @@ WORTH_COMPARING = 3e-3
 """The gap above which the baselines are asked on more than ``LARGE`` ops; below, at any gap."""
 BRIEF = 50_000
 """The work of the local search above ``LARGE`` ops, where it seldom helps."""
+WORTH_REORDERING = 1e-3
+"""What leaving the given order must save, as a fraction of the step."""
+PROMISING = 0.5
+"""Reordering is tried if a quick try overshoots the budget by this much of what was, or less."""
+QUICK_MOVES = 20
 BASELINES = (
     "blocks_uniform",
     "blocks_greedy",
@@ -60,6 +58,52 @@ BASELINES = (
 @register("auto")
 def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Find a schedule within the budget and a bound that meets it within ``limits.gap``.
+
+    First runs keep the graph's order, unless leaving it saves more than ``WORTH_REORDERING``; then
+    the answer is that of ``method="reorder"``, whose bound holds for any order.
+    """
+    if not (limits.reorder and MOST_OPS < len(graph.ops) <= LARGE and may_reorder(graph)):
+        return in_given_order(graph, budget_bytes, limits)
+    least = WORTH_REORDERING * graph.seconds
+    before, after = _promise(graph, budget_bytes, limits.seed)
+    if after > PROMISING * before or before == 0.0:
+        return in_given_order(graph, budget_bytes, limits)
+    if after == 0.0 and _bound_at_peak(graph, budget_bytes) > least:
+        return SOLVERS["reorder"](graph, budget_bytes, limits)
+    given = in_given_order(graph, budget_bytes, limits)
+    if given.order is not None and _extra(graph, given.order) <= least:
+        return given
+    other = SOLVERS["reorder"](graph, budget_bytes, limits)
+    if other.order is None:
+        return given
+    saves = given.order is None or _extra(graph, given.order) - _extra(graph, other.order) > least
+    return other if saves else given
+
+
+def _promise(graph: Graph, budget_bytes: int, seed: int) -> tuple[float, float]:
+    """Return by how much the given order overshoots, and one quickly found."""
+    problem = flatten(graph)
+    before = overshoot(problem, range(problem.n), budget_bytes)
+    if before == 0.0:
+        return before, before
+    order = best_arrangement(
+        problem, freedom(graph), budget_bytes, moves=QUICK_MOVES * problem.n, seed=seed
+    )
+    return before, overshoot(problem, order, budget_bytes)
+
+
+def _bound_at_peak(graph: Graph, budget_bytes: int) -> float:
+    problem = flatten(graph)
+    cut = int(held_bytes(problem, range(problem.n)).argmax())
+    return solve_master(problem, budget_bytes, [cut], relax=True).bound
+
+
+def _extra(graph: Graph, order: Sequence[int]) -> float:
+    return sum(graph.ops[o].seconds for o in order) - graph.seconds
+
+
+def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
+    """Find a schedule whose first runs keep the graph's order, and a bound for all of those.
 
     ``INFEASIBLE`` is proved; ``UNKNOWN`` says how small a budget is known to work. Any budget from
     ``minimum_budget`` up gets a schedule, and none that a baseline beats.
@@ -84,7 +128,7 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
             return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
         search.offer(least)
     if search.problem.n <= LARGE:
-        polish(search, target=_target(search, limits), deadline=deadline)
+        polish(search, target=fine_target(search, limits), deadline=deadline)
     elif search.problem.n <= INTEGER:
         polish(search, target=WORTH_COMPARING, work=BRIEF, deadline=deadline)
     status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
@@ -122,46 +166,9 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     return search.base + min(search.bound, search.extra)
 
 
-def _target(search: Search, limits: Limits) -> float:
-    return min(limits.gap, FINE * max(1.0, search.problem.n / 1000))
-
-
-def run_cuts(search: Search, limits: Limits) -> None:
-    """Alternate master and repair, with more cuts each round, until bound and cost meet."""
-    problem, deadline = search.problem, time.monotonic() + limits.seconds
-    search.offer(range(problem.n))
-    target, stalls = _target(search, limits), 0
-    cuts = [int(held_bytes(problem, range(problem.n)).argmax())] if problem.n else []
-    for _ in range(ROUNDS):
-        before, order = (search.bound, search.extra), None
-        for relax in (True, False):
-            if search.gap <= target or search.bound == math.inf:
-                return
-            result = solve_master(
-                problem,
-                search.budget,
-                cuts,
-                relax=relax,
-                gap=target * search.base / 2,
-                seconds=deadline - time.monotonic(),
-                work=WORK,
-                seed=limits.seed,
-            )
-            search.raise_bound(result.bound)
-            if result.plan is not None:
-                order = order_from_plan(problem, result.plan)
-                search.offer(order)
-        stalls = stalls + 1 if (search.bound, search.extra) == before else 0
-        fresh = [] if order is None else overshoots(problem, order, search.budget, cuts)
-        done = search.gap <= limits.gap and problem.n > LARGE
-        if not fresh or done or stalls == STALLS or time.monotonic() > deadline:
-            return
-        cuts = sorted({*cuts, *fresh})
-
-
 def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
     """Take the orders of the baselines in, where the gap left is worth their sweeps."""
-    worth = WORTH_COMPARING if search.problem.n > LARGE else _target(search, limits)
+    worth = WORTH_COMPARING if search.problem.n > LARGE else fine_target(search, limits)
     if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
         return
     search.offer(least_checkpointed(graph, deadline))

@@ -24,11 +24,15 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When to stop: wall-clock seconds, relative gap of step time, and the seed of every choice."""
+    """When to stop: wall-clock seconds, relative gap of step time, and the seed of every choice.
+
+    ``reorder`` says whether first runs may leave the graph's order where that saves much time.
+    """
 
     seconds: float = 60.0
     gap: float = 0.01
     seed: int = 0
+    reorder: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +51,21 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A judged answer: ``schedule`` fits the budget, or is ``None``."""
+    """A judged answer: ``schedule`` fits the budget, or is ``None``.
+
+    ``bound_seconds`` holds for every schedule whose first runs keep the graph's order; if this one
+    is ``reordered``, for every schedule in any order.
+    """
 
     status: Status
     schedule: Schedule | None
     bound_seconds: float
     message: str
+
+    @property
+    def reordered(self) -> bool:
+        """Whether ops first run in another order than the graph's."""
+        return self.schedule is not None and self.schedule.is_reordered
 
 
 Solver = Callable[[Graph, int, Limits], Answer]
@@ -77,7 +90,7 @@ def solve(
     """Find a schedule within the budget and prove how good it is.
 
     The bound holds for every schedule whose first computations follow the graph's order (the class
-    of Checkmate, arXiv 1910.02653).
+    of Checkmate, arXiv 1910.02653); if the solution is ``reordered``, for every order.
 
     Raises:
         ValueError: an unknown method; the message lists the valid ones.

@@ -140,7 +140,7 @@ def spaced(least: int, most: int, points: int) -> list[int]:
 
 def _solved(graph: Graph, budget: int, fallback: Schedule, limits: Limits) -> Point:
     """Solve at one budget; the fallback fits, too, and is taken if nothing else is in order."""
-    solution = solve(graph, budget, limits=limits)
+    solution = solve(graph, budget, limits=replace(limits, reorder=False))
     assert solution.status is not Status.INFEASIBLE, "a schedule is known to fit"
     found = solution.schedule
     schedule = found if found is not None and _keeps_order(found) else fallback

@@ -74,12 +74,14 @@ def minimize(
     gap: float = 0.0,
     seconds: float = math.inf,
     checks: int | None = None,
+    dive: bool = True,
     seed: int = 0,
 ) -> Result:
     """Minimize a model; with ``relax`` the integer columns may be fractional.
 
     An integer search ends after so many ``checks``, which HiGHS makes at the same points of the
-    search whatever the machine's load; ``seconds`` are the last resort.
+    search whatever the machine's load; ``seconds`` are the last resort. Without ``dive`` it leaves
+    out the heuristics that solve smaller integer programs: better bounds, later plans.
 
     >>> m = Model()
     >>> x, y = m.column(3.0, integer=True), m.column(2.0, integer=True)
@@ -93,6 +95,8 @@ def minimize(
     options |= {"mip_rel_gap": 0.0, "mip_abs_gap": max(gap, 1e-9)}
     if seconds < math.inf:
         options["time_limit"] = max(0.01, seconds)
+    if not dive:
+        options |= {"mip_heuristic_run_rins": False, "mip_heuristic_run_rens": False}
     for name, value in options.items():
         highs.setOptionValue(name, value)
     highs.passModel(_highs_lp(model, relax=relax))

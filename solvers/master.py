@@ -9,16 +9,22 @@ the cut; for the ops ``o`` before it, ``r[o, k] = 1`` if ``o`` runs again in the
     carry   s[v, k + 1] <= s[v, k] + r[maker(v), k]
     memory  sum over v of bytes(v) s[v, k] <= budget - own(t[k])
 
-and the seconds of ``r`` are minimized. Every schedule whose first runs follow the graph's order
-satisfies these rows, whatever the cuts, so the optimum is a lower bound on its extra time. The
-memory between cuts is not seen here.
+and the seconds of ``r`` are minimized. Of the memory between cuts only what runs again in a window
+is seen, and only for the ops asked for (``bursts``): ``z[v, k] = 1`` if ``v`` is held all through
+window ``k``, and what such values leave must do for an op that runs again in it.
+
+    through z[v, k] >= s[v, k + 1] - r[maker(v), k]        v made by op t[k] or before
+    burst   sum over v not of o of bytes(v) z[v, k] + (own(o) + bytes of inputs) r[o, k] <= budget
+
+Every schedule whose first runs follow the graph's order satisfies these rows, whatever the cuts and
+the bursts, so the optimum is a lower bound on its extra time.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +37,10 @@ from solvers.symmetry import aggregate, alike, ranks
 SLACK = 1e-7  # widens the memory rows, so that rounding never cuts off a schedule that fits
 
 LEAST_CHECKS = 8
+
+
+Burst = tuple[int, int]
+"""An op, and the cut in whose window it may run again."""
 
 
 @dataclass(frozen=True)
@@ -87,35 +97,45 @@ def solve_master(
     budget: int,
     cuts: Sequence[int],
     *,
+    bursts: Collection[Burst] = (),
     tiny: frozenset[int] = frozenset(),
     relax: bool = False,
     gap: float = 0.0,
     seconds: float = math.inf,
     work: int | None = None,
+    dive: bool = True,
     seed: int = 0,
     shared: bool = False,
     pinned: frozenset[int] = frozenset(),
 ) -> MasterResult:
     """Solve the master; values in ``tiny`` count as always held and weightless.
 
-    ``work`` limits an integer search: the checks it may make times the entries of its matrix.
-    With ``relax`` the bound is that of the linear relaxation and the plan its rounding. If it is
-    ``shared``, too, ops that look alike share their columns, and of many equal layers the first
-    are those that recompute. Values ``pinned`` are held at every cut, which makes the bound one on
-    plans that do so.
+    ``work`` limits an integer search: the checks it may make times the entries of its matrix;
+    ``dive`` is ``minimize``'s. With ``relax`` the bound is that of the linear relaxation and the
+    plan its rounding. If it is ``shared``, too, ops that look alike share their columns, and of
+    many equal layers the first are those that recompute. Values ``pinned`` are held at every cut,
+    which makes the bound one on plans that do so.
     """
     master = _Master(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):
         return MasterResult(None, math.inf)
-    model = master.model(budget)
+    model = master.model(budget, bursts)
     if shared:
         assert relax, "an average over layers is no integer"
         return _solve_shared(master, model, seconds=seconds, seed=seed)
     checks = None if work is None else max(LEAST_CHECKS, work // len(model.index))
     result = minimize(
-        model, relax=relax, gap=gap / master.unit, seconds=seconds, checks=checks, seed=seed
+        model,
+        relax=relax,
+        gap=gap / master.unit,
+        seconds=seconds,
+        checks=checks,
+        dive=dive,
+        seed=seed,
     )
-    plan = None if result.x is None else master.plan(result.x)
+    plan = None
+    if result.x is not None:
+        plan = master.plan(result.x) if relax else master.exact_plan(result.x)
     return MasterResult(plan, max(0.0, result.bound * (1 - 1e-6)) * master.unit)
 
 
@@ -149,7 +169,7 @@ class _Master:
         """Return the bytes left at a cut for values made before it."""
         return int(budget * (1 + SLACK)) - self.problem.own(frame.t)
 
-    def model(self, budget: int) -> Model:
+    def model(self, budget: int, bursts: Collection[Burst] = ()) -> Model:
         """Build the model."""
         model = Model()
         for k, frame in enumerate(self.frames):
@@ -161,7 +181,16 @@ class _Master:
             self._memory(model, frame, k, budget)
         for k in range(len(self.frames) - 1):
             self._ever(model, k)
+        for k, frame in enumerate(self.frames):
+            ops = sorted({op for op, t in bursts if t == frame.t and op in self.redone[k]})
+            if ops:
+                self._burst(model, k, ops, budget)
         return model
+
+    def exact_plan(self, x: NDArray[np.float64]) -> Plan:
+        """Read the held values off an integer point."""
+        keep = tuple(frozenset(v for v, c in held.items() if x[c] > 0.5) for held in self.held)
+        return Plan(tuple(f.t for f in self.frames), keep)
 
     def plan(self, x: NDArray[np.float64], thresholds: Sequence[float] | None = None) -> Plan:
         """Read the held values off a point.
@@ -266,3 +295,37 @@ class _Master:
         weights = {c: self.problem.sizes[v] / unit for v, c in self.held[k].items()}
         heavy = {c: w for c, w in weights.items() if w > 1e-9}
         model.row(list(heavy), list(heavy.values()), high=space / unit)
+
+    def _burst(self, model: Model, k: int, ops: Sequence[int], budget: int) -> None:
+        p, through = self.problem, self._through(model, k)
+        space = int(budget * (1 + SLACK)) - p.resident_bytes
+        unit = float(max(space, 1))
+        for op in ops:
+            own = p.own(op) - p.resident_bytes + sum(p.sizes[v] for v in p.inputs[op])
+            others = through.keys() - {*p.inputs[op], *p.outputs[op]}
+            weights = {through[v]: p.sizes[v] / unit for v in sorted(others) if p.sizes[v]}
+            weights[self.redone[k][op]] = own / unit
+            model.row(list(weights), list(weights.values()), high=space / unit)
+
+    def _through(self, model: Model, k: int) -> dict[int, int]:
+        """Add ``z[v, k]`` and return its column for each ``v``.
+
+        The cut's own op, too, may run again in its window; only here does that matter.
+        """
+        p, t = self.problem, self.frames[k].t
+        runs = dict(self.redone[k])
+        if p.recomputable[t]:
+            runs[t] = model.column(p.seconds[t] / self.unit)
+        last = k + 1 == len(self.frames)
+        found: dict[int, int] = {}
+        for v in p.ends if last else self.held[k + 1]:
+            if p.maker[v] > t:
+                continue
+            found[v] = model.column(0.0)
+            columns, signs = [found[v]], [1.0]
+            if (again := runs.get(p.maker[v])) is not None:
+                columns, signs = [*columns, again], [*signs, 1.0]
+            if not last:
+                columns, signs = [*columns, self.held[k + 1][v]], [*signs, -1.0]
+            model.row(columns, signs, low=float(last))
+        return found

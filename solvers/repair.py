@@ -21,7 +21,7 @@ DEEPEST = 100
 
 
 class _Stuck(Exception):
-    """What must be live at once exceeds the budget, or the order grows beyond its limit."""
+    """What must be live at once exceeds the budget, or the order grows beyond its limits."""
 
 
 def fit(
@@ -30,11 +30,13 @@ def fit(
     budget: int,
     *,
     patience: float = 0.0,
+    most_seconds: float = math.inf,
     deadline: float = math.inf,
 ) -> list[int] | None:
     """Return an order that fits the budget, close to the given one; ``None`` if none was found.
 
     Evicts by seconds per byte, divided by the wait until the next read to the power ``patience``.
+    Gives up when repeated runs have taken ``most_seconds``.
 
     >>> from graphs import Graph, Op, Value
     >>> from solvers.problem import flatten
@@ -44,7 +46,7 @@ def fit(
     >>> fit(flatten(g), range(5), 3)
     [0, 1, 2, 3, 4]
     """
-    run = _Run(problem, order, budget, patience)
+    run = _Run(problem, order, budget, patience, most_seconds)
     try:
         for position, op in enumerate(order):
             if position % 256 == 0 and time.monotonic() > deadline:
@@ -60,9 +62,14 @@ class _Run:
     """The state of one run: what is live, what is pinned, what was done."""
 
     def __init__(
-        self, problem: Problem, order: Sequence[int], budget: int, patience: float
+        self,
+        problem: Problem,
+        order: Sequence[int],
+        budget: int,
+        patience: float,
+        seconds_left: float,
     ) -> None:
-        self.p, self.patience = problem, patience
+        self.p, self.patience, self.seconds_left = problem, patience, seconds_left
         self.max_steps = 3 * len(order) + 50_000
         self.space = budget - problem.resident_bytes
         self.live: set[int] = set()
@@ -173,9 +180,11 @@ class _Run:
         for v in fresh:
             self._push(v)
         self.used += made
+        if op in self.seen:
+            self.seconds_left -= p.seconds[op]
         self.seen.add(op)
         self.done.append(op)
-        if len(self.done) > self.max_steps:
+        if len(self.done) > self.max_steps or self.seconds_left < 0:
             raise _Stuck
 
     def _make_room(self, needed: int) -> None:

@@ -14,6 +14,9 @@ from solvers.problem import Problem, held_bytes
 from solvers.prune import prune
 from solvers.repair import PATIENCES, fit
 
+LAVISH = 3.0
+"""Pruning seldom saves more than this factor of what a repair spends."""
+
 
 class Search:
     """The state of one solve; times are in excess of running every op once.
@@ -36,13 +39,22 @@ class Search:
         return (self.extra - self.bound) / self.base
 
     def offer(self, order: Sequence[int]) -> None:
-        """Take an order that may overshoot: repair it, prune it, keep it if it is the best."""
+        """Take an order that may overshoot: repair it, prune it, keep it if it is the best.
+
+        A repair that costs many times what is known, or the step itself, is given up.
+        """
         if held_bytes(self.problem, order).max(initial=0) <= self.budget:
             self._keep(order)
             return
+        most = LAVISH * min(self.extra, self.base)
         for patience in PATIENCES:
             fitted = fit(
-                self.problem, order, self.budget, patience=patience, deadline=self.deadline
+                self.problem,
+                order,
+                self.budget,
+                patience=patience,
+                most_seconds=most,
+                deadline=self.deadline,
             )
             if fitted is not None:
                 self._keep(fitted)

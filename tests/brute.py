@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from graphs import Graph
@@ -72,3 +72,34 @@ def _moves(
             live, last = state.live | outputs, i if passes else -1
             after = (state.frontier + 1, -1, 1) if first else (state.frontier, last, passed)
             yield op.seconds, _State(live, *after)
+
+
+def brute_any_order(graph: Graph, budget_bytes: int, before: Sequence[int]) -> float:
+    """Return the least seconds in any order; op ``o`` first runs after those of ``before[o]``.
+
+    ``before`` are sets of ops as bits.
+    """
+    assert len(graph.ops) <= 8, "brute force is for small graphs"
+    goal, everything = _mask(graph.outputs - graph.resident), (1 << len(graph.ops)) - 1
+    best, queue = {(0, 0): 0.0}, [(0.0, 0, 0)]
+    while queue:
+        seconds, done, live = heapq.heappop(queue)
+        if seconds > best[done, live]:
+            continue
+        if done == everything and live & goal == goal:
+            return seconds
+        after = [(0.0, done, live & ~(1 << v)) for v in range(len(graph.values)) if live >> v & 1]
+        held = graph.resident_bytes + _bytes(graph, live)
+        for i, op in enumerate(graph.ops):
+            inputs, outputs = (
+                _mask(frozenset(found) - graph.resident) for found in (op.inputs, op.outputs)
+            )
+            allowed = op.recomputable if done >> i & 1 else not before[i] & ~done
+            fits = held + _bytes(graph, outputs) + op.workspace_bytes <= budget_bytes
+            if allowed and fits and live & inputs == inputs:
+                after.append((op.seconds, done | 1 << i, live | outputs))
+        for cost, *state in after:
+            if seconds + cost < best.get((state[0], state[1]), math.inf):
+                best[state[0], state[1]] = seconds + cost
+                heapq.heappush(queue, (seconds + cost, state[0], state[1]))
+    return math.inf

@@ -109,7 +109,7 @@ def plan_step(
     is within the gap of ``bound_seconds``, for all of it with weights gathered once, in which case
     nothing is fetched ahead; then for all of it, and for as much less as turns out to be lacking.
     """
-    limits = limits or Limits()
+    limits = replace(limits or Limits(), reorder=False)  # units run one after another
     deadline, found = time.monotonic() + limits.seconds, list[Planned]()
 
     def ask(graph: Graph, target: int) -> Planned | None:

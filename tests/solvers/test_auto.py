@@ -14,8 +14,9 @@ from solvers import (
     minimum_budget,
     solve,
 )
-from solvers.auto import BASELINES, run_cuts
+from solvers.auto import BASELINES
 from solvers.exact import search_states
+from solvers.lazy import run_cuts
 from solvers.polish import polish
 from solvers.problem import flatten
 from solvers.search import Search

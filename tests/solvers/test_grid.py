@@ -39,6 +39,7 @@ def test_every_answer_is_consistent(method: str, name: str, fraction: float) -> 
 @pytest.mark.parametrize(("name", "fraction"), EVERY)
 def test_no_bound_is_above_any_schedule(name: str, fraction: float) -> None:
     solved = {method: _solved(method, name, fraction) for method in sorted(SOLVERS)}
+    solved = {method: s for method, s in solved.items() if not s.reordered}
     found = [s.schedule for s in solved.values() if s.schedule]
     least = min((simulate(INSTANCES[name], s).seconds for s in found), default=float("inf"))
     for method, solution in solved.items():

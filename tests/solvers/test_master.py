@@ -1,0 +1,48 @@
+"""The master problem: whatever the cuts and bursts, its optimum is at most the true one."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from graphs import simulate, store_all
+from solvers import floor_bytes
+from solvers.exact import search_states
+from solvers.master import solve_master
+from solvers.problem import flatten
+from tests.strategies import random_graph
+
+
+@pytest.mark.parametrize("first_seed", range(0, 500, 50))
+def test_cuts_and_bursts_never_cut_off_the_optimum(first_seed: int) -> None:
+    for seed in range(first_seed, first_seed + 50):
+        graph, rng = random_graph(seed, max_ops=9), random.Random(seed)
+        problem = flatten(graph)
+        low, high = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+        budget = rng.randint(low, (low + high) // 2)
+        cuts = sorted(rng.sample(range(problem.n), rng.randint(1, problem.n)))
+        optimum = search_states(problem, budget)
+        assert optimum.finished
+        bursts = [(op, t) for t in cuts for op in range(t + 1)]
+        plain = solve_master(problem, budget, cuts).bound
+        bound = solve_master(problem, budget, cuts, bursts=bursts).bound
+        relaxed = solve_master(problem, budget, cuts, bursts=bursts, relax=True).bound
+        assert plain <= bound * (1 + 1e-5) + 1e-9, seed
+        assert relaxed <= bound * (1 + 1e-5) + 1e-9, seed
+        assert bound <= optimum.bound * (1 + 1e-9) + 1e-9 or math.isinf(optimum.bound), seed
+
+
+def test_bursts_see_what_cuts_do_not() -> None:
+    tighter = 0
+    for seed in range(100):
+        graph = random_graph(seed, max_ops=9)
+        problem, budget = flatten(graph), floor_bytes(graph)
+        cuts = range(problem.n)
+        bursts = [(op, t) for t in cuts for op in range(t + 1)]
+        plain, bound = (
+            solve_master(problem, budget, cuts, bursts=found).bound for found in ((), bursts)
+        )
+        tighter += bound > plain
+    assert tighter >= 3
