@@ -28,6 +28,8 @@ WORK = 400_000
 """What one integer master may cost: see ``solve_master``; a few seconds."""
 SMALL_WORK = 2_000_000
 """The same for a graph of at most ``LARGE`` ops, which often is solved to the end."""
+LAST_EFFORT = 4
+"""How much more the last one may cost there, once its plans overshoot nowhere."""
 FINE = 1e-4
 """The gap worth more rounds even when the caller would take a wider one, on 1,000 ops or fewer."""
 LARGE = 500
@@ -47,6 +49,7 @@ def run_cuts(search: Search, limits: Limits) -> None:
     cuts = [int(held_bytes(problem, range(problem.n)).argmax())] if problem.n else []
     again: set[Burst] = set()
     small = problem.n <= LARGE
+    work = SMALL_WORK if small else WORK
     for turn in range(ROUNDS):
         before, order = (search.bound, search.extra), None
         early = small and turn < RELAXED
@@ -61,7 +64,7 @@ def run_cuts(search: Search, limits: Limits) -> None:
                 relax=relax,
                 gap=target * search.base / 2,
                 seconds=deadline - time.monotonic(),
-                work=SMALL_WORK if small else WORK,
+                work=work,
                 dive=not small,
                 seed=limits.seed,
             )
@@ -74,14 +77,13 @@ def run_cuts(search: Search, limits: Limits) -> None:
         stalled = (search.bound, search.extra) == before and not early
         stalls = stalls + 1 if stalled else 0
         fresh, runs = _next(search, order, cuts, again)
-        done = search.gap <= limits.gap and problem.n > LARGE
-        if (
-            (not (fresh or runs) and not early)
-            or done
-            or stalls == STALLS
-            or time.monotonic() > deadline
-        ):
+        over = time.monotonic() > deadline or (search.gap <= limits.gap and not small)
+        if over or stalls == STALLS:
             return
+        if not (fresh or runs or early):
+            if not small or work > SMALL_WORK or search.gap <= limits.gap:
+                return
+            work *= LAST_EFFORT
         cuts, again = sorted({*cuts, *fresh}), again | runs
 
 

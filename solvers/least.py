@@ -17,14 +17,21 @@ from graphs import Graph, Schedule, schedule_from_order
 from solvers.base import Limits, floor_bytes
 from solvers.build import order_from_plan
 from solvers.exact import MOST_OPS, search_states
-from solvers.master import solve_master
-from solvers.overshoot import overshoots
+from solvers.lazy import LARGE
+from solvers.master import Burst, solve_master
+from solvers.overshoot import bursts, overshoots
 from solvers.problem import Problem, flatten, held_bytes
 from solvers.repair import PATIENCES, fit
 from solvers.starts import least_checkpointed
 
 ROUNDS = 2
 """How many masters are asked for a plan at a budget at which no start can be repaired."""
+INTEGER_ROUNDS = 2
+"""How many integer ones follow in the end on a graph of at most ``LARGE`` ops."""
+HALVINGS = 5
+"""How often the way from the floor to the least known is halved by those."""
+WORK = 100_000
+"""What each integer master may cost: see ``solve_master``."""
 GUIDED = 1000
 """Up to so many ops masters guide the search; above, repairing a start must do."""
 
@@ -112,6 +119,21 @@ def least_order(graph: Graph, floor: int, deadline: float = math.inf) -> list[in
             best, top = order, int(held_bytes(problem, order).max())
         else:
             low = middle
+    return _halved(problem, floor, best, deadline) if MOST_OPS < problem.n <= LARGE else best
+
+
+def _halved(problem: Problem, floor: int, best: list[int], deadline: float) -> list[int]:
+    """Return an order that may peak lower, found by integer masters between the floor and best."""
+    low, top = floor - 1, int(held_bytes(problem, best).max())
+    for _ in range(HALVINGS):
+        middle = (low + top) // 2
+        if top - low <= 1 + floor // 1000 or time.monotonic() > deadline:
+            break
+        order = guided(problem, middle, deadline, integer_rounds=INTEGER_ROUNDS)
+        if order is None:
+            low = middle
+        else:
+            best, top = order, int(held_bytes(problem, order).max())
     return best
 
 
@@ -128,13 +150,25 @@ def try_budget(
     return guided(problem, budget, deadline) if problem.n <= GUIDED else None
 
 
-def guided(problem: Problem, budget: int, deadline: float) -> list[int] | None:
-    """Return an order that fits a budget: a master's plan repaired, with more cuts each round."""
-    order = range(problem.n)
-    cuts = [int(held_bytes(problem, order).argmax())]
-    for _ in range(ROUNDS):
-        left = deadline - time.monotonic()
-        plan = solve_master(problem, budget, cuts, relax=True, seconds=left).plan
+def guided(
+    problem: Problem, budget: int, deadline: float, *, integer_rounds: int = 0
+) -> list[int] | None:
+    """Return an order that fits a budget: a master's plan repaired, with more cuts each round.
+
+    The first masters are relaxed; integer ones may follow, which see what runs again.
+    """
+    cuts, again = [int(held_bytes(problem, range(problem.n)).argmax())], set[Burst]()
+    for turn in range(ROUNDS + integer_rounds):
+        plan = solve_master(
+            problem,
+            budget,
+            cuts,
+            bursts=again,
+            relax=turn < ROUNDS,
+            seconds=deadline - time.monotonic(),
+            work=WORK,
+            dive=False,
+        ).plan
         if plan is None:
             return None
         made = order_from_plan(problem, plan)
@@ -144,4 +178,6 @@ def guided(problem: Problem, budget: int, deadline: float) -> list[int] | None:
             ) is not None:
                 return fitted
         cuts = sorted({*cuts, *overshoots(problem, made, budget, cuts)})
+        if integer_rounds:
+            again.update(bursts(problem, made, budget, cuts))
     return None
