@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.instances import OWN, Row, measure
-from graphs import read_graph, save_graph
-from solvers import Limits
+from graphs import read_graph, save_graph, simulate, store_all
+from solvers import Limits, minimum_budget, solve
+from solvers.auto import BASELINES
 from tests.strategies import chain
 
 LIMITS = Limits(seconds=5.0)
@@ -57,3 +58,18 @@ def test_our_own_instances_are_small_and_say_nothing_of_where_they_were_made(pat
 
 def test_there_are_own_instances() -> None:
     assert len(sorted(OWN.glob("*.json"))) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(OWN.glob("*.json")), ids=lambda p: p.stem)
+def test_never_dearer_than_a_baseline_nor_feasible_later(path: Path) -> None:
+    graph = read_graph(path)
+    least = minimum_budget(graph).least_bytes
+    most = simulate(graph, store_all(graph)).peak_bytes
+    budgets = [least - 1, *(least + (most - least) * i // 8 for i in (0, 1, 2, 4, 6))]
+    for budget in budgets:
+        found = solve(graph, budget).schedule
+        ours = float("inf") if found is None else simulate(graph, found).seconds
+        for name in ("blocks", *BASELINES):
+            schedule = solve(graph, budget, method=name).schedule
+            assert schedule is None or ours <= simulate(graph, schedule).seconds * (1 + 1e-9)

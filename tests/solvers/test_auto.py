@@ -66,8 +66,11 @@ def test_least_budget_is_attained_and_auto_attains_it(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("graph", SHAPES, ids=lambda g: g.name)
-def test_never_dearer_than_a_baseline(graph: Graph) -> None:
-    for budget in _budgets(graph, minimum_budget(graph).least_bytes, 3):
+def test_never_dearer_than_a_baseline_nor_feasible_later(graph: Graph) -> None:
+    least = minimum_budget(graph).least_bytes
+    for name in ("blocks", *BASELINES):
+        assert solve(graph, least - 1, method=name).schedule is None, name
+    for budget in _budgets(graph, least, 3):
         ours = _cost(graph, budget, BRIEF)
         for name in ("blocks", *BASELINES):
             schedule = solve(graph, budget, method=name).schedule
