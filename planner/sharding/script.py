@@ -153,7 +153,8 @@ def _optimizer(plan: ShardedPlan) -> str:
         return f"optimizer = plan.make_optimizer(model, lr=1e-4)  # the plan counts {name}"
     options = dict(options)
     if isinstance(made, functools.partial):
-        made, options = made.func, made.keywords | options
+        options = made.keywords | options
+        made = made.func
     words = "".join(f", {key}={value!r}" for key, value in {"lr": 1e-4, **options}.items())
     return f"optimizer = plan.make_optimizer(model, torch.optim.{made.__name__}{words})"
 
