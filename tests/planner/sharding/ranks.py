@@ -122,6 +122,21 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def four(rank: int, folder: Path) -> dict[str, Any]:
+    """Shard over four ranks, and over two groups of two."""
+    regions = capture_regions(decoder(LAYERS, dropout=0.1), batch(), device="cpu")
+    found: dict[str, Any] = {}
+    for name, (shards, replicas) in {"flat": (4, 1), "hybrid": (2, 2)}.items():
+        configuration = replace(FSDP, shard_ranks=shards, replicas=replicas)
+        plan = plan_of(regions, configuration, (True, False))
+        plain = wrap(decoder(LAYERS, dropout=0.1), configuration, plan.units)
+        planned = apply(plan, decoder(LAYERS, dropout=0.1))
+        for kind, model in (("plain", plain), ("planned", planned)):
+            optimizer = make_optimizer(configuration, model, lr=1e-3)
+            found[f"{name} {kind}"] = train(model, optimizer, rank, 3)
+    return found
+
+
 def _evaluate(model: nn.Module, inputs: torch.Tensor) -> float:
     model.eval()
     with torch.no_grad():

@@ -17,6 +17,7 @@ from tests.planner.sharding.ranks import (
     LAYERS,
     die,
     fall_silent,
+    four,
     named,
     plan_of,
     run_ranks,
@@ -29,6 +30,13 @@ STEPS = 5
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, Any]]:
     ranks = run_ranks(scenarios)
+    assert all(ranks), "a rank died"
+    return ranks  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def on_four() -> list[dict[str, Any]]:
+    ranks = run_ranks(four, world=4)
     assert all(ranks), "a rank died"
     return ranks  # type: ignore[return-value]
 
@@ -59,12 +67,22 @@ def test_planned_training_is_plain_training_bit_for_bit(
     found: list[dict[str, Any]], case: str
 ) -> None:
     for rank in found:
-        plain, planned = rank[f"{case} plain"], rank[f"{case} planned"]
-        assert plain["losses"] == planned["losses"]
-        for what in ("gradients", "last gradients", "parameters"):
-            assert plain[what].keys() == planned[what].keys() != set()
-            for name, tensor in plain[what].items():
-                assert torch.equal(tensor, planned[what][name]), f"{what} of {name}"
+        assert_identical(rank[f"{case} plain"], rank[f"{case} planned"])
+
+
+def assert_identical(plain: dict[str, Any], planned: dict[str, Any]) -> None:
+    assert plain["losses"] == planned["losses"]
+    for what in ("gradients", "last gradients", "parameters"):
+        assert plain[what].keys() == planned[what].keys() != set()
+        for name, tensor in plain[what].items():
+            assert torch.equal(tensor, planned[what][name]), f"{what} of {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["flat", "hybrid"])
+def test_four_ranks_train_as_plain_fsdp_does(case: str, on_four: list[dict[str, Any]]) -> None:
+    for rank in on_four:
+        assert_identical(rank[f"{case} plain"], rank[f"{case} planned"])
 
 
 @pytest.mark.parametrize("case", ["ddp", "zero1", "mixed"])
