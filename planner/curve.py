@@ -302,7 +302,7 @@ def curve_of(
         tell("running the usual heuristics")
         marks = rivals(graph, list(_some(found)), Limits(seconds=RIVAL_SECONDS, seed=limits.seed))
         tell("solving where a heuristic comes between two points")
-        share = replace(limits, seconds=limits.seconds / points)
+        share = replace(limits, seconds=limits.seconds / (2 * points))
         found = refined(graph, found, _between(found, marks), share)
     return Curve(graph, found, captured.signature, marks, solve_seconds=spent)
 

@@ -29,6 +29,8 @@ WORTH_STARTS = 1e-4
 WORTH_CUTS = 1e-3
 """The gap above which lines are drawn at other cuts than where plain training holds most."""
 OTHER_CUTS = 3
+SHARE = 0.5
+"""The points' part of the seconds."""
 STEEPNESS = 1.5
 """How much closer together budgets are at the least than at the most; 1 is even."""
 
@@ -74,8 +76,9 @@ class Frontier:
 def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Frontier:
     """Solve at budgets from the least known to work to what plain training needs.
 
-    ``limits.seconds`` are shared evenly; what earlier points leave over is not used, so that a
-    hard point does not depend on how fast the easy ones were.
+    Half of ``limits.seconds`` is for the points, an equal part for each; the rest is for what they
+    learn from each other. What earlier points leave over is not used, so that a hard point does not
+    depend on how fast the easy ones were.
 
     Raises:
         ValueError: fewer than two points.
@@ -93,7 +96,7 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     if points < 2:
         raise ValueError(f"{points} points make no curve: ask for 2 or more")
     limits = limits or Limits()
-    share = replace(limits, seconds=limits.seconds / points)
+    share = replace(limits, seconds=SHARE * limits.seconds / points)
     least = minimum_budget(graph, limits=share)
     budgets = spaced(least.least_bytes, simulate(graph, store_all(graph)).peak_bytes, points)
     found = [_solved(graph, b, least.schedule, share) for b in budgets]
