@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -167,24 +167,29 @@ def show(plan_path: Path, *, as_json: bool, export: Path | None) -> None:
     help="fsdp2 (a script), deepspeed, accelerate; or html, svg, txt, json.",
 )
 @_output("--output", "Write it here; by default beside PLAN.")
-def export(plan_path: Path, name: str, output: Path | None) -> None:
+@JSON
+def export(plan_path: Path, name: str, output: Path | None, *, as_json: bool) -> None:
     """Write PLAN for another program, and say what that one cannot do."""
-    with _answering(as_json=False):
+    with _answering(as_json=as_json):
         plan = load(plan_path)
         target = output or plan_path.with_name(LAUNCHERS.get(name, f"{plan_path.stem}.{name}"))
         if output is None and target.exists():
             raise BadSpec(f"{target} exists; say where to write with --output")
         notes = _write(plan, plan_path, target, name)
-    click.echo(f"wrote {target}{notes}")
+    answer = {"written": str(target), "notes": list(notes)}
+    click.echo(_dump(answer) if as_json else f"wrote {target}{_listed(notes)}")
 
 
 @cli.command()
 @PLAN
-def explain(plan_path: Path) -> None:
+@JSON
+def explain(plan_path: Path, *, as_json: bool) -> None:
     """Say why PLAN is what it is: every alternative, and why it was rejected."""
-    with _answering(as_json=False):
+    with _answering(as_json=as_json):
         plan = load(plan_path)
-    click.echo(str(plan) if isinstance(plan, Plan) else plan.explain())
+    if as_json or isinstance(plan, Plan):
+        _show(plan, as_json=as_json)
+    click.echo(plan.explain())
     sys.exit(FITS if plan.fits else DOES_NOT_FIT)
 
 
@@ -341,15 +346,20 @@ def _arguments(
     }
 
 
-def _write(plan: Plan | ShardedPlan, source: Path, path: Path, format: str | None = None) -> str:
+def _write(
+    plan: Plan | ShardedPlan, source: Path, path: Path, format: str | None = None
+) -> Sequence[str]:
     """Write a plan as asked, or as the suffix says; return what the format cannot express."""
     if isinstance(plan, ShardedPlan):
-        notes = export_sharded(plan, path, format, plan_path=source)
-        return "".join(f"\n{wrap(note, '  - ', '    ')}" for note in notes)
+        return export_sharded(plan, path, format, plan_path=source)
     if format in LAUNCHERS:
         raise BadSpec(f"{format} starts several ranks, and {source} is a plan for one device")
     plan.export(path, format)
-    return ""
+    return ()
+
+
+def _listed(notes: Sequence[str]) -> str:
+    return "".join(f"\n{wrap(note, '  - ', '    ')}" for note in notes)
 
 
 def _show(plan: Plan | ShardedPlan, *, as_json: bool) -> NoReturn:

@@ -322,6 +322,8 @@ def test_the_command_writes_and_warns(tmp_path: Path) -> None:
     again = run("export", tmp_path / "plan.json", "--format", "accelerate")
     assert again.exit_code == 2
     assert "exists; say where to write with --output" in again.stderr
+    answer = run("export", tmp_path / "plan.json", "--format", "txt", "--json")
+    assert json.loads(answer.stdout)["written"] == str(tmp_path / "plan.txt")
     other = tmp_path / "other.yaml"
     assert (
         run("export", tmp_path / "plan.json", "--format", "accelerate", "--output", other).exit_code

@@ -187,6 +187,8 @@ def test_stages_are_named() -> None:
 def test_the_command_line_explains_and_shows(plan: ShardedPlan, file: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     assert run(cli, ["explain", str(file)]).output.strip() == plan.explain().strip()
+    reasons = json.loads(run(cli, ["explain", str(file), "--json"]).output)["alternatives"]
+    assert len(reasons) == len(plan.alternatives)
     shown = run(cli, ["show", str(file), "--json", "--export", str(tmp_path / "page.html")])
     answers = json.loads(shown.output)
     assert answers["stage"] == plan.stage
