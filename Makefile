@@ -33,6 +33,9 @@ bench: setup  ## every benchmark; each adds a CSV to benchmarks/results
 	$(BIN)/python -m benchmarks.claim
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.instances benchmarks/instances/*.json
+	$(BIN)/python -m benchmarks.joint
+	$(BIN)/python -m benchmarks.sharding
 
 setup: $(STAMP)
 

@@ -69,7 +69,7 @@ def main() -> None:
     table = Table("rank", "losses equal", "predicted, MB", "measured, MB", "budget, MB")
     for r, (a, b) in enumerate(zip(alone, planned, strict=True)):
         same = "yes" if a.losses == b.losses else "NO"
-        numbers = (plan.peak_bytes, b.peak_bytes, budget)
+        numbers = (plan.peak_bytes - plan.reserve_bytes, b.peak_bytes, budget)
         table.add_row(str(r), same, *(f"{n / 1e6:,.2f}" for n in numbers))
     console.print(table)
     losses = all(a.losses == b.losses for a, b in zip(alone, planned, strict=True))

@@ -21,6 +21,7 @@ from planner.sharding.rules import (
     GLOO_COPIES,
     Group,
     Seconds,
+    gloo_reserve_bytes,
     group_of,
     optimizer_of,
     optimizer_seconds,
@@ -204,6 +205,10 @@ class _Builder:
         if not self.sharded:
             size = sum(group.reduced for group in self.groups.values())
             self.value("gradient buckets", size, Kind.GRADIENT)
+        elif self.cluster.device.name == "cpu":
+            units = [group for i, group in self.groups.items() if i != ROOT]
+            late = gloo_reserve_bytes(units, self.groups[ROOT])
+            self.value("late releases of gloo", late, Kind.RESERVE)
 
     def _parameters(self, i: int) -> None:
         group = self.groups[i]

@@ -91,6 +91,12 @@ class ShardedPlan:
         return self.step.peak_bytes
 
     @property
+    def reserve_bytes(self) -> int:
+        """The part of the peak that is set aside for the device and for late releases."""
+        values = self.step.graph.values
+        return sum(v.size_bytes for v in values if v.kind is Kind.RESERVE)
+
+    @property
     def fits(self) -> bool:
         """Whether the peak is within the budget."""
         return self.step.fits

@@ -10,7 +10,6 @@ from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
-from graphs import Kind
 from planner.report import binding_text, memory_table, recomputation, summary, table, wrap
 from planner.sharding.plan import Alternative, ShardedPlan
 from planner.sharding.pricing import Spent, spent
@@ -166,11 +165,10 @@ def notes(plan: ShardedPlan) -> Iterator[str]:
         yield f"host memory: {format_both(plan.host_bytes)} on each node, for what is offloaded"
     else:
         yield "host memory: nothing is offloaded"
-    reserve = sum(v.size_bytes for v in plan.step.graph.values if v.kind is Kind.RESERVE)
-    yield (
-        f"reserve: {format_bytes(reserve)} a device for its context is counted; the buffers of the "
-        "communication library are not (NCCL: up to 1.5 GB)"
-    )
+    gloo = plan.cluster.device.name == "cpu"
+    what = "what gloo's threads let go of late" if gloo else "its context"
+    missing = "" if gloo else "; the buffers of NCCL, up to 1.5 GB, are not"
+    yield f"reserve: {format_bytes(plan.reserve_bytes)} a rank for {what} is counted{missing}"
     free = plan.budget_bytes - plan.peak_bytes
     yield (
         f"fragmentation: not counted; an accelerator's allocator may lose 5-20% to it, and "

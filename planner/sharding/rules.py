@@ -29,9 +29,7 @@ HOST_BYTES_PER_SECOND = 20e9
 (eight channels of DDR4 or DDR5 move 200 GB/s and more, for eight ranks)."""
 
 GLOO_COPIES = 1
-"""How many further copies of the flat buffer are held while gloo gathers or reduces: measured.
-
-On an overloaded machine gloo was seen to hold two more now and then; they are not counted. NCCL
+"""How many further copies of the flat buffer are held while gloo gathers or reduces: measured. NCCL
 works in buffers of its own: the device's reserve."""
 
 
@@ -75,6 +73,16 @@ def group_of(
         reduced=up(reduced),
         gradient_shard=up(reduced // ranks),
     )
+
+
+def gloo_reserve_bytes(units: Sequence[Group], root: Group) -> int:
+    """Return what gloo's threads may hold longer than torch does: measured, now and then.
+
+    A step was seen to hold two flat buffers of units more than usual, or one and the root's. When
+    is up to the threads, so it is a reserve: within the budget, but not expected.
+    """
+    flats = sorted([*(max(g.flat for g in units),) * 2, root.flat]) if units else [root.flat]
+    return sum(flats[-2:])
 
 
 def _round_up(granularity: int, size: int) -> int:

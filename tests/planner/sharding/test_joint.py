@@ -136,10 +136,10 @@ def test_what_fits_nowhere_says_how_many_devices_would_do() -> None:
     model, inputs = build()
     options = {"inputs": inputs, "device": "cpu", "global_batch": 2, "offload": False}
     with pytest.raises(InfeasibleBudget, match=r"Next: \d+ such devices would do") as caught:
-        fit_sharded(model, "1.2MB", world_size=2, **options)
+        fit_sharded(model, "1.3MB", world_size=2, **options)
     words = str(caught.value).split()
     ranks = int(words[words.index("such") - 1])
-    assert fit_sharded(model, "1.2MB", world_size=ranks, **options | {"global_batch": ranks}).fits
+    assert fit_sharded(model, "1.3MB", world_size=ranks, **options | {"global_batch": ranks}).fits
 
 
 def test_what_no_number_of_devices_can_hold_is_said() -> None:
