@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from graphs.aot import Joint, module_of, source_of
+from graphs.costs import tensors_in
 from graphs.graph import Graph, Kind, Op, Phase, Value
 from graphs.inplace import Overwrite, Readers
-from graphs.kernels import is_random, is_view, target_name, tensors
+from graphs.kernels import is_random, is_view, target_name
 from graphs.mutations import once_only, update_points
 from graphs.normal import first_backward
 from graphs.optimizer import OptimizerStep
@@ -95,7 +96,7 @@ class _Builder:
         """
         found: list[int] = []
         fresh: list[int] = []
-        for tensor in tensors(node.meta.get("val")):
+        for tensor in tensors_in(node.meta.get("val")):
             storage = tensor.untyped_storage()
             if storage._cdata not in self.storage:
                 true = sizes[len(fresh)] if len(fresh) < len(sizes) else 0
@@ -129,7 +130,7 @@ def assemble(
     ``accumulate`` counts gradients of earlier micro-batches as resident. ``eager`` keeps kernels
     apart that a plan would run one into the storage of the other.
     """
-    readers = None if eager else Readers(joint.graph, is_view)
+    readers = None if eager else Readers(joint.graph)
     builder = _Builder(joint, price, granularity_bytes, readers)
     _add_resident(builder)
     kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
@@ -200,7 +201,7 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
     fresh = set(made)
     scratch = price.workspace_bytes
     if is_random(node) and recomputable:
-        device = next(iter(tensors(node.meta["val"]))).device.type
+        device = next(iter(tensors_in(node.meta["val"]))).device.type
         size = RNG_STATE_BYTES.get(device, 5056)
         scratch += size  # run again, the op sets the present state aside
         state = b.add_value(f"{node.name}.rng", size, Kind.ACTIVATION)

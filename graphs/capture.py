@@ -18,9 +18,8 @@ from graphs.aot import Joint, trace
 from graphs.assemble import Lowered, Lowering, Price, Role, assemble
 from graphs.cache import default_cache
 from graphs.calls import Call, new_storage_bytes
-from graphs.costs import op_cost, roofline_seconds
+from graphs.costs import op_cost, roofline_seconds, tensors_in
 from graphs.graph import Graph, Kind, Phase
-from graphs.kernels import tensors
 from graphs.local import local_device
 from graphs.measure import Memory, measure_memory, measure_seconds
 from graphs.normal import normalized, with_layout_of
@@ -234,5 +233,5 @@ def _copy_price(node: fx.Node, device: devices.Device) -> Price:
     """Price what is not an operator: a copy into a layout moves its bytes twice, getitem none."""
     moved = 0
     if node.target is with_layout_of:
-        moved = 2 * sum(t.untyped_storage().nbytes() for t in tensors(node.meta["val"]))
+        moved = 2 * sum(t.untyped_storage().nbytes() for t in tensors_in(node.meta["val"]))
     return Price(moved / device.bytes_per_second(), 0, moved, 0)

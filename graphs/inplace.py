@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from graphs.kernels import is_view, storages
+
 aten = torch.ops.aten
 
 # Not pointwise, but on a CPU each row is read whole before it is written (tested for equality).
@@ -68,14 +70,14 @@ def out_variant(target: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, s
 class Readers:
     """Who reads each storage, views looked through."""
 
-    def __init__(self, graph: fx.Graph, is_view: Callable[[fx.Node], bool]) -> None:
+    def __init__(self, graph: fx.Graph) -> None:
         self._readers: defaultdict[int, set[fx.Node]] = defaultdict(set)
         for node in graph.nodes:
             if node.op in ("call_function", "output") and not (
                 node.op == "call_function" and is_view(node)
             ):
                 for operand in node.all_input_nodes:
-                    for storage in _storages(operand):
+                    for storage in storages(operand):
                         self._readers[storage].add(node)
 
     def overwrite(self, node: fx.Node) -> Overwrite | None:
@@ -105,7 +107,7 @@ class Readers:
         whole = storage.nbytes() == old.numel() * old.element_size() > 0
         alone = self._readers[storage._cdata] == {node}
         others = [n for n in node.all_input_nodes if n is not operand]
-        apart = all(storage._cdata not in _storages(n) for n in others)
+        apart = all(storage._cdata not in storages(n) for n in others)
         return same and whole and alone and apart
 
 
@@ -130,9 +132,3 @@ def _index_by_index(node: fx.Node) -> bool:
 def _direct(node: fx.Node) -> Iterable[fx.Node]:
     """Yield the operands that are arguments of their own, not elements of a list."""
     return (a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node))
-
-
-def _storages(node: fx.Node) -> set[int]:
-    value = node.meta.get("val")
-    parts = value if isinstance(value, tuple | list) else (value,)
-    return {t.untyped_storage()._cdata for t in parts if isinstance(t, Tensor)}

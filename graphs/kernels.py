@@ -6,21 +6,13 @@ Knows torch.fx nodes, one at a time. Knows nothing of storages' sizes, of costs 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
 
 import torch
-from torch import Tensor, fx
+from torch import fx
+
+from graphs.costs import tensors_in
 
 RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
-
-
-def tensors(value: object) -> Iterable[Tensor]:
-    """Yield the tensors of a node's ``meta["val"]``."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors(part)
 
 
 def target_name(node: fx.Node) -> str:
@@ -30,14 +22,17 @@ def target_name(node: fx.Node) -> str:
     return str(target) if named else node._pretty_print_target(target)
 
 
+def storages(node: fx.Node) -> set[int]:
+    """Return the addresses of the storages that a node's tensors live in."""
+    return {t.untyped_storage()._cdata for t in tensors_in(node.meta.get("val"))}
+
+
 def is_view(node: fx.Node) -> bool:
     """Tell a node that only renames storages from a kernel."""
     if node.target is operator.getitem:
         return True
-    mine = {t.untyped_storage()._cdata for t in tensors(node.meta.get("val"))}
-    theirs = {
-        t.untyped_storage()._cdata for n in node.all_input_nodes for t in tensors(n.meta.get("val"))
-    }
+    mine = storages(node)
+    theirs = set[int]().union(*map(storages, node.all_input_nodes))
     return bool(mine) and mine <= theirs
 
 

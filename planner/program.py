@@ -20,7 +20,8 @@ from torch.fx.graph import _BoxedCodeGen
 from graphs import Action, Graph, Schedule
 from graphs.aot import Joint
 from graphs.assemble import Lowered, Lowering, Role
-from graphs.kernels import RECURRENT, is_functional_batch_norm, is_random, is_view, tensors
+from graphs.costs import tensors_in
+from graphs.kernels import RECURRENT, is_functional_batch_norm, is_random, is_view
 from planner.errors import InvalidPlan, PlanMismatch
 
 _WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
@@ -203,7 +204,7 @@ def is_view_call(node: fx.Node) -> bool:
 
 
 def _device(node: fx.Node) -> torch.device:
-    return next(iter(tensors(node.meta["val"]))).device
+    return next(iter(tensors_in(node.meta["val"]))).device
 
 
 def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) -> Program:
