@@ -120,9 +120,6 @@ def named_optimizer(name: str) -> tuple[Callable[..., Optimizer], dict[str, Any]
     return classes[base], _KERNELS[kernel]
 
 
-_named = named_optimizer  # the name by which planner.trial still imports it
-
-
 @contextmanager
 def _foreach_on_fakes() -> Iterator[None]:
     """Let torch choose foreach kernels as it would for the real parameters of that device."""

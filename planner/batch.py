@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from graphs import Graph, Phase, simulate, store_all
 from graphs.affine import on_the_line, same_shape
-from planner.errors import BadBudget
-from planner.fit import DEFAULT_LIMITS, capture_step, find_device, optimizer_name, plan_graph
+from planner.errors import BadBudget, CaptureError
+from planner.fit import (
+    DEFAULT_LIMITS,
+    capture_step,
+    find_device,
+    optimizer_name,
+    plan_from_solution,
+    plan_graph,
+)
 from planner.plan import Plan
 from planner.progress import Progress, silent
 from planner.report import wrap
@@ -133,8 +140,6 @@ def max_batch(
             optimizer=optimizer,
             device=hardware.name,
             costs=costs,
-            accumulate=False,
-            progress=None,
         )
 
     search = _Batches(capture, budget_bytes, allowed, limits, tell)
@@ -142,15 +147,17 @@ def max_batch(
     batch = search.largest(search.fits)
     if not batch:
         raise _refused(search, max_overhead)
+    plan = plan_from_solution(
+        search.captured[batch],
+        budget_bytes,
+        search.solve(search.graph(batch)),
+        device=hardware.name,
+        optimizer=optimizer_name(optimizer),
+        costs=costs,
+    )
     return MaxBatch(
         batch=batch,
-        plan=replace(
-            search.plan(batch),
-            device=hardware.name,
-            optimizer=optimizer_name(optimizer),
-            costs=costs,
-            loss=loss,
-        ),
+        plan=replace(plan, loss=loss),
         plain_batch=search.largest(search.fits_plain),
         bound_batch=search.largest(search.is_possible),
         max_overhead=search.allowed_seconds(search.graph(batch)) / search.graph(batch).seconds,
@@ -282,22 +289,6 @@ class _Batches:
                 limit = middle
         return max(best, low + 1)
 
-    def plan(self, batch: int) -> Plan:
-        """Return the plan found for a batch that fits."""
-        captured = self.captured[batch]
-        solution = self.solve(captured.graph)
-        assert solution.schedule is not None, "this batch fits"
-        return Plan(
-            graph=captured.graph,
-            schedule=solution.schedule,
-            budget_bytes=self.budget_bytes,
-            status=solution.status,
-            bound_seconds=solution.bound_seconds,
-            method="auto",
-            signature=captured.signature,
-            message=solution.message,
-        )
-
 
 def rebatched(example: Any) -> Callable[[int], Any]:
     """Return a function of the batch size that makes inputs like an example, on meta.
@@ -311,20 +302,23 @@ def rebatched(example: Any) -> Callable[[int], Any]:
     >>> [x.shape for x in rebatched((torch.zeros(8, 3), torch.zeros(5)))(2)]
     [torch.Size([2, 3]), torch.Size([5])]
     """
-    import torch
-    from torch.utils._pytree import tree_leaves, tree_map
+    from torch import Tensor
+    from torch.utils._pytree import tree_map
 
-    shapes = [x.shape for x in tree_leaves(example) if isinstance(x, torch.Tensor) and x.dim()]
-    if not shapes:
-        raise BadBudget("the example inputs hold no batch: pass inputs= a function of its size")
-    length = shapes[0][0]
+    from planner.sharding.batch import samples_in, with_samples
 
-    def resized(x: Any, batch: int) -> Any:
-        if not isinstance(x, torch.Tensor) or not x.dim() or len(x) != length:
-            return x
-        return torch.empty(batch, *x.shape[1:], dtype=x.dtype, device="meta")
+    try:
+        samples = samples_in(example)
+    except CaptureError as error:
+        message = "the example inputs hold no batch: pass inputs= a function of its size"
+        raise BadBudget(message) from error
 
-    return lambda batch: tree_map(lambda x: resized(x, batch), example)
+    def bare(x: Any) -> Any:
+        batched = isinstance(x, Tensor) and x.dim() and len(x) == samples
+        return x.detach().to("meta") if batched else x
+
+    on_meta = tree_map(bare, example)
+    return lambda batch: with_samples(on_meta, samples, batch)
 
 
 def parse_overhead(text: str | float) -> float | None:

@@ -269,17 +269,13 @@ def pareto(
     )
     spent = time.perf_counter() - start
     found = curve_of(captured, points, limits=limits, heuristics=heuristics, progress=progress)
-    return Curve(
-        found.graph,
-        found.frontier,
-        found.signature,
-        found.rivals,
-        hardware.name,
-        optimizer_name(optimizer),
-        costs,
-        loss,
-        spent,
-        found.solve_seconds,
+    return replace(
+        found,
+        device=hardware.name,
+        optimizer=optimizer_name(optimizer),
+        costs=costs,
+        loss=loss,
+        capture_seconds=spent,
     )
 
 

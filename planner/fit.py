@@ -20,7 +20,7 @@ from planner.errors import (
 from planner.plan import Plan
 from planner.progress import Progress, silent
 from planner.units import format_both, parse_budget
-from solvers import SOLVERS, Limits, minimum_budget, solve
+from solvers import SOLVERS, Limits, Solution, minimum_budget, solve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -282,8 +282,32 @@ def plan_graph(
         tell("looking for the least budget that works")
         least = minimum_budget(graph, limits=limits)
         raise infeasible(graph, budget_bytes, least, solution.message)
+    plan = plan_from_solution(
+        captured,
+        budget_bytes,
+        solution,
+        method=method,
+        device=device,
+        optimizer=optimizer,
+        costs=costs,
+    )
+    return replace(plan, solve_seconds=time.perf_counter() - start)
+
+
+def plan_from_solution(
+    captured: Captured,
+    budget_bytes: int,
+    solution: Solution,
+    *,
+    method: str = "auto",
+    device: str = "cpu",
+    optimizer: str | None = None,
+    costs: str = "roofline",
+) -> Plan:
+    """Return the plan that a solution with a schedule is for a captured step."""
+    assert solution.schedule is not None, "there is nothing to plan with"
     return Plan(
-        graph=graph,
+        graph=captured.graph,
         schedule=solution.schedule,
         budget_bytes=budget_bytes,
         status=solution.status,
@@ -294,7 +318,6 @@ def plan_graph(
         optimizer=optimizer,
         costs=costs,
         message=solution.message,
-        solve_seconds=time.perf_counter() - start,
     )
 
 

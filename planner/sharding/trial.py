@@ -242,8 +242,3 @@ def whole(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor, gathered if it is sharded."""
     found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return found.detach().clone()
-
-
-def largest(found: Sequence[RankMeasurement]) -> RankMeasurement:
-    """Return the rank that held most."""
-    return max(found, key=lambda m: m.peak_bytes)
