@@ -149,6 +149,28 @@ def _solve_shared(master: _Master, model: Model, *, seconds: float, seed: int) -
     return MasterResult(plan, max(0.0, result.bound * (1 - 1e-6)) * master.unit)
 
 
+@dataclass(frozen=True)
+class OneCut:
+    """The relaxed master of one cut. Its last row is the memory row, the only one with the budget.
+
+    Costs are in units of ``second`` seconds, the memory row in units of ``byte`` bytes; while the
+    cut's op runs, ``own_bytes`` of the budget are not for values made before.
+    """
+
+    model: Model
+    second: float
+    byte: float
+    own_bytes: int
+
+
+def one_cut(problem: Problem, budget: int, cut: int) -> OneCut:
+    """Return the master of one cut at a budget, to be relaxed."""
+    nothing = frozenset[int]()
+    master = _Master(problem, windows(problem, [cut], nothing), nothing, nothing)
+    byte = master.byte(master.frames[0], budget)
+    return OneCut(master.model(budget), master.unit, byte, problem.own(cut))
+
+
 class _Master:
     """The columns of the master and the rows over them."""
 
@@ -168,6 +190,10 @@ class _Master:
     def space(self, frame: Window, budget: int) -> int:
         """Return the bytes left at a cut for values made before it."""
         return int(budget * (1 + SLACK)) - self.problem.own(frame.t)
+
+    def byte(self, frame: Window, budget: int) -> float:
+        """Return the bytes that count as one in a cut's memory row."""
+        return float(max(self.space(frame, budget), 1))
 
     def model(self, budget: int, bursts: Collection[Burst] = ()) -> Model:
         """Build the model."""
@@ -290,8 +316,7 @@ class _Master:
             model.row(columns, [1.0] * len(columns), low=1.0)
 
     def _memory(self, model: Model, frame: Window, k: int, budget: int) -> None:
-        space = self.space(frame, budget)
-        unit = float(max(space, 1))
+        space, unit = self.space(frame, budget), self.byte(frame, budget)
         weights = {c: self.problem.sizes[v] / unit for v, c in self.held[k].items()}
         heavy = {c: w for c, w in weights.items() if w > 1e-9}
         model.row(list(heavy), list(heavy.values()), high=space / unit)

@@ -3,16 +3,16 @@
 Relaxes the master of one cut (see ``solvers.master``) to a linear program. Only the right-hand side
 of its memory row depends on the budget B:
 
-    minimize c x   with   A x >= b,   m x <= B - own,   0 <= x <= 1
+    minimize c x   with   A x >= b,   m x <= B - own,   l <= x <= 1
 
 For any multipliers ``y >= 0``, ``z >= 0`` and every x that satisfies the rows at a budget B,
 
     c x  >=  c x - y (A x - b) - z (B - own - m x)  =  (c - y A + z m) x + y b + z own - z B
 
-and the least of the right-hand side over the box is a constant minus ``z B``: a line that no
-schedule passes below *at any budget*, whatever the multipliers are and however they were found. So
-nothing here rests on a solver's tolerance. With the optimal multipliers of a budget the line
-touches the relaxation's value there, which is convex in B.
+where l is 1 for what the cut's op reads, else 0. The least of the right-hand side over the box is a
+constant minus ``z B``: a line that no schedule passes below *at any budget*, whatever the
+multipliers are and however they were found. So nothing here rests on a solver's tolerance. With the
+optimal multipliers of a budget the line touches the relaxation's value there, which is convex in B.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from graphs import Graph
 from solvers.base import floor_bytes
-from solvers.lp import Model, minimize
-from solvers.master import Window, windows
+from solvers.lp import minimize
+from solvers.master import OneCut, one_cut
 from solvers.problem import Problem, flatten, held_bytes
 
 
@@ -62,10 +62,9 @@ def supporting_line(
     >>> [round(line.at(budget), 6) for budget in (3, 4, 5)]
     [1.0, 0.0, -1.0]
     """
-    (frame,) = windows(problem, [cut], frozenset())
-    rows = _Rows(problem, frame)
-    duals = minimize(rows.model(budget), relax=True, seconds=seconds).duals
-    return None if duals is None else rows.line(duals)
+    program = one_cut(problem, budget, cut)
+    duals = minimize(program.model, relax=True, seconds=seconds).duals
+    return None if duals is None else line_below(program, duals)
 
 
 def quick_bound(graph: Graph, budget: int) -> float:
@@ -88,47 +87,15 @@ def quick_bound(graph: Graph, budget: int) -> float:
     return graph.seconds + max(0.0, 0.0 if line is None else line.at(budget))
 
 
-class _Rows:
-    """The program of one cut; its last row is the memory row. Seconds and bytes are scaled."""
-
-    def __init__(self, problem: Problem, frame: Window) -> None:
-        self.p, self.frame, self.lp = problem, frame, Model()
-        self.second = max(problem.seconds, default=0.0) or 1.0
-        self.byte = float(max(problem.sizes, default=0) or 1)
-        self.held = {v: self.lp.column(0.0) for v in frame.relevant}
-        makers = dict.fromkeys(problem.maker[v] for v in frame.relevant)
-        self.redone = {
-            o: self.lp.column(problem.seconds[o] / self.second)
-            for o in makers
-            if problem.recomputable[o]
-        }
-
-    def model(self, budget: int) -> Model:
-        """Add the rows for a budget."""
-        for v in sorted(self.frame.need):
-            columns = [self.held[v]] if v in self.p.inputs[self.frame.t] else self._supply(v)
-            self.lp.row(columns, [1.0] * len(columns), low=1.0)
-        for op, again in self.redone.items():
-            for u in self.p.inputs[op]:
-                columns = self._supply(u)
-                self.lp.row([*columns, again], [1.0] * len(columns) + [-1.0], low=0.0)
-        weights = [self.p.sizes[v] / self.byte for v in self.held]
-        space = budget - self.p.own(self.frame.t)
-        self.lp.row(list(self.held.values()), weights, high=space / self.byte)
-        return self.lp
-
-    def _supply(self, v: int) -> list[int]:
-        again = self.redone.get(self.p.maker[v])
-        return [self.held[v]] if again is None else [self.held[v], again]
-
-    def line(self, duals: NDArray[np.float64]) -> Line:
-        """Return the bound that any multipliers prove; those of the wrong sign count as zero."""
-        y = np.maximum(duals, 0.0)
-        y[-1] = min(duals[-1], 0.0)
-        rows = np.repeat(np.arange(len(y)), np.diff(self.lp.start))
-        prices = np.array(self.lp.cost)
-        np.subtract.at(prices, np.array(self.lp.index, int), np.array(self.lp.value) * y[rows])
-        constant = np.minimum(prices, 0.0).sum() + y[:-1] @ np.array(self.lp.low[:-1])
-        slope = y[-1] / self.byte
-        constant -= slope * self.p.own(self.frame.t)
-        return Line(float(constant) * self.second, float(slope) * self.second)
+def line_below(program: OneCut, duals: NDArray[np.float64]) -> Line:
+    """Return the bound that any multipliers prove; those of the wrong sign count as zero."""
+    model = program.model
+    y = np.maximum(duals, 0.0)
+    y[-1] = min(duals[-1], 0.0)
+    rows = np.repeat(np.arange(len(y)), np.diff(model.start))
+    prices = np.array(model.cost)
+    np.subtract.at(prices, np.array(model.index, int), np.array(model.value) * y[rows])
+    least = np.minimum(prices * np.array(model.lower), prices * np.array(model.upper)).sum()
+    slope = y[-1] / program.byte
+    constant = least + y[:-1] @ np.array(model.low[:-1]) - slope * program.own_bytes
+    return Line(float(constant) * program.second, float(slope) * program.second)

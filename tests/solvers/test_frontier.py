@@ -11,8 +11,8 @@ import pytest
 from graphs import Graph, simulate, store_all
 from solvers import SOLVERS, Limits, floor_bytes, solve
 from solvers.curve import Frontier, frontier, spaced
-from solvers.master import windows
-from solvers.parametric import _Rows, supporting_line
+from solvers.master import one_cut
+from solvers.parametric import line_below, supporting_line
 from solvers.problem import flatten
 from solvers.rivals import rivals
 from tests.brute import brute
@@ -43,9 +43,8 @@ def test_any_multipliers_bound_every_budget(seed: int) -> None:
     graph = random_graph(seed, max_ops=7)
     problem, rng = flatten(graph), np.random.default_rng(seed)
     for cut in range(problem.n):
-        rows = _Rows(problem, windows(problem, [cut], frozenset())[0])
-        count = len(rows.model(floor_bytes(graph)).low)
-        line = rows.line(rng.normal(size=count))
+        program = one_cut(problem, floor_bytes(graph), cut)
+        line = line_below(program, rng.normal(size=len(program.model.low)))
         for budget in _every_budget(graph):
             extra = brute(graph, budget) - graph.seconds
             assert line.at(budget) <= extra + 1e-6, f"cut {cut}, budget {budget}"
