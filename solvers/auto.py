@@ -22,7 +22,7 @@ from solvers.exact import MOST_OPS, exact, search_states
 from solvers.freedom import freedom, may_reorder
 from solvers.lazy import LARGE, fine_target, run_cuts
 from solvers.least import least_order, proven_floor
-from solvers.master import solve_master
+from solvers.parametric import quick_bound
 from solvers.polish import polish
 from solvers.problem import flatten, held_bytes
 from solvers.rearrange import best_arrangement, overshoot
@@ -68,7 +68,7 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     before, after = _promise(graph, budget_bytes, limits.seed)
     if after > PROMISING * before or before == 0.0:
         return in_given_order(graph, budget_bytes, limits)
-    if after == 0.0 and _bound_at_peak(graph, budget_bytes) > least:
+    if after == 0.0 and quick_bound(graph, budget_bytes) - graph.seconds > least:
         return SOLVERS["reorder"](graph, budget_bytes, limits)
     given = in_given_order(graph, budget_bytes, limits)
     if given.order is not None and _extra(graph, given.order) <= least:
@@ -90,12 +90,6 @@ def _promise(graph: Graph, budget_bytes: int, seed: int) -> tuple[float, float]:
         problem, freedom(graph), budget_bytes, moves=QUICK_MOVES * problem.n, seed=seed
     )
     return before, overshoot(problem, order, budget_bytes)
-
-
-def _bound_at_peak(graph: Graph, budget_bytes: int) -> float:
-    problem = flatten(graph)
-    cut = int(held_bytes(problem, range(problem.n)).argmax())
-    return solve_master(problem, budget_bytes, [cut], relax=True).bound
 
 
 def _extra(graph: Graph, order: Sequence[int]) -> float:

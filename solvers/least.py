@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from graphs import Graph, Schedule, schedule_from_order
 from solvers.base import Limits, floor_bytes
@@ -21,7 +20,7 @@ from solvers.lazy import LARGE
 from solvers.master import Burst, solve_master
 from solvers.overshoot import bursts, overshoots
 from solvers.problem import Problem, flatten, held_bytes
-from solvers.repair import PATIENCES, fit
+from solvers.repair import PATIENCES, fit_any
 from solvers.starts import least_checkpointed
 
 ROUNDS = 2
@@ -142,11 +141,9 @@ def try_budget(
 ) -> list[int] | None:
     """Return an order that fits a budget: one of the starts repaired, or a master's plan."""
     patiences = PATIENCES if problem.n <= GUIDED else PATIENCES[:1]
-    for order, patience in product(starts, patiences):
-        if (
-            fitted := fit(problem, order, budget, patience=patience, deadline=deadline)
-        ) is not None:
-            return fitted
+    fitted = fit_any(problem, starts, budget, patiences=patiences, deadline=deadline)
+    if fitted is not None:
+        return fitted
     return guided(problem, budget, deadline) if problem.n <= GUIDED else None
 
 
@@ -172,11 +169,8 @@ def guided(
         if plan is None:
             return None
         made = order_from_plan(problem, plan)
-        for patience in PATIENCES:
-            if (
-                fitted := fit(problem, made, budget, patience=patience, deadline=deadline)
-            ) is not None:
-                return fitted
+        if (fitted := fit_any(problem, [made], budget, deadline=deadline)) is not None:
+            return fitted
         cuts = sorted({*cuts, *overshoots(problem, made, budget, cuts)})
         if integer_rounds:
             again.update(bursts(problem, made, budget, cuts))

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
+from itertools import product
 
 from solvers.problem import Problem
 
@@ -56,6 +57,22 @@ def fit(
     except _Stuck:
         return None
     return run.done
+
+
+def fit_any(
+    problem: Problem,
+    orders: Iterable[Sequence[int]],
+    budget: int,
+    *,
+    patiences: Sequence[float] = PATIENCES,
+    deadline: float = math.inf,
+) -> list[int] | None:
+    """Return the first of these orders, ranked in each of these ways, that can be made to fit."""
+    for order, patience in product(orders, patiences):
+        fitted = fit(problem, order, budget, patience=patience, deadline=deadline)
+        if fitted is not None:
+            return fitted
+    return None
 
 
 class _Run:
