@@ -53,25 +53,44 @@ def measure(path: Path, fractions: Sequence[float], limits: Limits = LIMITS) -> 
     build_seconds = time.perf_counter() - start
     most_bytes = simulate(graph, store_all(graph)).peak_bytes
     for fraction in fractions:
-        start = time.perf_counter()
-        solution = solve(graph, int(fraction * most_bytes), limits=limits)
-        solve_seconds = time.perf_counter() - start
+        row, solution = solved(
+            path.stem, graph, fraction, span_bytes=most_bytes, limits=limits,
+            build_seconds=build_seconds,
+        )  # fmt: skip
         if solution.schedule is None:
             print(f"{path.stem} at {100 * fraction:g}%: {solution.status.name}: {solution.message}")
         elif solution.reordered:
             print(f"{path.stem} at {100 * fraction:g}%: {solution.message}")
-        cost_percent, peak_bytes = _judged(graph, solution)
-        yield Row(
-            instance=path.stem,
-            ops=len(graph.ops),
-            budget_fraction=fraction,
-            status=solution.status.name,
-            cost_percent=cost_percent,
-            bound_percent=_percent(solution.bound_seconds, graph),
-            peak_fraction=peak_bytes / most_bytes,
-            build_seconds=build_seconds,
-            solve_seconds=solve_seconds,
-        )
+        yield row
+
+
+def solved(
+    name: str,
+    graph: Graph,
+    fraction: float,
+    *,
+    base_bytes: int = 0,
+    span_bytes: int,
+    build_seconds: float,
+    limits: Limits,
+) -> tuple[Row, Solution]:
+    """Solve a graph at a base and a fraction of a span above it, which peaks count in, too."""
+    start = time.perf_counter()
+    solution = solve(graph, base_bytes + int(fraction * span_bytes), limits=limits)
+    solve_seconds = time.perf_counter() - start
+    cost_percent, peak_bytes = _judged(graph, solution)
+    row = Row(
+        instance=name,
+        ops=len(graph.ops),
+        budget_fraction=fraction,
+        status=solution.status.name,
+        cost_percent=cost_percent,
+        bound_percent=_percent(solution.bound_seconds, graph),
+        peak_fraction=(peak_bytes - base_bytes) / span_bytes,
+        build_seconds=build_seconds,
+        solve_seconds=solve_seconds,
+    )
+    return row, solution
 
 
 def _judged(graph: Graph, solution: Solution) -> tuple[float, float]:

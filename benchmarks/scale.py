@@ -10,7 +10,6 @@ folder from run to run.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +20,12 @@ import numpy as np
 import torch
 import transformers as hf
 
-from benchmarks.instances import Row
+from benchmarks.instances import Row, solved
 from benchmarks.models import ZOO, Example
 from benchmarks.record import record, show
 from benchmarks.speed import llama_70b
 from graphs import Graph, Kind, Op, Phase, Value, load_graph, save_graph, simulate, store_all
-from solvers import Limits, solve
+from solvers import Limits
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 DEPTHS = (12, 24, 48, 96)
@@ -147,29 +146,16 @@ def built(name: str, build: Callable[[], Graph], folder: Path | None) -> tuple[G
     return graph, time.perf_counter() - start
 
 
-def solved(name: str, graph: Graph, build_seconds: float, seconds: float) -> Iterator[Row]:
+def measure(name: str, graph: Graph, build_seconds: float, seconds: float) -> Iterator[Row]:
     """Solve one graph at every budget."""
-    resident = graph.resident_bytes
+    resident, limits = graph.resident_bytes, Limits(seconds=seconds)
     activations = simulate(graph, store_all(graph)).peak_bytes - resident
     for fraction in FRACTIONS:
-        start = time.perf_counter()
-        found = solve(graph, resident + int(fraction * activations), limits=Limits(seconds=seconds))
-        spent = time.perf_counter() - start
-        cost, peak = math.inf, math.nan
-        if found.schedule is not None:
-            trace = simulate(graph, found.schedule)
-            cost, peak = trace.seconds, (trace.peak_bytes - resident) / activations
-        yield Row(
-            instance=name,
-            ops=len(graph.ops),
-            budget_fraction=fraction,
-            status=found.status.name,
-            cost_percent=round(100 * (cost / graph.seconds - 1), 4),
-            bound_percent=round(100 * (found.bound_seconds / graph.seconds - 1), 4),
-            peak_fraction=round(peak, 4),
-            build_seconds=round(build_seconds, 2),
-            solve_seconds=round(spent, 3),
-        )
+        row, _ = solved(
+            name, graph, fraction, base_bytes=resident, span_bytes=activations, limits=limits,
+            build_seconds=build_seconds,
+        )  # fmt: skip
+        yield row
 
 
 def growth(rows: Sequence[Row]) -> Iterator[Growth]:
@@ -193,7 +179,7 @@ def main() -> None:
     rows: list[Row] = []
     for name, build in instances().items():
         if not options.names or name in options.names:
-            rows += solved(name, *built(name, build, options.graphs), options.seconds)
+            rows += measure(name, *built(name, build, options.graphs), options.seconds)
             show(name, [row for row in rows if row.instance == name])
     print(record("scale", rows))
     if slopes := list(growth(rows)):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.scale import growth, solved, stack
+from benchmarks.scale import growth, measure, stack
 from graphs import simulate, store_all
 
 
@@ -18,7 +18,7 @@ def test_a_stack_grows_by_the_layer_and_holds_all_of_them() -> None:
 
 
 def test_rows_have_cost_above_bound_and_peak_within_budget() -> None:
-    rows = list(solved("stack-2", stack(2), 0.5, seconds=10.0))
+    rows = list(measure("stack-2", stack(2), 0.5, seconds=10.0))
     assert [row.ops for row in rows] == [36] * 7
     fitting = [row for row in rows if row.peak_fraction == row.peak_fraction]
     assert fitting
@@ -28,6 +28,6 @@ def test_rows_have_cost_above_bound_and_peak_within_budget() -> None:
 
 
 def test_growth_of_a_square_law_is_two() -> None:
-    (row,) = list(solved("gpt2-1", stack(1), 0.0, seconds=10.0))[:1]
+    (row,) = list(measure("gpt2-1", stack(1), 0.0, seconds=10.0))[:1]
     rows = [replace(row, ops=n, solve_seconds=float(n * n)) for n in (10, 20, 40)]
     assert [g.exponent for g in growth(rows)] == pytest.approx([2.0, 2.0])
