@@ -1,6 +1,5 @@
 """Plan files: the same plan back, and everything else refused with its reason."""
 
-import hashlib
 import json
 import stat
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import planner
 from graphs import Action, Schedule
 from planner import InvalidPlan
 from planner.plan import Plan
+from tests.forgery import edit
 
 
 @pytest.fixture
@@ -23,15 +23,6 @@ def file(plan: Plan, tmp_path: Path) -> Path:
     path = tmp_path / "plan.json"
     plan.save(path)
     return path
-
-
-def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the sealed part of a file and seal it again, as a careful forger would."""
-    data = json.loads(path.read_text())
-    change(data["plan"])
-    text = json.dumps(data["plan"], sort_keys=True, separators=(",", ":"))
-    data["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(json.dumps(data))
 
 
 def test_round_trip(plan: Plan, file: Path) -> None:
@@ -125,7 +116,7 @@ def test_one_changed_byte_is_noticed_or_harmless(
     ],
 )
 def test_forged_files(file: Path, change: Callable[[dict[str, Any]], None], reason: str) -> None:
-    _edit(file, change)
+    edit(file, change)
     with pytest.raises(InvalidPlan, match=reason):
         planner.load(file)
 

@@ -70,13 +70,14 @@ def plan_of(
     return ShardedPlan(plan, configuration, step.cluster, realized.units, kinds)
 
 
-def train(model: nn.Module, optimizer: Any, rank: int, steps: int) -> dict[str, Any]:
+def train(
+    model: nn.Module, optimizer: Any, steps: int, loss_of: Callable[[], torch.Tensor]
+) -> dict[str, Any]:
     """Take steps; return losses, gradients of the first and the last, and parameters."""
-    torch.manual_seed(3 + rank)
     losses, gradients = [], []
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        loss = model(batch(rank))
+        loss = loss_of()
         loss.backward()
         losses.append(loss.item())
         gradients.append(named({n: p.grad for n, p in model.named_parameters()}))
@@ -87,6 +88,12 @@ def train(model: nn.Module, optimizer: Any, rank: int, steps: int) -> dict[str, 
         "last gradients": gradients[-1],
         "parameters": named(dict(model.named_parameters())),
     }
+
+
+def train_rank(model: nn.Module, optimizer: Any, rank: int, steps: int) -> dict[str, Any]:
+    """Take steps on a rank's own batch, with its own dropout."""
+    torch.manual_seed(3 + rank)
+    return train(model, optimizer, steps, lambda: model(batch(rank)))
 
 
 def named(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -107,7 +114,7 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         planned = apply(plan, decoder(LAYERS, dropout=dropout))
         for kind, model in (("plain", plain), ("planned", planned)):
             optimizer = make_optimizer(configuration, model, lr=1e-3)
-            found[f"{name} {kind}"] = train(model, optimizer, rank, 5)
+            found[f"{name} {kind}"] = train_rank(model, optimizer, rank, 5)
         if name == "mixed":
             found["checkpoint"] = _checkpointed(plan, planned, folder)
             found["names"] = sorted(get_model_state_dict(planned))
@@ -133,7 +140,7 @@ def four(rank: int, folder: Path) -> dict[str, Any]:
         planned = apply(plan, decoder(LAYERS, dropout=0.1))
         for kind, model in (("plain", plain), ("planned", planned)):
             optimizer = make_optimizer(configuration, model, lr=1e-3)
-            found[f"{name} {kind}"] = train(model, optimizer, rank, 3)
+            found[f"{name} {kind}"] = train_rank(model, optimizer, rank, 3)
     return found
 
 

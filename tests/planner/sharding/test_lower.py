@@ -18,10 +18,10 @@ from tests.planner.sharding.ranks import (
     die,
     fall_silent,
     four,
-    named,
     plan_of,
     run_ranks,
     scenarios,
+    train,
 )
 
 STEPS = 5
@@ -46,20 +46,7 @@ def alone() -> dict[str, Any]:
     """Train on both ranks' batches in one process."""
     model = decoder(LAYERS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses, gradients = [], []
-    for _ in range(STEPS):
-        optimizer.zero_grad(set_to_none=True)
-        loss = (model(batch(0)) + model(batch(1))) / 2
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append(named({n: p.grad for n, p in model.named_parameters()}))
-        optimizer.step()
-    return {
-        "losses": losses,
-        "gradients": gradients[0],
-        "last gradients": gradients[-1],
-        "parameters": named(dict(model.named_parameters())),
-    }
+    return train(model, optimizer, STEPS, lambda: (model(batch(0)) + model(batch(1))) / 2)
 
 
 @pytest.mark.parametrize("case", CASES)

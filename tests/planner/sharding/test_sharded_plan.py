@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from planner.sharding.reasons import alternatives
 from planner.sharding.search import Space, explore
 from planner.sharding.space import configurations
 from solvers import Limits, Status
+from tests.forgery import edit
 from tests.sharded_steps import Sizes, step
 
 BUDGET = 700
@@ -85,14 +85,6 @@ def test_numbers_agree_with_each_other(plan: ShardedPlan) -> None:
     assert plan.gap == pytest.approx(0.0)
 
 
-def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    data = json.loads(path.read_text())
-    change(data["plan"])
-    text = json.dumps(data["plan"], sort_keys=True, separators=(",", ":"))
-    data["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(json.dumps(data))
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -108,7 +100,7 @@ def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     ],
 )
 def test_forged_files(file: Path, change: Callable[[dict[str, Any]], None], reason: str) -> None:
-    _edit(file, change)
+    edit(file, change)
     with pytest.raises(InvalidPlan, match=reason):
         planner.load(file)
 
