@@ -17,7 +17,7 @@ from graphs import Graph, simulate, store_all
 from graphs.capture import Captured
 from planner import Limits, Plan
 from planner.fit import capture_step, plan_graph
-from planner.trial import Trial
+from planner.trials.trial import Trial
 from solvers import minimum_budget
 
 LIMITS = Limits(seconds=60)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import planner
-from planner.verify import verify
 
 STEPS, BATCH, LENGTH = 20, 4, 512
 TEXT = Path(__file__).parents[1] / "LICENSE"
@@ -83,7 +82,7 @@ def main() -> None:
         table.add_row(str(step), f"{a:.7f}", f"{b:.7f}", "equal" if a == b else "DIFFERENT")
     console.print(table)
 
-    found = verify(build, plan)
+    found = planner.verify(build, plan)
     memory = Table("training", "predicted peak, MB", "measured peak, MB", "step, s")
     for name, predicted, run in (
         ("plain", plan.baseline_peak_bytes, found.baseline),

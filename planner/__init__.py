@@ -10,7 +10,8 @@
 from planner.batch import MaxBatch, max_batch
 from planner.compare import Comparison, compare
 from planner.curve import Curve, CurvePoint, pareto
-from planner.curvesvg import render_curve_svg
+from planner.drawing.curve import render_curve_svg
+from planner.drawing.timeline import render_timeline_svg
 from planner.errors import (
     BadBudget,
     BadCluster,
@@ -24,14 +25,13 @@ from planner.errors import (
     UnknownDevice,
     UnknownMethod,
 )
-from planner.estimate import Estimate, estimate
 from planner.fit import fit
 from planner.plan import Plan
 from planner.planfile import load
 from planner.sharding.plan import ShardedPlan
-from planner.timeline import render_timeline_svg
+from planner.textbook.estimate import Estimate, estimate
+from planner.trials.verify import Verification, verify
 from planner.units import parse_budget
-from planner.verify import Verification, verify
 from solvers import Limits, Status
 
 __all__ = [

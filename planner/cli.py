@@ -23,9 +23,8 @@ from planner.batch import max_batch as run_max_batch
 from planner.compare import compare as run_compare
 from planner.curve import POINTS
 from planner.curve import pareto as run_pareto
-from planner.curvesvg import render_curve_svg
+from planner.drawing.curve import render_curve_svg
 from planner.errors import BadSpec, InfeasibleBudget, PlannerError
-from planner.estimate import estimate as run_estimate
 from planner.fit import example_inputs
 from planner.fit import fit as run_fit
 from planner.plan import Plan
@@ -38,6 +37,7 @@ from planner.sharding.options import CLUSTER, cluster_arguments, cluster_options
 from planner.sharding.plan import ShardedPlan
 from planner.sharding.report import sharded_summary
 from planner.spec import Example, load_example, load_function
+from planner.textbook.estimate import estimate as run_estimate
 from solvers import Limits
 
 FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -223,7 +223,7 @@ def compare(
 @JSON
 def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) -> None:
     """Run MODEL plain and planned, and compare."""
-    from planner.verify import verify as run_verify
+    from planner.trials.verify import verify as run_verify
 
     with _answering(as_json=as_json), on_terminal() as progress:
         plan = load_plan(plan_path)

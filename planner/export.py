@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from graphs.files import write_atomically
+from planner.drawing.page import write_page
+from planner.drawing.timeline import render_timeline_svg
 from planner.errors import BadSpec
-from planner.page import write_page
 from planner.plan import Plan
 from planner.planfile import save
 from planner.report import render
-from planner.timeline import render_timeline_svg
 
 
 def _write_text(plan: Plan, path: str | Path) -> None:

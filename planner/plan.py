@@ -186,13 +186,14 @@ class Plan:
 
         Args:
             model: the one the plan was made for.
-            on_mismatch: what a call that is not the planned one does; see ``planner.patch.apply``.
+            on_mismatch: what a call that is not the planned one does; see
+                ``planner.running.patch.apply``.
             loss: the callable the plan was made with, needed if the plan comes from a file.
 
         Raises:
             PlanMismatch: the model is not the one the plan was made for.
         """
-        from planner.patch import apply
+        from planner.running.patch import apply
 
         return apply(self, model, on_mismatch=on_mismatch, loss=loss)
 
@@ -214,7 +215,7 @@ class Plan:
 
     def report(self, path: str | Path) -> None:
         """Write a self-contained HTML page: memory over time, and everything ``str`` says."""
-        from planner.page import write_page
+        from planner.drawing.page import write_page
 
         write_page(self, path)
 

@@ -31,8 +31,8 @@ from torch.optim import Optimizer
 from graphs.signature import device_type
 from graphs.step import arguments
 from planner.errors import PlanMismatch
-from planner.patch import planned_class
 from planner.plan import Plan
+from planner.running.patch import planned_class
 from planner.sharding.configuration import Configuration, Strategy, UnitPlan
 from planner.sharding.regions import in_precision
 from solvers import Status
@@ -61,7 +61,7 @@ def apply(
         model: on its device, or on the CPU of a rank that has an accelerator.
         mesh: the ranks: one dimension, or (replicas, shards) for HSDP. Made if not given.
         on_mismatch: what a call of a unit does that is not the planned one: "error" or "original",
-            as for ``planner.patch.apply``.
+            as for ``planner.running.patch.apply``.
 
     Raises:
         PlanMismatch: another model, another number of ranks, another mesh, or no process group.

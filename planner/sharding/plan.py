@@ -196,7 +196,7 @@ class ShardedPlan:
 
     def report(self, path: str | Path) -> None:
         """Write a self-contained HTML page: one rank's memory over time, and what ``str`` says."""
-        from planner.page import write_page
+        from planner.drawing.page import write_page
 
         write_page(self.step, path, str(self))
 

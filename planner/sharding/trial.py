@@ -30,7 +30,7 @@ from graphs.step import arguments_of
 from planner.sharding.configuration import Configuration, UnitPlan
 from planner.sharding.lower import apply, make_optimizer, wrap
 from planner.sharding.plan import ShardedPlan
-from planner.trial import scalar_of
+from planner.trials.trial import scalar_of
 
 TIMEOUT_SECONDS = 300
 _TRIES, _SMALL_BYTES = 8, 65536

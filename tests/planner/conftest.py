@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order, simulate
+from planner.curve import Curve, curve_of
 from planner.plan import Plan
 from solvers import Status
 
@@ -174,6 +175,12 @@ def make_plan(captured: Captured) -> Callable[..., Plan]:
 @pytest.fixture
 def plan(make_plan: Callable[..., Plan]) -> Plan:
     return make_plan()
+
+
+@pytest.fixture(scope="session")
+def curve(toy_captured: Any) -> Curve:
+    found = curve_of(toy_captured, 6, heuristics=True)
+    return replace(found, capture_seconds=0.5, solve_seconds=0.25)
 
 
 class Net(nn.Module):

@@ -1,4 +1,4 @@
-"""The curve as people meet it: table, picture, plans taken from it, and the command line."""
+"""The curve as people meet it: table, plans taken from it, and the command line."""
 
 import json
 import math
@@ -13,9 +13,8 @@ from click.testing import CliRunner
 from torch import nn
 
 import planner
-from graphs.capture import Captured
 from planner.cli import cli
-from planner.curve import Curve, curve_of
+from planner.curve import Curve
 from planner.report import WIDTH
 from planner.units import format_percent
 
@@ -23,18 +22,8 @@ Golden = Callable[[str, str], None]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-@pytest.fixture(scope="module")
-def curve(toy_captured: Captured) -> Curve:
-    found = curve_of(toy_captured, 6, heuristics=True)
-    return replace(found, capture_seconds=0.5, solve_seconds=0.25)
-
-
 def test_golden_table(curve: Curve, golden: Golden) -> None:
     golden("curve.txt", f"{curve}\n")
-
-
-def test_golden_curve(curve: Curve, golden: Golden) -> None:
-    golden("curve.svg", planner.render_curve_svg(curve))
 
 
 def test_every_line_is_short(curve: Curve) -> None:
@@ -73,14 +62,6 @@ def test_no_heuristic_is_better(curve: Curve) -> None:
         best = curve.best_rival(point.budget_bytes)
         assert best is None or best[1] >= point.overhead - 1e-9
     assert curve.best_rival(1) is None
-
-
-def test_the_picture_names_everything(curve: Curve) -> None:
-    root = ET.fromstring(planner.render_curve_svg(curve))
-    texts = " ".join(node.text or "" for node in root.iter(f"{SVG}text"))
-    for word in ("planned", "proved impossible", "budget", "extra time", "MB", "%", *curve.rivals):
-        assert word in texts
-    assert len(list(root.iter(f"{SVG}circle"))) == len(curve.points)
 
 
 def test_a_step_that_nothing_can_shrink() -> None:

@@ -1,17 +1,14 @@
-"""The report as text, page and picture; golden files show what people see."""
+"""The report as text; golden files show what people see."""
 
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from graphs import Graph, Schedule, schedule_from_order, store_all
-from planner import Status, render_timeline_svg
+from planner import Status
 from planner.folding import fold, fold_paths
-from planner.page import render_page
 from planner.plan import Plan
 from planner.report import ROWS, WIDTH, render, summary, table
 
@@ -36,10 +33,6 @@ def test_golden_store_all(graph: Graph, make_plan: Callable[..., Plan], golden: 
 
 def test_golden_does_not_fit(plan: Plan, golden: Golden) -> None:
     golden("does_not_fit.txt", render(replace(plan, budget_bytes=10**8)) + "\n")
-
-
-def test_golden_picture(plan: Plan, golden: Golden) -> None:
-    golden("timeline.svg", render_timeline_svg(plan))
 
 
 def test_the_answer_comes_first(plan: Plan) -> None:
@@ -111,55 +104,6 @@ def test_table_aligns() -> None:
         "  xx   1",
         "  y   22",
     ]
-
-
-def test_picture_is_xml_and_shows_every_peak(plan: Plan) -> None:
-    root = ET.fromstring(render_timeline_svg(plan))
-    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
-    for expected in ("plain: peak 247 MB", "planned: peak 147 MB", "budget: 148 MB", "backward"):
-        assert expected in texts
-
-
-def test_picture_never_loses_a_short_peak(plan: Plan) -> None:
-    """An op that takes no time still shows its memory: the lowest y is that of the peak."""
-    ops = tuple(
-        replace(op, seconds=0.0 if op.name == "backward_3" else 1.0) for op in plan.graph.ops
-    )
-    instant = replace(plan, graph=replace(plan.graph, ops=ops))
-    tops = []
-    for picture in (plan, instant):
-        paths = re.findall(r'<path d="([^"]*)"', render_timeline_svg(picture))
-        tops.append([min(map(float, re.findall(r"V([\d.]+)", path))) for path in paths])
-    assert tops[0] == tops[1]
-
-
-def test_picture_of_a_step_without_times_counts_ops(plan: Plan) -> None:
-    ops = tuple(replace(op, seconds=0.0) for op in plan.graph.ops)
-    timeless = replace(plan, graph=replace(plan.graph, ops=ops), bound_seconds=0.0)
-    assert "24 ops" in render_timeline_svg(timeless)
-
-
-def test_page_holds_everything_and_escapes(plan: Plan, tmp_path: Path) -> None:
-    odd = replace(plan, signature={"model": "<Toy & Co>"})
-    odd.report(tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    assert page == render_page(odd)
-    assert "&lt;Toy &amp; Co&gt;" in page
-    assert "<Toy" not in page
-    assert render_timeline_svg(odd) in page
-    assert not re.search(r'(src|href)="', page)  # self-contained
-
-
-@pytest.mark.parametrize("format", ["json", "html", "svg", "txt"])
-def test_exports(plan: Plan, tmp_path: Path, format: str) -> None:
-    plan.export(tmp_path / "out", format)
-    assert (tmp_path / "out").stat().st_size > 500
-
-
-def test_unknown_export_lists_the_formats(plan: Plan, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="valid formats: html, json, svg, txt"):
-        plan.export(tmp_path / "out", "pdf")
-    assert not list(tmp_path.iterdir())
 
 
 def test_summary_is_the_plan(plan: Plan) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from planner.difference import Difference, compare_tensors
+from planner.trials.difference import Difference, compare_tensors
 
 
 def test_identical_tensors_differ_in_nothing() -> None:

@@ -27,7 +27,7 @@ from graphs.reads import Fixed, changes, fixed_in, quick_look
 from graphs.signature import differences, fingerprint, model_differences, signature_of
 from graphs.step import Arguments, arguments, unique_tensors
 from planner.errors import PlanMismatch
-from planner.program import Program, build, execute
+from planner.running.program import Program, build, execute
 
 if TYPE_CHECKING:
     from planner.plan import Plan

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import planner
-from planner.difference import Difference
-from planner.trial import Measurement
-from planner.verify import Verification, VerificationFailed, verify
+from planner.trials.difference import Difference
+from planner.trials.trial import Measurement
+from planner.trials.verify import Verification, VerificationFailed, verify
 
 GIGA = 10**9
 

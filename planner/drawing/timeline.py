@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphs import Action, Graph, Phase, Schedule, Trace, step_phases
+from planner.drawing.svg import GRID, document, line, text, ticks
 from planner.plan import Plan
-from planner.svg import GRID, document, line, text, ticks
 from planner.units import format_bytes, format_seconds
 
 COLUMNS = 480

@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 
 from graphs.files import write_atomically
+from planner.drawing.timeline import render_timeline_svg
 from planner.plan import Plan
 from planner.report import render
-from planner.timeline import render_timeline_svg
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from planner.curve import Curve
-from planner.svg import GRID, INK, document, line, text, ticks
+from planner.drawing.svg import GRID, INK, document, line, text, ticks
 from planner.units import format_bytes
 
 WIDTH, HEIGHT = 960, 520

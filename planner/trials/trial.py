@@ -24,7 +24,7 @@ from graphs.allocations import measure_peak
 from graphs.optimizer import named_optimizer
 from graphs.step import Arguments, Inputs, arguments_of
 from planner.errors import PlannerError
-from planner.process import give_freed_memory_back, keep_freed_memory, resident_growth
+from planner.trials.process import give_freed_memory_back, keep_freed_memory, resident_growth
 
 if TYPE_CHECKING:
     from planner.plan import Plan
@@ -186,7 +186,7 @@ def _build(trial: Trial) -> tuple[nn.Module, Any]:
     if inputs is None:
         raise PlannerError("it is not known what to run the model on: pass inputs=")
     if trial.plan is not None:
-        from planner.patch import apply
+        from planner.running.patch import apply
 
         model = apply(trial.plan, model, loss=trial.loss)
     return model, inputs

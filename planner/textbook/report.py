@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.estimate import Estimate
 from planner.report import table, wrap
-from planner.textbook import Stack, stage_limit
+from planner.textbook.estimate import Estimate
+from planner.textbook.formulas import Stack, stage_limit
 from planner.units import format_both, format_bytes, format_count
 
 _SHARDS = ("nothing", "optimizer state", "+ gradients", "+ parameters")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphs.devices import device as find_device
-from planner import textbook
-from planner.architecture import Architecture, of_config, of_module, of_spec
 from planner.errors import BadBudget, BadEstimate, UnknownDevice
-from planner.textbook import Recompute, Stack
+from planner.textbook import formulas
+from planner.textbook.architecture import Architecture, of_config, of_module, of_spec
+from planner.textbook.formulas import Recompute, Stack
 from planner.units import parse_budget, parse_count
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """Lay the estimate out as tables."""
-        from planner.estimate_report import render
+        from planner.textbook.report import render
 
         return render(self)
 
@@ -138,11 +138,11 @@ def estimate(
     asked = {name: _whole(name, count) for name, count in given.items() if count is not None}
     found = replace(_described(params, model, config, trainable), **asked)
     precision = _SHORT.get(precision, precision)
-    _one_of("precision", precision, textbook.ITEM_BYTES)
+    _one_of("precision", precision, formulas.ITEM_BYTES)
     kind = optimizer.removesuffix("_foreach").removesuffix("_fused")
-    _one_of("optimizer", kind, textbook.OPTIMIZER_BYTES)
+    _one_of("optimizer", kind, formulas.OPTIMIZER_BYTES)
     if stage is not None:
-        _one_of("stage", stage, textbook.STAGES)
+        _one_of("stage", stage, formulas.STAGES)
     name, memory_bytes, reserve_bytes = _memory(device)
     start = Estimate(
         architecture=found,
@@ -160,7 +160,7 @@ def estimate(
         stages=(),
         activations=(),
     )
-    return _filled(start, textbook.STAGES if stage is None else (stage,))
+    return _filled(start, formulas.STAGES if stage is None else (stage,))
 
 
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -175,7 +175,7 @@ def _filled(e: Estimate, stages: tuple[int, ...]) -> Estimate:
     e = replace(e, activations=_activations(e))
     return replace(
         e,
-        weights=tuple(_weights(e, name, bits) for name, bits in textbook.WEIGHT_BITS.items()),
+        weights=tuple(_weights(e, name, bits) for name, bits in formulas.WEIGHT_BITS.items()),
         stages=tuple(_stage(e, stage) for stage in stages),
     )
 
@@ -235,18 +235,18 @@ def _cache_token_bytes(found: Architecture) -> int | None:
     kv_heads = found.kv_heads or found.heads
     if not (found.layers and kv_heads and found.width):
         return None
-    return textbook.cache_bytes_per_token(found.layers, kv_heads, found.width)
+    return formulas.cache_bytes_per_token(found.layers, kv_heads, found.width)
 
 
 def _weights(e: Estimate, name: str, bits: int) -> Weights:
-    size = textbook.weight_bytes(e.architecture.parameters, bits)
+    size = formulas.weight_bytes(e.architecture.parameters, bits)
     serving = size + (e.cache_bytes or 0)
     usable = e.memory_bytes - e.reserve_bytes
     return Weights(
         name,
         size,
-        textbook.devices_for(size, e.memory_bytes),
-        textbook.devices_for(serving, usable),
+        formulas.devices_for(size, e.memory_bytes),
+        formulas.devices_for(serving, usable),
     )
 
 
@@ -256,8 +256,8 @@ def _activations(e: Estimate) -> tuple[Activations, ...]:
     if not (a.layers and a.hidden and a.heads and e.seq):
         return ()
     shape = {"seq": e.seq, "batch": e.batch, "hidden": a.hidden, "heads": a.heads}
-    layer = {r: textbook.layer_activations(r, **shape, precision=e.precision) for r in Recompute}
-    logits = textbook.logits_bytes(e.seq, e.batch, a.vocab or 0, e.precision)
+    layer = {r: formulas.layer_activations(r, **shape, precision=e.precision) for r in Recompute}
+    logits = formulas.logits_bytes(e.seq, e.batch, a.vocab or 0, e.precision)
     working = {
         Recompute.NONE: 0,
         Recompute.SELECTIVE: layer[Recompute.NONE] - layer[Recompute.SELECTIVE],
@@ -272,7 +272,7 @@ def _stage(e: Estimate, stage: int) -> Stage:
     a = e.architecture
     frozen = a.parameters - a.trainable
     states = {
-        stack: textbook.model_states(
+        stack: formulas.model_states(
             a.trainable,
             frozen,
             stage=stage,
@@ -287,11 +287,11 @@ def _stage(e: Estimate, stage: int) -> Stage:
     devices = {"states": paper.least_ranks(e.memory_bytes)}
     for row in e.activations:
         devices[row.recompute] = paper.least_ranks(usable - row.total_bytes)
-    moved = textbook.moved_elements(a.trainable, frozen, stage=stage, ranks=e.gpus)
+    moved = formulas.moved_elements(a.trainable, frozen, stage=stage, ranks=e.gpus)
     return Stage(
         stage=stage,
         state_bytes={stack.value: held.on(e.gpus) for stack, held in states.items()},
         largest_parameters=e.memory_bytes * a.parameters // max(1, paper.on(e.gpus)),
-        moved_bytes=moved * textbook.ITEM_BYTES[e.precision],
+        moved_bytes=moved * formulas.ITEM_BYTES[e.precision],
         devices=devices,
     )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planner.difference import compare_tensors
-from planner.trial import Trial, scalar_of
-from planner.verify import Run, VerificationFailed, run_alone
+from planner.trials.difference import compare_tensors
+from planner.trials.trial import Trial, scalar_of
+from planner.trials.verify import Run, VerificationFailed, run_alone
 
 WIDTH, BATCH = 256, 4096
 

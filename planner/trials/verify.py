@@ -21,9 +21,9 @@ from planner.units import format_both
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from planner.difference import Difference
     from planner.plan import Plan
-    from planner.trial import Factory, Measurement, Trial
+    from planner.trials.difference import Difference
+    from planner.trials.trial import Factory, Measurement, Trial
 
 
 class VerificationFailed(PlannerError, RuntimeError):
@@ -108,7 +108,7 @@ def verify(
     """
     import torch
 
-    from planner.trial import Trial
+    from planner.trials.trial import Trial
 
     plain = Trial(
         model=model,
@@ -126,7 +126,7 @@ def verify(
 
 def conclude(plan: Plan, baseline: Run, patched: Run) -> Verification:
     """Compare two runs, and the second with what its plan says."""
-    from planner.difference import compare_tensors
+    from planner.trials.difference import compare_tensors
 
     left, right = baseline.tensors, patched.tensors
     return Verification(
@@ -149,7 +149,7 @@ def run_alone(trial: Trial) -> Run:
     """
     import torch
 
-    from planner.trial import GRADIENTS, STATE
+    from planner.trials.trial import GRADIENTS, STATE
 
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="remat-planner-") as name:
@@ -192,7 +192,7 @@ def _receive(folder: Path) -> Measurement:
     """Run in the new process: unpack the trial and do it."""
     import torch
 
-    from planner.trial import run
+    from planner.trials.trial import run
 
     trial: Trial = torch.load(folder / "trial.pt", weights_only=False)
     (folder / "trial.pt").unlink()  # it may hold a whole model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.textbook import (
+from planner.textbook.formulas import (
     OPTIMIZER_BYTES,
     STAGES,
     Recompute,
