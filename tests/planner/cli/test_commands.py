@@ -213,7 +213,7 @@ def test_help_names_every_command() -> None:
 def test_a_defect_is_not_an_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("planner.cli.load", lambda path: 1 / 0)
+    monkeypatch.setattr("planner.cli.commands.load", lambda path: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["planner", "show", "plan.json"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -225,14 +225,14 @@ def test_an_interrupt_is_not_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(path: Path) -> Plan:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("planner.cli.load", interrupt)
+    monkeypatch.setattr("planner.cli.commands.load", interrupt)
     assert run("show", "plan.json").exit_code == 130
 
 
 def test_as_a_program(file: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "planner.cli", "show", file],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
         check=False,

@@ -1,98 +1,39 @@
-"""The command line: ``planner fit``, ``show``, ``compare``, ``verify``, ``pareto`` and others.
+"""The commands, each a few lines around the function of ``planner`` that does the work.
 
-Exit codes: 0 the plan fits, 1 it does not, 2 the input is wrong, 3 a defect of this program, 130 it
-was interrupted.
-Answers go to standard output, everything else to standard error. The only file that prints.
+Knows what each command is called, takes and ends in. Knows nothing of how answers are written.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
 from graphs.files import write_atomically
 from planner.batch import FORWARD, rebatched
 from planner.batch import max_batch as run_max_batch
+from planner.cli.answers import DEFECT, answering, dumped, finish, show_plan, tell
+from planner.cli.options import BUDGET, JSON, MODEL, PLAN, arguments, file_to_write, shared
 from planner.compare import compare as run_compare
 from planner.curve import POINTS
 from planner.curve import pareto as run_pareto
 from planner.drawing.curve import render_curve_svg
-from planner.errors import BadSpec, InfeasibleBudget, PlannerError
+from planner.errors import BadSpec
 from planner.fit import example_inputs
 from planner.fit import fit as run_fit
 from planner.plan import Plan
 from planner.planfile import load, load_plan
 from planner.progress import on_terminal
-from planner.report import binding_summary, summary, wrap
+from planner.report import wrap
 from planner.sharding.export import LAUNCHERS
 from planner.sharding.export import export as export_sharded
 from planner.sharding.options import CLUSTER, cluster_arguments, cluster_options
 from planner.sharding.plan import ShardedPlan
-from planner.sharding.report import sharded_summary
 from planner.spec import Example, load_example, load_function
 from planner.textbook.estimate import estimate as run_estimate
-from solvers import Limits
-
-FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
-
-MODEL = click.argument("model", metavar="MODEL")
-PLAN = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-BUDGET = click.option("--budget", required=True, help="Bytes: '6GB', '6GiB', '80%' of the device.")
-_SHARED = (
-    click.option("--inputs", metavar="SPEC", help="path.py:function that returns the inputs."),
-    click.option(
-        "--optimizer", default="adamw", show_default=True, help="A name; 'none' leaves it out."
-    ),
-    click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        help="'H100 SXM', 'cpu'; auto is the model's.",
-    ),
-    click.option(
-        "--costs",
-        type=click.Choice(["roofline", "measured"]),
-        default="roofline",
-        show_default=True,
-        help="Estimate the times of ops, or run them.",
-    ),
-    click.option(
-        "--time-limit",
-        type=click.FloatRange(min=0, min_open=True),
-        default=Limits().seconds,
-        show_default=True,
-        help="Seconds a solver may take.",
-    ),
-    JSON,
-)
-
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def _shared(command: _Command) -> _Command:
-    for option in reversed(_SHARED):
-        command = option(command)
-    return command
-
-
-def _writable(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a path that cannot be written before any work is done."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise click.BadParameter(f"{path} cannot be written: its folder must exist")
-    return path
-
-
-def _output(name: str, help_text: str) -> Callable[[_Command], _Command]:
-    return click.option(name, type=click.Path(path_type=Path), callback=_writable, help=help_text)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,11 +49,11 @@ def cli() -> None:
 @cli.command()
 @MODEL
 @BUDGET
-@_shared
+@shared
 @cluster_options
 @click.option("--method", default="auto", show_default=True, help="The solver to use.")
-@_output("--export", "Write the plan here, as JSON.")
-@_output("--report", "Write a report with a picture here, as HTML.")
+@file_to_write("--export", "Write the plan here, as JSON.")
+@file_to_write("--report", "Write a report with a picture here, as HTML.")
 def fit(
     model: str,
     inputs: str | None,
@@ -124,7 +65,7 @@ def fit(
     **options: Any,
 ) -> None:
     """Find a plan for MODEL within a budget."""
-    with _answering(as_json=as_json), on_terminal() as progress:
+    with answering(as_json=as_json), on_terminal() as progress:
         cluster = cluster_arguments(**{name: options.pop(name) for name in CLUSTER})
         progress(f"loading {model}")
         example = load_example(model, inputs)
@@ -134,13 +75,13 @@ def fit(
             method=method,
             progress=progress,
             **cluster,
-            **_arguments(**options),
+            **arguments(**options),
         )
         if export is not None:
             plan.save(export)
         if report is not None:
             plan.report(report)
-    _show(plan, as_json=as_json)
+    show_plan(plan, as_json=as_json)
 
 
 @cli.command()
@@ -151,11 +92,11 @@ def fit(
 )
 def show(plan_path: Path, *, as_json: bool, export: Path | None) -> None:
     """Print what a plan file says."""
-    with _answering(as_json=as_json):
+    with answering(as_json=as_json):
         plan = load(plan_path)
         if export is not None:
             _write(plan, plan_path, export)
-    _show(plan, as_json=as_json)
+    show_plan(plan, as_json=as_json)
 
 
 @cli.command()
@@ -166,18 +107,18 @@ def show(plan_path: Path, *, as_json: bool, export: Path | None) -> None:
     required=True,
     help="fsdp2 (a script), deepspeed, accelerate; or html, svg, txt, json.",
 )
-@_output("--output", "Write it here; by default beside PLAN.")
+@file_to_write("--output", "Write it here; by default beside PLAN.")
 @JSON
 def export(plan_path: Path, name: str, output: Path | None, *, as_json: bool) -> None:
     """Write PLAN for another program, and say what that one cannot do."""
-    with _answering(as_json=as_json):
+    with answering(as_json=as_json):
         plan = load(plan_path)
         target = output or plan_path.with_name(LAUNCHERS.get(name, f"{plan_path.stem}.{name}"))
         if output is None and target.exists():
             raise BadSpec(f"{target} exists; say where to write with --output")
         notes = _write(plan, plan_path, target, name)
     answer = {"written": str(target), "notes": list(notes)}
-    click.echo(_dump(answer) if as_json else f"wrote {target}{_listed(notes)}")
+    click.echo(dumped(answer) if as_json else f"wrote {target}{_listed(notes)}")
 
 
 @cli.command()
@@ -185,24 +126,24 @@ def export(plan_path: Path, name: str, output: Path | None, *, as_json: bool) ->
 @JSON
 def explain(plan_path: Path, *, as_json: bool) -> None:
     """Say why PLAN is what it is: every alternative, and why it was rejected."""
-    with _answering(as_json=as_json):
+    with answering(as_json=as_json):
         plan = load(plan_path)
     if as_json or isinstance(plan, Plan):
-        _show(plan, as_json=as_json)
+        show_plan(plan, as_json=as_json)
     click.echo(plan.explain())
-    sys.exit(FITS if plan.fits else DOES_NOT_FIT)
+    finish(fits=plan.fits)
 
 
 @cli.command()
 @MODEL
 @BUDGET
-@_shared
+@shared
 @click.option("--method", "methods", multiple=True, help="A solver to run; repeatable.")
 def compare(
     model: str, inputs: str | None, methods: tuple[str, ...], *, as_json: bool, **options: Any
 ) -> None:
     """Plan MODEL by several solvers, all of them by default."""
-    with _answering(as_json=as_json), on_terminal() as progress:
+    with answering(as_json=as_json), on_terminal() as progress:
         progress(f"loading {model}")
         example = load_example(model, inputs)
         result = run_compare(
@@ -210,10 +151,10 @@ def compare(
             inputs=example.inputs,
             methods=methods or None,
             progress=progress,
-            **_arguments(**options),
+            **arguments(**options),
         )
-    click.echo(_dump(result.to_json()) if as_json else str(result))
-    sys.exit(FITS if any(row.fits for row in result.rows) else DOES_NOT_FIT)
+    tell(result, as_json=as_json)
+    finish(fits=any(row.fits for row in result.rows))
 
 
 @cli.command()
@@ -225,14 +166,14 @@ def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) ->
     """Run MODEL plain and planned, and compare."""
     from planner.trials.verify import verify as run_verify
 
-    with _answering(as_json=as_json), on_terminal() as progress:
+    with answering(as_json=as_json), on_terminal() as progress:
         plan = load_plan(plan_path)
         progress(f"loading {model}")
         example = load_example(model, inputs)
         progress("running the plain and the planned step")
         result = run_verify(example.model, plan, _inputs(example))
-    click.echo(_dump(result.to_json()) if as_json else str(result))
-    sys.exit(FITS if result.fits else DOES_NOT_FIT)
+    tell(result, as_json=as_json)
+    finish(fits=result.fits)
 
 
 @cli.command()
@@ -258,19 +199,19 @@ def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) ->
 @JSON
 def estimate(params: str | None, *, as_json: bool, **options: Any) -> None:
     """Say what a model takes by textbook arithmetic, without a graph."""
-    with _answering(as_json=as_json):
+    with answering(as_json=as_json):
         found = run_estimate(params, **options)
-    click.echo(_dump(found.to_json()) if as_json else str(found))
+    tell(found, as_json=as_json)
 
 
 @cli.command()
 @MODEL
-@_shared
+@shared
 @click.option(
     "--points", type=click.IntRange(min=2), default=POINTS, show_default=True, help="How many."
 )
 @click.option("--heuristics", is_flag=True, help="Set the usual heuristics beside (slower).")
-@_output("--plot", "Draw the curve here, as SVG, with the usual heuristics.")
+@file_to_write("--plot", "Draw the curve here, as SVG, with the usual heuristics.")
 def pareto(
     model: str,
     inputs: str | None,
@@ -282,7 +223,7 @@ def pareto(
     **options: Any,
 ) -> None:
     """Plan MODEL at many budgets: what every byte less costs in time."""
-    with _answering(as_json=as_json), on_terminal() as progress:
+    with answering(as_json=as_json), on_terminal() as progress:
         progress(f"loading {model}")
         example = load_example(model, inputs)
         curve = run_pareto(
@@ -291,17 +232,17 @@ def pareto(
             points=points,
             heuristics=heuristics or plot is not None,
             progress=progress,
-            **_arguments(**options),
+            **arguments(**options),
         )
         if plot is not None:
             write_atomically(plot, render_curve_svg(curve))
-    click.echo(_dump(curve.to_json()) if as_json else str(curve))
+    tell(curve, as_json=as_json)
 
 
 @cli.command(name="max-batch")
 @MODEL
 @BUDGET
-@_shared
+@shared
 @click.option(
     "--max-overhead",
     default=FORWARD,
@@ -314,7 +255,7 @@ def max_batch(model: str, inputs: str | None, *, as_json: bool, **options: Any) 
     --inputs names a function of the batch size. Without it, every tensor of the model's example
     inputs that is as long as the first one is made longer.
     """
-    with _answering(as_json=as_json), on_terminal() as progress:
+    with answering(as_json=as_json), on_terminal() as progress:
         progress(f"loading {model}")
         example = load_example(model)
         given = None if inputs is None else load_function(inputs)
@@ -324,26 +265,13 @@ def max_batch(model: str, inputs: str | None, *, as_json: bool, **options: Any) 
             inputs=given or rebatched(_inputs(example)),
             max_overhead=overhead,
             progress=progress,
-            **_arguments(**options),
+            **arguments(**options),
         )
-    click.echo(_dump(result.to_json()) if as_json else str(result))
+    tell(result, as_json=as_json)
 
 
 def _inputs(example: Example) -> Any:
     return example_inputs(example.model) if example.inputs is None else example.inputs
-
-
-def _arguments(
-    *, optimizer: str, device: str, costs: str, time_limit: float, budget: str | None = None
-) -> dict[str, Any]:
-    """Turn the shared options into arguments of ``planner.fit``."""
-    asked = {} if budget is None else {"budget": int(budget) if budget.isdecimal() else budget}
-    return asked | {
-        "optimizer": None if optimizer == "none" else optimizer,
-        "device": device,
-        "costs": costs,
-        "limits": Limits(seconds=time_limit),
-    }
 
 
 def _write(
@@ -362,51 +290,6 @@ def _listed(notes: Sequence[str]) -> str:
     return "".join(f"\n{wrap(note, '  - ', '    ')}" for note in notes)
 
 
-def _show(plan: Plan | ShardedPlan, *, as_json: bool) -> NoReturn:
-    if as_json:
-        answers = summary(plan) if isinstance(plan, Plan) else sharded_summary(plan)
-    click.echo(_dump(answers) if as_json else str(plan))
-    sys.exit(FITS if plan.fits else DOES_NOT_FIT)
-
-
-@contextmanager
-def _answering(*, as_json: bool) -> Iterator[None]:
-    """Turn what users can do wrong into one paragraph and an exit code.
-
-    What the user's own code prints meanwhile goes to standard error.
-    """
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    except InfeasibleBudget as error:
-        if as_json:
-            click.echo(_dump(_infeasible(error)))
-        click.echo(f"Does not fit: {error}", err=True)
-        sys.exit(DOES_NOT_FIT)
-    except (PlannerError, OSError) as error:
-        if as_json:
-            click.echo(_dump({"error": type(error).__name__, "message": str(error)}))
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(WRONG_INPUT)
-    except KeyboardInterrupt:
-        click.echo("Interrupted", err=True)
-        sys.exit(INTERRUPTED)  # click would say 1, which means that the plan does not fit
-
-
-def _infeasible(error: InfeasibleBudget) -> dict[str, Any]:
-    return {
-        "fits": False,
-        "budget_bytes": error.budget_bytes,
-        "least_bytes": error.least_bytes,
-        "binding": binding_summary(error.binding),
-        "message": str(error),
-    }
-
-
-def _dump(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2)
-
-
 def main() -> NoReturn:
     """Run the command line; a defect of this program is not confused with a plan's answer."""
     try:
@@ -415,7 +298,3 @@ def main() -> NoReturn:
         traceback.print_exc()
         raise SystemExit(DEFECT) from defect
     raise AssertionError("click ends the process")
-
-
-if __name__ == "__main__":
-    main()

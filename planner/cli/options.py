@@ -1,0 +1,80 @@
+"""The options that several commands share, and what they mean as arguments of ``planner.fit``.
+
+Knows how click declares them. Knows nothing of what a command does with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from solvers import Limits
+
+MODEL = click.argument("model", metavar="MODEL")
+PLAN = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+BUDGET = click.option("--budget", required=True, help="Bytes: '6GB', '6GiB', '80%' of the device.")
+_SHARED = (
+    click.option("--inputs", metavar="SPEC", help="path.py:function that returns the inputs."),
+    click.option(
+        "--optimizer", default="adamw", show_default=True, help="A name; 'none' leaves it out."
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="'H100 SXM', 'cpu'; auto is the model's.",
+    ),
+    click.option(
+        "--costs",
+        type=click.Choice(["roofline", "measured"]),
+        default="roofline",
+        show_default=True,
+        help="Estimate the times of ops, or run them.",
+    ),
+    click.option(
+        "--time-limit",
+        type=click.FloatRange(min=0, min_open=True),
+        default=Limits().seconds,
+        show_default=True,
+        help="Seconds a solver may take.",
+    ),
+    JSON,
+)
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def shared(command: _Command) -> _Command:
+    """Declare what every command that plans a model takes."""
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+def file_to_write(name: str, help_text: str) -> Callable[[_Command], _Command]:
+    """Declare a file to write."""
+    return click.option(name, type=click.Path(path_type=Path), callback=_writable, help=help_text)
+
+
+def _writable(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a path that cannot be written before any work is done."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise click.BadParameter(f"{path} cannot be written: its folder must exist")
+    return path
+
+
+def arguments(
+    *, optimizer: str, device: str, costs: str, time_limit: float, budget: str | None = None
+) -> dict[str, Any]:
+    """Turn the shared options into arguments of ``planner.fit``."""
+    asked = {} if budget is None else {"budget": int(budget) if budget.isdecimal() else budget}
+    return asked | {
+        "optimizer": None if optimizer == "none" else optimizer,
+        "device": device,
+        "costs": costs,
+        "limits": Limits(seconds=time_limit),
+    }
