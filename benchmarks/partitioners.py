@@ -19,9 +19,9 @@ from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput, P
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from graphs import Graph
-from graphs.aot import Joint
 from graphs.assemble import Lowering
 from graphs.capture import Captured, recapture
+from graphs.joint import Joint
 from solvers.segments import order_from_kept
 
 SOLVERS = ("greedy", "dp", "ilp")

@@ -1,81 +1,39 @@
 """Capture a training step as one joint forward-backward torch.fx graph, allocating nothing.
 
-The only file of this package that uses torch's private capture API. Knows AOTAutograd's joint
-export, fake tensors and metadata. Knows nothing of costs, of values or of schedules.
+Knows AOTAutograd's joint export, fake tensors, and what must be set up around a capture. Knows
+nothing of what the traced graph means, nor of costs, values or schedules.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx.traceback as fx_traceback
-from torch import Tensor, fx, nn
-from torch._functorch._aot_autograd import descriptors as desc
+from torch import Tensor, nn
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._guards import detect_fake_mode
 from torch._subclasses import functional_tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
 
-from graphs.errors import CaptureError
+from graphs.explain import explained
 from graphs.fakes import lenient_kernels
+from graphs.joint import Joint, joint_of, refuse_baked_tensors
 from graphs.native import eager_pieces
-from graphs.observe import Decisions, Observer, user_line
-from graphs.reads import Read, watched_reads
-from graphs.step import Arguments, Outputs, Step, unique_tensors
+from graphs.observe import Decisions, Observer
+from graphs.reads import watched_reads
+from graphs.step import Arguments, Step, unique_tensors
 
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
-_DATA_DEPENDENT = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    GuardOnDataDependentSymNode,
-)
-
-
-@dataclass(frozen=True)
-class Joint:
-    """A captured step.
-
-    ``graph`` holds placeholders for parameters, buffers, input tensors and tangents, each listed
-    here in the order of the model's own; ``forward_outputs``, ``mutations`` (buffer name -> new
-    value) and ``gradients`` (of each parameter, then of each input tensor; ``None`` where there
-    is none) are nodes of it. ``rewired`` are backward nodes that read an updated buffer in place;
-    ``reads`` are the attributes of the model that the trace depends on.
-    """
-
-    module: fx.GraphModule
-    parameters: Mapping[str, fx.Node]
-    buffers: Mapping[str, fx.Node]
-    inputs: tuple[fx.Node, ...]
-    tangents: Mapping[int, fx.Node]
-    forward_outputs: tuple[fx.Node, ...]
-    mutations: Mapping[str, fx.Node]
-    gradients: tuple[fx.Node | None, ...]
-    outputs: Outputs
-    decisions: Decisions
-    rewired: frozenset[fx.Node] = frozenset()
-    reads: tuple[Read, ...] = ()
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The joint graph."""
-        return self.module.graph
 
 
 def trace(
@@ -103,9 +61,9 @@ def trace(
         reads = stack.enter_context(watched_reads(model))
         module = aot_export_joint_with_descriptors(stack, watched, inputs).graph_module
     assert step.outputs is not None
-    _refuse_baked_tensors(model, module)
+    refuse_baked_tensors(model, module)
     module.graph.eliminate_dead_code()
-    joint = _joint(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
+    joint = joint_of(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
     return replace(joint, reads=tuple(reads))
 
 
@@ -154,7 +112,7 @@ def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[ExitStack]:
         stack.enter_context(eager_pieces(lean=lean))
         stack.enter_context(_lists_asked_for())
         stack.enter_context(_module_paths(model))
-        stack.enter_context(_explained(model))
+        stack.enter_context(explained(model))
         yield stack
 
 
@@ -254,155 +212,3 @@ def _module_paths(model: nn.Module) -> Iterator[None]:
     finally:
         first.remove()
         last.remove()
-
-
-@contextmanager
-def _explained(model: nn.Module) -> Iterator[None]:
-    """Turn what torch raises while tracing into a ``CaptureError`` that names the user's line."""
-    name = type(model).__name__
-    try:
-        yield
-    except CaptureError:
-        raise
-    except _DATA_DEPENDENT as error:
-        raise CaptureError(
-            f"{name}: {_where(error)} needs the value of a tensor, which capturing cannot know "
-            f"({_first_line(error)}); compute it outside the model, or choose an implementation "
-            "without data-dependent shapes (for mixture-of-experts models in transformers: "
-            'experts_implementation="grouped_mm")'
-        ) from error
-    except UnsupportedOperatorException as error:
-        raise CaptureError(
-            f"{name}: {_where(error)} calls {error}, which has no fake-tensor implementation; "
-            "register one with torch.library.register_fake"
-        ) from error
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise CaptureError(
-            f"{name}: {_where(error)} fails while it is captured: {type(error).__name__}: "
-            f"{_first_line(error)}; check that model(inputs) and its backward run without the "
-            "planner"
-        ) from error
-    except (AssertionError, NotImplementedError) as error:
-        raise CaptureError(
-            f"{name}: {_where(error)} cannot be captured: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _where(error: BaseException) -> str:
-    """Return the innermost line of the traceback that is the user's own."""
-    found, step = "", error.__traceback__
-    while step is not None:
-        line = user_line(step.tb_frame, step.tb_lineno, walk=False)
-        found, step = line or found, step.tb_next
-    return found or "the model"
-
-
-def _refuse_baked_tensors(model: nn.Module, module: fx.GraphModule) -> None:
-    """Refuse tensors that the graph would hold for ever: a batch, or a parameter by the back door.
-
-    Literals made inside the forward pass and tensors that are plain attributes of the model are
-    constants in eager mode, too.
-    """
-    attributes = {id(x) for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)}
-    members = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    for node in module.graph.find_nodes(op="get_attr"):
-        tensor = getattr(module, str(node.target))
-        literal = all(u.target is torch.ops.aten.lift_fresh_copy.default for u in node.users)
-        if literal or not isinstance(tensor, Tensor):
-            continue
-        where = source_of(node) or next((s for u in node.users if (s := source_of(u))), "a line")
-        if tensor.untyped_storage()._cdata in members:
-            raise CaptureError(
-                f"{where} reaches a parameter or buffer through another reference than the module "
-                "attribute it is registered as; use the attribute"
-            )
-        if id(tensor) not in attributes:
-            raise CaptureError(
-                f"{where} uses a tensor of shape {tuple(tensor.shape)} that is neither an input "
-                "nor part of the model; it would stay the same for every batch. Pass it as an "
-                "input, or for a loss callable as targets="
-            )
-
-
-def module_of(node: fx.Node) -> str:
-    """Return the path of the submodule a node came from, backward nodes included."""
-    return str((node.meta.get("custom") or {}).get("module", ""))
-
-
-def source_of(node: fx.Node) -> str:
-    """Return the user's ``file:line`` a node came from, backward nodes included."""
-    return str((node.meta.get("custom") or {}).get("source", ""))
-
-
-def _joint(
-    module: fx.GraphModule,
-    outputs: Outputs,
-    decisions: Decisions,
-    parameter_names: tuple[str, ...],
-    buffer_names: tuple[str, ...],
-) -> Joint:
-    """Read the descriptors of a joint graph's placeholders and outputs."""
-    where: dict[Any, fx.Node] = {}
-    for node in module.graph.find_nodes(op="placeholder"):
-        where[node.meta["desc"]] = node
-    output_node = module.graph.output_node()
-    results = zip(output_node.meta["desc"], output_node.args[0], strict=True)  # type: ignore[arg-type]
-    made: dict[Any, Any] = {d: node for d, node in results if d is not None}
-    parameter: list[Any] = [desc.ParamAOTInput(f"step.p{i}") for i in range(len(parameter_names))]
-    changed = [
-        desc.InputMutationAOTOutput(desc.BufferAOTInput(f"step.b{i}"))
-        for i in range(len(buffer_names))
-    ]
-    plain = [d for d in where if isinstance(d, desc.PlainAOTInput)]
-    plain.sort(key=lambda d: d.idx)
-    tangents = {
-        d.output.idx: n
-        for d, n in where.items()
-        if isinstance(d, desc.TangentAOTInput) and isinstance(d.output, desc.PlainAOTOutput)
-    }
-    mutated = {name: made[d] for name, d in zip(buffer_names, changed, strict=True) if d in made}
-    returned = [made.get(desc.PlainAOTOutput(i)) for i in range(len(outputs.names))]
-    joint = Joint(
-        module=module,
-        parameters={n: where[d] for n, d in zip(parameter_names, parameter, strict=True)},
-        buffers={n: where[d.mutated_input] for n, d in zip(buffer_names, changed, strict=True)},
-        inputs=tuple(where[d] for d in plain),
-        tangents=tangents,
-        forward_outputs=tuple(n for n in returned if isinstance(n, fx.Node)),
-        mutations=mutated,
-        gradients=tuple(made.get(desc.GradAOTOutput(d)) for d in [*parameter, *plain]),
-        outputs=outputs,
-        decisions=decisions,
-    )
-    _refuse_unknown(joint, where, made)
-    return joint
-
-
-def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[Any, Any]) -> None:
-    """Refuse what the runtime does not carry out: mutated inputs, outputs that are inputs."""
-    known = (desc.PlainAOTOutput, desc.GradAOTOutput, desc.InputMutationAOTOutput)
-    for d in made:
-        if not isinstance(d, known) or (
-            isinstance(d, desc.InputMutationAOTOutput)
-            and not isinstance(d.mutated_input, desc.BufferAOTInput)
-        ):
-            raise CaptureError(
-                f"the step has an effect that a plan cannot reproduce: {d.expr()}; do not change "
-                "inputs or parameters in place inside the forward pass (an embedding with max_norm "
-                "does), nor call operators with effects of their own"
-            )
-    strange = set(where.values()) - {
-        *joint.parameters.values(),
-        *joint.buffers.values(),
-        *joint.inputs,
-        *joint.tangents.values(),
-    }
-    if strange or len(joint.forward_outputs) != len(joint.outputs.names):
-        raise CaptureError(
-            "the step returns an input, a parameter or a view of one; return a clone of it, or "
-            "pass loss=lambda output: output.loss to drop it"
-        )

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from graphs.aot import Joint, module_of, source_of
 from graphs.costs import tensors_in
 from graphs.graph import Graph, Kind, Op, Phase, Value
 from graphs.inplace import Overwrite, Readers
+from graphs.joint import Joint, module_of, source_of
 from graphs.kernels import is_random, is_view, target_name
 from graphs.mutations import once_only, update_points
 from graphs.normal import first_backward

@@ -14,12 +14,13 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from graphs import devices
-from graphs.aot import Joint, trace
+from graphs.aot import trace
 from graphs.assemble import Lowered, Lowering, Price, Role, assemble
 from graphs.cache import default_cache
 from graphs.calls import Call, new_storage_bytes
 from graphs.costs import op_cost, roofline_seconds, tensors_in
 from graphs.graph import Graph, Kind, Phase
+from graphs.joint import Joint
 from graphs.local import local_device
 from graphs.measure import Memory, measure_memory, measure_seconds
 from graphs.normal import normalized, with_layout_of

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from graphs.aot import Joint
 from graphs.errors import CaptureError
+from graphs.joint import Joint
 from graphs.kernels import is_functional_batch_norm, is_view
 
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from graphs.aot import Joint
 from graphs.errors import CaptureError
+from graphs.joint import Joint
 from graphs.noise import keep_layout_of_noise
 
 _BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from graphs import Graph
-from graphs.aot import Joint
 from graphs.capture import recapture
 from graphs.errors import CaptureError as GraphsCaptureError
+from graphs.joint import Joint
 from graphs.reads import Fixed, changes, fixed_in, quick_look
 from graphs.signature import differences, fingerprint, model_differences, signature_of
 from graphs.step import Arguments, arguments, unique_tensors

@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.fx.graph import _BoxedCodeGen
 
 from graphs import Action, Graph, Schedule
-from graphs.aot import Joint
 from graphs.assemble import Lowered, Lowering, Role
 from graphs.costs import tensors_in
+from graphs.joint import Joint
 from graphs.kernels import RECURRENT, is_functional_batch_norm, is_random, is_view
 from planner.errors import InvalidPlan, PlanMismatch
 

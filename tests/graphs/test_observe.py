@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphs.aot import Joint, source_of, trace
+from graphs.aot import trace
 from graphs.errors import CaptureError
+from graphs.joint import Joint, source_of
 from graphs.step import arguments, arguments_of
 from tests.scenes import Apply, mlp
 
