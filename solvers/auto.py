@@ -131,13 +131,14 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
 def _bound_and_plan(search: Search, limits: Limits, deadline: float) -> None:
     """Solve masters: relaxed ones on large graphs, integer ones where they can do better."""
-    n = search.problem.n
+    n, cuts = search.problem.n, list[int]()
     if n > LARGE:
         close = min(limits.gap, CLOSE)
-        run_relaxed(search, target=close, deadline=deadline, seed=limits.seed)
+        enough = limits.gap if n <= INTEGER else close
+        cuts = run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
     left = deadline - time.monotonic()
-    if n <= LARGE or (n <= INTEGER and search.gap > CLOSE and left > 0):
-        run_cuts(search, replace(limits, seconds=SHARE * left))
+    if n <= LARGE or (n <= INTEGER and search.gap > limits.gap and left > 0):
+        run_cuts(search, replace(limits, seconds=SHARE * left), cuts)
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:

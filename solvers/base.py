@@ -30,7 +30,7 @@ class Limits:
     """
 
     seconds: float = 60.0
-    gap: float = 0.01
+    gap: float = 0.003
     seed: int = 0
     reorder: bool = True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from solvers.base import Limits
 from solvers.build import order_from_plan
@@ -19,17 +19,15 @@ from solvers.search import Search
 
 ROUNDS = 12
 RELAXED = 2
-"""The first rounds, in which a graph of at most ``LARGE`` ops is only relaxed to find its cuts."""
+"""The first rounds, in which masters are only relaxed, to find cuts."""
 AIMS = (0.98, 0.96, 0.94, 0.92)
-"""Parts of the budget that plans are made for in those rounds; never the bound."""
-STALLS = 2
-"""After so many rounds in a row that move neither bound nor cost, cuts are left alone."""
+"""Parts of the budget that plans of at most ``LARGE`` ops are made for there; never the bound."""
 WORK = 400_000
-"""What one integer master may cost: see ``solve_master``; a few seconds."""
-SMALL_WORK = 2_000_000
-"""The same for a graph of at most ``LARGE`` ops, which often is solved to the end."""
-LAST_EFFORT = 4
-"""How much more the last one may cost there, once its plans overshoot nowhere."""
+"""What the first integer masters may cost: see ``solve_master``; about a second."""
+MOST_WORK = 40_000_000
+"""What the last may cost, if the gap is still wider than the caller would take."""
+HARDER = 10
+"""How much more the next may cost once the plans overshoot nowhere."""
 FINE = 1e-4
 """The gap worth more rounds even when the caller would take a wider one, on 1,000 ops or fewer."""
 LARGE = 500
@@ -41,75 +39,88 @@ def fine_target(search: Search, limits: Limits) -> float:
     return min(limits.gap, FINE * max(1.0, search.problem.n / 1000))
 
 
-def run_cuts(search: Search, limits: Limits) -> None:
-    """Alternate master and repair, with more cuts each round, until bound and cost meet."""
-    problem, deadline = search.problem, time.monotonic() + limits.seconds
-    search.offer(range(problem.n))
-    target, stalls = fine_target(search, limits), 0
-    cuts = [int(held_bytes(problem, range(problem.n)).argmax())] if problem.n else []
-    again: set[Burst] = set()
-    small = problem.n <= LARGE
-    work = SMALL_WORK if small else WORK
-    for turn in range(ROUNDS):
-        before, order = (search.bound, search.extra), None
-        early = small and turn < RELAXED
-        for relax in (True,) if early else (True, False):
-            if search.gap <= target or search.bound == math.inf:
+def run_cuts(search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
+    """Raise the bound and lower the cost with masters at more and more cuts until they meet."""
+    search.offer(range(search.problem.n))
+    if search.problem.n:
+        run = _Run(search, limits, cuts)
+        run.relaxations()
+        run.integers()
+
+
+class _Run:
+    """Cuts and bursts, and how hard to try."""
+
+    def __init__(self, search: Search, limits: Limits, cuts: Sequence[int]) -> None:
+        problem = search.problem
+        self.search, self.limits = search, limits
+        self.deadline = time.monotonic() + limits.seconds
+        self.target = fine_target(search, limits) if problem.n <= LARGE else limits.gap
+        self.cuts = list(cuts) or [int(held_bytes(problem, range(problem.n)).argmax())]
+        self.again: set[Burst] = set()
+
+    @property
+    def done(self) -> bool:
+        """Say whether the target is met, nothing fits, or the time is over."""
+        search = self.search
+        over = time.monotonic() > self.deadline
+        return over or search.gap <= self.target or search.bound == math.inf
+
+    def relaxations(self) -> None:
+        """Find cuts and bursts with relaxed masters, also for less than the budget."""
+        for _ in range(RELAXED):
+            if self.done:
                 return
-            result = solve_master(
-                problem,
-                search.budget,
-                cuts,
-                bursts=again,
-                relax=relax,
-                gap=target * search.base / 2,
-                seconds=deadline - time.monotonic(),
-                work=work,
-                dive=not small,
-                seed=limits.seed,
-            )
+            order = self._solve(self.search.budget, relax=True)
+            for aim in AIMS if self.search.problem.n <= LARGE else ():
+                if self.done or self._solve(int(aim * self.search.budget), relax=True) is None:
+                    break
+            if not self._add(order):
+                return
+
+    def integers(self) -> None:
+        """Solve integer masters, with more cuts or bursts each time, or more effort."""
+        work = WORK
+        for _ in range(ROUNDS):
+            if self.done:
+                return
+            order = self._solve(self.search.budget, work=work)
+            if not self._add(order):
+                if work >= MOST_WORK or self.search.gap <= self.limits.gap:
+                    return
+                work *= HARDER
+
+    def _solve(self, budget: int, *, relax: bool = False, work: int = 0) -> list[int] | None:
+        """Solve a master, take its bound and its plan in; return the order of the plan."""
+        search = self.search
+        result = solve_master(
+            search.problem,
+            budget,
+            self.cuts,
+            bursts=self.again,
+            relax=relax,
+            gap=self.target * search.base / 2,
+            seconds=self.deadline - time.monotonic(),
+            work=work,
+            near=search.order,
+            seed=self.limits.seed,
+        )
+        if budget == search.budget:
             search.raise_bound(result.bound)
-            if result.plan is not None:
-                order = order_from_plan(problem, result.plan)
-                search.offer(order)
-        if early and search.gap > target:
-            _squeeze(search, cuts, again, deadline)
-        stalled = (search.bound, search.extra) == before and not early
-        stalls = stalls + 1 if stalled else 0
-        fresh, runs = _next(search, order, cuts, again)
-        over = time.monotonic() > deadline or (search.gap <= limits.gap and not small)
-        if over or stalls == STALLS:
-            return
-        if not (fresh or runs or early):
-            if not small or work > SMALL_WORK or search.gap <= limits.gap:
-                return
-            work *= LAST_EFFORT
-        cuts, again = sorted({*cuts, *fresh}), again | runs
+        if result.plan is None:
+            return None
+        order = order_from_plan(search.problem, result.plan)
+        search.offer(order)
+        return order
 
-
-def _squeeze(
-    search: Search, cuts: Sequence[int], again: Collection[Burst], deadline: float
-) -> None:
-    """Offer the plans of smaller budgets: what a plan overshoots, it leaves free there."""
-    for aim in AIMS:
-        budget, left = int(aim * search.budget), deadline - time.monotonic()
-        plan = solve_master(
-            search.problem, budget, cuts, bursts=again, relax=True, seconds=left
-        ).plan
-        if plan is None:
-            return
-        search.offer(order_from_plan(search.problem, plan))
-
-
-def _next(
-    search: Search, order: Sequence[int] | None, cuts: Sequence[int], again: set[Burst]
-) -> tuple[list[int], set[Burst]]:
-    """Return the cuts and bursts to add, where an order overshoots."""
-    if order is None:
-        return [], set()
-    problem, budget = search.problem, search.budget
-    if problem.n > LARGE:
-        return overshoots(problem, order, budget, cuts), set()
-    fresh = overshoots(problem, order, budget, cuts, repeated=False)
-    runs = set(bursts(problem, order, budget, cuts)) - again
-    return fresh or ([] if runs else overshoots(problem, order, budget, cuts)), runs
+    def _add(self, order: Sequence[int] | None) -> bool:
+        """Add cuts and bursts where an order overshoots; say whether there were any to add."""
+        if order is None:
+            return False
+        problem, budget = self.search.problem, self.search.budget
+        fresh = overshoots(problem, order, budget, self.cuts, repeated=False)
+        runs = set(bursts(problem, order, budget, self.cuts)) - self.again
+        if not fresh and not runs:
+            fresh = overshoots(problem, order, budget, self.cuts)
+        self.cuts, self.again = sorted({*self.cuts, *fresh}), self.again | runs
+        return bool(fresh or runs)

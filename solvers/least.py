@@ -164,7 +164,6 @@ def guided(
             relax=turn < ROUNDS,
             seconds=deadline - time.monotonic(),
             work=WORK,
-            dive=False,
         ).plan
         if plan is None:
             return None

@@ -74,14 +74,14 @@ def minimize(
     gap: float = 0.0,
     seconds: float = math.inf,
     checks: int | None = None,
-    dive: bool = True,
+    start: NDArray[np.float64] | None = None,
     seed: int = 0,
 ) -> Result:
     """Minimize a model; with ``relax`` the integer columns may be fractional.
 
     An integer search ends after so many ``checks``, which HiGHS makes at the same points of the
-    search whatever the machine's load; ``seconds`` are the last resort. Without ``dive`` it leaves
-    out the heuristics that solve smaller integer programs: better bounds, later plans.
+    search whatever the machine's load; ``seconds`` are the last resort. It begins at ``start``, a
+    point that satisfies the rows; it never starts over, which costs more than it brings here.
 
     >>> m = Model()
     >>> x, y = m.column(3.0, integer=True), m.column(2.0, integer=True)
@@ -92,14 +92,16 @@ def minimize(
     """
     highs = highspy.Highs()
     options: dict[str, float] = {"output_flag": False, "threads": 1, "random_seed": seed}
-    options |= {"mip_rel_gap": 0.0, "mip_abs_gap": max(gap, 1e-9)}
+    options |= {"mip_rel_gap": 0.0, "mip_abs_gap": max(gap, 1e-9), "mip_allow_restart": False}
     if seconds < math.inf:
         options["time_limit"] = max(0.01, seconds)
-    if not dive:
-        options |= {"mip_heuristic_run_rins": False, "mip_heuristic_run_rens": False}
     for name, value in options.items():
         highs.setOptionValue(name, value)
     highs.passModel(_highs_lp(model, relax=relax))
+    if start is not None and not relax:
+        solution = highspy.HighsSolution()
+        solution.col_value = start.tolist()
+        highs.setSolution(solution)
     if checks is not None and not relax:
         highs.cbMipInterrupt.subscribe(_StopAfter(checks))
     highs.run()

@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 from solvers.lp import Model, minimize
 from solvers.problem import Problem
 from solvers.symmetry import aggregate, alike, ranks
+from solvers.trace import Trace
+from solvers.windows import Window, windows
 
 SLACK = 1e-7  # widens the memory rows, so that rounding never cuts off a schedule that fits
 
@@ -59,39 +61,6 @@ class MasterResult:
     bound: float
 
 
-@dataclass(frozen=True)
-class Window:
-    """One cut ``t``: what first runs in its window read from before it, and what that concerns."""
-
-    t: int
-    need: frozenset[int]
-    relevant: tuple[int, ...]
-
-
-def windows(problem: Problem, cuts: Sequence[int], tiny: frozenset[int]) -> list[Window]:
-    """Return the windows; relevant values are those that could serve the window or a later one."""
-    found: list[Window] = []
-    later: set[int] = set()
-    stop = problem.n
-    for t in reversed(cuts):
-        need = {v for j in range(t, stop) for v in problem.inputs[j] if problem.maker[v] < t}
-        if stop == problem.n:
-            need.update(v for v in problem.ends if problem.maker[v] < t)
-        need -= tiny
-        seen = need | {v for v in later if problem.maker[v] < t}
-        stack = list(seen)
-        while stack:
-            op = problem.maker[stack.pop()]
-            if not problem.recomputable[op]:
-                continue
-            fresh = [u for u in problem.inputs[op] if u not in seen and u not in tiny]
-            seen.update(fresh)
-            stack += fresh
-        found.append(Window(t, frozenset(need), tuple(sorted(seen))))
-        later, stop = seen, t
-    return found[::-1]
-
-
 def solve_master(
     problem: Problem,
     budget: int,
@@ -103,18 +72,18 @@ def solve_master(
     gap: float = 0.0,
     seconds: float = math.inf,
     work: int | None = None,
-    dive: bool = True,
+    near: Sequence[int] | None = None,
     seed: int = 0,
     shared: bool = False,
     pinned: frozenset[int] = frozenset(),
 ) -> MasterResult:
     """Solve the master; values in ``tiny`` count as always held and weightless.
 
-    ``work`` limits an integer search: the checks it may make times the entries of its matrix;
-    ``dive`` is ``minimize``'s. With ``relax`` the bound is that of the linear relaxation and the
-    plan its rounding. If it is ``shared``, too, ops that look alike share their columns, and of
-    many equal layers the first are those that recompute. Values ``pinned`` are held at every cut,
-    which makes the bound one on plans that do so.
+    ``work`` limits an integer search: the checks it may make times the entries of its matrix. It
+    begins ``near`` an order that fits and whose first runs are the graph's. With ``relax`` the
+    bound is that of the linear relaxation and the plan its rounding. If it is ``shared``, too, ops
+    that look alike share their columns, and of many equal layers the first are those that
+    recompute. Values ``pinned`` are held at every cut, which makes the bound one on plans that do.
     """
     master = _Master(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):
@@ -124,13 +93,14 @@ def solve_master(
         assert relax, "an average over layers is no integer"
         return _solve_shared(master, model, seconds=seconds, seed=seed)
     checks = None if work is None else max(LEAST_CHECKS, work // len(model.index))
+    start = None if relax or near is None else master.point(Trace(problem, near), len(model.cost))
     result = minimize(
         model,
         relax=relax,
         gap=gap / master.unit,
         seconds=seconds,
         checks=checks,
-        dive=dive,
+        start=start,
         seed=seed,
     )
     plan = None
@@ -186,6 +156,8 @@ class _Master:
         self.held: list[dict[int, int]] = []
         self.redone: list[dict[int, int]] = []
         self.ever: list[dict[int, int]] = []
+        self.through: dict[int, dict[int, int]] = {}
+        self.own_again: dict[int, int] = {}
 
     def space(self, frame: Window, budget: int) -> int:
         """Return the bytes left at a cut for values made before it."""
@@ -212,6 +184,24 @@ class _Master:
             if ops:
                 self._burst(model, k, ops, budget)
         return model
+
+    def point(self, trace: Trace, columns: int) -> NDArray[np.float64]:
+        """Return the point that an order is; it satisfies every row if the order fits."""
+        x = np.zeros(columns)
+        at = [*(trace.first(frame.t) for frame in self.frames), trace.length]
+        for k, (held, redone) in enumerate(zip(self.held, self.redone, strict=True)):
+            x[list(held.values())] = [trace.holds(v, at[k]) for v in held]
+            x[list(redone.values())] = [trace.runs(o, at[k], at[k + 1]) for o in redone]
+        for k, ever in enumerate(self.ever):
+            x[list(ever.values())] = [trace.runs(o, at[k], trace.length) for o in ever]
+        for k, column in self.own_again.items():
+            x[column] = trace.runs(self.frames[k].t, at[k] + 1, at[k + 1])
+        for k, through in self.through.items():
+            for v, column in through.items():
+                stays = k + 1 == len(self.frames) or bool(x[self.held[k + 1][v]])
+                again = trace.runs(self.problem.maker[v], at[k] + 1, at[k + 1])
+                x[column] = stays and not again
+        return x
 
     def exact_plan(self, x: NDArray[np.float64]) -> Plan:
         """Read the held values off an integer point."""
@@ -271,7 +261,11 @@ class _Master:
         )
         makers = dict.fromkeys(p.maker[v] for v in frame.relevant)
         self.redone.append(
-            {o: model.column(p.seconds[o] / self.unit) for o in makers if p.recomputable[o]}
+            {
+                o: model.column(p.seconds[o] / self.unit, integer=True)
+                for o in makers
+                if p.recomputable[o]
+            }
         )
 
     def _supply(self, v: int, k: int) -> list[int]:
@@ -301,7 +295,7 @@ class _Master:
     def _ever(self, model: Model, k: int) -> None:
         """Add ``y[o]``: does ``o`` run again in window ``k`` or later? Tightens the relaxation."""
         p, later = self.problem, range(k, len(self.frames))
-        ever = {o: model.column(0.0) for o in self.redone[k]}
+        ever = {o: model.column(0.0, integer=True) for o in self.redone[k]}
         self.ever.append(ever)
         for op, y in ever.items():
             runs = [self.redone[j][op] for j in later if op in self.redone[j]]
@@ -340,17 +334,18 @@ class _Master:
         p, t = self.problem, self.frames[k].t
         runs = dict(self.redone[k])
         if p.recomputable[t]:
-            runs[t] = model.column(p.seconds[t] / self.unit)
+            runs[t] = self.own_again[k] = model.column(p.seconds[t] / self.unit, integer=True)
         last = k + 1 == len(self.frames)
         found: dict[int, int] = {}
         for v in p.ends if last else self.held[k + 1]:
             if p.maker[v] > t:
                 continue
-            found[v] = model.column(0.0)
+            found[v] = model.column(0.0, integer=True)
             columns, signs = [found[v]], [1.0]
             if (again := runs.get(p.maker[v])) is not None:
                 columns, signs = [*columns, again], [*signs, 1.0]
             if not last:
                 columns, signs = [*columns, self.held[k + 1][v]], [*signs, -1.0]
             model.row(columns, signs, low=float(last))
+        self.through[k] = found
         return found

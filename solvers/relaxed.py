@@ -42,15 +42,20 @@ STEEPER = 3.0
 Pins = frozenset[int]
 
 
-def run_relaxed(search: Search, *, target: float, deadline: float, seed: int = 0) -> None:
-    """Raise the bound and lower the cost until they meet within the target or rounds run out."""
+def run_relaxed(
+    search: Search, *, target: float, enough: float, deadline: float, seed: int = 0
+) -> list[int]:
+    """Raise the bound and lower the cost until they meet within the target or rounds run out.
+
+    Cuts that alone leave no wider gap than ``enough`` are enough. Returns the cuts.
+    """
     held = held_bytes(search.problem, range(search.problem.n))
     if held.max(initial=0) <= search.budget:
         search.offer(range(search.problem.n))
-        return
+        return []
     run = _Run(search, held, target, deadline, seed)
     run.add_cuts()
-    if search.bound < math.inf and not run.done:
+    if search.bound < math.inf and not run.done and search.gap > enough:
         pins = run.choose_pins()
         if pins:
             run.add_cuts(pins)
@@ -59,6 +64,7 @@ def run_relaxed(search: Search, *, target: float, deadline: float, seed: int = 0
         search.offer(run.nearest)
     if run.nearest is not None and search.order is None:
         search.rescue(run.nearest)
+    return run.cuts
 
 
 class _Run:
@@ -138,8 +144,9 @@ class _Run:
         search = self.search
         order = order_from_plan(search.problem, plan)
         excess = int(held_bytes(search.problem, order).max()) / search.budget - 1
-        if excess <= 0 or search.problem.n <= SHARED:
-            search.offer(order)
+        small = search.problem.n <= SHARED
+        if small or excess <= FAR:
+            search.offer(order, repair=small)
         if excess < self.excess:
             self.nearest, self.excess = order, excess
         return order, excess

@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Sequence
 
-from solvers.problem import Problem, held_bytes
+from solvers.mend import mend
+from solvers.problem import Problem
 from solvers.prune import prune
 from solvers.repair import PATIENCES, fit
 
@@ -38,13 +39,14 @@ class Search:
             return 0.0
         return (self.extra - self.bound) / self.base
 
-    def offer(self, order: Sequence[int]) -> None:
-        """Take an order that may overshoot: repair it, prune it, keep it if it is the best.
+    def offer(self, order: Sequence[int], *, repair: bool = True) -> None:
+        """Take an order that may overshoot: mend or repair it, prune it, keep it if it is the best.
 
         A repair that costs many times what is known, or the step itself, is given up.
         """
-        if held_bytes(self.problem, order).max(initial=0) <= self.budget:
-            self._keep(order)
+        if (mended := mend(self.problem, order, self.budget)) is not None:
+            self._keep(mended)
+        if not repair or (mended is not None and len(mended) == len(order)):
             return
         most = LAVISH * min(self.extra, self.base)
         for patience in PATIENCES:

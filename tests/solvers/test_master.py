@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 
 from graphs import simulate, store_all
 from solvers import floor_bytes
 from solvers.exact import search_states
-from solvers.master import solve_master
+from solvers.master import _Master, solve_master
 from solvers.problem import flatten
+from solvers.trace import Trace
+from solvers.windows import windows
 from tests.strategies import random_graph
 
 
@@ -46,3 +49,26 @@ def test_bursts_see_what_cuts_do_not() -> None:
         )
         tighter += bound > plain
     assert tighter >= 3
+
+
+@pytest.mark.parametrize("first_seed", range(0, 300, 100))
+def test_an_order_that_fits_is_a_point_of_the_master(first_seed: int) -> None:
+    for seed in range(first_seed, first_seed + 100):
+        graph, rng = random_graph(seed, max_ops=9), random.Random(seed)
+        problem = flatten(graph)
+        low, high = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+        budget = rng.randint(low, (low + high) // 2)
+        optimum = search_states(problem, budget)
+        if optimum.order is None:
+            continue
+        cuts = sorted(rng.sample(range(problem.n), rng.randint(1, problem.n)))
+        master = _Master(problem, windows(problem, cuts, frozenset()), frozenset(), frozenset())
+        model = master.model(budget, [(op, t) for t in cuts for op in range(t + 1)])
+        x = master.point(Trace(problem, optimum.order), len(model.cost))
+        rows = np.repeat(np.arange(len(model.low)), np.diff(model.start))
+        total = np.zeros(len(model.low))
+        np.add.at(total, rows, np.array(model.value) * x[model.index])
+        assert (total >= np.array(model.low) - 1e-6).all(), seed
+        assert (total <= np.array(model.high) + 1e-6).all(), seed
+        assert (x >= np.array(model.lower)).all(), seed
+        assert np.dot(model.cost, x) * master.unit <= optimum.bound + 1e-6, seed

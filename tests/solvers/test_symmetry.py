@@ -82,7 +82,7 @@ def test_deep_stack_is_planned_to_half_a_point(fraction: float) -> None:
     graph = transformer(70)
     floor, peak = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
     search = Search(flatten(graph), floor + int(fraction * (peak - floor)))
-    run_relaxed(search, target=1e-3, deadline=float("inf"))
+    run_relaxed(search, target=1e-3, enough=1e-3, deadline=float("inf"))
     assert 0 < search.bound <= search.extra <= search.bound + 5e-3 * graph.seconds
 
 
