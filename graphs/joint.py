@@ -49,6 +49,12 @@ class Joint:
         """The joint graph."""
         return self.module.graph
 
+    @property
+    def gradient_of(self) -> dict[fx.Node, fx.Node | None]:
+        """The gradient of each parameter and of each input tensor."""
+        owners = (*self.parameters.values(), *self.inputs)
+        return dict(zip(owners, self.gradients, strict=True))
+
 
 def joint_of(
     module: fx.GraphModule,

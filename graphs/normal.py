@@ -93,7 +93,6 @@ def _own_gradients(joint: Joint) -> tuple[fx.Node | None, ...]:
         CaptureError: a gradient is sparse.
     """
     output = joint.graph.output_node()
-    owners = (*joint.parameters.values(), *joint.inputs)
     taken: set[int] = {_storage(n) for n in joint.forward_outputs}
     taken |= {_storage(n) for n in joint.graph.find_nodes(op="placeholder")}
     gradients: list[fx.Node | None] = []
@@ -103,7 +102,7 @@ def _own_gradients(joint: Joint) -> tuple[fx.Node | None, ...]:
                 f"the gradient of parameter {name!r} is sparse, and a plan can only hold dense "
                 "ones; make the embedding with sparse=False"
             )
-    for owner, node in zip(owners, joint.gradients, strict=True):
+    for owner, node in joint.gradient_of.items():
         if node is None or (_fits(owner, node) and _storage(node) not in taken):
             gradients.append(node)
         else:

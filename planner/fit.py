@@ -236,7 +236,7 @@ def capture_step(
         CaptureError: the step cannot be captured, or no inputs are known.
     """
     from graphs.capture import capture
-    from planner.running.patch import unplanned
+    from planner.running.twin import unplanned
 
     model = unplanned(model)
     (progress or silent)(f"capturing {type(model).__name__}")

@@ -1,16 +1,12 @@
 """``apply``: a model that runs a plan, and the guards that keep it honest.
 
-The planned model is a second object around the same parameters, buffers and submodules, of a class
-derived from the model's own; only ``forward`` differs. It runs the plan when a call is the planned
-one. Without gradients it runs the original; anything else is a mismatch, and the user has chosen
-what that means. Knows nothing of how programs are written.
+The planned model runs the plan when a call is the planned one. Without gradients it runs the
+original; anything else is a mismatch, and the user has chosen what that means. Knows nothing of how
+programs are written, nor of how one model stands for another.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-import pickle
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -27,13 +23,14 @@ from graphs.reads import Fixed, changes, fixed_in, quick_look
 from graphs.signature import differences, fingerprint, model_differences, signature_of
 from graphs.step import Arguments, arguments, unique_tensors
 from planner.errors import PlanMismatch
-from planner.running.program import Program, build, execute
+from planner.running.execute import execute
+from planner.running.program import Program, build
+from planner.running.twin import derived, reclassed, unplanned
 
 if TYPE_CHECKING:
     from planner.plan import Plan
 
 MISMATCH = ("error", "replan", "original")
-_MARK = "_runs_a_plan"
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def apply(
         ValueError: an unknown ``on_mismatch``.
     """
     cls = planned_class(plan, model, on_mismatch=on_mismatch, loss=loss)
-    return _reclassed(model, cls)
+    return reclassed(model, cls)
 
 
 def planned_class(
@@ -125,7 +122,12 @@ def planned_class(
             "the plan first and wrap the model it returns"
         )
     runtime = _runtime(plan, model, on_mismatch, loss or plan.loss)
-    return _planned_class(type(model), runtime)
+    base = type(model)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _dispatch(self, base, runtime, args, kwargs)
+
+    return derived(base, forward)
 
 
 def _runtime(
@@ -203,67 +205,6 @@ def graph_difference(planned: Graph, found: Graph) -> str | None:
     return None
 
 
-def _planned_class(base: type[nn.Module], runtime: Runtime) -> type[nn.Module]:
-    """Derive a class whose forward runs the plan; everything else is the model's own."""
-
-    @functools.wraps(base.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return _dispatch(self, base, runtime, args, kwargs)
-
-    def copied(self: nn.Module) -> nn.Module:
-        return _reclassed(self, type(self))
-
-    def deep_copied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-        fresh = type(self).__new__(type(self))
-        memo[id(self)] = fresh
-        fresh.__dict__.update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()})
-        return fresh
-
-    def refused(self: nn.Module, protocol: Any) -> Any:
-        raise pickle.PicklingError(
-            "a planned model is not pickled whole; save its state_dict() and the plan, and apply "
-            "the plan after loading"
-        )
-
-    members = {
-        _MARK: True,
-        "forward": forward,
-        "__copy__": copied,
-        "__deepcopy__": deep_copied,
-        "__reduce_ex__": refused,
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-    }
-    return type(base.__name__, (base,), members)
-
-
-def unplanned(model: nn.Module) -> nn.Module:
-    """Return the model without its plan, around the same tensors and submodules.
-
-    Raises:
-        PlanMismatch: a submodule runs a plan of its own.
-    """
-    for path, module in model.named_modules():
-        if path and _is_planned(module):
-            raise PlanMismatch(
-                f"submodule {path!r} already runs a plan of its own; plan the model with the "
-                "submodule as it was before plan.apply"
-            )
-    return _reclassed(model, type(model).__bases__[0]) if _is_planned(model) else model
-
-
-def _is_planned(module: nn.Module) -> bool:
-    return _MARK in vars(type(module))
-
-
-def _reclassed(model: nn.Module, cls: type[nn.Module]) -> nn.Module:
-    """Return another object around the same tensors and submodules, of another class."""
-    fresh = cls.__new__(cls)
-    fresh.__dict__.update(vars(model))
-    return fresh
-
-
 def _dispatch(
     model: nn.Module,
     base: type[nn.Module],
@@ -306,11 +247,8 @@ def _replanned(
     for known in runtime.replanned:
         if known.mismatch(model, call) is None:
             return known
-    plain = _reclassed(model, base)
+    plain = reclassed(model, base)
     plan = refit(runtime.plan, plain, call, runtime.loss)
     made = _runtime(plan, plain, "error", runtime.loss)
     runtime.replanned.append(made)
     return made
-
-
-__all__ = ["MISMATCH", "Runtime", "apply", "graph_difference", "planned_class", "unplanned"]

@@ -1,0 +1,96 @@
+"""A program run as one node of the autograd graph.
+
+Knows what autograd hands over and what of it a plan must refuse. Knows nothing of how programs are
+written, of models or of guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from planner.errors import PlanMismatch
+from planner.running.program import Program
+
+
+def execute(program: Program, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Run the forward program on parameters, buffers and inputs; autograd runs the other half."""
+    with torch._C._DisableAutocast():
+        return _Run.apply(program, *arguments)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Run(torch.autograd.Function):
+    """A planned step as one node of the autograd graph."""
+
+    @staticmethod
+    def forward(ctx: Any, program: Program, *arguments: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        results = program.forward(list(arguments))
+        outputs, ctx.saved = results[: program.output_count], results[program.output_count :]
+        ctx.versions = [x._version for x in ctx.saved]
+        ctx.program = program
+        ctx.save_for_backward(*(arguments[i] for i in program.reads))
+        silent = zip(outputs, program.differentiable, program.refused, strict=True)
+        ctx.mark_non_differentiable(*(o for o, wanted, refused in silent if not wanted | refused))
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        program: Program = ctx.program
+        _refuse_gradients(program, gradients)
+        saved, ctx.saved = ctx.saved, None
+        if saved is None:
+            raise RuntimeError(
+                "backward ran twice through a planned step, whose saved values are gone; "
+                "retain_graph is not supported by a plan"
+            )
+        _refuse_changes(saved, ctx.versions)
+        arguments = [*ctx.saved_tensors, *saved]
+        for index, spec in zip(program.tangents, program.tangent_specs, strict=True):
+            arguments.append(_tangent(gradients[index], *spec))
+        arrived = {i for i, g in enumerate(gradients) if g is not None}
+        del saved, gradients
+        found = zip(program.backward(arguments), program.behind, strict=True)
+        return (None, *(g if arrived & behind else None for g, behind in found))
+
+
+def _tangent(
+    gradient: Tensor | None,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Return the gradient that arrived, in the layout that was traced, or zeros for none."""
+    if gradient is None:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    if gradient.stride() == stride:
+        return gradient
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(gradient)
+
+
+def _refuse_changes(saved: Sequence[Tensor], versions: Sequence[int]) -> None:
+    """Notice, as autograd does, that somebody wrote into what the backward pass needs."""
+    for x, version in zip(saved, versions, strict=True):
+        if x._version != version:
+            raise RuntimeError(
+                f"a {x.dtype} tensor of shape {tuple(x.shape)} that the backward pass of a planned "
+                "step needs was changed in place after the forward pass; it is an output of the "
+                "model, or shares its memory with one: change a clone instead"
+            )
+
+
+def _refuse_gradients(program: Program, gradients: Sequence[Tensor | None]) -> None:
+    for name, refused, gradient in zip(
+        program.output_names, program.refused, gradients, strict=True
+    ):
+        if refused and gradient is not None:
+            raise PlanMismatch(
+                f"a gradient reached output {name!r}, but the plan differentiates only the loss; "
+                "plan with loss=, or make the model return what you differentiate"
+            )

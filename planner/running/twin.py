@@ -1,0 +1,76 @@
+"""A second object around the same parameters, buffers and submodules that differs in ``forward``.
+
+Knows how such a model is copied, and how to get back to the one it stands for. Knows nothing of
+what its ``forward`` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from planner.errors import PlanMismatch
+
+_MARK = "_runs_a_plan"
+
+
+def derived(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
+    """Derive a planned class with a forward of its own; everything else is the model's."""
+
+    def copied(self: nn.Module) -> nn.Module:
+        return reclassed(self, type(self))
+
+    def deep_copied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        fresh = type(self).__new__(type(self))
+        memo[id(self)] = fresh
+        fresh.__dict__.update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return fresh
+
+    def refused(self: nn.Module, protocol: Any) -> Any:
+        raise pickle.PicklingError(
+            "a planned model is not pickled whole; save its state_dict() and the plan, and apply "
+            "the plan after loading"
+        )
+
+    members = {
+        _MARK: True,
+        "forward": functools.wraps(base.forward)(forward),
+        "__copy__": copied,
+        "__deepcopy__": deep_copied,
+        "__reduce_ex__": refused,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    return type(base.__name__, (base,), members)
+
+
+def unplanned(model: nn.Module) -> nn.Module:
+    """Return the model without its plan, around the same tensors and submodules.
+
+    Raises:
+        PlanMismatch: a submodule runs a plan of its own.
+    """
+    for path, module in model.named_modules():
+        if path and _is_planned(module):
+            raise PlanMismatch(
+                f"submodule {path!r} already runs a plan of its own; plan the model with the "
+                "submodule as it was before plan.apply"
+            )
+    return reclassed(model, type(model).__bases__[0]) if _is_planned(model) else model
+
+
+def _is_planned(module: nn.Module) -> bool:
+    return _MARK in vars(type(module))
+
+
+def reclassed(model: nn.Module, cls: type[nn.Module]) -> nn.Module:
+    """Return another object around the same tensors and submodules, of another class."""
+    fresh = cls.__new__(cls)
+    fresh.__dict__.update(vars(model))
+    return fresh
