@@ -16,7 +16,8 @@ from benchmarks.models import ZOO, Factory
 from graphs import Graph, simulate, store_all
 from graphs.capture import Captured
 from planner import Limits, Plan
-from planner.fit import capture_step, plan_graph
+from planner.capture import capture_step
+from planner.fit import plan_graph
 from planner.trials.trial import Trial
 from solvers import minimum_budget
 

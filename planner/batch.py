@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from graphs import Graph, Phase, simulate, store_all
 from graphs.affine import on_the_line, same_shape
+from planner.capture import capture_step, find_device, optimizer_name
 from planner.errors import BadBudget, CaptureError
-from planner.fit import (
-    DEFAULT_LIMITS,
-    capture_step,
-    find_device,
-    optimizer_name,
-    plan_from_solution,
-    plan_graph,
-)
+from planner.fit import DEFAULT_LIMITS, plan_from_solution, plan_graph
 from planner.plan import Plan
 from planner.progress import Progress, silent
 from planner.report import wrap

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphs import Graph, simulate, store_all
-from planner.fit import DEFAULT_LIMITS, capture_step, check_method, find_device
+from planner.capture import capture_step, find_device
+from planner.fit import DEFAULT_LIMITS, check_method
 from planner.progress import Progress, silent
 from planner.report import table, wrap
 from planner.units import (

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from graphs import Graph
 from planner.advice import infeasible
-from planner.fit import DEFAULT_LIMITS, capture_step, find_device, optimizer_name
+from planner.capture import capture_step, find_device, optimizer_name
+from planner.fit import DEFAULT_LIMITS
 from planner.plan import Plan
 from planner.progress import Progress, silent
 from planner.report import table, wrap

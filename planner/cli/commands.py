@@ -15,6 +15,7 @@ import click
 from graphs.files import write_atomically
 from planner.batch import FORWARD, rebatched
 from planner.batch import max_batch as run_max_batch
+from planner.capture import example_inputs
 from planner.cli.answers import DEFECT, answering, dumped, finish, show_plan, tell
 from planner.cli.options import BUDGET, JSON, MODEL, PLAN, arguments, file_to_write, shared
 from planner.compare import compare as run_compare
@@ -22,7 +23,6 @@ from planner.curve import POINTS
 from planner.curve import pareto as run_pareto
 from planner.drawing.curve import render_curve_svg
 from planner.errors import BadSpec
-from planner.fit import example_inputs
 from planner.fit import fit as run_fit
 from planner.plan import Plan
 from planner.planfile import load, load_plan

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from graphs.cluster import Cluster, LinkSpec
 from planner.binding import binding
+from planner.capture import example_inputs, find_device, optimizer_name
 from planner.clusters import make_cluster
 from planner.errors import BadCluster, InfeasibleBudget
-from planner.fit import check_method, example_inputs, find_device, optimizer_name
+from planner.fit import check_method
 from planner.plan import Plan
 from planner.progress import Progress, silent
 from planner.sharding.batch import samples_in

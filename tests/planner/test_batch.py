@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import planner
 from graphs import simulate, store_all
 from planner.batch import MaxBatch
+from planner.capture import capture_step
 from planner.cli import cli
-from planner.fit import capture_step
 
 
 def _images(batch: int) -> Tensor:

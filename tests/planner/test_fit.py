@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -20,9 +19,7 @@ from planner import (
     UnknownDevice,
     UnknownMethod,
 )
-from planner.advice import Tightest, advice, tightest
-from planner.binding import binding
-from planner.fit import example_inputs, optimizer_name, plan_graph, refit
+from planner.fit import plan_graph, refit
 
 MB = 10**6
 
@@ -81,39 +78,6 @@ def test_a_method_that_finds_nothing_points_to_what_does(captured: Any) -> None:
     assert caught.value.least_bytes <= 200 * MB
 
 
-@pytest.mark.parametrize(
-    ("tight", "expected"),
-    [
-        # room for half of what grows with the batch: half the batch
-        (Tightest(40, 40, 120, Phase.BACKWARD), "micro-batch 2 times smaller"),
-        (Tightest(40, 40, 121, Phase.BACKWARD), "micro-batch 3 times smaller"),
-        (Tightest(40, 120, 9, Phase.BACKWARD), "which no smaller batch lowers"),
-        (Tightest(40, 40, 90, Phase.OPTIMIZER), "foreach=False"),
-        (Tightest(101, 101, 5, Phase.FORWARD), "neither recomputation nor a smaller batch"),
-    ],
-)
-def test_advice_follows_what_is_held(tight: Tightest, expected: str) -> None:
-    text = advice(100, tight)
-    assert expected in text
-    words = ("lower precision", "shard", "smaller model")
-    assert sorted(words, key=text.index) == list(words)  # the order practitioners use
-
-
-def test_only_gradients_of_parameters_are_model_states(captured: Any) -> None:
-    graph = captured.graph
-    schedule = store_all(graph)
-    peak = binding(graph, schedule, simulate(graph, schedule))
-    # parameters 16 MB, optimizer 32 MB; at the peak h.3 has its gradient of 4 MB
-    assert tightest(graph, schedule, peak) == Tightest(
-        48 * MB, 52 * MB, 247 * MB - 52 * MB, Phase.BACKWARD
-    )
-    values = tuple(
-        replace(v, kind=Kind.GRADIENT) if v.name.startswith("up_") else v for v in graph.values
-    )
-    again = replace(graph, values=values)  # gradients of activations leave before the step
-    assert tightest(again, schedule, peak) == tightest(graph, schedule, peak)
-
-
 def test_unknown_method_lists_the_valid_ones(captured: Any) -> None:
     with pytest.raises(UnknownMethod, match=r"did you mean 'auto'.*store_all"):
         plan_graph(captured, 10**9, method="outo")
@@ -164,27 +128,6 @@ def test_percentage_is_of_the_named_device(make_net: Callable[[], nn.Module]) ->
     assert plan.device == "L4"
 
 
-def test_the_models_own_example_is_used(make_net: Callable[[], nn.Module]) -> None:
-    model = make_net()
-    model.example_input_array = torch.zeros(8, 16)
-    assert "8, 16" in planner.fit(model, "1GB").signature["inputs"][0]
-
-
-class Dummy(nn.Module):
-    @property
-    def dummy_inputs(self) -> dict[str, torch.Tensor]:
-        return {"x": torch.zeros(5, 16)}
-
-
-def test_dummy_inputs_are_used() -> None:
-    assert example_inputs(Dummy())["x"].shape == (5, 16)
-
-
-def test_no_inputs_says_what_to_pass(make_net: Callable[[], nn.Module]) -> None:
-    with pytest.raises(CaptureError, match=r"Net has neither .*: pass inputs="):
-        planner.fit(make_net(), "1GB")
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "reason"),
     [
@@ -206,20 +149,6 @@ def test_wrong_arguments(
 ) -> None:
     with pytest.raises(error, match=reason):
         planner.fit(make_net(), **({"budget": "1GB", "inputs": torch.zeros(8, 16)} | arguments))
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "name"),
-    [
-        (None, None),
-        ("sgd", "sgd"),
-        (torch.optim.SGD, "SGD"),
-        (torch.optim.SGD([torch.zeros(1)]), "SGD"),
-        (partial(torch.optim.SGD, lr=0.1), "partial"),
-    ],
-)
-def test_optimizer_names(optimizer: Any, name: str | None) -> None:
-    assert optimizer_name(optimizer) == name
 
 
 def test_planning_does_not_change_the_model(make_net: Callable[[], nn.Module]) -> None:
