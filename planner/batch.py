@@ -17,9 +17,9 @@ from graphs.affine import on_the_line, same_shape
 from planner.capture import capture_step, find_device, optimizer_name
 from planner.errors import BadBudget, CaptureError
 from planner.fit import DEFAULT_LIMITS, plan_from_solution, plan_graph
+from planner.layout import wrap
 from planner.plan import Plan
 from planner.progress import Progress, silent
-from planner.report import wrap
 from planner.units import format_both, format_percent, parse_budget
 from solvers import Limits, Solution, solve
 from solvers.parametric import quick_bound

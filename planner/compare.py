@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from graphs import Graph, simulate, store_all
 from planner.capture import capture_step, find_device
 from planner.fit import DEFAULT_LIMITS, check_method
+from planner.layout import table, wrap
 from planner.progress import Progress, silent
-from planner.report import table, wrap
 from planner.units import (
     format_both,
     format_bytes,

@@ -16,9 +16,9 @@ from graphs import Graph
 from planner.advice import infeasible
 from planner.capture import capture_step, find_device, optimizer_name
 from planner.fit import DEFAULT_LIMITS
+from planner.layout import table, wrap
 from planner.plan import Plan
 from planner.progress import Progress, silent
-from planner.report import table, wrap
 from planner.units import format_both, format_bytes, format_percent, format_seconds, parse_budget
 from solvers import Limits, MinimumBudget, Status
 from solvers.curve import Frontier, frontier, refined

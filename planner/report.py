@@ -5,20 +5,19 @@ Knows how to lay out what a plan says. Computes nothing about schedules and prin
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from graphs import Kind, Live, Phase, phase_peaks
 from planner.binding import Binding, largest_live, short_source
 from planner.folding import fold
+from planner.layout import table, wrap
 from planner.plan import Plan
 from planner.units import format_both, format_bytes, format_percent, format_seconds
 from solvers import Status
 
 ROWS = 12  # of the longest tables; what is left out is added up in one more row
 LIVE = 6
-WIDTH = 100
 
 
 def render(plan: Plan) -> str:
@@ -159,38 +158,6 @@ def notes(plan: Plan) -> Iterator[str]:
 
 def _inputs(inputs: Any) -> str:
     return ", ".join(map(str, inputs)) if isinstance(inputs, list) else str(inputs)
-
-
-def table(align: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows under a header; ``align`` has an ``l`` or an ``r`` for every column.
-
-    Cells that do not fit lose their beginning: the end of a path says most.
-
-    >>> print(table("lr", ("op", "bytes"), [("mm", "12 B"), ("relu", "4 B")]))
-      op    bytes
-      mm     12 B
-      relu    4 B
-    """
-    cells = [list(header), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    while sum(widths) + 2 * len(widths) > WIDTH:
-        widths[widths.index(max(widths))] -= 1
-    return "\n".join(_line(row, align, widths) for row in cells)
-
-
-def _line(row: Sequence[str], align: str, widths: Sequence[int]) -> str:
-    padded = []
-    for cell, side, width in zip(row, align, widths, strict=True):
-        fitted = cell if len(cell) <= width else "…" + cell[len(cell) - width + 1 :]
-        padded.append(fitted.ljust(width) if side == "l" else fitted.rjust(width))
-    return ("  " + "  ".join(padded)).rstrip()
-
-
-def wrap(text: str, first: str, rest: str) -> str:
-    """Break a sentence into lines, the first and the others with their own indent."""
-    return textwrap.fill(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
-    )
 
 
 def summary(plan: Plan) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from planner.curve import pareto as run_pareto
 from planner.drawing.curve import render_curve_svg
 from planner.errors import BadSpec
 from planner.fit import fit as run_fit
+from planner.layout import wrap
 from planner.plan import Plan
 from planner.planfile import load, load_plan
 from planner.progress import on_terminal
-from planner.report import wrap
 from planner.sharding.export import LAUNCHERS
 from planner.sharding.export import export as export_sharded
 from planner.sharding.options import CLUSTER, cluster_arguments, cluster_options

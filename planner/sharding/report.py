@@ -10,7 +10,8 @@ from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
-from planner.report import binding_text, memory_table, recomputation, summary, table, wrap
+from planner.layout import table, wrap
+from planner.report import binding_text, memory_table, recomputation, summary
 from planner.sharding.plan import Alternative, ShardedPlan
 from planner.sharding.pricing import Spent, spent
 from planner.sharding.reasons import families

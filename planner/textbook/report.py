@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.report import table, wrap
+from planner.layout import table, wrap
 from planner.textbook.estimate import Estimate
 from planner.textbook.formulas import Stack, stage_limit
 from planner.units import format_both, format_bytes, format_count

@@ -15,7 +15,7 @@ from torch import nn
 import planner
 from planner.cli import cli
 from planner.curve import Curve
-from planner.report import WIDTH
+from planner.layout import WIDTH
 from planner.units import format_percent
 
 Golden = Callable[[str, str], None]

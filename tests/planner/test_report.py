@@ -9,8 +9,9 @@ import pytest
 from graphs import Graph, Schedule, schedule_from_order, store_all
 from planner import Status
 from planner.folding import fold, fold_paths
+from planner.layout import WIDTH
 from planner.plan import Plan
-from planner.report import ROWS, WIDTH, render, summary, table
+from planner.report import ROWS, render, summary
 
 Golden = Callable[[str, str], None]
 
@@ -96,14 +97,6 @@ def test_a_peak_in_the_loss_is_said(plan: Plan) -> None:
     text = render(replace(plan, graph=replace(plan.graph, ops=tuple(ops))))
     assert "the peak is outside every submodule, at train.py:7 (often the loss)" in text
     assert "outside every submodule" not in render(plan)
-
-
-def test_table_aligns() -> None:
-    assert table("lr", ("a", "b"), [("xx", "1"), ("y", "22")]).splitlines() == [
-        "  a    b",
-        "  xx   1",
-        "  y   22",
-    ]
 
 
 def test_summary_is_the_plan(plan: Plan) -> None:
