@@ -23,14 +23,14 @@ from planner.sharding.report import sharded_summary
 FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-class Answer(Protocol):
+class Told(Protocol):
     """What was found, in text (``str``) and as JSON types."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain dicts, lists and numbers."""
 
 
-def tell(found: Answer, *, as_json: bool) -> None:
+def tell(found: Told, *, as_json: bool) -> None:
     """Print an answer."""
     click.echo(dumped(found.to_json()) if as_json else str(found))
 
