@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.dominance import dominated
 from solvers.lp import Model, minimize
 from solvers.problem import Problem
 from solvers.symmetry import aggregate, alike, ranks
@@ -158,6 +159,7 @@ class _Master:
         self.ever: list[dict[int, int]] = []
         self.through: dict[int, dict[int, int]] = {}
         self.own_again: dict[int, int] = {}
+        self.instead: list[dict[int, int]] = []
 
     def space(self, frame: Window, budget: int) -> int:
         """Return the bytes left at a cut for values made before it."""
@@ -183,25 +185,50 @@ class _Master:
             ops = sorted({op for op, t in bursts if t == frame.t and op in self.redone[k]})
             if ops:
                 self._burst(model, k, ops, budget)
+        self.instead = dominated(self.problem, self.frames, bursts, self.tiny)
+        for held, instead in zip(self.held, self.instead, strict=True):
+            for v in instead.keys() - self.pinned:
+                model.upper[held[v]] = 0.0
         return model
 
     def point(self, trace: Trace, columns: int) -> NDArray[np.float64]:
-        """Return the point that an order is; it satisfies every row if the order fits."""
-        x = np.zeros(columns)
+        """Return the point that an order is, once it holds what it need not hold no more.
+
+        It satisfies the rows if the order fits.
+        """
+        x, p = np.zeros(columns), self.problem
         at = [*(trace.first(frame.t) for frame in self.frames), trace.length]
         for k, (held, redone) in enumerate(zip(self.held, self.redone, strict=True)):
             x[list(held.values())] = [trace.holds(v, at[k]) for v in held]
             x[list(redone.values())] = [trace.runs(o, at[k], at[k + 1]) for o in redone]
-        for k, ever in enumerate(self.ever):
-            x[list(ever.values())] = [trace.runs(o, at[k], trace.length) for o in ever]
+        for k, instead in enumerate(self.instead):
+            for v in sorted(instead):
+                if x[self.held[k][v]]:
+                    self._replace(x, k, v, instead[v])
         for k, column in self.own_again.items():
             x[column] = trace.runs(self.frames[k].t, at[k] + 1, at[k + 1])
+        for k, ever in enumerate(self.ever):
+            for o, column in ever.items():
+                x[column] = any(x[redone[o]] for redone in self.redone[k:] if o in redone)
         for k, through in self.through.items():
             for v, column in through.items():
-                stays = k + 1 == len(self.frames) or bool(x[self.held[k + 1][v]])
-                again = trace.runs(self.problem.maker[v], at[k] + 1, at[k + 1])
-                x[column] = stays and not again
+                o, stays = p.maker[v], k + 1 == len(self.frames) or x[self.held[k + 1][v]] > 0
+                again = self.own_again.get(k) if o == self.frames[k].t else self.redone[k].get(o)
+                x[column] = stays and not (again is not None and x[again])
         return x
+
+    def _replace(self, x: NDArray[np.float64], k: int, v: int, op: int) -> None:
+        """Hold at a cut what an op makes of a value instead of the value."""
+        x[self.held[k][v]] = 0.0
+        made = [u for u in self.problem.outputs[op] if u in self.held[k]]
+        if k and op in self.redone[k - 1]:
+            has = all(x[self.held[k - 1][u]] for u in made)
+            x[self.redone[k - 1][op]] = x[self.redone[k - 1][op]] or not has
+        for u in made:
+            x[self.held[k][u]] = 1.0
+        again = self.redone[k].get(self.problem.maker[v])
+        if again is None or not x[again]:
+            x[self.redone[k][op]] = 0.0
 
     def exact_plan(self, x: NDArray[np.float64]) -> Plan:
         """Read the held values off an integer point."""
