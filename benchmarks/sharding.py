@@ -1,17 +1,18 @@
 """Sharded steps on paper and in processes: ``python -m benchmarks.sharding [RANKS ...]``.
 
 GPT-2 and Llama from transformers under every stage of ZeRO and a mix, with and without
-recomputation: the peak that one rank's step is predicted to have, and what each rank's allocator
-recorded over gloo. The budget of every plan is its own predicted peak, the tightest there is, and
-the reserve for what gloo's threads let go of late.
+recomputation, in bfloat16, of several micro-steps, and in replicated groups (HSDP): the peak that
+one rank's step is predicted to have, and what each rank's allocator recorded over gloo. The budget
+of every plan is its own predicted peak, the tightest there is, and the reserve for what gloo's
+threads let go of late.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from graphs.cluster import cluster
 from planner.plan import Plan
 from planner.sharding.assemble import assemble
 from planner.sharding.configuration import Configuration, Strategy, UnitPlan
+from planner.sharding.lower import precision_of
 from planner.sharding.plan import ShardedPlan, UnitKind
 from planner.sharding.regions import Regions, capture_regions
 from planner.sharding.trial import ShardedTrial, run_ranks
@@ -34,6 +36,56 @@ STAGES = ("0", "1", "2", "3", "2/3")
 
 
 @dataclass(frozen=True)
+class Case:
+    """One way to train: the stage, what is recomputed, and what is beside the plain float32 step.
+
+    ``replicas`` are those of HSDP; ``micro_steps`` make one optimizer step.
+    """
+
+    stage: str
+    recomputed: str
+    precision: str = "float32"
+    micro_steps: int = 1
+    replicas: int = 1
+
+    def configuration(self, ranks: int) -> Configuration:
+        """Spread the case over ranks."""
+        strategy = {"0": Strategy.DDP, "1": Strategy.ZERO1}.get(self.stage, Strategy.FSDP)
+        replicas = ranks if strategy is Strategy.DDP else self.replicas
+        return Configuration(
+            strategy, ranks // replicas, replicas, SAMPLES, self.micro_steps, self.precision
+        )
+
+
+PLAIN = tuple(Case(stage, name) for stage in STAGES for name in METHODS)
+BFLOAT16 = tuple(
+    Case(stage, name, "bfloat16")
+    for stage, name in (("0", "none"), ("0", "full"), ("2", "none"), ("3", "none"), ("3", "full"))
+)
+MICRO_STEPS = (
+    Case("0", "none", micro_steps=3),
+    Case("0", "full", micro_steps=3),
+    Case("1", "full", micro_steps=3),
+    Case("3", "none", micro_steps=3),
+    Case("3", "full", micro_steps=3),
+    Case("0", "full", "bfloat16", micro_steps=2),
+    Case("3", "full", "bfloat16", micro_steps=2),
+)
+HYBRID = (
+    Case("2", "none", replicas=2),
+    Case("3", "none", replicas=2),
+    Case("3", "full", replicas=2),
+    Case("3", "full", micro_steps=2, replicas=2),
+    Case("3", "full", "bfloat16", replicas=2),
+)
+
+
+def cases(ranks: int) -> tuple[Case, ...]:
+    """Return what runs on so many ranks: HSDP needs two groups of two."""
+    return (*PLAIN, *BFLOAT16, *MICRO_STEPS, *(HYBRID if ranks % 4 == 0 else ()))
+
+
+@dataclass(frozen=True)
 class Row:
     """One plan: what it was said to hold on a rank, and the most that any rank held."""
 
@@ -41,6 +93,9 @@ class Row:
     ranks: int
     stage: str
     recomputed: str
+    precision: str
+    micro_steps: int
+    replicas: int
     predicted_bytes: int
     reserve_bytes: int
     measured_bytes: int
@@ -50,7 +105,7 @@ class Row:
     measured_static_bytes: int
 
 
-def gpt2(rank: int) -> tuple[nn.Module, dict[str, Any]]:
+def gpt2(rank: int, samples: int = SAMPLES) -> tuple[nn.Module, dict[str, Any]]:
     """Build GPT-2, dropout included."""
     config = hf.GPT2Config(
         vocab_size=VOCABULARY,
@@ -61,11 +116,12 @@ def gpt2(rank: int) -> tuple[nn.Module, dict[str, Any]]:
         use_cache=False,
         bos_token_id=0,
         eos_token_id=0,
+        loss_type="ForCausalLM",
     )
-    return hf.GPT2LMHeadModel(config).train(), _batch(rank)
+    return hf.GPT2LMHeadModel(config).train(), _batch(rank, samples)
 
 
-def llama(rank: int) -> tuple[nn.Module, dict[str, Any]]:
+def llama(rank: int, samples: int = SAMPLES) -> tuple[nn.Module, dict[str, Any]]:
     """Build Llama: rotary positions, grouped keys, gated MLP, untied head."""
     config = hf.LlamaConfig(
         vocab_size=VOCABULARY,
@@ -77,41 +133,37 @@ def llama(rank: int) -> tuple[nn.Module, dict[str, Any]]:
         max_position_embeddings=LENGTH,
         use_cache=False,
     )
-    return hf.LlamaForCausalLM(config).train(), _batch(rank)
+    return hf.LlamaForCausalLM(config).train(), _batch(rank, samples)
 
 
-def _batch(rank: int) -> dict[str, Any]:
+def _batch(rank: int, samples: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(rank)
-    ids = torch.randint(VOCABULARY, (SAMPLES, LENGTH), generator=generator)
+    ids = torch.randint(VOCABULARY, (samples, LENGTH), generator=generator)
     return {"input_ids": ids, "labels": ids}
 
 
-MODELS: dict[str, Callable[[int], tuple[nn.Module, dict[str, Any]]]] = {
-    "gpt2": gpt2,
-    "llama": llama,
-}
+MODELS: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {"gpt2": gpt2, "llama": llama}
 
 
 @functools.cache
-def regions_of(model: str) -> Regions:
+def regions_of(model: str, precision: str) -> Regions:
     """Capture a model's pieces once."""
     made, inputs = MODELS[model](0)
-    return capture_regions(made, inputs, device="cpu")
+    return capture_regions(made, inputs, device="cpu", precision=precision)
 
 
-def plan_of(model: str, ranks: int, stage: str, method: str) -> ShardedPlan:
-    """Plan a stage with one method in every unit; the budget is what that is said to need."""
-    strategy = {"0": Strategy.DDP, "1": Strategy.ZERO1}.get(stage, Strategy.FSDP)
-    sharded, replicas = (1, ranks) if strategy is Strategy.DDP else (ranks, 1)
-    configuration = Configuration(strategy, sharded, replicas, micro_batch=SAMPLES)
-    regions = regions_of(model)
+def plan_of(model: str, ranks: int, case: Case) -> ShardedPlan:
+    """Plan a case with one method in every unit; the budget is what that is said to need."""
+    configuration = case.configuration(ranks)
+    regions = regions_of(model, precision_of(configuration))
     step = assemble(regions, configuration, cluster("cpu", ranks))
+    method = METHODS[case.recomputed]
     found = [solve(kind.graph, 10**12, method=method).schedule for kind in regions.kinds]
     units = []
     for i, (path, kind) in enumerate(zip(regions.units, regions.kind_of, strict=True)):
         schedule = found[kind]
         assert schedule is not None
-        kept = stage == "2" or (stage == "2/3" and i % 2 == 0)
+        kept = case.stage == "2" or (case.stage == "2/3" and i % 2 == 0)
         units.append(UnitPlan(path, kind, schedule, keep_gathered=kept))
     realized = step.realize_units(units)
     signature = regions.root.signature
@@ -123,19 +175,23 @@ def plan_of(model: str, ranks: int, stage: str, method: str) -> ShardedPlan:
     return ShardedPlan(inner, configuration, step.cluster, realized.units, kinds)
 
 
-def rows(model: str, ranks: int) -> Iterator[Row]:
-    """Run every stage of a model, with and without recomputation, in one set of processes."""
-    cases = [(stage, name) for stage in STAGES for name in METHODS]
-    plans = [plan_of(model, ranks, stage, METHODS[name]) for stage, name in cases]
-    trials = [ShardedTrial(MODELS[model], p.configuration, p.units, p) for p in plans]
-    for (stage, name), plan, found in zip(cases, plans, run_ranks(trials), strict=True):
+def rows(model: str, ranks: int, chosen: Sequence[Case]) -> Iterator[Row]:
+    """Run cases of a model in one set of processes."""
+    plans = [plan_of(model, ranks, case) for case in chosen]
+    trials = [
+        ShardedTrial(
+            functools.partial(MODELS[model], samples=SAMPLES * case.micro_steps),
+            plan.configuration, plan.units, plan, steps=0,
+        )
+        for case, plan in zip(chosen, plans, strict=True)
+    ]  # fmt: skip
+    for case, plan, found in zip(chosen, plans, run_ranks(trials), strict=True):
         most = max(rank.peak_bytes for rank in found)
         expected = plan.peak_bytes - plan.reserve_bytes
         yield Row(
             model=model,
             ranks=ranks,
-            stage=stage,
-            recomputed=name,
+            **asdict(case),
             predicted_bytes=expected,
             reserve_bytes=plan.reserve_bytes,
             measured_bytes=most,
@@ -149,7 +205,9 @@ def rows(model: str, ranks: int) -> Iterator[Row]:
 def main() -> None:
     """Run all, print the table and write the CSV."""
     worlds = [int(text) for text in sys.argv[1:]] or [2, 4]
-    found = [row for ranks in worlds for model in MODELS for row in rows(model, ranks)]
+    found = [
+        row for ranks in worlds for model in MODELS for row in rows(model, ranks, cases(ranks))
+    ]
     show("Sharded steps: predicted and measured peak of one rank", found)
     print(record("sharding", found))
 

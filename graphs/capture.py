@@ -109,12 +109,14 @@ def capture_joint(
     costs: str = "roofline",
     accumulate: bool = False,
     eager: bool = False,
+    real: bool | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
     ``eager`` says that torch will run the step itself, with its own dropout and no kernel writing
-    into what the one before it made.
+    into what the one before it made. ``real`` says that kernels may be run here: by default those
+    of a model that has data.
     """
     if costs not in COSTS:
         raise ValueError(f"unknown costs {costs!r}; expected one of {', '.join(COSTS)}")
@@ -127,8 +129,7 @@ def capture_joint(
     joint = normalized(trace(model, call, loss=loss, lean=lean))
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
-    real = not any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters())
-    here = real and where.name == home.name
+    here = where.name == home.name and (has_data(model) if real is None else real)
     prices = _prices(joint, where, here=here, timed=costs == "measured")
     tell("running the optimizer on fake tensors")
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
@@ -149,6 +150,15 @@ def capture_joint(
     answers = joint.decisions.answers
     signature = signature_of(model, call, answers=answers, loss=loss is not None)
     return Traced(Captured(graph, signature | {"accumulate": accumulate}), joint, lowering)
+
+
+def has_data(model: nn.Module) -> bool:
+    """Tell whether all parameters are more than a shape.
+
+    >>> has_data(nn.Linear(2, 2)), has_data(nn.Linear(2, 2, device="meta"))
+    (True, False)
+    """
+    return not any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters())
 
 
 def recapture(

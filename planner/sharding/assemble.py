@@ -29,6 +29,8 @@ from planner.sharding.rules import (
 )
 from planner.sharding.step import Layout, ShardedStep
 
+_SCALAR_BYTES = 8
+
 ROOT = -1
 """Stands for the root where units are counted."""
 
@@ -79,6 +81,7 @@ class _Builder:
     flats: dict[int, int] = field(default_factory=dict)
     reducing: int | None = None
     shards: list[int] = field(default_factory=list)
+    reduced: list[int] = field(default_factory=list)
     turn: int = 0
 
     def __post_init__(self) -> None:
@@ -87,7 +90,7 @@ class _Builder:
         self.elsewhere = self.configuration.offload and self.cluster.device.name != "cpu"
         grain = self.cluster.device.granularity_bytes
         self.groups: dict[int, Group] = {
-            i: group_of(region.parameters, self.configuration, grain)
+            i: group_of(region.parameters, self.configuration, grain, elsewhere=self.elsewhere)
             for i, region in self.regions_by_index()
         }
         self.seconds: dict[int, Seconds] = {
@@ -197,11 +200,8 @@ class _Builder:
             self._parameters(i)
             if i != ROOT:
                 self._unit_buffers(i, region, buffers, constants)
-        if self.configuration.accumulation > 1 and not self.elsewhere:
-            # under DDP they become views of the buckets in the last micro-step only
-            groups = self.groups.values()
-            size = sum(g.gradient_shard if self.sharded else g.reduced for g in groups)
-            self.value("accumulated gradients", size, Kind.GRADIENT)
+        if self.configuration.accumulation > 1:
+            self._accumulated()
         if not self.sharded:
             size = sum(group.reduced for group in self.groups.values())
             self.value("gradient buckets", size, Kind.GRADIENT)
@@ -209,6 +209,22 @@ class _Builder:
             units = [group for i, group in self.groups.items() if i != ROOT]
             late = gloo_reserve_bytes(units, self.groups[ROOT])
             self.value("late releases of gloo", late, Kind.RESERVE)
+
+    def _accumulated(self) -> None:
+        """Add what micro-steps leave to the later ones.
+
+        Under DDP gradients become views of the buckets in the last one: they are gone before the
+        optimizer's step. A loss is divided by the number of micro-steps, so there are two of it.
+        """
+        self.value("divided loss", 2 * _SCALAR_BYTES, Kind.ACTIVATION)
+        groups = self.groups.values()
+        if not self.sharded:
+            size = sum(group.reduced for group in groups)
+            self.reduced.append(self.value("accumulated gradients", size, Kind.GRADIENT))
+            self.op("micro_steps", (), self.reduced)
+        elif not self.elsewhere:
+            size = sum(group.gradient_shard for group in groups)
+            self.value("accumulated gradients", size, Kind.GRADIENT)
 
     def _parameters(self, i: int) -> None:
         group = self.groups[i]
@@ -302,7 +318,7 @@ class _Builder:
                 seconds=seconds,
                 again=again,
                 moved=group.flat,
-                scratch=self.scratch(group.flat),
+                scratch=group.staged + self.scratch(group.flat),
                 module=module,
             )
             if before is not None:
@@ -353,6 +369,8 @@ class _Builder:
                 self.own(ROOT, op, again=False)
         self._reduce(ROOT)
         self._release()
+        if self.reduced:
+            self.op("reduced", self.reduced)
 
     def _unit_backward(self, u: int) -> None:
         region, call, mapped = self.regions.kind(u), self.root.calls[u], self.maps[u]
@@ -399,6 +417,8 @@ class _Builder:
             module=module,
         )
         self.reducing = buffer
+        if self.configuration.replicas > 1:
+            self.reduced.append(shard)  # ``_all_reduce_state``, until all groups are done
         if not self.elsewhere and self.configuration.accumulation == 1:
             self.shards.append(shard)
 

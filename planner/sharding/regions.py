@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from graphs import Graph
-from graphs.capture import Captured, Traced, capture_joint
+from graphs.capture import Captured, Traced, capture_joint, has_data
 from graphs.errors import CaptureError as GraphsCaptureError
 from graphs.signature import class_name, device_type, signature_of
 from graphs.step import Arguments, Inputs, arguments_of, swapped, unique_tensors
@@ -143,11 +143,12 @@ def capture_regions(
     call = arguments_of(inputs, targets)
     candidates = find_units(model, units)
     stored = {name: p.element_size() for name, p in model.named_parameters()}
+    real = has_data(model)  # which in another precision it seems not to have
     try:
         with in_precision(model, precision, device_type(model, call)):
             return _taken_apart(
                 model, call, candidates, stored, loss, chosen=units is not None,
-                options={"device": device, "costs": costs}, precision=precision,
+                options={"device": device, "costs": costs, "real": real}, precision=precision,
             )  # fmt: skip
     except GraphsCaptureError as error:
         raise CaptureError(str(error)) from error

@@ -39,37 +39,47 @@ class Group:
 
     ``shard`` is what stays: rows of dimension 0, as many on every rank (``FSDPParam`` pads).
     ``flat`` is the buffer an all-gather writes, ``gathered`` the parameters copied out of it.
-    ``reduced`` is the buffer a reduce-scatter reads, ``gradient_shard`` what it writes.
+    ``staged`` is the copy of the shard that an all-gather reads, where it computes in another dtype
+    or the shard is on the host. ``reduced`` is the buffer a reduce-scatter reads,
+    ``gradient_shard`` what it writes.
     """
 
     shard: int
     flat: int
     gathered: int
+    staged: int
     reduced: int
     gradient_shard: int
 
 
 def group_of(
-    parameters: Sequence[Parameter], configuration: Configuration, granularity: int
+    parameters: Sequence[Parameter],
+    configuration: Configuration,
+    granularity: int,
+    *,
+    elsewhere: bool = False,
 ) -> Group:
-    """Add up a group's parameters.
+    """Add up a group's parameters, whose shards may be ``elsewhere``: on the host.
 
     Sources: ``_fsdp_param.py`` (padding, ``all_gather_outputs``), ``_fsdp_collectives.py``
-    (``foreach_all_gather``, ``foreach_reduce``), ``reducer.cpp`` (one bucket view a gradient).
+    (``_get_param_all_gather_inputs``, ``foreach_all_gather``, ``foreach_reduce``), ``reducer.cpp``
+    (one bucket view a gradient).
 
     >>> weight = Parameter("w", (3, 10), 4, 2, True, 0, 1)
     >>> c = Configuration(Strategy.FSDP, shard_ranks=2, precision="bfloat16")
     >>> group_of([weight], c, 1)
-    Group(shard=80, flat=80, gathered=80, reduced=160, gradient_shard=80)
+    Group(shard=80, flat=80, gathered=80, staged=40, reduced=160, gradient_shard=80)
     """
     ranks = configuration.shard_ranks if configuration.strategy is Strategy.FSDP else 1
     up = functools.partial(_round_up, granularity)
     padded = [(p, _rows(p, ranks) * ranks * _row(p)) for p in parameters]
     reduced = sum(n * p.itemsize for p, n in padded if p.trainable)
+    staged = [p for p in padded if elsewhere or p[0].compute_itemsize != p[0].itemsize]
     return Group(
         shard=sum(up(n // ranks * p.itemsize) for p, n in padded),
         flat=up(sum(n * p.compute_itemsize for p, n in padded)),
         gathered=sum(up(n * p.compute_itemsize) for p, n in padded),
+        staged=up(sum(n // ranks * p.compute_itemsize for p, n in staged)),
         reduced=up(reduced),
         gradient_shard=up(reduced // ranks),
     )

@@ -28,13 +28,14 @@ from torch.nn.parallel import DistributedDataParallel
 from graphs.allocations import measure_peak
 from graphs.step import arguments_of
 from planner.sharding.configuration import Configuration, UnitPlan
-from planner.sharding.lower import apply, make_optimizer, wrap
+from planner.sharding.lower import apply, make_optimizer, precision_of, wrap
 from planner.sharding.plan import ShardedPlan
 from planner.trials.trial import scalar_of
 
 TIMEOUT_SECONDS = 300
 _TRIES, _SMALL_BYTES = 8, 65536
-_COLLECTIVES = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce")
+_PATIENCE_SECONDS = 0.01
+_COLLECTIVES = ("all_gather_single", "reduce_scatter_single", "all_reduce")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def _rank(rank: int, world: int, folder: str, threads: int) -> None:
         trials: tuple[ShardedTrial, ...] = torch.load(
             Path(folder) / "trials.pt", weights_only=False
         )
+        gc.freeze()  # what is there now is never garbage; collecting becomes cheap
         found = [measure_rank(trial, rank) for trial in trials]
         torch.save(found, Path(folder) / f"{rank}.pt")
         dist.barrier()
@@ -109,7 +111,7 @@ def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
     """Train on this rank: a step for the gradients, ``steps`` that are timed, then watched ones."""
     gc.collect()
     before = _tensor_bytes()
-    model, optimizer, step = _training(trial, rank)
+    model, optimizer, step, waiting = _training(trial, rank)
     torch.manual_seed(trial.seed + rank)
     losses, seconds = [step()], [0.0]
     gradients = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
@@ -122,7 +124,7 @@ def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
     parameters = {n: whole(p) for n, p in model.named_parameters()}
     results = sum(t.nbytes for t in (*gradients.values(), *parameters.values()))
     _clear(model)
-    static = _tensor_bytes() - before - results
+    static = _tensor_bytes() - before - results - waiting
     peak, complete = _watched(model, step, optimizer)
     return RankMeasurement(
         peak_bytes=static + peak,
@@ -155,7 +157,8 @@ def _watched(model: nn.Module, step: Callable[[], float], optimizer: Any) -> tup
     return (min(overstated), False) if found is None else (found, True)
 
 
-def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[[], float]]:
+def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[[], float], int]:
+    """Return model, optimizer, a step, and the bytes that micro-steps' inputs have outside it."""
     torch.manual_seed(trial.seed)
     made, inputs = trial.factory(rank)
     model = (
@@ -169,20 +172,32 @@ def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[
     parts = trial.configuration.accumulation
     whole_call = arguments_of(inputs)
     chunks = [t.chunk(parts) for t in whole_call.tensors]
-    calls = [whole_call.rebuild([c[i] for c in chunks]) for i in range(parts)]
+    device = next(model.parameters()).device.type
+    waiting = sum({t.data_ptr(): t.nbytes for t in whole_call.tensors}.values())
 
-    def step() -> float:
-        total = 0.0
-        for i, (args, kwargs, _) in enumerate(calls):
-            last = i == parts - 1
-            with nullcontext() if last else _unreduced(model):
+    def micro_step(i: int) -> float:
+        given = whole_call.tensors if parts == 1 else [c[i].clone() for c in chunks]
+        args, kwargs, _ = whole_call.rebuild(given)
+        with nullcontext() if i == parts - 1 else _unreduced(model):
+            with precision_context(trial.configuration, device):
                 output = model(*args, **kwargs)  # held to the end, as in a user's loop
                 loss = scalar_of(output) / parts if parts > 1 else scalar_of(output)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.item()
-        return total
+            loss.backward()  # type: ignore[no-untyped-call]
+            return float(loss.item())
 
-    return model, optimizer, step
+    def step() -> float:
+        return sum(map(micro_step, range(parts)))
+
+    return model, optimizer, step, waiting if parts > 1 else 0
+
+
+def precision_context(
+    configuration: Configuration, device: str
+) -> AbstractContextManager[torch.autocast | None]:
+    """Return what an applied model is called in: autocast, where no policy lowers the precision."""
+    if precision_of(configuration) != "autocast":
+        return nullcontext()
+    return torch.autocast(device, torch.bfloat16)
 
 
 def _unreduced(model: nn.Module) -> AbstractContextManager[None]:
@@ -202,7 +217,7 @@ def _tensor_bytes() -> int:
 
 @contextmanager
 def _patient() -> Iterator[None]:
-    """Wait a moment after each collective.
+    """Wait a moment before the handle of each collective goes.
 
     Gloo's threads then let go of its buffers before the caller does: the profiler does not see
     what they free, and the records would drift upwards.
@@ -211,10 +226,13 @@ def _patient() -> Iterator[None]:
 
     def waiting(name: str) -> Callable[..., Any]:
         @functools.wraps(before[name])
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = before[name](*args, **kwargs)
-            time.sleep(0.02)
-            return result
+        def call(*args: Any, async_op: bool = False, **kwargs: Any) -> Any:
+            work = before[name](*args, async_op=True, **kwargs)
+            if async_op:
+                return work
+            work.wait()
+            time.sleep(_PATIENCE_SECONDS)
+            return None
 
         return call
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from planner.sharding.configuration import Configuration, Strategy, UnitPlan
 from planner.sharding.lower import apply, make_optimizer, precision_of, wrap
 from planner.sharding.plan import ShardedPlan, UnitKind
 from planner.sharding.regions import Regions, capture_regions
-from planner.sharding.trial import whole
+from planner.sharding.trial import precision_context, whole
 from solvers import Status, solve
 from tests.planner.sharding.blocks import batch, decoder
 
@@ -42,6 +43,7 @@ CASES: dict[str, tuple[Configuration, tuple[bool, ...], float]] = {
     "stage 2": (FSDP, (True, True), 0.1),
     "stage 3": (FSDP, (False, False), 0.1),
     "bfloat16": (replace(FSDP, precision="bfloat16"), (False, True), 0.1),
+    "autocast": (replace(DDP, precision="bfloat16"), (False, False), 0.1),
     "offload": (replace(FSDP, offload=True), (False, False), 0.1),
 }
 """Configuration, which weights stay gathered, and the rate of dropout."""
@@ -90,10 +92,22 @@ def train(
     }
 
 
-def train_rank(model: nn.Module, optimizer: Any, rank: int, steps: int) -> dict[str, Any]:
-    """Take steps on a rank's own batch, with its own dropout."""
+def train_rank(
+    model: nn.Module,
+    optimizer: Any,
+    rank: int,
+    steps: int,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, Any]:
+    """Take steps on a rank's own batch, with its own dropout; only forward is in ``precision``."""
+
+    def loss_of() -> torch.Tensor:
+        with precision():
+            loss: torch.Tensor = model(batch(rank))
+            return loss
+
     torch.manual_seed(3 + rank)
-    return train(model, optimizer, steps, lambda: model(batch(rank)))
+    return train(model, optimizer, steps, loss_of)
 
 
 def named(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -114,7 +128,10 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         planned = apply(plan, decoder(LAYERS, dropout=dropout))
         for kind, model in (("plain", plain), ("planned", planned)):
             optimizer = make_optimizer(configuration, model, lr=1e-3)
-            found[f"{name} {kind}"] = train_rank(model, optimizer, rank, 5)
+            lowered = functools.partial(precision_context, configuration, "cpu")
+            found[f"{name} {kind}"] = train_rank(model, optimizer, rank, 5, lowered)
+        if name == "autocast":
+            found["without autocast"] = _refused(functools.partial(planned, batch(rank)))
         if name == "mixed":
             found["checkpoint"] = _checkpointed(plan, planned, folder)
             found["names"] = sorted(get_model_state_dict(planned))

@@ -110,3 +110,39 @@ def test_offloading_moves_states_to_the_host() -> None:
     found = step(offloaded, "A100-80GB")
     assert resident(found, Kind.PARAMETER) == resident(found, Kind.OPTIMIZER) == 0
     assert found.host_bytes >= 4 * resident(step(FSDP), Kind.PARAMETER)
+
+
+def test_under_ddp_the_gradients_of_earlier_micro_steps_are_gone_before_the_optimizer() -> None:
+    found = step(Configuration(Strategy.DDP, 1, 2, micro_batch=2, accumulation=3))
+    graph = found.graph
+    bucket = next(v for v in graph.values if v.name == "gradient buckets")
+    index = next(i for i, v in enumerate(graph.values) if v.name == "accumulated gradients")
+    assert graph.values[index].size_bytes == bucket.size_bytes
+    users = [op.name for op in graph.ops if index in (*op.inputs, *op.outputs)]
+    assert users == ["micro_steps", "reduced"]
+    live = simulate(graph, store_all(graph)).live_bytes
+    assert len(graph.ops) - 2 == [op.name for op in graph.ops].index("reduced")
+    assert live.max() >= live[-1] + bucket.size_bytes
+
+
+def test_replicated_groups_keep_their_reduced_shards_until_all_are_done() -> None:
+    """``FSDPParamGroup._all_reduce_state`` is cleared when backward ends."""
+    flat = step(Configuration(Strategy.FSDP, 2, micro_batch=2, accumulation=2))
+    hybrid = step(Configuration(Strategy.FSDP, 2, 2, micro_batch=2, accumulation=2))
+    assert "reduced" not in [op.name for op in flat.graph.ops]
+    held = next(op for op in hybrid.graph.ops if op.name == "reduced")
+    names = [hybrid.graph.values[v].name for v in held.inputs]
+    assert names == [f"gradient_shard.{n}" for n in ("h.2", "h.1", "h.0", "root")]
+
+
+def test_a_gather_in_another_precision_casts_the_shard_first() -> None:
+    half = capture_regions(decoder(3), batch(), precision="bfloat16")
+    configuration = Configuration(Strategy.FSDP, 2, micro_batch=2, precision="bfloat16")
+    graph = assemble(half, configuration, cluster("A100-80GB", 2)).graph
+    gathers = [op for op in graph.ops if op.target == "all_gather"]
+    for op in gathers:
+        (flat,) = op.outputs
+        shard = graph.values[flat].size_bytes // 2
+        assert shard <= op.workspace_bytes < shard + 512  # the allocator's granularity
+    full = step(FSDP, "A100-80GB").graph
+    assert all(op.workspace_bytes == 0 for op in full.ops if op.target == "all_gather")

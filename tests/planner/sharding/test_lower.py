@@ -112,6 +112,10 @@ def test_evaluation_takes_any_shape_and_training_only_the_planned_one(
     )
 
 
+def test_a_plan_for_autocast_is_not_run_without_it(found: list[dict[str, Any]]) -> None:
+    assert "autocast is ['cpu'], planned for ['cpu', 'bfloat16']" in found[0]["without autocast"]
+
+
 def test_a_plan_for_other_ranks_or_another_model_is_refused(found: list[dict[str, Any]]) -> None:
     assert "the plan is for 4 ranks, the process group has 2" in found[0]["other world"]
     assert found[0]["other mesh"] == "the mesh has shape (1, 2), the plan is for (2,)"

@@ -73,6 +73,17 @@ def test_precision_is_that_of_the_compute_copy() -> None:
     assert found.kind(0).graph.values[parameter.value].size_bytes == 2 * 32
 
 
+def test_scratch_is_measured_in_the_precision_of_compute() -> None:
+    model = decoder(2).bfloat16()
+    cast = taken_apart(decoder(2), precision="bfloat16").kind(0).graph
+    own = taken_apart(model).kind(0).graph
+    products = [i for i, op in enumerate(own.ops) if "mm" in op.target]
+    assert [cast.ops[i].workspace_bytes for i in products] == [
+        own.ops[i].workspace_bytes for i in products
+    ]
+    assert any(own.ops[i].workspace_bytes for i in products)
+
+
 def test_units_that_are_called_twice_or_share_parameters_stay_with_the_root() -> None:
     model = decoder(4)
     model.h[1].up = model.h[0].up  # type: ignore[union-attr]
