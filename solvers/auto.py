@@ -37,7 +37,8 @@ INTEGER = 2000
 CLOSE = 1e-3
 """The gap at which more relaxations are not worth their time."""
 WORTH_COMPARING = 3e-3
-"""The gap above which the baselines are asked on more than ``LARGE`` ops; below, at any gap."""
+"""The gap above which the baselines are asked on more than ``LARGE`` ops, unless a wider one is
+accepted; below, at any gap."""
 BRIEF = 50_000
 """The work of the local search above ``LARGE`` ops, where it seldom helps."""
 WORTH_REORDERING = 1e-3
@@ -124,7 +125,8 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.problem.n <= LARGE:
         polish(search, target=fine_target(search, limits), deadline=deadline)
     elif search.problem.n <= INTEGER:
-        polish(search, target=WORTH_COMPARING, work=BRIEF, deadline=deadline)
+        target = max(WORTH_COMPARING, limits.gap)
+        polish(search, target=target, work=BRIEF, deadline=deadline)
     status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
     return Answer(status, search.order, search.base + min(search.bound, search.extra))
 
@@ -163,7 +165,9 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
 
 def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
     """Take the orders of the baselines in, where the gap left is worth their sweeps."""
-    worth = WORTH_COMPARING if search.problem.n > LARGE else fine_target(search, limits)
+    worth = fine_target(search, limits)
+    if search.problem.n > LARGE:
+        worth = max(WORTH_COMPARING, limits.gap)
     if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
         return
     search.offer(least_checkpointed(graph, deadline))

@@ -29,6 +29,10 @@ WORTH_STARTS = 1e-4
 WORTH_CUTS = 1e-3
 """The gap above which lines are drawn at other cuts than where plain training holds most."""
 OTHER_CUTS = 3
+LEAST_SHARE = 0.2
+"""The part of the seconds in which the least budget must be found; most graphs need a tenth."""
+GAP = 0.01
+"""The gap at which a point of a curve is left, however small a gap is asked for."""
 SHARE = 0.5
 """The points' part of the seconds."""
 STEEPNESS = 1.5
@@ -76,8 +80,8 @@ class Frontier:
 def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Frontier:
     """Solve at budgets from the least known to work to what plain training needs.
 
-    Half of ``limits.seconds`` is for the points, an equal part for each; the rest is for what they
-    learn from each other. What earlier points leave over is not used, so that a hard point does not
+    Half of ``limits.seconds`` is for the points, an equal part for each; the rest is for the least
+    budget and for what they learn from each other. What earlier points leave over is not used, so that a hard point does not
     depend on how fast the easy ones were.
 
     Raises:
@@ -96,8 +100,9 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     if points < 2:
         raise ValueError(f"{points} points make no curve: ask for 2 or more")
     limits = limits or Limits()
-    share = replace(limits, seconds=SHARE * limits.seconds / points)
-    least = minimum_budget(graph, limits=share)
+    gap = max(limits.gap, GAP)
+    share = replace(limits, gap=gap, seconds=SHARE * limits.seconds / points)
+    least = minimum_budget(graph, limits=replace(limits, seconds=LEAST_SHARE * limits.seconds))
     budgets = spaced(least.least_bytes, simulate(graph, store_all(graph)).peak_bytes, points)
     found = [_solved(graph, b, least.schedule, share) for b in budgets]
     return _assembled(graph, found, (), least.floor_bytes, share.seconds)
