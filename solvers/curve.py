@@ -81,8 +81,8 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     """Solve at budgets from the least known to work to what plain training needs.
 
     Half of ``limits.seconds`` is for the points, an equal part for each; the rest is for the least
-    budget and for what they learn from each other. What earlier points leave over is not used, so that a hard point does not
-    depend on how fast the easy ones were.
+    budget and for what they learn from each other. What earlier points leave over is not used, so
+    that a hard point does not depend on how fast the easy ones were.
 
     Raises:
         ValueError: fewer than two points.
