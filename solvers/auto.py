@@ -39,6 +39,8 @@ CLOSE = 1e-3
 WORTH_COMPARING = 3e-3
 """The gap above which the baselines are asked on more than ``LARGE`` ops, unless a wider one is
 accepted; below, at any gap."""
+SELDOM = 1e-2
+"""The same on more than ``INTEGER`` ops, where a sweep takes half a minute."""
 BRIEF = 50_000
 """The work of the local search above ``LARGE`` ops, where it seldom helps."""
 WORTH_REORDERING = 1e-3
@@ -167,7 +169,7 @@ def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> N
     """Take the orders of the baselines in, where the gap left is worth their sweeps."""
     worth = fine_target(search, limits)
     if search.problem.n > LARGE:
-        worth = max(WORTH_COMPARING, limits.gap)
+        worth = max(WORTH_COMPARING if search.problem.n <= INTEGER else SELDOM, limits.gap)
     if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
         return
     search.offer(least_checkpointed(graph, deadline))
