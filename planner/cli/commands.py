@@ -17,6 +17,7 @@ from planner.batch import FORWARD, rebatched
 from planner.batch import max_batch as run_max_batch
 from planner.capture import example_inputs
 from planner.cli.answers import DEFECT, answering, dumped, finish, show_plan, tell
+from planner.cli.devices import CLUSTER, cluster_arguments, cluster_options
 from planner.cli.options import BUDGET, JSON, MODEL, PLAN, arguments, file_to_write, shared
 from planner.compare import compare as run_compare
 from planner.curve import POINTS
@@ -30,7 +31,6 @@ from planner.planfile import load, load_plan
 from planner.progress import on_terminal
 from planner.sharding.export import LAUNCHERS
 from planner.sharding.export import export as export_sharded
-from planner.sharding.options import CLUSTER, cluster_arguments, cluster_options
 from planner.sharding.plan import ShardedPlan
 from planner.spec import Example, load_example, load_function
 from planner.textbook.estimate import estimate as run_estimate

@@ -5,7 +5,7 @@ Knows how click declares them. Knows nothing of what a command does with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,17 +45,22 @@ _SHARED = (
     JSON,
 )
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def shared(command: _Command) -> _Command:
-    """Declare what every command that plans a model takes."""
-    for option in reversed(_SHARED):
+def declared(options: Sequence[Callable[..., Any]], command: Command) -> Command:
+    """Give a command some options, listed by its help in their order."""
+    for option in reversed(options):
         command = option(command)
     return command
 
 
-def file_to_write(name: str, help_text: str) -> Callable[[_Command], _Command]:
+def shared(command: Command) -> Command:
+    """Declare what every command that plans a model takes."""
+    return declared(_SHARED, command)
+
+
+def file_to_write(name: str, help_text: str) -> Callable[[Command], Command]:
     """Declare a file to write."""
     return click.option(name, type=click.Path(path_type=Path), callback=_writable, help=help_text)
 

@@ -5,15 +5,14 @@ Knows their names and how to turn them into arguments of ``planner.fit``. Knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
+from planner.cli.options import Command, declared
 from planner.errors import BadCluster
 from planner.sharding.configuration import PRECISIONS
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
@@ -55,11 +54,9 @@ CLUSTER = (
 """The names under which a command gets them."""
 
 
-def cluster_options(command: _Command) -> _Command:
-    """Give a command the options of several devices."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def cluster_options(command: Command) -> Command:
+    """Declare what a command that plans for several devices takes."""
+    return declared(_OPTIONS, command)
 
 
 def cluster_arguments(
