@@ -382,6 +382,9 @@ class _Builder:
         for op in region.graph.ops[layout.forward_ops :]:
             given = op.target == "tangent" and all(v in mapped for v in op.outputs)
             indices.append(None if given else self.own(u, op, again=True))
+        read = {v for op in region.graph.ops[layout.forward_ops :] for v in op.inputs}
+        saved = [mapped[v] for v in region.inputs if v in read]  # by autograd, until the node ends
+        self.op(f"ended.{self.name(u)}", saved)
         for v, r in zip(region.input_gradients, call.gradients, strict=True):
             if v is not None and r is not None:
                 self.maps[ROOT][r] = mapped[v]
@@ -406,7 +409,8 @@ class _Builder:
             return
         buffer = self.value(f"reduce_input.{name}", group.reduced, Kind.GRADIENT)
         shard = self.value(f"gradient_shard.{name}", group.gradient_shard, Kind.GRADIENT)
-        self.op(f"copy_in.{name}", gradients, (buffer,), module=module)
+        copies = group.padded if self.cluster.device.name == "cpu" else 0
+        self.op(f"copy_in.{name}", gradients, (buffer,), scratch=copies, module=module)
         self.op(
             f"reduce_scatter.{name}",
             (buffer,),

@@ -41,7 +41,8 @@ class Group:
     ``flat`` is the buffer an all-gather writes, ``gathered`` the parameters copied out of it.
     ``staged`` is the copy of the shard that an all-gather reads, where it computes in another dtype
     or the shard is on the host. ``reduced`` is the buffer a reduce-scatter reads,
-    ``gradient_shard`` what it writes.
+    ``gradient_shard`` what it writes. ``padded`` are the copies that a CPU makes of gradients whose
+    rows the ranks cannot share evenly, before it writes them there.
     """
 
     shard: int
@@ -50,6 +51,7 @@ class Group:
     staged: int
     reduced: int
     gradient_shard: int
+    padded: int = 0
 
 
 def group_of(
@@ -63,18 +65,19 @@ def group_of(
 
     Sources: ``_fsdp_param.py`` (padding, ``all_gather_outputs``), ``_fsdp_collectives.py``
     (``_get_param_all_gather_inputs``, ``foreach_all_gather``, ``foreach_reduce``), ``reducer.cpp``
-    (one bucket view a gradient).
+    (one bucket view a gradient), ATen's ``_pad_chunk``.
 
     >>> weight = Parameter("w", (3, 10), 4, 2, True, 0, 1)
     >>> c = Configuration(Strategy.FSDP, shard_ranks=2, precision="bfloat16")
     >>> group_of([weight], c, 1)
-    Group(shard=80, flat=80, gathered=80, staged=40, reduced=160, gradient_shard=80)
+    Group(shard=80, flat=80, gathered=80, staged=40, reduced=160, gradient_shard=80, padded=80)
     """
     ranks = configuration.shard_ranks if configuration.strategy is Strategy.FSDP else 1
     up = functools.partial(_round_up, granularity)
     padded = [(p, _rows(p, ranks) * ranks * _row(p)) for p in parameters]
     reduced = sum(n * p.itemsize for p, n in padded if p.trainable)
     staged = [p for p in padded if elsewhere or p[0].compute_itemsize != p[0].itemsize]
+    uneven = [(p, n) for p, n in padded if p.trainable and n != math.prod(p.shape)]
     return Group(
         shard=sum(up(n // ranks * p.itemsize) for p, n in padded),
         flat=up(sum(n * p.compute_itemsize for p, n in padded)),
@@ -82,6 +85,7 @@ def group_of(
         staged=up(sum(n // ranks * p.compute_itemsize for p, n in staged)),
         reduced=up(reduced),
         gradient_shard=up(reduced // ranks),
+        padded=sum(n * p.compute_itemsize for p, n in uneven),
     )
 
 
