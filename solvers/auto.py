@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from graphs import Graph
 from solvers import blocks, chen_greedy, chen_sqrt, recompute_all, revolve  # noqa: F401 (register)
@@ -114,16 +115,18 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if (floor := proven_floor(graph)) > budget_bytes:
         message = f"outputs of ops that cannot run twice raise the floor to {floor} bytes"
         return Answer(Status.INFEASIBLE, None, math.inf, message)
-    _bound_and_plan(search, limits, deadline)
+    cuts, least = _relax(search, limits, deadline), 0
+    if search.order is None and search.bound < math.inf and search.problem.n > LARGE:
+        least = _start(search, graph, floor, limits)
+    _cut(search, limits, cuts, deadline)
     if search.bound == math.inf:
         return Answer(Status.INFEASIBLE, None, math.inf, "proved at the cuts that nothing fits")
     _compare(search, graph, limits, deadline)
+    if search.order is None and not least:
+        least = _start(search, graph, floor, limits)
     if search.order is None:
-        least = least_order(graph, floor, deadline)
-        if (peak := int(held_bytes(search.problem, least).max())) > budget_bytes:
-            message = f"nothing found that fits; the least peak found is {peak} bytes"
-            return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
-        search.offer(least)
+        message = f"nothing found that fits; the least peak found is {least} bytes"
+        return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
     if search.problem.n <= LARGE:
         polish(search, target=fine_target(search, limits), deadline=deadline)
     elif search.problem.n <= INTEGER:
@@ -133,14 +136,29 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     return Answer(status, search.order, search.base + min(search.bound, search.extra))
 
 
-def _bound_and_plan(search: Search, limits: Limits, deadline: float) -> None:
-    """Solve masters: relaxed ones on large graphs, integer ones where they can do better."""
-    n, cuts = search.problem.n, list[int]()
-    if n > LARGE:
-        close = min(limits.gap, CLOSE)
-        enough = limits.gap if n <= INTEGER else close
-        cuts = run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
-    left = deadline - time.monotonic()
+def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
+    """Offer orders that hold little, with time of their own; return the least peak found."""
+    deadline, least = time.monotonic() + limits.seconds / 2, 0
+    for find in (least_checkpointed, partial(least_order, floor=floor)):
+        if search.order is None:
+            order = find(graph, deadline=deadline)
+            least = int(held_bytes(search.problem, order).max())
+            search.offer(order)
+    return least
+
+
+def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
+    """Solve relaxed masters of a large graph; return their cuts."""
+    if (n := search.problem.n) <= LARGE:
+        return []
+    close = min(limits.gap, CLOSE)
+    enough = limits.gap if n <= INTEGER else close
+    return run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
+
+
+def _cut(search: Search, limits: Limits, cuts: Sequence[int], deadline: float) -> None:
+    """Solve integer masters where they can do better."""
+    n, left = search.problem.n, deadline - time.monotonic()
     if n <= LARGE or (n <= INTEGER and search.gap > limits.gap and left > 0):
         run_cuts(search, replace(limits, seconds=SHARE * left), cuts)
 
@@ -161,7 +179,8 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     if proven_floor(graph) > budget_bytes:
         return math.inf
     limits = limits or Limits()
-    _bound_and_plan(search, limits, time.monotonic() + limits.seconds)
+    deadline = time.monotonic() + limits.seconds
+    _cut(search, limits, _relax(search, limits, deadline), deadline)
     return search.base + min(search.bound, search.extra)
 
 
