@@ -181,7 +181,7 @@ def rows(model: str, ranks: int, chosen: Sequence[Case]) -> Iterator[Row]:
     trials = [
         ShardedTrial(
             functools.partial(MODELS[model], samples=SAMPLES * case.micro_steps),
-            plan.configuration, plan.units, plan, steps=0,
+            plan.configuration, plan.units, plan, steps=0, compared=False,
         )
         for case, plan in zip(chosen, plans, strict=True)
     ]  # fmt: skip

@@ -205,7 +205,13 @@ class _Builder:
         if not self.sharded:
             size = sum(group.reduced for group in self.groups.values())
             self.value("gradient buckets", size, Kind.GRADIENT)
-        elif self.cluster.device.name == "cpu":
+        self._reserves()
+
+    def _reserves(self) -> None:
+        """Add what may be held, and is not expected."""
+        if late_inputs := max(map(_late_input_bytes, self.regions.kinds)):
+            self.value("inputs of a unit that runs again", late_inputs, Kind.RESERVE)
+        if self.sharded and self.cluster.device.name == "cpu":
             units = [group for i, group in self.groups.items() if i != ROOT]
             late = gloo_reserve_bytes(units, self.groups[ROOT])
             self.value("late releases of gloo", late, Kind.RESERVE)
@@ -366,11 +372,18 @@ class _Builder:
             if index in calls:
                 self._unit_backward(calls[index])
             elif index not in stubs:
-                self.own(ROOT, op, again=False)
+                self.own(ROOT, self._handed_over(op), again=False)
         self._reduce(ROOT)
         self._release()
         if self.reduced:
             self.op("reduced", self.reduced)
+
+    def _handed_over(self, op: Op) -> Op:
+        """Let the op that ends a backward keep no gradient that is in its bucket by then."""
+        if self.sharded or op.target != "accumulate_grad":
+            return op
+        copied = {p.gradient for p in self.root.parameters}
+        return replace(op, inputs=tuple(v for v in op.inputs if v not in copied))
 
     def _unit_backward(self, u: int) -> None:
         region, call, mapped = self.regions.kind(u), self.root.calls[u], self.maps[u]
@@ -382,8 +395,7 @@ class _Builder:
         for op in region.graph.ops[layout.forward_ops :]:
             given = op.target == "tangent" and all(v in mapped for v in op.outputs)
             indices.append(None if given else self.own(u, op, again=True))
-        read = {v for op in region.graph.ops[layout.forward_ops :] for v in op.inputs}
-        saved = [mapped[v] for v in region.inputs if v in read]  # by autograd, until the node ends
+        saved = [mapped[v] for v in _saved_inputs(region)]  # by autograd, until the node ends
         self.op(f"ended.{self.name(u)}", saved)
         for v, r in zip(region.input_gradients, call.gradients, strict=True):
             if v is not None and r is not None:
@@ -401,7 +413,9 @@ class _Builder:
         exposed = max(0.0, self.seconds[i].reduce - behind)
         if not self.sharded:
             exposed /= self.configuration.accumulation  # only the last micro-step reduces
-            self.op(f"all_reduce.{name}", gradients, seconds=exposed, module=module)
+            # the root's go into the buckets one by one, a unit's when its node ends
+            together = gradients if i != ROOT else ()
+            self.op(f"all_reduce.{name}", together, seconds=exposed, module=module)
             return
         self.op(f"reshard.{name}", (self.weights[i],))
         self._release()
@@ -475,6 +489,23 @@ class _Builder:
         made = {v for op in self.ops for v in op.outputs}
         outputs = frozenset((held | set(self.shards)) & made)
         return Graph(tuple(self.ops), tuple(self.values), outputs, self.root.graph.name)
+
+
+def _saved_inputs(region: Region) -> list[int]:
+    """Return the inputs that a unit's backward reads even if nothing runs again."""
+    read = {v for op in region.graph.ops if op.phase is Phase.BACKWARD for v in op.inputs}
+    return [v for v in region.inputs if v in read]
+
+
+def _late_input_bytes(region: Region) -> int:
+    """Return what else autograd may save: the inputs that only ops that run again would read.
+
+    Whether one does is the schedule's to say, so this is a reserve: one unit's, as the others' are
+    as long in memory anyway.
+    """
+    values, saved = region.graph.values, _saved_inputs(region)
+    activations = [v for v in region.inputs if v not in saved and values[v].kind is Kind.INPUT]
+    return sum(values[v].size_bytes for v in activations)
 
 
 def _seconds(graph: Graph, phase: Phase) -> float:

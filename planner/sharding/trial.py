@@ -44,7 +44,7 @@ class ShardedTrial:
 
     ``factory`` returns a model and the inputs of rank ``r`` for a whole step, whose tensors are
     parted along their first dimension into the micro-steps. ``units`` say what to wrap; without a
-    ``plan`` they run as the model is.
+    ``plan`` they run as the model is. ``compared`` brings gradients and parameters back.
     """
 
     factory: Callable[[int], tuple[nn.Module, Any]]
@@ -53,6 +53,7 @@ class ShardedTrial:
     plan: ShardedPlan | None = None
     steps: int = 1
     seed: int = 0
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,15 @@ def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
     model, optimizer, step, waiting = _training(trial, rank)
     torch.manual_seed(trial.seed + rank)
     losses, seconds = [step()], [0.0]
-    gradients = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    kept = list(model.named_parameters()) if trial.compared else []
+    gradients = {n: whole(p.grad) for n, p in kept if p.grad is not None}
     optimizer.step()
     for _ in range(trial.steps):
         _clear(model)
         start = time.perf_counter()
         losses.append(_full_step(step, optimizer))
         seconds.append(time.perf_counter() - start)
-    parameters = {n: whole(p) for n, p in model.named_parameters()}
+    parameters = {n: whole(p) for n, p in kept}
     results = sum(t.nbytes for t in (*gradients.values(), *parameters.values()))
     _clear(model)
     static = _tensor_bytes() - before - results - waiting

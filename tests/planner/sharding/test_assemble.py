@@ -146,3 +146,25 @@ def test_a_gather_in_another_precision_casts_the_shard_first() -> None:
         assert shard <= op.workspace_bytes < shard + 512  # the allocator's granularity
     full = step(FSDP, "A100-80GB").graph
     assert all(op.workspace_bytes == 0 for op in full.ops if op.target == "all_gather")
+
+
+def test_under_ddp_the_roots_gradients_go_into_the_buckets_one_by_one() -> None:
+    """What a unit's node makes is held until the node ends; the head's gradient is gone before."""
+    untied = capture_regions(decoder(3, tied=False), batch())
+    graph = assemble(untied, DDP, cluster("cpu", 2)).graph
+    reduced = {op.name: op.inputs for op in graph.ops if op.target == "all_reduce"}
+    assert reduced["all_reduce.root"] == ()
+    assert len(reduced["all_reduce.h.0"]) == len(unit_parameters())
+    end = next(op for op in graph.ops if op.name == "accumulate_grad")
+    assert [graph.values[v].name for v in end.inputs] == ["tangents_1"]
+
+
+def test_a_units_inputs_stay_until_its_node_ends() -> None:
+    """Autograd saves what backward reads; what only recomputation would read is a reserve."""
+    graph = step(DDP).graph
+    ended = {op.name: op.inputs for op in graph.ops if op.target == "ended"}
+    ops = {op.name: i for i, op in enumerate(graph.ops)}
+    for u in range(3):
+        inputs = ended[f"ended.h.{u}"]
+        assert sum(graph.values[v].size_bytes for v in inputs) >= batch().numel() * 32 * 4
+        assert ops[f"ended.h.{u}"] < ops[f"all_reduce.h.{u}"]

@@ -74,7 +74,7 @@ def planned(configuration: Configuration, kept: tuple[bool, ...], hidden: int) -
 def trial(plan: ShardedPlan, hidden: int) -> ShardedTrial:
     samples = SAMPLES * plan.configuration.accumulation
     factory = functools.partial(build, samples=samples, hidden=hidden)
-    return ShardedTrial(factory, plan.configuration, plan.units, plan, steps=0)
+    return ShardedTrial(factory, plan.configuration, plan.units, plan, steps=0, compared=False)
 
 
 def measured(
