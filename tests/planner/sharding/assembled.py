@@ -1,0 +1,35 @@
+"""Steps of a small decoder, assembled under the usual configurations, for tests to look into."""
+
+from __future__ import annotations
+
+import functools
+
+from graphs import Kind
+from graphs.cluster import cluster
+from planner.sharding.assemble import assemble
+from planner.sharding.configuration import Configuration, Strategy
+from planner.sharding.regions import Parameter, Regions, capture_regions
+from planner.sharding.step import ShardedStep
+from tests.planner.sharding.blocks import batch, decoder
+
+DDP = Configuration(Strategy.DDP, 1, 2, micro_batch=2)
+ZERO1 = Configuration(Strategy.ZERO1, 2, micro_batch=2)
+FSDP = Configuration(Strategy.FSDP, 2, micro_batch=2)
+
+
+@functools.cache
+def regions() -> Regions:
+    return capture_regions(decoder(3), batch())
+
+
+def step(configuration: Configuration, device: str = "cpu") -> ShardedStep:
+    return assemble(regions(), configuration, cluster(device, configuration.world_size))
+
+
+def resident(found: ShardedStep, kind: Kind) -> int:
+    values = found.graph.values
+    return sum(values[v].size_bytes for v in found.graph.resident if values[v].kind is kind)
+
+
+def unit_parameters() -> list[Parameter]:
+    return list(regions().kind(0).parameters)
