@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from graphs import Graph, Kind, Op, Phase, Value
 from graphs.cluster import Cluster
+from planner.sharding.border import Region
 from planner.sharding.configuration import Configuration, Strategy
-from planner.sharding.regions import Region, Regions
+from planner.sharding.regions import Regions
 from planner.sharding.rules import GLOO_COPIES, Group, Seconds, group_of, seconds_of
 from planner.sharding.step import Layout
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graphs import Kind, Phase
+from planner.sharding.border import Region
 from planner.sharding.draft import ROOT, Draft
-from planner.sharding.regions import Region
 from planner.sharding.rules import gloo_reserve_bytes
 
 _SCALAR_BYTES = 8

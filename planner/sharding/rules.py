@@ -21,8 +21,8 @@ from graphs.collectives import (
     reduce_scatter_seconds,
 )
 from graphs.optimizer import OptimizerLike, OptimizerStep, optimizer_step
+from planner.sharding.border import Parameter
 from planner.sharding.configuration import Configuration, Strategy
-from planner.sharding.regions import Parameter
 
 HOST_BYTES_PER_SECOND = 20e9
 """What one rank gets of its host's memory, when the optimizer runs there: assumed, on the safe side

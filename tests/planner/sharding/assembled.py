@@ -7,8 +7,9 @@ import functools
 from graphs import Kind
 from graphs.cluster import cluster
 from planner.sharding.assemble import assemble
+from planner.sharding.border import Parameter
 from planner.sharding.configuration import Configuration, Strategy
-from planner.sharding.regions import Parameter, Regions, capture_regions
+from planner.sharding.regions import Regions, capture_regions
 from planner.sharding.step import ShardedStep
 from tests.planner.sharding.blocks import batch, decoder
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
 from graphs import Phase
 from graphs.capture import capture
-from planner.errors import CaptureError
-from planner.sharding.regions import Regions, capture_regions, find_units
+from planner.sharding.regions import Regions, capture_regions
 from tests.planner.sharding.blocks import Decoder, batch, decoder
 
 
@@ -82,18 +80,3 @@ def test_scratch_is_measured_in_the_precision_of_compute() -> None:
         own.ops[i].workspace_bytes for i in products
     ]
     assert any(own.ops[i].workspace_bytes for i in products)
-
-
-def test_units_that_are_called_twice_or_share_parameters_stay_with_the_root() -> None:
-    model = decoder(4)
-    model.h[1].up = model.h[0].up  # type: ignore[union-attr]
-    assert list(find_units(model)) == ["h.2", "h.3"]
-
-
-def test_units_can_be_named() -> None:
-    model = decoder(2)
-    assert taken_apart(model, units=["h.1"]).units == ("h.1",)
-    with pytest.raises(CaptureError, match=r"unit 'h\.7' is not the path"):
-        taken_apart(model, units=["h.7"])
-    with pytest.raises(CaptureError, match="no repeated blocks"):
-        capture_regions(nn.Linear(2, 2), torch.zeros(1, 2))
