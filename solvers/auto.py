@@ -40,6 +40,8 @@ CLOSE = 1e-3
 WORTH_COMPARING = 3e-3
 """The gap above which the baselines are asked on more than ``LARGE`` ops, unless a wider one is
 accepted; below, at any gap."""
+NEAR = 1e-2
+"""The gap from which integer masters do better than more relaxations, up to ``INTEGER`` ops."""
 SELDOM = 1e-2
 """The same on more than ``INTEGER`` ops, where a sweep takes half a minute."""
 BRIEF = 50_000
@@ -152,7 +154,7 @@ def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
     if (n := search.problem.n) <= LARGE:
         return []
     close = min(limits.gap, CLOSE)
-    enough = limits.gap if n <= INTEGER else close
+    enough = max(limits.gap, NEAR) if n <= INTEGER else close
     return run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
 
 
