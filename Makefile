@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 SOURCES := graphs solvers planner examples benchmarks tests
 
-.PHONY: setup demo test format lint types bench clean
+.PHONY: setup demo test format lint types bench house clean
 
 demo: setup  ## train GPT-2 in half the memory it needs
 	$(BIN)/python examples/train_gpt2.py
@@ -36,6 +36,9 @@ bench: setup  ## every benchmark; each adds a CSV to benchmarks/results
 	$(BIN)/python -m benchmarks.instances benchmarks/instances/*.json
 	$(BIN)/python -m benchmarks.joint
 	$(BIN)/python -m benchmarks.sharding
+
+house: setup  ## the rooms in order, who uses whom, and what breaks a rule
+	$(BIN)/python -m tests.house
 
 setup: $(STAMP)
 

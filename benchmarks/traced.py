@@ -1,10 +1,12 @@
-"""Trace the small graphs of ``benchmarks/instances`` again: ``python -m benchmarks.traced``.
+"""Trace the graphs of ``benchmarks/instances`` again: ``python -m benchmarks.traced [NAME...]``.
 
-Knows which models they come from. The same torch and transformers write the same files.
+Knows which models they come from. The same torch and transformers write the same files. Six of them
+are whole models, kept as files so that solvers compare on them whatever capture does later.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import transformers as hf
 
 from benchmarks.cases import capture_case
 from benchmarks.instances import OWN
-from benchmarks.models import Factory
+from benchmarks.models import ZOO, Factory
 from benchmarks.models.example import Example, classes, images, seeded, tokens
 from benchmarks.models.unets import UNet
+from benchmarks.scale import gpt2 as gpt2_of
 from graphs import Graph, save_graph
 
 
@@ -50,11 +53,34 @@ def unet() -> Example:
     return model, {"pixels": images(2, 64), "labels": tokens(2, 64 * 64, 4).view(2, 64, 64)}
 
 
-TRACED: dict[str, Factory] = {
-    "gpt2_2_layers": gpt2,
-    "resnet_4_blocks": resnet,
-    "unet_3_sizes": unet,
+def llama() -> Example:
+    """Build the zoo's Llama with eight layers."""
+    config = hf.LlamaConfig(
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        vocab_size=4096,
+        use_cache=False,
+    )
+    ids = tokens(8, 256, 4096)
+    return seeded(lambda: hf.LlamaForCausalLM(config)), {"input_ids": ids, "labels": ids}
+
+
+TRACED: dict[str, tuple[Factory, str | None]] = {
+    "gpt2_2_layers": (gpt2, "adamw"),
+    "resnet_4_blocks": (resnet, "adamw"),
+    "unet_3_sizes": (unet, "adamw"),
+    "gpt2_12_layers": (lambda: gpt2_of(12), "adamw"),
+    "llama_8_layers": (llama, None),
+    "resnet50": (ZOO["resnet50"], None),
+    "bert": (ZOO["bert"], None),
+    "whisper": (ZOO["whisper"], None),
+    "unet": (ZOO["unet"], None),
 }
+"""What is built, and the optimizer whose step is part of the graph."""
 
 
 def portable(graph: Graph) -> Graph:
@@ -65,9 +91,10 @@ def portable(graph: Graph) -> Graph:
 
 
 def main() -> None:
-    """Capture every model and write its graph."""
-    for name, build in TRACED.items():
-        case = capture_case(name, *build())
+    """Capture the models named, or all, and write their graphs."""
+    for name in sys.argv[1:] or TRACED:
+        build, optimizer = TRACED[name]
+        case = capture_case(name, *build(), optimizer=optimizer)
         save_graph(portable(case.graph), path := OWN / f"{name}.json")
         print(f"{path}: {len(case.graph.ops)} ops, {path.stat().st_size / 1e3:.0f} kB")
 

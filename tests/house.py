@@ -1,0 +1,173 @@
+"""The house in numbers: ``make house`` prints its rooms in order, and whatever breaks a rule.
+
+Reads the import statements themselves: those inside functions and under ``TYPE_CHECKING`` count.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import networkx as nx
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("graphs", "solvers", "planner")
+PRIVATE = re.compile(r"^torch\.(_|.*\._|fx\.experimental)|^torch\.\w+\._|functorch")
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """Return every module by its dotted path below the root, such as ``graphs.capture.trace``."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for floor in FLOORS
+        for path in sorted((ROOT / floor).rglob("*.py"))
+        if not any(parent.is_symlink() for parent in path.parents)
+    }
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """Parse a file once."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the full name of everything that a file imports, anywhere in it."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} uses a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_of(name: str) -> str | None:
+    """Return the module of ours that an imported name is or is in."""
+    for floor in FLOORS[:2]:
+        name = re.sub(rf"^planner\.{floor}\b", floor, name)
+    while name and name not in sources():
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+@cache
+def arrows() -> nx.DiGraph:
+    """Return who imports whom, file by file."""
+    found = nx.DiGraph()
+    for module, path in sources().items():
+        found.add_node(module)
+        targets = (module_of(name) for name in imported(path))
+        found.add_edges_from((module, t) for t in targets if t and t != module)
+    return found
+
+
+def room(module: str) -> str:
+    """Return the folder of a module; files at the top of a floor are rooms of their own."""
+    path = sources()[module]
+    folder = path.parent.relative_to(ROOT).as_posix()
+    return f"{folder}/{path.name}" if folder in FLOORS and path.stem != "__init__" else folder
+
+
+def circles() -> list[list[str]]:
+    """Return the files that import each other in a circle."""
+    return [sorted(c) for c in nx.strongly_connected_components(arrows()) if len(c) > 1]
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Yield every function with the module it is in."""
+    for module, path in sources().items():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef):
+                yield module, node
+
+
+def private_torch() -> dict[str, list[str]]:
+    """Return for each file the private names of torch that it imports or reaches."""
+    found = defaultdict(list)
+    for module, path in sources().items():
+        names = [n for n in imported(path) if PRIVATE.search(n)]
+        names += [
+            text
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.Attribute)
+            and PRIVATE.search(text := ast.unparse(node))
+            and not text.startswith("torch.ops.")
+        ]
+        if names:
+            found[module] = sorted(set(names))
+    return dict(found)
+
+
+def undocumented() -> list[str]:
+    """Return the public functions of more than two parameters that do not say what each is."""
+    found = []
+    for module, node in functions():
+        names = [a.arg for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in _SELF]
+        said = ast.get_docstring(node) or ""
+        public = not node.name.startswith("_") and _is_top(module, node)
+        if public and len(names) > 2 and not all(_tells(said, name) for name in names):
+            found.append(f"{module}.{node.name}")
+    return found
+
+
+_SELF = {"self", "cls", "ctx", "mode", "func"}
+
+
+def _is_top(module: str, function: ast.FunctionDef) -> bool:
+    body = tree(sources()[module]).body
+    classes = [n for n in body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+    return function in body or any(function in c.body for c in classes)
+
+
+def _tells(docstring: str, name: str) -> bool:
+    return bool(re.search(rf"^\s*(\w+, )*{name}(, \w+)*: ", docstring, re.MULTILINE))
+
+
+def lines(path: Path) -> int:
+    """Return how many lines a file has."""
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def doctests() -> int:
+    """Return how many examples the docstrings hold."""
+    return sum(path.read_text(encoding="utf-8").count(">>> ") for path in sources().values())
+
+
+def report() -> str:
+    """Lay the house out as text."""
+    count = Counter(map(room, sources()))
+    size = Counter[str]()
+    for module, path in sources().items():
+        size[room(module)] += lines(path)
+    uses: dict[str, set[str]] = {name: set() for name in count}
+    for one, other in arrows().edges:
+        if room(one) != room(other):
+            uses[room(one)].add(room(other))
+    out = ["room, files, lines -> what it uses"]
+    condensed = nx.condensation(nx.DiGraph([(a, b) for a in uses for b in uses[a]]))
+    for group in reversed(list(nx.lexicographical_topological_sort(condensed))):
+        for name in sorted(condensed.nodes[group]["members"]):
+            out.append(f"  {name} {count[name]} {size[name]} -> {', '.join(sorted(uses[name]))}")
+    longest = sorted(((n.end_lineno or 0) - n.lineno + 1, f"{m}.{n.name}") for m, n in functions())[
+        -10:
+    ]
+    names = Counter(p.name for p in sources().values() if p.name not in ("__init__.py",))
+    private = private_torch()
+    out += [
+        f"files {len(sources())}, lines {sum(size.values())}, doctest lines {doctests()}",
+        f"circles: {[len(c) for c in circles()]}",
+        f"file names used twice: {sorted(n for n, c in names.items() if c > 1)}",
+        f"private torch in {len(private)} files: {', '.join(sorted(private))}",
+        f"public functions that do not say what their parameters are: {len(undocumented())}",
+        "longest functions: " + ", ".join(f"{name} {n}" for n, name in reversed(longest)),
+    ]
+    return "\n".join(out)
+
+
+if __name__ == "__main__":
+    print(report())
