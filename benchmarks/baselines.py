@@ -17,8 +17,8 @@ from benchmarks.cases import Case, capture_zoo
 from benchmarks.comparators import comparators
 from benchmarks.record import record, show
 from planner import InfeasibleBudget, Plan
-from planner.trials.difference import compare_tensors
-from planner.trials.verify import Run, run_alone
+from planner.verification.difference import compare_tensors
+from planner.verification.verify import Run, run_alone
 
 MODELS = ("gpt2", "resnet50", "unet")
 SCHEDULES = ("blocks", "blocks_uniform", "blocks_greedy", "chen_sqrt", "chen_greedy", "lp_rounding")

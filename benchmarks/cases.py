@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import ZOO, Factory
-from graphs import Graph, simulate, store_all
-from graphs.capture import Captured
 from planner import Limits, Plan
-from planner.capture import capture_step
 from planner.fit import plan_graph
-from planner.trials.trial import Trial
-from solvers import minimum_budget
+from planner.graphs import Graph, simulate, store_all
+from planner.graphs.capture.training_step import Captured
+from planner.request import capture_step
+from planner.solvers import minimum_budget
+from planner.verification.training_run import Trial
 
 LIMITS = Limits(seconds=60)
 

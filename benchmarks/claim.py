@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from benchmarks.cases import capture_zoo
 from benchmarks.models import ZOO
 from benchmarks.record import record, show
-from graphs import Graph, Kind, Schedule, Value, simulate, store_all
-from solvers import Limits, floor_bytes, solve
-from solvers.parametric import quick_bound
+from planner.graphs import Graph, Kind, Schedule, Value, simulate, store_all
+from planner.solvers import Limits, floor_bytes, solve
+from planner.solvers.bounds.parametric import quick_bound
 
 OVERHEAD = 0.2
 REDUCTION = 5.0

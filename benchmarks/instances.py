@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.record import record, show
-from graphs import Graph, read_graph, simulate, store_all
-from solvers import Limits, Solution, Status, solve
+from planner.graphs import Graph, read_graph, simulate, store_all
+from planner.solvers import Limits, Solution, Status, solve
 
 OWN = Path(__file__).parent / "instances"
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)

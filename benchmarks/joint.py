@@ -23,17 +23,17 @@ import transformers as hf
 from torch import nn
 
 from benchmarks.record import record, show
-from graphs.cluster import cluster
-from planner.sharding.joint import plan_found
-from planner.sharding.plan import ShardedPlan
+from planner.byte_sizes import parse_budget
+from planner.graphs.hardware.cluster import cluster
+from planner.plan.sharded import ShardedPlan
+from planner.sharding.captures import Workshop
+from planner.sharding.configurations import configurations
+from planner.sharding.fit_sharded import plan_found
 from planner.sharding.pricing import Planned, price_recipes
 from planner.sharding.recipes import Recipe
 from planner.sharding.search import Full, Space, explore, full
-from planner.sharding.sequential import stage_first
-from planner.sharding.space import configurations
-from planner.sharding.workshop import Workshop
-from planner.units import parse_budget
-from solvers import Limits
+from planner.sharding.stage_first import stage_first
+from planner.solvers import Limits
 
 
 @dataclass(frozen=True)

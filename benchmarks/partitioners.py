@@ -18,11 +18,11 @@ from torch import fx, nn
 from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput, PlainAOTOutput
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-from graphs import Graph
-from graphs.assemble import Lowering
-from graphs.capture import Captured, recapture
-from graphs.joint import Joint
-from solvers.segments import order_from_kept
+from planner.graphs import Graph
+from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.lowering import Lowering
+from planner.graphs.capture.training_step import Captured, recapture
+from planner.solvers.model.order_from_kept import order_from_kept
 
 SOLVERS = ("greedy", "dp", "ilp")
 """What ``activation_memory_budget_solver`` may be; ilp needs scipy."""

@@ -24,8 +24,18 @@ from benchmarks.instances import Row, solved
 from benchmarks.models import ZOO, Example
 from benchmarks.record import record, show
 from benchmarks.speed import llama_70b
-from graphs import Graph, Kind, Op, Phase, Value, load_graph, save_graph, simulate, store_all
-from solvers import Limits
+from planner.graphs import (
+    Graph,
+    Kind,
+    Op,
+    Phase,
+    Value,
+    load_graph,
+    save_graph,
+    simulate,
+    store_all,
+)
+from planner.solvers import Limits
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 DEPTHS = (12, 24, 48, 96)
@@ -115,7 +125,7 @@ def _with_backward(
 
 def captured(example: Example, optimizer: str | None) -> Graph:
     """Capture the step of a model for the costs of this machine's kind."""
-    from graphs.capture import capture
+    from planner.graphs.capture.training_step import capture
 
     model, inputs = example
     return capture(model, inputs, optimizer=optimizer, device="cpu").graph

@@ -20,15 +20,15 @@ import transformers as hf
 from torch import nn
 
 from benchmarks.record import record, show
-from graphs.cluster import cluster
-from planner.plan import Plan
-from planner.sharding.assemble import assemble
-from planner.sharding.configuration import Configuration, Strategy, UnitPlan
-from planner.sharding.lower import precision_of
-from planner.sharding.plan import ShardedPlan, UnitKind
-from planner.sharding.regions import Regions, capture_regions
-from planner.sharding.trial import ShardedTrial, run_ranks
-from solvers import Status, solve
+from planner.graphs.hardware.cluster import cluster
+from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.plan.sharded import ShardedPlan, UnitKind
+from planner.plan.single import Plan
+from planner.sharding.apply_sharded import precision_of
+from planner.sharding.step_graph.assembly import assemble
+from planner.sharding.wrapped.unit_captures import Regions, capture_regions
+from planner.solvers import Status, solve
+from planner.verification.ranks import ShardedTrial, run_ranks
 
 VOCABULARY, LENGTH, SAMPLES, LAYERS = 1024, 128, 2, 4
 METHODS = {"none": "store_all", "full": "recompute_all"}

@@ -21,9 +21,9 @@ from benchmarks.models import ZOO, Factory, tiny
 from benchmarks.partitioners import SOLVERS as KNAPSACKS
 from benchmarks.partitioners import partitioner
 from benchmarks.record import record, show
-from graphs import schedule_from_order, simulate
-from solvers import Limits, solve
-from solvers.rivals import Mark
+from planner.graphs import schedule_from_order, simulate
+from planner.solvers import Limits, solve
+from planner.solvers.baselines.pareto_marks import Mark
 
 FRACTIONS = (0.2, 0.5, 0.8)  # of the way from the least budget to what plain training needs
 METHODS = ("auto", "blocks_uniform", "chen_greedy", "chen_sqrt", "lp_rounding", "revolve")

@@ -22,7 +22,7 @@ from benchmarks.cases import Case, capture_case, capture_zoo
 from benchmarks.models import Example
 from benchmarks.models.example import seeded, tokens
 from benchmarks.record import record, show
-from planner.trials.verify import conclude, run_alone
+from planner.verification.verify import conclude, run_alone
 
 RUN = ("gpt2", "resnet50", "unet")
 STEPS = 7

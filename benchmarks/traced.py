@@ -18,7 +18,7 @@ from benchmarks.models import ZOO, Factory
 from benchmarks.models.example import Example, classes, images, seeded, tokens
 from benchmarks.models.unets import UNet
 from benchmarks.scale import gpt2 as gpt2_of
-from graphs import Graph, save_graph
+from planner.graphs import Graph, save_graph
 
 
 def gpt2() -> Example:

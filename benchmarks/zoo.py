@@ -16,8 +16,8 @@ from benchmarks.cases import Case, capture_zoo
 from benchmarks.models import ZOO
 from benchmarks.record import record, show
 from planner import Plan
-from planner.trials.difference import compare_tensors
-from planner.trials.verify import Run, conclude, run_alone
+from planner.verification.difference import compare_tensors
+from planner.verification.verify import Run, conclude, run_alone
 
 FRACTIONS = (0.1, 1 / 3, 2 / 3)  # of the way from the least budget to what recomputes nothing
 TOLERANCE = 0.02

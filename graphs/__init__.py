@@ -10,10 +10,10 @@ Glossary:
     phase: forward, backward, optimizer or communication.
 """
 
-from graphs.files import graph_from_dict, graph_to_dict, load_graph, save_graph
-from graphs.graph import Graph, Kind, Op, Phase, Value
-from graphs.instances import load_instance, read_graph
-from graphs.schedule import (
+from planner.graphs.files import graph_from_dict, graph_to_dict, load_graph, save_graph
+from planner.graphs.graph import Graph, Kind, Op, Phase, Value
+from planner.graphs.instances import load_instance, read_graph
+from planner.graphs.schedule import (
     Action,
     InvalidSchedule,
     Live,
@@ -55,3 +55,8 @@ __all__ = [
     "step_phases",
     "store_all",
 ]
+
+if __name__ == "graphs":  # in a checkout: be the package that is inside planner
+    from planner.checkout import become
+
+    become("graphs")

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from graphs.graph import Graph, Kind, Op, Phase, Value
+from planner.graphs.graph import Graph, Kind, Op, Phase, Value
 
 FORMAT = "remat-planner-graph"
 VERSION = 1

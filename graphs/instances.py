@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from graphs.files import FORMAT, graph_from_dict
-from graphs.graph import Graph, Op, Phase, Value
+from planner.graphs.files import FORMAT, graph_from_dict
+from planner.graphs.graph import Graph, Op, Phase, Value
 
 _EXPECTED = (
     "expected networkx node-link JSON with nodes of {id, cost_cpu, cost_ram} or "

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from graphs.graph import Graph, Kind, Op, Phase, Value
+from planner.graphs.graph import Graph, Kind, Op, Phase, Value
 
 
 class InvalidSchedule(ValueError):
@@ -86,7 +86,7 @@ class Trace:
 def schedule_from_order(graph: Graph, order: Sequence[int]) -> Schedule:
     """Add to a sequence of ops the earliest possible frees: each copy dies after its last use.
 
-    >>> from graphs.graph import Graph, Op, Value
+    >>> from planner.graphs.graph import Graph, Op, Value
     >>> values = (Value("a", 1), Value("b", 1))
     >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), values)
     >>> [(s.action.value, s.index) for s in schedule_from_order(g, [0, 1]).steps]
@@ -116,7 +116,7 @@ def simulate(graph: Graph, schedule: Schedule) -> Trace:
         InvalidSchedule: an input is not live, a value is freed that is not live, an op that is not
             recomputable runs twice, an op never runs, or an output is gone at the end.
 
-    >>> from graphs.graph import Graph, Op, Value
+    >>> from planner.graphs.graph import Graph, Op, Value
     >>> g = Graph((Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 2.0)),
     ...           (Value("a", 3), Value("b", 4)), frozenset({1}))
     >>> trace = simulate(g, schedule_from_order(g, [0, 1]))
@@ -194,7 +194,7 @@ class Live:
 def live_at(graph: Graph, schedule: Schedule, step: int) -> tuple[Live, ...]:
     """List what is held while a step runs, largest first.
 
-    >>> from graphs.graph import Graph, Op, Value
+    >>> from planner.graphs.graph import Graph, Op, Value
     >>> values = (Value("a", 3), Value("b", 4))
     >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), values)
     >>> [x.value.name for x in live_at(g, store_all(g), 1)]

@@ -7,11 +7,11 @@
 ``fit`` makes a ``Plan``; ``Plan.apply`` makes a model that follows it.
 """
 
-from planner.batch import MaxBatch, max_batch
-from planner.compare import Comparison, compare
-from planner.curve import Curve, CurvePoint, pareto
-from planner.drawing.curve import render_curve_svg
-from planner.drawing.timeline import render_timeline_svg
+from planner.analysis.compare import Comparison, compare
+from planner.analysis.curve_picture import render_curve_svg
+from planner.analysis.max_batch import MaxBatch, max_batch
+from planner.analysis.pareto import Curve, CurvePoint, pareto
+from planner.byte_sizes import parse_budget
 from planner.errors import (
     BadBudget,
     BadCluster,
@@ -26,13 +26,13 @@ from planner.errors import (
     UnknownMethod,
 )
 from planner.fit import fit
-from planner.plan import Plan
-from planner.planfile import load
-from planner.sharding.plan import ShardedPlan
+from planner.output.plan_files import load
+from planner.output.timeline import render_timeline_svg
+from planner.plan.sharded import ShardedPlan
+from planner.plan.single import Plan
+from planner.solvers import Limits, Status
 from planner.textbook.estimate import Estimate, estimate
-from planner.trials.verify import Verification, verify
-from planner.units import parse_budget
-from solvers import Limits, Status
+from planner.verification.verify import Verification, verify
 
 __all__ = [
     "BadBudget",

@@ -21,10 +21,10 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import graphs.errors
+from planner.graphs import capture_error
 
 if TYPE_CHECKING:
-    from planner.binding import Binding
+    from planner.graphs.binding import Binding
 
 
 class PlannerError(Exception):
@@ -43,7 +43,7 @@ class BadEstimate(PlannerError, ValueError):
     """A count is not positive, does not fit the others, or a configuration cannot be read."""
 
 
-class CaptureError(PlannerError, graphs.errors.CaptureError):
+class CaptureError(PlannerError, capture_error.CaptureError):
     """The training step cannot be captured; the message names the line and what to change."""
 
 

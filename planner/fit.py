@@ -10,21 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from planner.advice import infeasible
-from planner.capture import capture_step, find_device, optimizer_name
+from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadCluster, UnknownMethod
-from planner.plan import Plan
+from planner.plan.advice import infeasible
+from planner.plan.single import Plan
 from planner.progress import Progress, silent
-from planner.units import format_both, parse_budget
-from solvers import SOLVERS, Limits, Solution, minimum_budget, solve
+from planner.request import capture_step, find_device, optimizer_name
+from planner.solvers import SOLVERS, Limits, Solution, minimum_budget, solve
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from graphs.capture import Captured
-    from graphs.cluster import LinkSpec
-    from graphs.step import Arguments
-    from planner.sharding.plan import ShardedPlan
+    from planner.graphs.capture.step_function import Arguments
+    from planner.graphs.capture.training_step import Captured
+    from planner.graphs.hardware.cluster import LinkSpec
+    from planner.plan.sharded import ShardedPlan
 
 DEFAULT_LIMITS = Limits()
 
@@ -111,7 +111,7 @@ def fit(
         accumulate: keep the gradients of earlier micro-steps through forward.
         world_size: how many devices; above 1 the plan also says what to shard, in which
             micro-batches, and the budget is each device's.
-        devices_per_node, link: how they hang together; see ``planner.clusters.make_cluster``.
+        devices_per_node, link: how they hang together; see ``make_cluster``.
         global_batch: samples of one optimizer step over all devices; by default every device
             has the example inputs once.
         precisions: what compute may run in: "float32" (as the model is), "bfloat16".
@@ -136,7 +136,7 @@ def fit(
                 "accumulate=True is for one device: over several, how many micro-steps are "
                 "accumulated is planned; pass global_batch="
             )
-        from planner.sharding.joint import fit_sharded
+        from planner.sharding.fit_sharded import fit_sharded
 
         return fit_sharded(
             model,
@@ -191,7 +191,7 @@ def refit(plan: Plan, model: nn.Module, call: Arguments, loss: Callable[..., Any
     Raises:
         CaptureError, InfeasibleBudget: as ``fit`` does.
     """
-    from graphs.capture import optimizer_of
+    from planner.graphs.capture.training_step import optimizer_of
 
     captured = capture_step(
         model,

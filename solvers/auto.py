@@ -16,20 +16,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from graphs import Graph
-from solvers import blocks, chen_greedy, chen_sqrt, recompute_all, revolve  # noqa: F401 (register)
-from solvers.base import SOLVERS, Answer, Limits, Status, register
-from solvers.exact import MOST_OPS, exact, search_states
-from solvers.freedom import freedom, may_reorder
-from solvers.lazy import LARGE, fine_target, run_cuts
-from solvers.least import least_order, proven_floor
-from solvers.parametric import quick_bound
-from solvers.polish import polish
-from solvers.problem import flatten, held_bytes
-from solvers.rearrange import best_arrangement, overshoot
-from solvers.relaxed import run_relaxed
-from solvers.search import Search
-from solvers.starts import least_checkpointed
+from planner.graphs import Graph
+from planner.solvers.api import SOLVERS, Answer, Limits, Status, register
+from planner.solvers.baselines import (  # noqa: F401 (register)
+    blocks,
+    chen_greedy,
+    chen_sqrt,
+    recompute_all,
+    revolve,
+)
+from planner.solvers.bounds.parametric import quick_bound
+from planner.solvers.exact.state_search import MOST_OPS, exact, search_states
+from planner.solvers.minimum_budget import least_order, proven_floor
+from planner.solvers.model.precedence import freedom, may_reorder
+from planner.solvers.model.problem import flatten, held_bytes
+from planner.solvers.search.anneal_order import best_arrangement, overshoot
+from planner.solvers.search.incumbent import Search
+from planner.solvers.search.initial import least_checkpointed
+from planner.solvers.search.polish import polish
+from planner.solvers.search.relaxed_masters import run_relaxed
+from planner.solvers.search.time_cuts import LARGE, fine_target, run_cuts
 
 SHARE = 0.6
 """The cuts' part of the seconds; the baselines and the local search have the rest."""
@@ -168,7 +174,7 @@ def _cut(search: Search, limits: Limits, cuts: Sequence[int], deadline: float) -
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
     """Return seconds that every schedule within the budget takes, ``inf`` if none can exist.
 
-    >>> from graphs import Op, Value
+    >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
     ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
     >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from graphs import Graph
-from solvers.anyorder import bound_any_order
-from solvers.auto import in_given_order
-from solvers.base import Answer, Limits, Status, register
-from solvers.freedom import freedom, may_reorder, permuted
-from solvers.lazy import LARGE
-from solvers.problem import flatten
-from solvers.rearrange import best_arrangement
+from planner.graphs import Graph
+from planner.solvers.api import Answer, Limits, Status, register
+from planner.solvers.auto import in_given_order
+from planner.solvers.bounds.any_order import bound_any_order
+from planner.solvers.model.precedence import freedom, may_reorder, permuted
+from planner.solvers.model.problem import flatten
+from planner.solvers.search.anneal_order import best_arrangement
+from planner.solvers.search.time_cuts import LARGE
 
 MOVES = 150
 """Moves tried for each op and each start."""
@@ -29,7 +29,7 @@ BOUND_WORK = 500_000
 def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Find a schedule within the budget whose first runs may come in another order.
 
-    >>> from graphs import Op, Value
+    >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)),
     ...        Op("d", "f", (1,), (3,)))
     >>> g = Graph(ops, tuple(Value(x, size) for x, size in zip("abcd", (5, 5, 1, 1))))

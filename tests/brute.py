@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from graphs import Graph
+from planner.graphs import Graph
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from graphs import Graph, Op, Value
-from solvers.freedom import Freedom
+from planner.graphs import Graph, Op, Value
+from planner.solvers.model.precedence import Freedom
 
 
 def random_order(free: Freedom, rng: random.Random) -> list[int]:

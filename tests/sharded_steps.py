@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order
-from planner.sharding.configuration import Configuration, Strategy, UnitPlan
+from planner.graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order
+from planner.plan.configuration import Configuration, Strategy, UnitPlan
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from graphs import Graph, Kind, Op, Phase, Value
+from planner.graphs import Graph, Kind, Op, Phase, Value
 
 Pick = Callable[[int, int], int]
 """Choose an integer between two, both included."""

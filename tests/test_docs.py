@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from graphs.cluster import cluster
-from graphs.devices import DEVICES
+from planner.graphs.hardware.cluster import cluster
+from planner.graphs.hardware.devices import DEVICES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "sharding.md").read_text(encoding="utf-8")
 ROW = re.compile(

@@ -1,8 +1,4 @@
-"""The import rule graphs <- solvers <- planner, read from the import statements themselves.
-
-Within ``planner`` each folder may use those named here and the files beside the folders, which may
-use all folders but the command line.
-"""
+"""The import rules, read from the import statements themselves: see ``tests/house.py``."""
 
 from __future__ import annotations
 
@@ -11,78 +7,59 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("graphs", "solvers", "planner")
-SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
-FORBIDDEN = {
-    "graphs": {"solvers", "planner"},
-    "solvers": {"planner", "torch", "transformers"},
-    "planner": set[str](),
-}
-FOLDERS: dict[str, set[str]] = {
-    "cli": {"drawing", "sharding", "textbook", "trials"},
-    "drawing": set(),
-    "running": set(),
-    "sharding": {"drawing", "running", "trials"},
-    "textbook": set(),
-    "trials": {"running"},
-}
+from tests import house
+
+SOURCES = house.sources()
 WITHOUT_TORCH = {
-    "cluster.py",
-    "collectives.py",
-    "devices.py",
-    "files.py",
-    "graph.py",
-    "instances.py",
-    "schedule.py",
+    "solvers": (),
+    "graphs.hardware": ("graphs.hardware.detect",),
 }
 
 
-def _package(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0]
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_point_downwards(module: str) -> None:
+    floor = house.FLOORS.index(module.partition(".")[0])
+    used = {house.FLOORS.index(m.partition(".")[0]) for m in house.arrows()[module]}
+    shim = {house.FLOORS.index("planner")} if module in house.FLOORS else set[int]()
+    assert max(used - shim, default=0) <= floor
 
 
-def _name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def _imports(path: Path) -> set[str]:
-    return {name.partition(".")[0] for name in _modules(path)}
-
-
-def _modules(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    found = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-    assert not any(node.level for node in froms), f"{path.name} uses a relative import"
-    return found | {f"{n.module}.{a.name}" for n in froms for a in n.names}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=_name)
-def test_imports_point_downwards(path: Path) -> None:
-    forbidden = FORBIDDEN[_package(path)]
-    if _package(path) == "graphs" and path.name in WITHOUT_TORCH:
-        forbidden = forbidden | {"torch"}
-    assert not _imports(path) & forbidden
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "planner").rglob("*.py")), ids=_name)
-def test_folders_use_what_they_may(path: Path) -> None:
-    folder = path.parent.name
-    used = {n.split(".")[1] for n in _modules(path) if n.startswith("planner.")} & FOLDERS.keys()
-    assert used <= FOLDERS.get(folder, FOLDERS.keys() - {"cli"}) | {folder}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=_name)
-def test_only_the_command_line_prints(path: Path) -> None:
-    calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+@pytest.mark.parametrize("module", SOURCES)
+def test_only_the_command_line_prints(module: str) -> None:
+    tree = house.tree(SOURCES[module])
+    calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
     prints = {ast.unparse(f) for f in calls} & {"print", "click.echo"}
-    assert not prints or path.parent == ROOT / "planner" / "cli"
+    assert not prints or module.startswith("planner.cli")
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_torch_stays_where_it_is_needed(module: str) -> None:
+    folder, spared = next(
+        ((f, s) for f, s in WITHOUT_TORCH.items() if module.startswith(f)), ("", (module,))
+    )
+    at_the_root = module.startswith("graphs") and module.count(".") < 2
+    if (folder and module not in spared) or (at_the_root and module in SOURCES):
+        used = {name.partition(".")[0] for name in house.imported(SOURCES[module])}
+        assert not used & {"torch", "transformers"} or SOURCES[module].name == "__init__.py"
 
 
 def test_the_rules_see_files() -> None:
-    folders = {p.relative_to(ROOT).parent.as_posix() for p in SOURCES}
-    assert folders >= set(PACKAGES)
-    below = {name.removeprefix("planner/") for name in folders if name.startswith("planner/")}
-    assert below == FOLDERS.keys()
-    assert "graphs" in _imports(ROOT / "solvers" / "base.py")
+    assert {p.relative_to(house.ROOT).parts[0] for p in SOURCES.values()} == set(house.FLOORS)
+    assert "graphs" in house.arrows()["solvers.api"]
+
+
+def test_every_file_name_is_used_once() -> None:
+    names = [p.name for p in SOURCES.values() if not p.name.startswith("__")]
+    assert len(names) == len(set(names))
+
+
+def test_folders_of_the_checkout_are_those_inside_the_package() -> None:
+    import graphs.graph
+    import planner.graphs.graph
+    import planner.solvers.api
+    import solvers.api
+
+    assert graphs.graph is planner.graphs.graph
+    assert solvers.api is planner.solvers.api
+    assert graphs is planner.graphs
+    assert Path(graphs.graph.__file__).samefile(house.ROOT / "graphs" / "graph.py")

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from graphs import simulate, store_all
-from graphs.allocations import measure_peak
-from graphs.capture import Captured, capture
-from graphs.step import arguments_of, unique_tensors
 from planner.fit import plan_graph
-from planner.plan import Plan
-from solvers import minimum_budget
+from planner.graphs import simulate, store_all
+from planner.graphs.capture.step_function import arguments_of, unique_tensors
+from planner.graphs.capture.training_step import Captured, capture
+from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.plan.single import Plan
+from planner.solvers import minimum_budget
 
 AMPLE = 10**12
 

@@ -15,10 +15,10 @@ from typing import Any, NoReturn, Protocol
 import click
 
 from planner.errors import InfeasibleBudget, PlannerError
-from planner.plan import Plan
-from planner.report import binding_summary, summary
-from planner.sharding.plan import ShardedPlan
-from planner.sharding.report import sharded_summary
+from planner.output.plan_text import binding_summary, summary
+from planner.output.sharded_plan_text import sharded_summary
+from planner.plan.sharded import ShardedPlan
+from planner.plan.single import Plan
 
 FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -12,27 +12,27 @@ from typing import Any, NoReturn
 
 import click
 
-from graphs.files import write_atomically
-from planner.batch import FORWARD, rebatched
-from planner.batch import max_batch as run_max_batch
-from planner.capture import example_inputs
+from planner.analysis.compare import compare as run_compare
+from planner.analysis.curve_picture import render_curve_svg
+from planner.analysis.max_batch import FORWARD, rebatched
+from planner.analysis.max_batch import max_batch as run_max_batch
+from planner.analysis.pareto import POINTS
+from planner.analysis.pareto import pareto as run_pareto
 from planner.cli.answers import DEFECT, answering, dumped, finish, show_plan, tell
-from planner.cli.devices import CLUSTER, cluster_arguments, cluster_options
+from planner.cli.cluster_options import CLUSTER, cluster_arguments, cluster_options
 from planner.cli.options import BUDGET, JSON, MODEL, PLAN, arguments, file_to_write, shared
-from planner.compare import compare as run_compare
-from planner.curve import POINTS
-from planner.curve import pareto as run_pareto
-from planner.drawing.curve import render_curve_svg
 from planner.errors import BadSpec
 from planner.fit import fit as run_fit
-from planner.layout import wrap
-from planner.plan import Plan
-from planner.planfile import load, load_plan
+from planner.graphs.files import write_atomically
+from planner.model_argument import Example, load_example, load_function
+from planner.output.exporters.launchers import LAUNCHERS
+from planner.output.exporters.launchers import export as export_sharded
+from planner.output.layout import wrap
+from planner.output.plan_files import load, load_plan
+from planner.plan.sharded import ShardedPlan
+from planner.plan.single import Plan
 from planner.progress import on_terminal
-from planner.sharding.export import LAUNCHERS
-from planner.sharding.export import export as export_sharded
-from planner.sharding.plan import ShardedPlan
-from planner.spec import Example, load_example, load_function
+from planner.request import example_inputs
 from planner.textbook.estimate import estimate as run_estimate
 
 
@@ -164,7 +164,7 @@ def compare(
 @JSON
 def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) -> None:
     """Run MODEL plain and planned, and compare."""
-    from planner.trials.verify import verify as run_verify
+    from planner.verification.verify import verify as run_verify
 
     with answering(as_json=as_json), on_terminal() as progress:
         plan = load_plan(plan_path)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from solvers import Limits
+from planner.solvers import Limits
 
 MODEL = click.argument("model", metavar="MODEL")
 PLAN = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import fx
 
-from graphs import Action, Graph, Schedule
-from graphs.assemble import Lowering, Role
-from graphs.joint import Joint
 from planner.errors import InvalidPlan
-from planner.running.half import Half
+from planner.graphs import Action, Graph, Schedule
+from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.lowering import Lowering, Role
+from planner.running.engines.op_by_op import Half
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from graphs import Graph, Kind, Phase, Schedule, Trace, simulate
-from planner.advice import tightest
-from planner.binding import binding
-from planner.sharding.configuration import Configuration, UnitPlan
+from planner.byte_sizes import format_bytes
+from planner.graphs import Graph, Kind, Phase, Schedule, Trace, simulate
+from planner.graphs.binding import binding
+from planner.plan.advice import tightest
+from planner.plan.configuration import Configuration, UnitPlan
 from planner.sharding.recipes import Recipe, recipes
-from planner.units import format_bytes
-from solvers import Limits, solve
+from planner.solvers import Limits, solve
 
 TRIES = 6
 """How often the solver is asked for less than the budget because what runs holds more."""
@@ -36,7 +36,7 @@ class Realized(Protocol):
 
 
 class ShardedStep(Protocol):
-    """One rank's whole step under a configuration; see ``planner.sharding.assemble``."""
+    """One rank's whole step under a configuration; see ``planner.sharding.step_graph.assembly``."""
 
     @property
     def graph(self) -> Graph:
@@ -168,7 +168,7 @@ class Spent:
 def spent(graph: Graph, schedule: Schedule | None = None) -> Spent:
     """Split the seconds of a schedule, or of every op once.
 
-    >>> from graphs import Op, Value, schedule_from_order
+    >>> from planner.graphs import Op, Value, schedule_from_order
     >>> ops = (Op("f", "f", (), (0,), 2.0), Op("b", "f", (0,), (1,), 3.0, phase=Phase.BACKWARD))
     >>> g = Graph(ops, (Value("x", 1), Value("y", 1)))
     >>> spent(g, schedule_from_order(g, [0, 0, 1]))

@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 
-from planner.sharding.plan import Alternative
+from planner.byte_sizes import format_bytes, format_percent, format_seconds
+from planner.plan.sharded import Alternative
 from planner.sharding.pricing import Planned, Spent, spent
 from planner.sharding.search import Found, Outcome
-from planner.units import format_bytes, format_percent, format_seconds
 
 _WHY = {
     "compute": "compute takes",

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from graphs import Graph, Kind
-from planner.sharding.configuration import Configuration, Strategy
-from solvers.segments import order_from_kept, turning_point
+from planner.graphs import Graph, Kind
+from planner.plan.configuration import Configuration, Strategy
+from planner.solvers.model.order_from_kept import order_from_kept, turning_point
 
 
 class Checkpoint(enum.Enum):

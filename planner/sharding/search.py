@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from graphs import Graph, Kind
-from planner.sharding.configuration import Configuration
+from planner.graphs import Graph, Kind
+from planner.plan.configuration import Configuration
 from planner.sharding.pricing import (
     Planned,
     ShardedStep,
@@ -25,7 +25,7 @@ from planner.sharding.pricing import (
     spent,
     what_fills,
 )
-from solvers import Limits, floor_bytes, lower_bound
+from planner.solvers import Limits, floor_bytes, lower_bound
 
 
 @dataclass(frozen=True)

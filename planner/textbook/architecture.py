@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import BadEstimate
-from planner.spec import load_example
+from planner.model_argument import load_example
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphs.devices import device as find_device
+from planner.byte_sizes import parse_budget, parse_count
 from planner.errors import BadBudget, BadEstimate, UnknownDevice
+from planner.graphs.hardware.devices import device as find_device
 from planner.textbook import formulas
 from planner.textbook.architecture import Architecture, of_config, of_module, of_spec
 from planner.textbook.formulas import Recompute, Stack
-from planner.units import parse_budget, parse_count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,7 +85,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """Lay the estimate out as tables."""
-        from planner.textbook.report import render
+        from planner.textbook.estimate_text import render
 
         return render(self)
 

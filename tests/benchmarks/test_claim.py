@@ -1,7 +1,7 @@
 """The graph in which only activations weigh, and what is found and refuted on it."""
 
 from benchmarks.claim import OVERHEAD, least, only_activations, refuted_below
-from graphs import Kind, Phase, simulate, store_all
+from planner.graphs import Kind, Phase, simulate, store_all
 from tests.strategies import transformer
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.instances import OWN, Row, measure
-from graphs import read_graph, save_graph, simulate, store_all
-from solvers import Limits, minimum_budget, solve
-from solvers.auto import BASELINES
+from planner.graphs import read_graph, save_graph, simulate, store_all
+from planner.solvers import Limits, minimum_budget, solve
+from planner.solvers.auto import BASELINES
 from tests.strategies import chain
 
 LIMITS = Limits(seconds=5.0)

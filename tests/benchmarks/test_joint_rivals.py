@@ -3,9 +3,9 @@
 import pytest
 
 from benchmarks.joint import best_recipes
+from planner.sharding.configurations import configurations
 from planner.sharding.pricing import Planned, price_recipes
 from planner.sharding.search import Space
-from planner.sharding.space import configurations
 from tests.sharded_steps import Sizes, step
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.models import ZOO
-from planner.trials.trial import scalar_of
+from planner.verification.training_run import scalar_of
 
 
 @pytest.mark.parametrize("name", ZOO)

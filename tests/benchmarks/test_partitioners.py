@@ -8,7 +8,7 @@ from benchmarks.cases import Case, capture_case
 from benchmarks.models import classics, tiny
 from benchmarks.partitioners import Partitioner, partitioner
 from benchmarks.solvers import Row, defects
-from graphs import schedule_from_order, simulate
+from planner.graphs import schedule_from_order, simulate
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.scale import growth, measure, stack
-from graphs import simulate, store_all
+from planner.graphs import simulate, store_all
 
 
 def test_a_stack_grows_by_the_layer_and_holds_all_of_them() -> None:

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order, simulate
-from planner.curve import Curve, curve_of
-from planner.plan import Plan
-from solvers import Status
+from planner.analysis.pareto import Curve, curve_of
+from planner.graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order, simulate
+from planner.plan.single import Plan
+from planner.solvers import Status
 
 MB = 10**6
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What ``graphs.capture`` would return."""
+    """What ``graphs.capture.training_step`` would return."""
 
     graph: Graph
     signature: dict[str, Any] = field(default_factory=dict)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-import graphs.errors
 import planner
+import planner.graphs.capture_error
 from planner import errors
-from planner.plan import Plan
+from planner.plan.single import Plan
 
 
 def _all_errors() -> list[type[Exception]]:
@@ -29,7 +29,7 @@ def test_the_tree_in_the_docstring_is_the_tree(error: type[Exception]) -> None:
 
 
 def test_capture_errors_are_those_of_the_graph_too() -> None:
-    assert issubclass(planner.CaptureError, graphs.errors.CaptureError)
+    assert issubclass(planner.CaptureError, planner.graphs.capture_error.CaptureError)
 
 
 def test_unknown_method_names_the_likely_one_first() -> None:

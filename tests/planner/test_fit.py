@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 import planner
-from graphs import Kind, Phase, simulate, store_all
-from graphs.step import arguments
 from planner import (
     BadBudget,
     BadCluster,
@@ -20,6 +18,8 @@ from planner import (
     UnknownMethod,
 )
 from planner.fit import plan_graph, refit
+from planner.graphs import Kind, Phase, simulate, store_all
+from planner.graphs.capture.step_function import arguments
 
 MB = 10**6
 

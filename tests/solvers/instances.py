@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graphs import Graph, simulate, store_all
-from solvers import floor_bytes
+from planner.graphs import Graph, simulate, store_all
+from planner.solvers import floor_bytes
 from tests.strategies import chain, random_graph, transformer, unet
 
 INSTANCES: dict[str, Graph] = {

@@ -6,20 +6,20 @@ import math
 
 import pytest
 
-from graphs import Graph, Op, Value, simulate, store_all
-from solvers import (
+from planner.graphs import Graph, Op, Value, simulate, store_all
+from planner.solvers import (
     Limits,
     Status,
     floor_bytes,
     minimum_budget,
     solve,
 )
-from solvers.auto import BASELINES
-from solvers.exact import search_states
-from solvers.lazy import run_cuts
-from solvers.polish import polish
-from solvers.problem import flatten
-from solvers.search import Search
+from planner.solvers.auto import BASELINES
+from planner.solvers.exact.state_search import search_states
+from planner.solvers.model.problem import flatten
+from planner.solvers.search.incumbent import Search
+from planner.solvers.search.polish import polish
+from planner.solvers.search.time_cuts import run_cuts
 from tests.strategies import chain, random_graph, transformer, unet
 
 EXACT = Limits(gap=0.0)

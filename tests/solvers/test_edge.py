@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from graphs import Graph, simulate
-from solvers import SOLVERS, Limits, Status, binding_op, floor_bytes, solve
+from planner.graphs import Graph, simulate
+from planner.solvers import SOLVERS, Limits, Status, binding_op, floor_bytes, solve
 from tests.brute import brute
 from tests.solvers.instances import INSTANCES
 from tests.strategies import chain, random_graph

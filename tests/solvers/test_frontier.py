@@ -8,13 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from graphs import Graph, simulate, store_all
-from solvers import SOLVERS, Limits, floor_bytes, solve
-from solvers.curve import Frontier, frontier, spaced
-from solvers.master import one_cut
-from solvers.parametric import line_below, supporting_line
-from solvers.problem import flatten
-from solvers.rivals import rivals
+from planner.graphs import Graph, simulate, store_all
+from planner.solvers import SOLVERS, Limits, floor_bytes, solve
+from planner.solvers.baselines.pareto_marks import rivals
+from planner.solvers.bounds.parametric import line_below, supporting_line
+from planner.solvers.frontier import Frontier, frontier, spaced
+from planner.solvers.model.master import one_cut
+from planner.solvers.model.problem import flatten
 from tests.brute import brute
 from tests.strategies import chain, random_graph, transformer, unet
 

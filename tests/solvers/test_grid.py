@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from graphs import simulate
-from solvers import SOLVERS, Limits, Solution, Status, solve
+from planner.graphs import simulate
+from planner.solvers import SOLVERS, Limits, Solution, Status, solve
 from tests.solvers.instances import FRACTIONS, INSTANCES, budget_of
 
 LIMITS = Limits(seconds=2)

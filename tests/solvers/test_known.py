@@ -6,12 +6,12 @@ from functools import cache
 
 import pytest
 
-from graphs import schedule_from_order, simulate
-from solvers import Limits, solve
-from solvers.blocks import find_blocks
-from solvers.contract import contract
-from solvers.revolve import advances
-from solvers.segments import order_from_kept
+from planner.graphs import schedule_from_order, simulate
+from planner.solvers import Limits, solve
+from planner.solvers.baselines.blocks import find_blocks
+from planner.solvers.baselines.merge_runs import contract
+from planner.solvers.baselines.revolve import advances
+from planner.solvers.model.order_from_kept import order_from_kept
 from tests.brute import brute
 from tests.strategies import chain, transformer
 

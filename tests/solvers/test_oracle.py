@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from graphs import Graph, schedule_from_order, simulate, store_all
-from solvers import SOLVERS, Answer, Limits, Status, floor_bytes, solve
-from solvers.milp import solve_exactly
+from planner.graphs import Graph, schedule_from_order, simulate, store_all
+from planner.solvers import SOLVERS, Answer, Limits, Status, floor_bytes, solve
+from planner.solvers.exact.milp import solve_exactly
 from tests.brute import brute
 from tests.strategies import random_graph
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphs import Graph, Op, Phase, Value, simulate, store_all
-from solvers import Limits, Status, floor_bytes, solve
-from solvers.anyorder import bound_any_order
-from solvers.freedom import freedom, permuted
-from solvers.problem import flatten, held_bytes
-from solvers.rearrange import _Line, greedy, rearrange
+from planner.graphs import Graph, Op, Phase, Value, simulate, store_all
+from planner.solvers import Limits, Status, floor_bytes, solve
+from planner.solvers.bounds.any_order import bound_any_order
+from planner.solvers.model.precedence import freedom, permuted
+from planner.solvers.model.problem import flatten, held_bytes
+from planner.solvers.search.anneal_order import _Line, greedy, rearrange
 from tests.brute import brute, brute_any_order
 from tests.orders import random_order, wide
 from tests.strategies import random_graph, transformer, unet

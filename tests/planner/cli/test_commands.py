@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import planner
 from planner.cli import cli, main
-from planner.plan import Plan
+from planner.plan.single import Plan
 
 MODEL = """
 import torch

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 import planner
-from graphs import schedule_from_order, simulate, store_all
-from planner.compare import Comparison, Row
+from planner.analysis.compare import Comparison, Row
 from planner.fit import plan_graph
-from planner.plan import Plan
-from solvers import Status, solve
-from solvers.freedom import freedom, permuted
+from planner.graphs import schedule_from_order, simulate, store_all
+from planner.plan.single import Plan
+from planner.solvers import Status, solve
+from planner.solvers.model.precedence import freedom, permuted
 from tests.layers import SCENES
 from tests.orders import random_order
 from tests.scenes import Apply

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 
-from graphs import Kind
-from graphs.cluster import cluster
-from planner.sharding.assemble import assemble
-from planner.sharding.border import Parameter
-from planner.sharding.configuration import Configuration, Strategy
-from planner.sharding.regions import Regions, capture_regions
-from planner.sharding.step import ShardedStep
+from planner.graphs import Kind
+from planner.graphs.hardware.cluster import cluster
+from planner.plan.configuration import Configuration, Strategy
+from planner.sharding.step_graph.assembly import assemble
+from planner.sharding.step_graph.sharded_step import ShardedStep
+from planner.sharding.wrapped.boundary import Parameter
+from planner.sharding.wrapped.unit_captures import Regions, capture_regions
 from tests.planner.sharding.blocks import batch, decoder
 
 DDP = Configuration(Strategy.DDP, 1, 2, micro_batch=2)

@@ -20,16 +20,16 @@ from torch import multiprocessing as mp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from graphs.cluster import cluster
 from planner.errors import PlanMismatch
-from planner.plan import Plan
-from planner.sharding.assemble import assemble
-from planner.sharding.configuration import Configuration, Strategy, UnitPlan
-from planner.sharding.lower import apply, make_optimizer, precision_of, wrap
-from planner.sharding.plan import ShardedPlan, UnitKind
-from planner.sharding.regions import Regions, capture_regions
-from planner.sharding.trial import precision_context, whole
-from solvers import Status, solve
+from planner.graphs.hardware.cluster import cluster
+from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.plan.sharded import ShardedPlan, UnitKind
+from planner.plan.single import Plan
+from planner.sharding.apply_sharded import apply, make_optimizer, precision_of, wrap
+from planner.sharding.step_graph.assembly import assemble
+from planner.sharding.wrapped.unit_captures import Regions, capture_regions
+from planner.solvers import Status, solve
+from planner.verification.ranks import precision_context, whole
 from tests.planner.sharding.blocks import batch, decoder
 
 LAYERS = 2

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from graphs import schedule_from_order
-from planner.sharding.configuration import Configuration, Strategy
+from planner.graphs import schedule_from_order
+from planner.plan.configuration import Configuration, Strategy
+from planner.sharding.configurations import configurations
 from planner.sharding.pricing import Planned, plan_step, price_recipes
 from planner.sharding.search import Found, Space, explore
-from planner.sharding.space import configurations
-from solvers import Limits, lower_bound, minimum_budget
+from planner.solvers import Limits, lower_bound, minimum_budget
 from tests.sharded_steps import FakeRealized, FakeStep, Sizes, step
 
 EXACT = Limits(gap=0.0)

@@ -1,0 +1,1 @@
+"""From a model to a graph: one training step traced under fake tensors, and lowered to ops."""

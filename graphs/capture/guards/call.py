@@ -1,0 +1,201 @@
+"""What a capture is valid for, as plain JSON: the model's tensors and modes, the call, autocast.
+
+Knows how to describe, compare and rebuild a call. Knows nothing of graphs or plans.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import treespec_dumps, treespec_loads
+
+from planner.graphs.capture.step_function import Arguments, unique_tensors
+from planner.graphs.capture_error import CaptureError
+
+Signature = Mapping[str, Any]
+
+
+def signature_of(
+    model: nn.Module, call: Arguments, *, answers: tuple[Any, ...] = (), loss: bool = False
+) -> dict[str, Any]:
+    """Describe a model and a call of it.
+
+    Raises:
+        CaptureError: an argument is neither a tensor nor a plain constant.
+
+    >>> from planner.graphs.capture.step_function import arguments_of
+    >>> signature_of(nn.Linear(2, 3), arguments_of(torch.zeros(4, 2)))["parameters"]
+    [['weight', [3, 2], 'float32', True], ['bias', [3], 'float32', True]]
+    """
+    parameters, buffers = unique_tensors(model)
+    return {
+        "model": class_name(model),
+        "parameters": [_member(n, t) for n, t in parameters.items()],
+        "buffers": [_member(n, t) for n, t in buffers.items()],
+        "modules": [class_name(m) for m in model.modules()],
+        "evaluating": [n for n, m in model.named_modules() if not m.training],
+        "spec": treespec_dumps(call.spec),
+        "leaves": [_leaf(x) for x in call.leaves],
+        "inputs": [describe(_leaf(x)) for x in call.tensors],
+        "autocast": autocast_state(device_type(model, call)),
+        "answers": list(answers),
+        "loss": loss,
+    }
+
+
+def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...]:
+    """Return what a signature depends on as one hashable value, quick enough for every step.
+
+    Raises:
+        CaptureError: an argument is neither a tensor nor a plain constant.
+    """
+    members = [t for m in modules for d in (m._parameters, m._buffers) for t in d.values()]
+    devices = {t.device.type for t in (*members, *call.tensors) if t is not None} - {"meta"}
+    return (
+        tuple((type(m), m.training) for m in modules),
+        tuple(None if t is None else (t.shape, t.dtype, t.requires_grad) for t in members),
+        call.spec,
+        tuple(
+            (x.shape, x.stride(), x.dtype, x.device.type, x.requires_grad)
+            if isinstance(x, Tensor)
+            else (type(x), _leaf(x))
+            for x in call.leaves
+        ),
+        tuple(
+            (d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d))
+            for d in sorted(devices)
+        ),
+    )
+
+
+def class_name(module: nn.Module) -> str:
+    """Return the name of a module's class, and not of the one that ``fully_shard`` puts over it.
+
+    >>> class_name(nn.Linear(2, 2))
+    'Linear'
+    """
+    sharded = sys.modules.get("torch.distributed.fsdp")  # slow to import: then none is sharded
+    mro = type(module).__mro__
+    own = mro if sharded is None else [c for c in mro if not issubclass(c, sharded.FSDPModule)]
+    return own[0].__qualname__
+
+
+def device_type(model: nn.Module, call: Arguments) -> str:
+    """Return the kind of device the step runs on; meta stands for cpu."""
+    members = (*model.parameters(), *model.buffers(), *call.tensors)
+    found = next((t.device.type for t in members if not t.is_meta), "cpu")
+    return str(found)
+
+
+def autocast_state(device: str) -> list[Any]:
+    """Return the autocast of a device now: ``[device]``, or ``[device, dtype]`` if it is on."""
+    if not torch.is_autocast_enabled(device):
+        return [device]
+    return [device, _dtype(torch.get_autocast_dtype(device))]
+
+
+def _member(name: str, tensor: Tensor) -> list[Any]:
+    return [name, list(tensor.shape), _dtype(tensor.dtype), tensor.requires_grad]
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _leaf(leaf: Any) -> Any:
+    """Describe an argument: a list for a tensor, the constant itself otherwise."""
+    if isinstance(leaf, Tensor):
+        device = "cpu" if leaf.is_meta else leaf.device.type
+        shape, stride = list(leaf.shape), list(leaf.stride())
+        return [shape, stride, _dtype(leaf.dtype), device, leaf.requires_grad]
+    if leaf is None or isinstance(leaf, bool | int | float | str):
+        return leaf
+    raise CaptureError(
+        f"an argument is a {type(leaf).__name__}; expected tensors and plain constants (None, "
+        "bool, int, float, str), in lists, tuples or dicts if need be"
+    )
+
+
+def describe(leaf: Any) -> str:
+    """Return an argument's description for people.
+
+    >>> describe([[2, 3], [3, 1], "float32", "cpu", False])
+    'float32[2, 3]'
+    """
+    return f"{leaf[2]}{leaf[0]}" if isinstance(leaf, list) else repr(leaf)
+
+
+def fake_call(signature: Signature, mode: FakeTensorMode | None = None) -> Arguments:
+    """Return a call of the described shape whose tensors hold no data."""
+    with mode or FakeTensorMode(allow_non_fake_inputs=True):
+        leaves = tuple(_rebuild(x) for x in signature["leaves"])
+    return Arguments(leaves, treespec_loads(signature["spec"]))
+
+
+def _rebuild(leaf: Any) -> Any:
+    if not isinstance(leaf, list):
+        return leaf
+    shape, stride, dtype, device, requires_grad = leaf
+    fresh = torch.empty_strided(shape, stride, dtype=getattr(torch, dtype), device=device)
+    return fresh.requires_grad_(requires_grad)
+
+
+def differences(planned: Signature, found: Signature) -> Iterator[str]:
+    """Yield what differs between two signatures, most telling first.
+
+    The answers that the inputs' data gave are not compared here: only running them can tell.
+    """
+    yield from model_differences(planned, found)
+    yield from call_differences(planned, found)
+    if planned["autocast"] != found["autocast"]:
+        yield f"autocast is {found['autocast']}, planned for {planned['autocast']}"
+
+
+def model_differences(planned: Signature, found: Signature) -> Iterator[str]:
+    """Yield what differs between the models of two signatures, whatever they are called with."""
+    for key in ("model", "parameters", "buffers"):
+        if planned[key] != found[key]:
+            yield from _member_differences(key, planned[key], found[key])
+    if planned["modules"] != found["modules"]:
+        pairs = zip(planned["modules"], found["modules"], strict=False)
+        before, after = next(((a, b) for a, b in pairs if a != b), ("none", "a further module"))
+        yield f"a submodule is a {after}, planned was a {before}"
+    if planned["evaluating"] != found["evaluating"]:
+        changed = sorted(set(planned["evaluating"]) ^ set(found["evaluating"]))
+        yield f"train/eval mode of module {changed[0]!r} ({len(changed)} in all) changed"
+
+
+def call_differences(planned: Signature, found: Signature) -> Iterator[str]:
+    """Yield what differs between the arguments of two signatures."""
+    if planned["spec"] != found["spec"]:
+        yield "the arguments have other names, number or nesting than the planned ones"
+        return
+    for index, (a, b) in enumerate(zip(planned["leaves"], found["leaves"], strict=True)):
+        if a != b or type(a) is not type(b):  # True is no 1
+            yield f"argument {index} is {describe(b)}, planned for {describe(a)}{_detail(a, b)}"
+
+
+def _detail(a: Any, b: Any) -> str:
+    if not isinstance(a, list) or not isinstance(b, list) or (a[0], a[2]) != (b[0], b[2]):
+        return ""
+    names = ("shape", "strides", "dtype", "device", "requires_grad")
+    i = next(i for i in range(len(names)) if a[i] != b[i])
+    return f" ({names[i]} {b[i]} instead of {a[i]})"
+
+
+def _member_differences(key: str, planned: Any, found: Any) -> Iterator[str]:
+    if key == "model":
+        yield f"the model is a {found}, planned for a {planned}"
+        return
+    before, after = {m[0]: m[1:] for m in planned}, {m[0]: m[1:] for m in found}
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            yield (
+                f"{key[:-1]} {name!r} is {after.get(name, 'missing')}, planned for "
+                f"{before.get(name, 'none')} (shape, dtype, requires_grad)"
+            )

@@ -1,0 +1,163 @@
+"""A captured step: which node of its joint graph is a parameter, an output, a gradient.
+
+Knows AOTAutograd's descriptors, what of a traced graph a plan cannot carry out, and where a node
+came from. Knows nothing of how the graph was traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._functorch._aot_autograd import descriptors as desc
+
+from planner.graphs.capture.guards.modules import Read
+from planner.graphs.capture.guards.values import Decisions
+from planner.graphs.capture.step_function import Outputs
+from planner.graphs.capture_error import CaptureError
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A captured step.
+
+    ``graph`` holds placeholders for parameters, buffers, input tensors and tangents, each listed
+    here in the order of the model's own; ``forward_outputs``, ``mutations`` (buffer name -> new
+    value) and ``gradients`` (of each parameter, then of each input tensor; ``None`` where there
+    is none) are nodes of it. ``rewired`` are backward nodes that read an updated buffer in place;
+    ``reads`` are the attributes of the model that the trace depends on.
+    """
+
+    module: fx.GraphModule
+    parameters: Mapping[str, fx.Node]
+    buffers: Mapping[str, fx.Node]
+    inputs: tuple[fx.Node, ...]
+    tangents: Mapping[int, fx.Node]
+    forward_outputs: tuple[fx.Node, ...]
+    mutations: Mapping[str, fx.Node]
+    gradients: tuple[fx.Node | None, ...]
+    outputs: Outputs
+    decisions: Decisions
+    rewired: frozenset[fx.Node] = frozenset()
+    reads: tuple[Read, ...] = ()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The joint graph."""
+        return self.module.graph
+
+    @property
+    def gradient_of(self) -> dict[fx.Node, fx.Node | None]:
+        """The gradient of each parameter and of each input tensor."""
+        owners = (*self.parameters.values(), *self.inputs)
+        return dict(zip(owners, self.gradients, strict=True))
+
+
+def joint_of(
+    module: fx.GraphModule,
+    outputs: Outputs,
+    decisions: Decisions,
+    parameter_names: tuple[str, ...],
+    buffer_names: tuple[str, ...],
+) -> Joint:
+    """Read the descriptors of a joint graph's placeholders and outputs."""
+    where: dict[Any, fx.Node] = {}
+    for node in module.graph.find_nodes(op="placeholder"):
+        where[node.meta["desc"]] = node
+    output_node = module.graph.output_node()
+    results = zip(output_node.meta["desc"], output_node.args[0], strict=True)  # type: ignore[arg-type]
+    made: dict[Any, Any] = {d: node for d, node in results if d is not None}
+    parameter: list[Any] = [desc.ParamAOTInput(f"step.p{i}") for i in range(len(parameter_names))]
+    changed = [
+        desc.InputMutationAOTOutput(desc.BufferAOTInput(f"step.b{i}"))
+        for i in range(len(buffer_names))
+    ]
+    plain = [d for d in where if isinstance(d, desc.PlainAOTInput)]
+    plain.sort(key=lambda d: d.idx)
+    tangents = {
+        d.output.idx: n
+        for d, n in where.items()
+        if isinstance(d, desc.TangentAOTInput) and isinstance(d.output, desc.PlainAOTOutput)
+    }
+    mutated = {name: made[d] for name, d in zip(buffer_names, changed, strict=True) if d in made}
+    returned = [made.get(desc.PlainAOTOutput(i)) for i in range(len(outputs.names))]
+    joint = Joint(
+        module=module,
+        parameters={n: where[d] for n, d in zip(parameter_names, parameter, strict=True)},
+        buffers={n: where[d.mutated_input] for n, d in zip(buffer_names, changed, strict=True)},
+        inputs=tuple(where[d] for d in plain),
+        tangents=tangents,
+        forward_outputs=tuple(n for n in returned if isinstance(n, fx.Node)),
+        mutations=mutated,
+        gradients=tuple(made.get(desc.GradAOTOutput(d)) for d in [*parameter, *plain]),
+        outputs=outputs,
+        decisions=decisions,
+    )
+    _refuse_unknown(joint, where, made)
+    return joint
+
+
+def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[Any, Any]) -> None:
+    """Refuse what the runtime does not carry out: mutated inputs, outputs that are inputs."""
+    known = (desc.PlainAOTOutput, desc.GradAOTOutput, desc.InputMutationAOTOutput)
+    for d in made:
+        if not isinstance(d, known) or (
+            isinstance(d, desc.InputMutationAOTOutput)
+            and not isinstance(d.mutated_input, desc.BufferAOTInput)
+        ):
+            raise CaptureError(
+                f"the step has an effect that a plan cannot reproduce: {d.expr()}; do not change "
+                "inputs or parameters in place inside the forward pass (an embedding with max_norm "
+                "does), nor call operators with effects of their own"
+            )
+    strange = set(where.values()) - {
+        *joint.parameters.values(),
+        *joint.buffers.values(),
+        *joint.inputs,
+        *joint.tangents.values(),
+    }
+    if strange or len(joint.forward_outputs) != len(joint.outputs.names):
+        raise CaptureError(
+            "the step returns an input, a parameter or a view of one; return a clone of it, or "
+            "pass loss=lambda output: output.loss to drop it"
+        )
+
+
+def refuse_baked_tensors(model: nn.Module, module: fx.GraphModule) -> None:
+    """Refuse tensors that the graph would hold for ever: a batch, or a parameter by the back door.
+
+    Literals made inside the forward pass and tensors that are plain attributes of the model are
+    constants in eager mode, too.
+    """
+    attributes = {id(x) for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)}
+    members = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    for node in module.graph.find_nodes(op="get_attr"):
+        tensor = getattr(module, str(node.target))
+        literal = all(u.target is torch.ops.aten.lift_fresh_copy.default for u in node.users)
+        if literal or not isinstance(tensor, Tensor):
+            continue
+        where = source_of(node) or next((s for u in node.users if (s := source_of(u))), "a line")
+        if tensor.untyped_storage()._cdata in members:
+            raise CaptureError(
+                f"{where} reaches a parameter or buffer through another reference than the module "
+                "attribute it is registered as; use the attribute"
+            )
+        if id(tensor) not in attributes:
+            raise CaptureError(
+                f"{where} uses a tensor of shape {tuple(tensor.shape)} that is neither an input "
+                "nor part of the model; it would stay the same for every batch. Pass it as an "
+                "input, or for a loss callable as targets="
+            )
+
+
+def module_of(node: fx.Node) -> str:
+    """Return the path of the submodule a node came from, backward nodes included."""
+    return str((node.meta.get("custom") or {}).get("module", ""))
+
+
+def source_of(node: fx.Node) -> str:
+    """Return the user's ``file:line`` a node came from, backward nodes included."""
+    return str((node.meta.get("custom") or {}).get("source", ""))

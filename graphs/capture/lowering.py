@@ -1,0 +1,315 @@
+"""From a joint torch.fx graph to a ``Graph``, and from its ops back to the nodes they stand for.
+
+Knows what each storage is and which kernels make up an op. Knows nothing of how the joint graph was
+captured or of what a kernel costs.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import fx
+
+from planner.graphs.capture.joint_graph import Joint, module_of, source_of
+from planner.graphs.capture.node_kinds import is_random, is_view, target_name
+from planner.graphs.capture.optimizer_step import OptimizerStep
+from planner.graphs.capture.passes.eager_semantics import first_backward
+from planner.graphs.capture.passes.inplace import Overwrite, Readers
+from planner.graphs.capture.passes.mutations import once_only, update_points
+from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.graph import Graph, Kind, Op, Phase, Value
+
+RNG_STATE_BYTES = {"cpu": 5056, "cuda": 16}
+
+
+class Role(enum.Enum):
+    """What running an op means to the runtime."""
+
+    KERNEL = "call the node"
+    RNG_STATE = "remember the generator's state, for the node to be run again"
+    TANGENT = "take the gradient that arrives from the caller"
+    BUFFER_UPDATE = "write the node's value into the buffer"
+    HAND_OVER = (
+        "done by autograd: take the gradients, or add them to those of earlier micro-batches"
+    )
+    OPTIMIZER = "done by the optimizer"
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What one op stands for: its role, its node and, for a buffer update, the buffer's name.
+
+    ``then`` are kernels that run right after the node, each into the storage of the one before.
+    """
+
+    role: Role
+    node: fx.Node | None = None
+    buffer: str = ""
+    then: tuple[tuple[fx.Node, Overwrite], ...] = ()
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """For each op what it stands for; for each node of a tensor the value it lives in."""
+
+    ops: tuple[Lowered, ...]
+    value_of: dict[fx.Node, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one kernel costs; ``output_bytes`` are the true sizes of the storages it makes.
+
+    Fake tensors understate some. Empty means that they are right, or that nothing better is known.
+    """
+
+    seconds: float
+    flops: int
+    moved_bytes: int
+    workspace_bytes: int
+    output_bytes: tuple[int, ...] = ()
+
+
+@dataclass
+class _Builder:
+    joint: Joint
+    price: Callable[[fx.Node], Price]
+    granularity_bytes: int
+    readers: Readers | None
+    values: list[Value] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    lowered: list[Lowered] = field(default_factory=list)
+    storage: dict[int, int] = field(default_factory=dict)  # address -> value
+    value_of: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
+
+    def add_value(self, name: str, size_bytes: int, kind: Kind) -> int:
+        rounded = -(-size_bytes // self.granularity_bytes) * self.granularity_bytes
+        self.values.append(Value(name, rounded, kind))
+        return len(self.values) - 1
+
+    def own(self, node: fx.Node, kind: Kind, sizes: Sequence[int] = ()) -> tuple[int, ...]:
+        """Make a value of every storage of the node that is new; return the new ones.
+
+        ``sizes`` are the true bytes of the new ones, where fake tensors may understate them.
+        """
+        found: list[int] = []
+        fresh: list[int] = []
+        for tensor in tensors_in(node.meta.get("val")):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.storage:
+                true = sizes[len(fresh)] if len(fresh) < len(sizes) else 0
+                size = max(true, storage.nbytes())
+                self.storage[storage._cdata] = self.add_value(node.name, size, kind)
+                fresh.append(self.storage[storage._cdata])
+            found.append(self.storage[storage._cdata])
+        self.value_of[node] = tuple(dict.fromkeys(found))
+        return tuple(fresh)
+
+    def add(self, op: Op, lowered: Lowered) -> None:
+        self.ops.append(op)
+        self.lowered.append(lowered)
+
+
+def assemble(
+    joint: Joint,
+    price: Callable[[fx.Node], Price],
+    *,
+    optimizer: OptimizerStep | None,
+    optimizer_seconds: float = 0.0,
+    granularity_bytes: int = 1,
+    reserve_bytes: int = 0,
+    accumulate: bool = False,
+    eager: bool = False,
+    name: str = "",
+) -> tuple[Graph, Lowering]:
+    """Build the graph of a training step and the lowering of its ops.
+
+    Ops keep the order of the joint graph: forward, buffer updates, tangents, backward, optimizer.
+    ``accumulate`` counts gradients of earlier micro-batches as resident. ``eager`` keeps kernels
+    apart that a plan would run one into the storage of the other.
+    """
+    readers = None if eager else Readers(joint.graph)
+    builder = _Builder(joint, price, granularity_bytes, readers)
+    _add_resident(builder)
+    kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
+    border = first_backward(joint)
+    position = {n: i for i, n in enumerate(joint.graph.nodes)}
+    tainted = once_only(joint)
+    updates = update_points(joint, border)
+    for node in (n for n in kernels if position[n] < border):
+        _add_kernel(builder, node, Phase.FORWARD, recomputable=node not in tainted)
+        for buffer in updates.get(node, ()):
+            _add_update(builder, buffer)
+    for node in joint.tangents.values():
+        made = builder.own(node, Kind.GRADIENT)
+        op = Op(node.name, "tangent", (), made, phase=Phase.BACKWARD, recomputable=False)
+        builder.add(op, Lowered(Role.TANGENT, node))
+    for node in (n for n in kernels if position[n] >= border):
+        _add_kernel(builder, node, Phase.BACKWARD, recomputable=node not in tainted)
+    held = _held(builder)
+    gradients = _gradients(builder)
+    _add_optimizer(builder, gradients, optimizer, optimizer_seconds, accumulate=accumulate)
+    _add_reserved(builder, optimizer, reserve_bytes, accumulate=accumulate)
+    outputs = frozenset(held | (set() if accumulate else set(gradients)))
+    made_values = {v for op in builder.ops for v in op.outputs}
+    graph = Graph(tuple(builder.ops), tuple(builder.values), outputs & made_values, name)
+    return graph, Lowering(tuple(builder.lowered), builder.value_of)
+
+
+def _add_resident(b: _Builder) -> None:
+    for label, nodes, kind in (
+        ("parameter", b.joint.parameters, Kind.PARAMETER),
+        ("buffer", b.joint.buffers, Kind.BUFFER),
+    ):
+        for name, node in nodes.items():
+            if b.own(node, kind):
+                b.values[-1] = replace(b.values[-1], name=name or label)
+    for index, node in enumerate(b.joint.inputs):
+        if b.own(node, Kind.INPUT):
+            b.values[-1] = replace(b.values[-1], name=f"input[{index}]")
+    for node in b.joint.graph.find_nodes(op="get_attr"):
+        b.own(node, Kind.BUFFER)
+
+
+def _add_reserved(
+    b: _Builder, optimizer: OptimizerStep | None, reserve_bytes: int, *, accumulate: bool
+) -> None:
+    """Add what no kernel reads, last: the indices of all other values do not depend on it."""
+    if accumulate:
+        owners = zip(b.joint.parameters.items(), b.joint.gradients, strict=False)
+        for (name, _), gradient in owners:
+            if gradient is not None:
+                size = gradient.meta["val"].untyped_storage().nbytes()
+                b.add_value(f"accumulated.{name}", size, Kind.GRADIENT)
+    if optimizer is not None and optimizer.state_bytes:
+        b.add_value(f"{optimizer.name} state", optimizer.state_bytes, Kind.OPTIMIZER)
+    if reserve_bytes:
+        b.add_value("device reserve", reserve_bytes, Kind.RESERVE)
+
+
+def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool) -> None:
+    reads = tuple(dict.fromkeys(v for n in node.all_input_nodes for v in b.value_of.get(n, ())))
+    if _joins_last(b, node, reads, phase, recomputable=recomputable):
+        return
+    kind = Kind.ACTIVATION if phase is Phase.FORWARD else Kind.GRADIENT
+    price = b.price(node)
+    made = b.own(node, kind, price.output_bytes)
+    if not made and is_view(node):
+        return
+    fresh = set(made)
+    scratch = price.workspace_bytes
+    if is_random(node) and recomputable:
+        device = next(iter(tensors_in(node.meta["val"]))).device.type
+        size = RNG_STATE_BYTES.get(device, 5056)
+        scratch += size  # run again, the op sets the present state aside
+        state = b.add_value(f"{node.name}.rng", size, Kind.ACTIVATION)
+        save = Op(f"{node.name}.rng", "rng_state", (), (state,), phase=phase, recomputable=False)
+        b.add(save, Lowered(Role.RNG_STATE, node))
+        reads = (*reads, state)
+    op = Op(
+        node.name,
+        target_name(node),
+        tuple(v for v in reads if v not in fresh),
+        made,
+        price.seconds,
+        price.flops,
+        price.moved_bytes,
+        scratch,
+        phase,
+        recomputable,
+        module_of(node),
+        source_of(node),
+    )
+    b.add(op, Lowered(Role.KERNEL, node))
+
+
+def _joins_last(
+    b: _Builder, node: fx.Node, reads: Sequence[int], phase: Phase, *, recomputable: bool
+) -> bool:
+    """Make a kernel part of the op before it, if it can write into what that op made for it.
+
+    In the forward pass the op may make little else: what it makes besides would cost this kernel,
+    too, to make again.
+    """
+    overwrite = None if b.readers is None else b.readers.overwrite(node)
+    if overwrite is None or b.lowered[-1].role is not Role.KERNEL:
+        return False
+    last, (taken,) = b.ops[-1], b.value_of[overwrite.operand]
+    others = sum(b.values[v].size_bytes for v in last.outputs if v != taken)
+    small = phase is Phase.BACKWARD or 16 * others <= b.values[taken].size_bytes
+    alike = last.phase is phase and last.recomputable == recomputable
+    if taken not in last.outputs or not small or not alike:
+        return False
+    price = b.price(node)
+    b.storage[node.meta["val"].untyped_storage()._cdata] = taken
+    b.value_of[node] = (taken,)
+    b.ops[-1] = replace(
+        last,
+        target=f"{last.target}+{target_name(node)}",
+        inputs=tuple(dict.fromkeys((*last.inputs, *(v for v in reads if v not in last.outputs)))),
+        seconds=last.seconds + price.seconds,
+        flops=last.flops + price.flops,
+        moved_bytes=last.moved_bytes + price.moved_bytes,
+        workspace_bytes=max(last.workspace_bytes, price.workspace_bytes),
+    )
+    step = b.lowered[-1]
+    b.lowered[-1] = replace(step, then=(*step.then, (node, overwrite)))
+    return True
+
+
+def _add_update(b: _Builder, buffer: str) -> None:
+    node = b.joint.mutations[buffer]
+    reads = tuple(v for v in b.value_of[node] if b.values[v].kind is not Kind.BUFFER)
+    op = Op(f"update.{buffer}", "copy_", reads, (), recomputable=False)
+    b.add(op, Lowered(Role.BUFFER_UPDATE, node, buffer))
+
+
+def _held(b: _Builder) -> set[int]:
+    """Return the values of the forward outputs, which the caller may hold to the end.
+
+    The caller has the first copy, so what makes one may not run again.
+    """
+    held = {v for node in b.joint.forward_outputs for v in b.value_of[node]}
+    for i, op in enumerate(b.ops):
+        if held.intersection(op.outputs):
+            b.ops[i] = replace(op, recomputable=False)
+    for v in held:
+        if b.values[v].kind is Kind.ACTIVATION:
+            b.values[v] = replace(b.values[v], kind=Kind.OUTPUT)
+    return held
+
+
+def _gradients(b: _Builder) -> list[int]:
+    return [v for node in b.joint.gradients if node is not None for v in b.value_of[node]]
+
+
+def _add_optimizer(
+    b: _Builder,
+    gradients: Sequence[int],
+    optimizer: OptimizerStep | None,
+    seconds: float,
+    *,
+    accumulate: bool,
+) -> None:
+    # autograd holds the tangents until the whole backward pass, one node to it, has returned
+    held = [v for node in b.joint.tangents.values() for v in b.value_of[node]]
+    reads = tuple(dict.fromkeys((*gradients, *held)))
+    name = "accumulate_grad"
+    op = Op(name, name, reads, (), phase=Phase.BACKWARD, recomputable=False)
+    b.add(op, Lowered(Role.HAND_OVER))
+    if optimizer is not None:
+        reads = () if accumulate else tuple(dict.fromkeys(gradients))
+        op = Op(
+            "optimizer.step",
+            optimizer.name,
+            reads,
+            (),
+            seconds,
+            moved_bytes=optimizer.moved_bytes,
+            workspace_bytes=optimizer.workspace_bytes,
+            phase=Phase.OPTIMIZER,
+            recomputable=False,
+        )
+        b.add(op, Lowered(Role.OPTIMIZER))

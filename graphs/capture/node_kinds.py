@@ -1,0 +1,49 @@
+"""What a node of a joint graph is: a kernel or a view, random or not, and what it returns.
+
+Knows torch.fx nodes, one at a time. Knows nothing of storages' sizes, of costs or of ops.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from planner.graphs.costs.roofline import tensors_in
+
+RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
+
+
+def target_name(node: fx.Node) -> str:
+    """Return the operator's name, such as ``aten.addmm.default``."""
+    target = node.target
+    named = isinstance(target, torch._ops.OpOverload)
+    return str(target) if named else node._pretty_print_target(target)
+
+
+def storages(node: fx.Node) -> set[int]:
+    """Return the addresses of the storages that a node's tensors live in."""
+    return {t.untyped_storage()._cdata for t in tensors_in(node.meta.get("val"))}
+
+
+def is_view(node: fx.Node) -> bool:
+    """Tell a node that only renames storages from a kernel."""
+    if node.target is operator.getitem:
+        return True
+    mine = storages(node)
+    theirs = set[int]().union(*map(storages, node.all_input_nodes))
+    return bool(mine) and mine <= theirs
+
+
+def is_random(node: fx.Node) -> bool:
+    """Tell a kernel that draws from the generator."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def is_functional_batch_norm(node: fx.Node) -> bool:
+    """Tell batch norm in train mode, whose output does not depend on the running statistics."""
+    return (
+        node.target is torch.ops.aten._native_batch_norm_legit_functional.default
+        and node.args[5] is True
+    )

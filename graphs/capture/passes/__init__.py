@@ -1,0 +1,1 @@
+"""What is done to a traced step before it is lowered; each pass is a file."""

@@ -1,0 +1,134 @@
+"""Find kernels that may write into the storage of an operand that dies with them.
+
+A pointwise kernel whose operand nobody else reads can take that operand's storage for its result:
+same bits, one tensor less at the step where losses and attention often peak, fewer fresh pages. The
+producer and such a kernel, when they are neighbours, become one op of the graph, so that schedules,
+solvers and ``simulate`` need not know. Knows torch.fx nodes and operator schemas only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from planner.graphs.capture.node_kinds import is_view, storages
+
+aten = torch.ops.aten
+
+# Not pointwise, but on a CPU each row is read whole before it is written (tested for equality).
+_ROW_WISE = frozenset(
+    {
+        aten._softmax.default,
+        aten._log_softmax.default,
+        aten._softmax_backward_data.default,
+        aten._log_softmax_backward_data.default,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Overwrite:
+    """Run a node as ``target``, its overload that writes, into the storage of ``operand``."""
+
+    target: Callable[..., Any]
+    keyword: str
+    operand: fx.Node
+
+
+@cache
+def out_variant(target: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, str] | None:
+    """Return the overload of an operator that writes into a given tensor, and that keyword.
+
+    Overloads that torch generates do not count: they make a fresh tensor and copy it.
+
+    >>> out_variant(aten.mul.Tensor)
+    (<OpOverload(op='aten.mul', overload='out')>, 'out')
+    >>> out_variant(aten.mul.Scalar) is None
+    True
+    """
+    wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
+    packet = target.overloadpacket
+    for name in packet.overloads():
+        overload: torch._ops.OpOverload = getattr(packet, name)
+        if torch.Tag.generated in overload.tags:
+            continue
+        arguments = overload._schema.arguments
+        written = [a.name for a in arguments if a.is_out]
+        if len(written) == 1 and wanted == [
+            (a.name, str(a.type)) for a in arguments if not a.is_out
+        ]:
+            return overload, written[0]
+    return None
+
+
+class Readers:
+    """Who reads each storage, views looked through."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._readers: defaultdict[int, set[fx.Node]] = defaultdict(set)
+        for node in graph.nodes:
+            if node.op in ("call_function", "output") and not (
+                node.op == "call_function" and is_view(node)
+            ):
+                for operand in node.all_input_nodes:
+                    for storage in storages(operand):
+                        self._readers[storage].add(node)
+
+    def overwrite(self, node: fx.Node) -> Overwrite | None:
+        """Return how a node can write into one of its operands, if it can."""
+        target, made = node.target, node.meta.get("val")
+        if not isinstance(target, torch._ops.OpOverload) or not isinstance(made, Tensor):
+            return None
+        if not _index_by_index(node) or (variant := out_variant(target)) is None:
+            return None
+        for operand in dict.fromkeys(_direct(node)):
+            if self._may_take(node, operand, made):
+                return Overwrite(*variant, operand)
+        return None
+
+    def _may_take(self, node: fx.Node, operand: fx.Node, made: Tensor) -> bool:
+        """Tell whether nobody else reads the operand and the result fits it exactly."""
+        old = operand.meta.get("val")
+        if operand.op != "call_function" or not isinstance(old, Tensor):
+            return False
+        same = (old.shape, old.stride(), old.dtype, old.device) == (
+            made.shape,
+            made.stride(),
+            made.dtype,
+            made.device,
+        )
+        storage = old.untyped_storage()
+        whole = storage.nbytes() == old.numel() * old.element_size() > 0
+        alone = self._readers[storage._cdata] == {node}
+        others = [n for n in node.all_input_nodes if n is not operand]
+        apart = all(storage._cdata not in storages(n) for n in others)
+        return same and whole and alone and apart
+
+
+def _index_by_index(node: fx.Node) -> bool:
+    """Tell whether element ``i`` of the result needs no element but ``i`` of the operands."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    if torch.Tag.pointwise in target.tags:
+        return True
+    if target not in _ROW_WISE:
+        return False
+    made = node.meta["val"]
+    dimension = node.args[
+        next(i for i, a in enumerate(target._schema.arguments) if "dim" in a.name)
+    ]
+    on_cpu = bool(made.device.type == "cpu" and made.is_contiguous())
+    return on_cpu and dimension in (made.dim() - 1, -1)
+
+
+def _direct(node: fx.Node) -> Iterable[fx.Node]:
+    """Yield the operands that are arguments of their own, not elements of a list."""
+    return (a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node))

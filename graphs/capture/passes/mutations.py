@@ -1,0 +1,78 @@
+"""What the buffers that a step changes forbid: kernels that may not run twice, and when to write.
+
+Knows the joint graph and the statistics of batch norm. Knows nothing of values, costs or ops.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+from torch import fx
+
+from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.node_kinds import is_functional_batch_norm, is_view
+from planner.graphs.capture_error import CaptureError
+
+
+def once_only(joint: Joint) -> set[fx.Node]:
+    """Return the kernels that may not run again: they read a buffer that the step changes.
+
+    Batch norm in train mode is exempt, unless the model itself reads the new statistics: run again,
+    it computes them from newer ones, but its output and its gradient do not depend on them.
+    """
+    changed = {joint.buffers[name] for name in joint.mutations}
+    tainted: set[fx.Node] = set()
+    stale = set(changed)
+    for node in joint.graph.nodes:
+        if node.op != "call_function" or not stale.intersection(node.all_input_nodes):
+            continue
+        if is_view(node):
+            stale.add(node)
+        elif is_functional_batch_norm(node) and _statistics_unread(node):
+            stale.update(_new_statistics(node))
+        else:
+            tainted.add(node)
+    return tainted
+
+
+def _new_statistics(batch_norm: fx.Node) -> list[fx.Node]:
+    if not is_functional_batch_norm(batch_norm):
+        return []
+    parts = [u for u in batch_norm.users if u.target is operator.getitem]
+    return [u for u in parts if u.args[1] in (3, 4)]
+
+
+def _statistics_unread(batch_norm: fx.Node) -> bool:
+    readers = (r for part in _new_statistics(batch_norm) for r in _readers(part))
+    return all(is_functional_batch_norm(r) for r in readers if not is_view(r))
+
+
+def update_points(joint: Joint, border: int) -> dict[fx.Node, list[str]]:
+    """Return after which forward kernel each changed buffer can be overwritten.
+
+    That is where its new value exists and no forward kernel still reads the old one.
+
+    Raises:
+        CaptureError: the backward pass reads the old value, as eager mode would refuse, too.
+    """
+    position = {n: i for i, n in enumerate(joint.graph.nodes)}
+    points: dict[fx.Node, list[str]] = {}
+    for name, made in joint.mutations.items():
+        readers = [made, *_readers(joint.buffers[name])]
+        if any(position[n] >= border for n in readers if n not in joint.rewired):
+            raise CaptureError(
+                f"the backward pass needs the value of buffer {name!r} from before the forward "
+                "pass changed it; change a copy of it instead"
+            )
+        last = max((n for n in readers if position[n] < border), key=position.__getitem__)
+        points.setdefault(last, []).append(name)
+    return points
+
+
+def _readers(node: fx.Node) -> Iterable[fx.Node]:
+    for user in node.users:
+        if user.op == "call_function":
+            yield user
+            if is_view(user):
+                yield from _readers(user)

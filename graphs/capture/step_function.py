@@ -1,0 +1,247 @@
+"""The forward half of a training step as a function from tensors to tensors.
+
+Knows how to call the user's model and loss with given parameters and buffers, and which outputs
+the backward pass starts from. Knows nothing of tracing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from planner.graphs.capture_error import CaptureError
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of one call, flattened: tensors apart, everything else a constant."""
+
+    leaves: tuple[Any, ...]
+    spec: TreeSpec
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensor leaves, in order."""
+        return tuple(x for x in self.leaves if isinstance(x, Tensor))
+
+    def rebuild(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any]]:
+        """Return ``args, kwargs, targets`` with other tensors in place of these."""
+        fresh = iter(tensors)
+        leaves = [next(fresh) if isinstance(x, Tensor) else x for x in self.leaves]
+        args, kwargs, targets = tree_unflatten(leaves, self.spec)
+        return args, kwargs, targets
+
+
+def arguments(args: Sequence[Any], kwargs: Mapping[str, Any], targets: Any = None) -> Arguments:
+    """Flatten a call; ``targets`` are the further arguments of the loss callable."""
+    extra = () if targets is None else targets if isinstance(targets, tuple) else (targets,)
+    leaves, spec = tree_flatten((tuple(args), dict(sorted(kwargs.items())), extra))
+    return Arguments(tuple(leaves), spec)
+
+
+def arguments_of(inputs: Inputs | Arguments, targets: Any = None) -> Arguments:
+    """Flatten ``inputs`` as users write them: a tensor, a tuple (positional) or a dict (keywords).
+
+    Raises:
+        CaptureError: none of these.
+
+    >>> arguments_of({"x": torch.zeros(2), "flag": True}).tensors
+    (tensor([0., 0.]),)
+    """
+    if isinstance(inputs, Arguments):
+        return inputs
+    if isinstance(inputs, Tensor):
+        return arguments((inputs,), {}, targets)
+    if isinstance(inputs, tuple | list):
+        return arguments(inputs, {}, targets)
+    if isinstance(inputs, Mapping) and all(isinstance(k, str) for k in inputs):
+        return arguments((), inputs, targets)
+    raise CaptureError(
+        f"inputs are a {type(inputs).__name__}; expected a tensor, a tuple of positional arguments "
+        "or a dict of keyword arguments"
+    )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """How to build the user's output from the traced tensors.
+
+    ``slots[i]`` is the index of leaf ``i`` among the traced tensors, or ``None`` for a constant
+    kept in ``constants[i]``. ``differentiable[j]`` says that a gradient may arrive at tensor ``j``;
+    ``refused[j]`` that eager mode would let one arrive there but the plan does not.
+    """
+
+    spec: TreeSpec
+    slots: tuple[int | None, ...]
+    constants: tuple[Any, ...]
+    names: tuple[str, ...]
+    differentiable: tuple[bool, ...]
+    refused: tuple[bool, ...]
+
+    def rebuild(self, tensors: Sequence[Any]) -> Any:
+        """Return the user's output holding these tensors."""
+        pairs = zip(self.slots, self.constants, strict=True)
+        return tree_unflatten([c if s is None else tensors[s] for s, c in pairs], self.spec)
+
+
+class _Own(torch.autograd.Function):
+    """Identity whose output is no view, so that autograd has one place for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def split_outputs(output: Any) -> tuple[list[Tensor], Outputs]:
+    """Flatten the model's output and choose what is differentiated.
+
+    A scalar output, or the scalar named ``loss`` (or first of a tuple) beside other outputs, is the
+    loss and alone differentiable; otherwise every floating-point output that requires grad is.
+
+    Raises:
+        CaptureError: nothing to differentiate, or an output that is neither tensor nor constant.
+    """
+    leaves, spec = tree_flatten(output)
+    names = _names(output, len(leaves))
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    labels = [n for n, x in zip(names, leaves, strict=True) if isinstance(x, Tensor)]
+    for name, leaf in zip(names, leaves, strict=True):
+        if not isinstance(leaf, Tensor | int | float | str | bool | type(None)):
+            raise CaptureError(
+                f"output {name!r} is a {type(leaf).__name__}, which is neither a tensor nor a "
+                "constant; do not return it (for a cache: use_cache=False) or pass "
+                "loss=lambda output: output.loss"
+            )
+    wants = [t.requires_grad for t in tensors]
+    if not any(wants):
+        raise CaptureError(
+            "no output requires grad, so there is no backward pass to plan; call model.train(), "
+            "unfreeze a parameter, or return the loss"
+        )
+    loss = _loss_index(output, tensors, labels)
+    chosen = wants if loss is None else [i == loss for i in range(len(tensors))]
+    own: Callable[[Tensor], Tensor] = _Own.apply
+    kept = [own(t) if c else t.detach() for t, c in zip(tensors, chosen, strict=True)]
+    counter = iter(range(len(tensors)))
+    slots = tuple(next(counter) if isinstance(x, Tensor) else None for x in leaves)
+    constants = tuple(None if isinstance(x, Tensor) else x for x in leaves)
+    refused = tuple(w and not c for w, c in zip(wants, chosen, strict=True))
+    return kept, Outputs(spec, slots, constants, tuple(labels), tuple(chosen), refused)
+
+
+def _names(output: Any, count: int) -> list[str]:
+    if isinstance(output, Mapping):
+        spread: list[str] = []
+        for key, part in output.items():
+            width = len(tree_flatten(part)[0])
+            spread += [str(key)] if width == 1 else [f"{key}[{i}]" for i in range(width)]
+        if len(spread) == count:
+            return spread
+    return ["output"] if count == 1 else [f"output[{i}]" for i in range(count)]
+
+
+def _loss_index(output: Any, tensors: list[Tensor], labels: list[str]) -> int | None:
+    scalar = [t.dim() == 0 and t.requires_grad for t in tensors]
+    if isinstance(output, Mapping):
+        return next((i for i, n in enumerate(labels) if n == "loss" and scalar[i]), None)
+    return 0 if scalar[0] else None
+
+
+class Step(nn.Module):
+    """Parameters, buffers and input tensors in; output tensors out. Tied tensors are one argument.
+
+    After a call ``outputs`` describes what came out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        call: Arguments,
+        loss: Callable[..., Any] | None,
+    ) -> None:
+        super().__init__()
+        self._model = [model]  # in a list: its tensors are arguments here, not members
+        self._names = (tuple(parameters), tuple(buffers))
+        self._call, self._loss = call, loss
+        self.outputs: Outputs | None = None
+        for i, value in enumerate(parameters.values()):
+            self.register_parameter(f"p{i}", nn.Parameter(value, value.requires_grad))
+        for i, value in enumerate(buffers.values()):
+            self.register_buffer(f"b{i}", value)
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        """Call the model with the current arguments; return its output tensors."""
+        names = [*self._names[0], *self._names[1]]
+        values = [getattr(self, f"p{i}") for i in range(len(self._names[0]))]
+        values += [getattr(self, f"b{i}") for i in range(len(self._names[1]))]
+        args, kwargs, targets = self._call.rebuild(tensors)
+        with swapped(self._model[0], dict(zip(names, values, strict=True))):
+            output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
+            if self._loss is not None:
+                output = self._loss(output, *targets)
+        kept, self.outputs = split_outputs(output)
+        return kept
+
+
+def unique_tensors(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """Return the parameters and buffers by their first name, each tensor once."""
+    return dict(model.named_parameters()), dict(model.named_buffers())
+
+
+@contextmanager
+def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put other tensors in the place of a model's, tied ones everywhere, and put them back after.
+
+    A buffer that the model rebinds (``self.count = self.count + 1``) is written back to the value
+    given, so that the change is seen as the mutation it means.
+    """
+    parameters, buffers = unique_tensors(model)
+    given = {id(t): values[name] for name, t in (parameters | buffers).items()}
+    stores = [d for m in model.modules() for d in (m._parameters, m._buffers)]
+    before = [dict(d) for d in stores]
+    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    flat = [m._flat_weights for m in recurrent]
+    try:
+        for store in stores:
+            for key, tensor in store.items():
+                if tensor is not None:
+                    store[key] = given[id(tensor)]  # type: ignore[assignment]
+        for module in recurrent:
+            module._flat_weights = [getattr(module, n) for n in module._flat_weights_names]
+        yield
+        _write_back(stores, before, given)
+    finally:
+        for store, old in zip(stores, before, strict=True):
+            store.clear()
+            store.update(old)  # type: ignore[arg-type]
+        for module, weights in zip(recurrent, flat, strict=True):
+            module._flat_weights = weights
+
+
+def _write_back(
+    stores: Sequence[Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]],
+    given: Mapping[int, Tensor],
+) -> None:
+    for store, old in zip(stores, before, strict=True):
+        for key, tensor in store.items():
+            original = old.get(key)
+            if original is None or tensor is given[id(original)]:
+                continue
+            if tensor is None or tensor.shape != original.shape:
+                raise CaptureError(f"the forward pass replaces {key!r} by a value of another shape")
+            given[id(original)].copy_(tensor)

@@ -1,0 +1,85 @@
+"""Count storages as they are born and die, on tensors fake or real.
+
+Knows the bytes alive at any moment on one kind of device, and the traffic of what ran. Knows
+nothing of what the storages are for.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from planner.graphs.costs.roofline import op_cost, tensors_in
+
+
+class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own
+    """Watch every storage that operators make on devices of one type, while the mode is on.
+
+    ``level_bytes`` are alive now, ``peak_bytes`` the most that ever were since ``restart``. A
+    fake tensor that is asked for its data sets ``asked`` and says ``answer``, or one for a number.
+
+    >>> with StorageMeter("cpu") as meter:
+    ...     a = torch.ones(10)
+    ...     b = (a + 1) * 2
+    >>> meter.level_bytes, meter.peak_bytes
+    (80, 120)
+    """
+
+    def __init__(self, device_type: str, *, answer: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.level_bytes = 0
+        self.peak_bytes = 0
+        self.moved_bytes = 0
+        self.asked = False
+        self._answer = answer
+        self._device_type = device_type
+        self._known: set[int] = set()
+
+    def restart(self) -> None:
+        """Begin a new measurement: the peak falls to the level, the traffic to nothing."""
+        self.peak_bytes = self.level_bytes
+        self.moved_bytes = 0
+
+    def watch(self, tensors: Iterable[Tensor]) -> None:
+        """Count the storages of tensors that were made elsewhere."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if tensor.device.type != self._device_type or key in self._known:
+                continue
+            self._known.add(key)
+            self.level_bytes += storage.nbytes()
+            weakref.finalize(storage, self._forget, key, storage.nbytes())
+        self.peak_bytes = max(self.peak_bytes, self.level_bytes)
+
+    def _forget(self, key: int, size_bytes: int) -> None:
+        self._known.discard(key)
+        self.level_bytes -= size_bytes
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        assert isinstance(func, torch._ops.OpOverload)
+        try:
+            result = func(*args, **(kwargs or {}))
+        except DataDependentOutputException:
+            self.asked = True
+            return self._say(func, args)
+        self.watch(tensors_in(result))
+        self.moved_bytes += op_cost(func, args, kwargs or {}, result).moved_bytes
+        return result
+
+    def _say(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool | float:
+        """Answer in place of data: ``item`` of a truth value, ``allclose``, ``equal``; or one."""
+        question = str(func._schema.returns[0].type) == "bool" or args[0].dtype is torch.bool
+        return self._answer if question else 1.0

@@ -1,0 +1,214 @@
+"""Capture a training step as one joint forward-backward torch.fx graph, allocating nothing.
+
+Knows AOTAutograd's joint export, fake tensors, and what must be set up around a capture. Knows
+nothing of what the traced graph means, nor of costs, values or schedules.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.fx.traceback as fx_traceback
+from torch import Tensor, nn
+from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+from torch._guards import detect_fake_mode
+from torch._subclasses import functional_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+from planner.graphs.capture.guards.modules import watched_reads
+from planner.graphs.capture.guards.values import Decisions, Observer
+from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
+from planner.graphs.capture.step_function import Arguments, Step, unique_tensors
+from planner.graphs.capture.trace_errors import explained
+from planner.graphs.torch_api.decompositions import eager_pieces
+from planner.graphs.torch_api.fake_kernels import lenient_kernels
+
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+
+
+def trace(
+    model: nn.Module,
+    call: Arguments,
+    *,
+    loss: Callable[..., Any] | None = None,
+    device: torch.device | None = None,
+    answers: Sequence[Any] | None = None,
+    lean: bool = True,
+) -> Joint:
+    """Trace forward, loss and backward of one call under fake tensors.
+
+    Parameters on meta are treated as if they were on ``device`` (default cpu). ``answers`` replace
+    the values of integer inputs where the model branches on them and no data is at hand. ``lean``
+    takes the leaner of two equal dropouts, which eager mode on a CPU does not.
+
+    Raises:
+        CaptureError: the step cannot be captured; the message names the user's line.
+    """
+    parameters, buffers = unique_tensors(model)
+    watched, inputs, _ = _watch(model, call, loss, device, answers)
+    step = watched.step
+    with _capturing(model, lean=lean) as stack:
+        reads = stack.enter_context(watched_reads(model))
+        module = aot_export_joint_with_descriptors(stack, watched, inputs).graph_module
+    assert step.outputs is not None
+    refuse_baked_tensors(model, module)
+    module.graph.eliminate_dead_code()
+    joint = joint_of(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
+    return replace(joint, reads=tuple(reads))
+
+
+def run_forward(
+    model: nn.Module, call: Arguments, *, loss: Callable[..., Any] | None = None
+) -> FakeTensorMode:
+    """Run the forward half of a call once, under the conditions of a capture; return their mode.
+
+    For what hooks in the model see of it.
+
+    Raises:
+        CaptureError: the forward pass cannot run without data.
+    """
+    watched, inputs, mode = _watch(model, call, loss, None, None)
+    try:
+        with _capturing(model) as stack:
+            aot_export_joint_with_descriptors(stack, _ForwardOnly(watched), inputs)
+    except _Enough:
+        return mode
+    raise AssertionError("a capture runs the forward pass")
+
+
+class _Enough(Exception):
+    """The forward pass has run."""
+
+
+class _ForwardOnly(nn.Module):
+    def __init__(self, watched: _Watched) -> None:
+        super().__init__()
+        self.watched = watched
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        self.watched(*tensors)
+        raise _Enough
+
+
+@contextmanager
+def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[ExitStack]:
+    """Set up everything around a capture."""
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own internals
+        stack.callback(_FAKE_LOG.setLevel, _FAKE_LOG.level)
+        _FAKE_LOG.setLevel(logging.CRITICAL)  # an operator that fails is told of once, by an error
+        stack.enter_context(fx_traceback.preserve_node_meta())
+        stack.enter_context(lenient_kernels())
+        stack.enter_context(eager_pieces(lean=lean))
+        stack.enter_context(_lists_asked_for())
+        stack.enter_context(_module_paths(model))
+        stack.enter_context(explained(model))
+        yield stack
+
+
+def _watch(
+    model: nn.Module,
+    call: Arguments,
+    loss: Callable[..., Any] | None,
+    device: torch.device | None,
+    answers: Sequence[Any] | None,
+) -> tuple[_Watched, tuple[Tensor, ...], FakeTensorMode]:
+    """Return a step of a model around fake tensors, what to call it with, and their mode."""
+    parameters, buffers = unique_tensors(model)
+    members = [*parameters.values(), *buffers.values(), *call.tensors]
+    mode = detect_fake_mode(members) or FakeTensorMode(allow_non_fake_inputs=True)
+    target = device or torch.device("cpu")
+    fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
+    inputs = tuple(blank(t, mode, target if t.is_meta else t.device) for t in call.tensors)
+    step = Step(
+        model,
+        {n: fake(p) for n, p in parameters.items()},
+        {n: fake(b) for n, b in buffers.items()},
+        call,
+        loss,
+    )
+    return _Watched(step, None if _dataless(call) else call.tensors, answers), inputs, mode
+
+
+def _dataless(call: Arguments) -> bool:
+    return any(isinstance(t, FakeTensor) or t.is_meta for t in call.tensors)
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
+    """Return a fake copy, on ``device`` if the tensor is on meta, that allocates nothing."""
+    if isinstance(tensor, FakeTensor) and not tensor.is_meta:
+        return tensor
+    if not tensor.is_meta:
+        return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
+    return blank(tensor, mode, device)
+
+
+def blank(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
+    """Return a fake tensor like another that shares nothing with it: a batch may alias itself."""
+    shape, stride = tensor.shape, tensor.stride()
+    with mode:
+        fresh = torch.empty_strided(shape, stride, dtype=tensor.dtype, device=device)
+        return fresh.requires_grad_(tensor.requires_grad)
+
+
+class _Watched(nn.Module):
+    """A step run under an ``Observer``; AOTAutograd runs it several times, the last one counts."""
+
+    def __init__(
+        self, step: Step, data: Sequence[Tensor] | None, answers: Sequence[Any] | None
+    ) -> None:
+        super().__init__()
+        self.step, self._data, self._answers = step, data, answers
+        self.decisions = Decisions()
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        with Observer(tensors, self._data, self._answers) as observer:
+            kept: list[Tensor] = self.step(*tensors)
+        self.decisions = Decisions(tuple(observer.found))
+        return kept
+
+
+@contextmanager
+def _lists_asked_for() -> Iterator[None]:
+    """Let ``tolist`` be seen by the ``Observer``; the wrapper of AOTAutograd goes past it."""
+    wrapper: Any = functional_tensor.FunctionalTensor
+    own, wrapper.tolist = wrapper.tolist, Tensor.tolist
+    try:
+        yield
+    finally:
+        wrapper.tolist = own
+
+
+@contextmanager
+def _module_paths(model: nn.Module) -> Iterator[None]:
+    """Annotate every op with the path of the submodule it runs in."""
+    paths = {module: name for name, module in model.named_modules()}
+    open_annotations: list[Any] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if module in paths:
+            annotation = fx_traceback.annotate({"module": paths[module]})
+            annotation.__enter__()
+            open_annotations.append(annotation)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if module in paths:
+            open_annotations.pop().__exit__(None, None, None)
+
+    first = register_module_forward_pre_hook(enter)
+    last = register_module_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        first.remove()
+        last.remove()

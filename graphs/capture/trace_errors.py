@@ -1,0 +1,71 @@
+"""What torch raises while a step is traced, told with the user's line and what to do about it.
+
+Knows the exceptions of fake tensors. Knows nothing of how a step is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from planner.graphs.capture.guards.values import user_line
+from planner.graphs.capture_error import CaptureError
+
+_DATA_DEPENDENT = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    GuardOnDataDependentSymNode,
+)
+
+
+@contextmanager
+def explained(model: nn.Module) -> Iterator[None]:
+    """Turn what torch raises while tracing into a ``CaptureError`` that names the user's line."""
+    name = type(model).__name__
+    try:
+        yield
+    except CaptureError:
+        raise
+    except _DATA_DEPENDENT as error:
+        raise CaptureError(
+            f"{name}: {_where(error)} needs the value of a tensor, which capturing cannot know "
+            f"({_first_line(error)}); compute it outside the model, or choose an implementation "
+            "without data-dependent shapes (for mixture-of-experts models in transformers: "
+            'experts_implementation="grouped_mm")'
+        ) from error
+    except UnsupportedOperatorException as error:
+        raise CaptureError(
+            f"{name}: {_where(error)} calls {error}, which has no fake-tensor implementation; "
+            "register one with torch.library.register_fake"
+        ) from error
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise CaptureError(
+            f"{name}: {_where(error)} fails while it is captured: {type(error).__name__}: "
+            f"{_first_line(error)}; check that model(inputs) and its backward run without the "
+            "planner"
+        ) from error
+    except (AssertionError, NotImplementedError) as error:
+        raise CaptureError(
+            f"{name}: {_where(error)} cannot be captured: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _where(error: BaseException) -> str:
+    """Return the innermost line of the traceback that is the user's own."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        line = user_line(step.tb_frame, step.tb_lineno, walk=False)
+        found, step = line or found, step.tb_next
+    return found or "the model"

@@ -1,0 +1,1 @@
+"""What one operator costs: by formula, or measured here and remembered."""

@@ -1,0 +1,217 @@
+"""What an operator really takes here: seconds and scratch memory, measured once and remembered.
+
+Knows how to run one operator alone on made-up data. Knows nothing of graphs. The device must be
+present; for one that is not there are ``graphs.costs.workspace`` and the roofline.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+from planner.graphs.costs.cache import environment, recall, remember
+from planner.graphs.costs.operator_call import (
+    Call,
+    blank,
+    device_of,
+    input_bytes,
+    materialise,
+    new_storage_bytes,
+    output_bytes,
+    random,
+    signature,
+)
+from planner.graphs.costs.workspace import needs_no_scratch
+from planner.graphs.torch_api.allocation_records import measure_peak
+
+N = TypeVar("N", float, list[int])
+T = TypeVar("T")
+_TIMED_SECONDS = 0.1
+_LEAST_RUNS, _MOST_RUNS = 3, 15
+_SMALL_BYTES = 1 << 20
+_EVICTED_BYTES = 1 << 26
+"""Written between timed runs: more than the last-level cache of common processors."""
+
+
+class MeasureError(RuntimeError):
+    """An operator could not be run here; the message names it and says why."""
+
+
+def measure_seconds(
+    calls: Sequence[Call],
+    *,
+    cache: Path | None = None,
+    fallback: Callable[[Call], float] | None = None,
+) -> list[float]:
+    """Time each distinct call: the median of at least three runs, freeing included.
+
+    Code paths are warm and caches are cold: in a training step, what an op reads was mostly made
+    long before. Takes what ``measure_memory`` takes, and raises what it raises.
+    """
+    return _each(calls, "seconds", _seconds, cache, fallback)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What one call holds: scratch beyond inputs and outputs, and each storage it makes.
+
+    ``output_bytes`` is empty if the call was not run: fake tensors then say what there is to know.
+    """
+
+    workspace_bytes: int
+    output_bytes: tuple[int, ...] = ()
+
+
+def measure_memory(
+    calls: Sequence[Call],
+    *,
+    cache: Path | None = None,
+    fallback: Callable[[Call], int] | None = None,
+) -> list[Memory]:
+    """Find the scratch bytes of each distinct call, and the true sizes of what it returns.
+
+    Some kernels return more than fake tensors know: ``aten.mkldnn_rnn_layer`` a workspace for
+    backward, ``aten.mse_loss`` a scalar in a buffer as large as its input.
+
+    Args:
+        calls: in any order and with repetitions, which cost nothing.
+        cache: a folder that remembers measurements from one process to the next.
+        fallback: the scratch bytes to assume for a call that cannot be run here.
+
+    Raises:
+        MeasureError: such a call, when there is no ``fallback``.
+
+    >>> x = torch.empty(8, 8)
+    >>> measure_memory([Call(torch.ops.aten.add.Tensor, (x, x))])
+    [Memory(workspace_bytes=0, output_bytes=(256,))]
+    """
+    estimate = None if fallback is None else (lambda call: [fallback(call)])
+    found = _each(calls, "memory", _memory, cache, estimate)
+    return [Memory(scratch, tuple(made)) for scratch, *made in found]
+
+
+def _each(
+    calls: Sequence[Call],
+    kind: str,
+    one: Callable[[Call], N],
+    cache: Path | None,
+    fallback: Callable[[Call], N] | None,
+) -> list[N]:
+    """Apply ``one`` to each distinct call that the cache does not know."""
+    keys = [signature(call) for call in calls]
+    answers: dict[str, N] = {}
+    fresh: dict[str, dict[str, N]] = {}
+    books: dict[str, dict[str, Any]] = {}
+    for key, call in zip(keys, calls, strict=True):
+        if key in answers:
+            continue
+        try:
+            where = _check_present(call)
+            book = books.setdefault(where, recall(cache, kind, where) if cache else {})
+            if key not in book:
+                book[key] = fresh.setdefault(where, {})[key] = _guarded(call, one)
+            answers[key] = book[key]
+        except MeasureError:
+            if fallback is None:
+                raise
+            answers[key] = fallback(call)
+    if cache:
+        for where, entries in fresh.items():
+            remember(cache, kind, where, entries)
+    return [answers[key] for key in keys]
+
+
+def _check_present(call: Call) -> str:
+    """Return the environment the call runs in."""
+    device = device_of(call)
+    if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available()):
+        return environment(device)
+    raise MeasureError(f"{call.target} is for {device}, which is not on this machine")
+
+
+def _guarded(call: Call, one: Callable[[Call], T]) -> T:
+    """Apply ``one``, unless its tensors would not fit; leave the random state alone."""
+    device = device_of(call)
+    try:
+        needed = input_bytes(call) + output_bytes(call)
+        if needed > (available := _available_bytes(device)) // 2:
+            raise MeasureError(
+                f"{call.target} needs {needed} bytes, more than half of the {available} available "
+                f"on {device}: it is not run"
+            )
+        # Only with gradients enabled does a recurrent layer make what its backward needs.
+        with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return one(call)
+    except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError) as error:
+        if isinstance(error, MeasureError):
+            raise
+        raise MeasureError(f"{call.target} does not run on made-up data: {error}") from error
+
+
+def _available_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _memory(call: Call) -> list[int]:
+    """Return the most that a run held beyond its outputs, then the outputs.
+
+    Zeros cost nothing to make, but a kernel such as the matrix exponential takes another path, and
+    more scratch, on other data. So a call that is small, or of such a kernel, runs on both.
+    """
+    if needs_no_scratch(call):
+        return [0]
+    on_zeros = _watched(materialise(call, blank))
+    if "linalg" not in str(call.target) and input_bytes(call) > _SMALL_BYTES:
+        return on_zeros
+    try:
+        on_data = _watched(materialise(call, random))
+    except RuntimeError:  # numbers it refuses, such as a matrix that has no Cholesky factor
+        return on_zeros
+    return list(map(max, on_zeros, on_data))
+
+
+def _watched(real: Call) -> list[int]:
+    record = measure_peak(lambda: _run_and_drop(real), device_of(real), collect=False)
+    return [max(0, record.peak_bytes - sum(record.result)), *record.result]
+
+
+def _run_and_drop(call: Call) -> tuple[int, ...]:
+    """Run a call, free what it returns while still watched, and say how much that was."""
+    return new_storage_bytes(call, call.run())
+
+
+def _seconds(call: Call) -> float:
+    real = materialise(call, random)
+    clock = _cuda_seconds if device_of(call).type == "cuda" else _wall_seconds
+    clock(real)  # warm: code paths are chosen and pages mapped on the first run
+    other = torch.empty(_EVICTED_BYTES, dtype=torch.uint8, device=device_of(call))
+    runs: list[float] = []
+    while len(runs) < _LEAST_RUNS or (sum(runs) < _TIMED_SECONDS and len(runs) < _MOST_RUNS):
+        other.zero_()
+        runs.append(clock(real))
+    return statistics.median(runs)
+
+
+def _wall_seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call.run()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(call: Call) -> float:
+    event: Any = torch.cuda.Event
+    start, end = event(enable_timing=True), event(enable_timing=True)
+    start.record()
+    call.run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3

@@ -1,0 +1,212 @@
+"""A call of one operator: its signature as text, and real tensors to run it on.
+
+Knows how to make arguments that a kernel accepts from nothing but shapes. Knows nothing of costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from planner.graphs.costs.roofline import tensors_in
+
+Fill = Callable[[int, torch.dtype, torch.device, int], Tensor]
+_BLOCK = 2**16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """An operator and its arguments, tensors fake, on meta or real: only their shapes are used."""
+
+    target: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self) -> Any:
+        """Call the operator."""
+        return self.target(*self.args, **self.kwargs)
+
+
+def tensors_of(call: Call) -> Iterator[Tensor]:
+    """Yield the tensor arguments of a call."""
+    return tensors_in((call.args, call.kwargs))
+
+
+def device_of(call: Call) -> torch.device:
+    """Return where a call runs: with its first tensor, else where it is told to."""
+    for tensor in tensors_of(call):
+        return tensor.device
+    return torch.device(call.kwargs.get("device") or "cpu")
+
+
+def signature(call: Call) -> str:
+    """Describe a call by all that a kernel's time and memory depend on, contents apart.
+
+    Two calls with the same operator, shapes, strides, dtypes, scalars and sharing of storages
+    have the same signature.
+
+    >>> x = torch.empty(2, 3, device="meta")
+    >>> signature(Call(torch.ops.aten.add.Tensor, (x, x), {"alpha": 2}))
+    'aten.add.Tensor((float32[2,3][3,1]+0@0 meta, float32[2,3][3,1]+0@0 meta), {alpha: 2})'
+    """
+    storages: dict[int, int] = {}
+    return f"{call.target}({_text(call.args, storages)}, {_text(call.kwargs, storages)})"
+
+
+def _text(tree: Any, storages: dict[int, int]) -> str:
+    if isinstance(tree, Tensor):
+        shape, stride = (",".join(map(str, n)) for n in (tree.shape, tree.stride()))
+        number = storages.setdefault(_storage_id(tree), len(storages))
+        dtype = str(tree.dtype).removeprefix("torch.")
+        offset = tree.storage_offset()
+        return f"{dtype}[{shape}][{stride}]+{offset}@{number} {tree.device.type}"
+    if isinstance(tree, list | tuple):
+        return f"({', '.join(_text(item, storages) for item in tree)})"
+    if isinstance(tree, Mapping):
+        items = (f"{key}: {_text(tree[key], storages)}" for key in sorted(tree))
+        return f"{{{', '.join(items)}}}"
+    return repr(tree)
+
+
+def _storage_id(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def materialise(call: Call, fill: Fill) -> Call:
+    """Return the call on tensors of the same shapes, strides, dtypes and sharing of storages.
+
+    ``fill`` makes the flat tensors; arguments whose contents steer a kernel are then set right.
+
+    >>> x = torch.empty(4, 2, device="meta").t()
+    >>> twice = materialise(Call(torch.ops.aten.add.Tensor, (x, x)), blank)
+    >>> twice.args[0].stride(), twice.args[0].data_ptr() == twice.args[1].data_ptr()
+    ((1, 2), True)
+    """
+    limit = _index_limit(call)
+    sizes = _storage_bytes(call)
+    storages: dict[int, Tensor] = {}
+
+    def real(tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            key = _storage_id(tree)
+            if key not in storages:
+                storages[key] = fill(sizes[key], tree.dtype, tree.device, limit)
+            flat = storages[key].view(tree.dtype)
+            return flat.as_strided(tree.shape, tree.stride(), tree.storage_offset())
+        if isinstance(tree, list | tuple):
+            return type(tree)(map(real, tree))
+        return tree
+
+    args = real(call.args)
+    kwargs = {key: real(value) for key, value in call.kwargs.items()}
+    prepare = _PREPARE.get(call.target, tuple)
+    return Call(call.target, prepare(args), kwargs)
+
+
+def blank(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
+    """Make a flat tensor of zeros whose memory is not touched before it is read."""
+    if device.type != "cpu":
+        return torch.zeros(_count(size_bytes, dtype), dtype=dtype, device=device)
+    data = numpy.zeros(_count(size_bytes, dtype) * dtype.itemsize, dtype=numpy.uint8)
+    return torch.from_numpy(data).view(dtype)
+
+
+def random(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
+    """Make a flat tensor by repeating a random block: to draw all of it would take longest.
+
+    Floats are in [0, 1), which every operator accepts, and never denormal, which would slow it
+    down. Integers are below ``limit``, so that they index anything.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if dtype.is_floating_point or dtype.is_complex:
+        block = torch.rand(_BLOCK, generator=generator)
+    else:
+        top = 2 if dtype is torch.bool else limit
+        block = torch.randint(0, top, (_BLOCK,), generator=generator)
+    block = block.to(dtype).to(device)
+    flat = torch.empty(_count(size_bytes, dtype), dtype=dtype, device=device)
+    whole = flat.numel() // _BLOCK * _BLOCK
+    flat[:whole].view(-1, _BLOCK).copy_(block)
+    flat[whole:].copy_(block[: flat.numel() - whole])
+    return flat
+
+
+def _hollow(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
+    return torch.empty(_count(size_bytes, dtype), dtype=dtype, device=device)
+
+
+def _count(size_bytes: int, dtype: torch.dtype) -> int:
+    """Return how many elements cover so many bytes, and any other dtype's view of them."""
+    return max(1, -(-size_bytes // 16)) * 16 // dtype.itemsize
+
+
+def _even_groups(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Set the ends of the groups so that each has its share of the rows, or of the sum."""
+    left, right, ends, *_ = (*args, None)
+    if isinstance(ends, Tensor):
+        rows = left.shape[-2 if left.dim() == 2 < right.dim() else -1]
+        ends.copy_(torch.arange(1, ends.numel() + 1) * rows // ends.numel())
+    return args
+
+
+def _recurrent_workspace(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replace the opaque workspace by what forward makes: fake tensors know only that it exists."""
+    image, w1, w2, w3, w4, hx, cx, *_ = args
+    reverse, mode, hidden, layers, biases, train, both, sizes, batch_first, _opaque = args[-10:]
+    forward = torch.ops.aten.mkldnn_rnn_layer.default
+    flags = (reverse, sizes, mode, hidden, layers, biases, both, batch_first, train)
+    return (*args[:-1], forward(image, w1, w2, w3, w4, hx, cx, *flags)[3])
+
+
+_PREPARE: dict[torch._ops.OpOverload, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+    torch.ops.aten._grouped_mm.default: _even_groups,
+    torch.ops.aten.mkldnn_rnn_layer_backward.default: _recurrent_workspace,
+}
+
+
+def _end_bytes(tensor: Tensor) -> int:
+    """Return how far into its storage a tensor reaches."""
+    if 0 in tensor.shape:
+        return 0
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(tensor.storage_offset() + last + 1) * tensor.element_size()
+
+
+def _index_limit(call: Call) -> int:
+    """Return a bound below which an integer indexes any dimension of any argument."""
+    sizes = [n for tensor in tensors_of(call) for n in tensor.shape]
+    scalars = [a for a in call.args if type(a) is int and a > 0]
+    return max(1, min((*sizes, *scalars), default=1))
+
+
+def output_bytes(call: Call) -> int:
+    """Return the bytes of the storages a call makes, by running it on fake tensors."""
+    with FakeTensorMode(), torch.no_grad():
+        fake = materialise(call, _hollow)
+        return sum(new_storage_bytes(fake, fake.run()))
+
+
+def input_bytes(call: Call) -> int:
+    """Return the bytes of the storages a call reads, as far as its arguments reach into them."""
+    return sum(_storage_bytes(call).values())
+
+
+def new_storage_bytes(call: Call, outputs: Any) -> tuple[int, ...]:
+    """Return the bytes of each storage among the outputs that is not one of the arguments'."""
+    given = {_storage_id(t) for t in tensors_of(call)}
+    made = {_storage_id(t): t.untyped_storage().nbytes() for t in tensors_in(outputs)}
+    return tuple(size for key, size in made.items() if key not in given)
+
+
+def _storage_bytes(call: Call) -> dict[int, int]:
+    sizes: dict[int, int] = {}
+    for tensor in tensors_of(call):
+        key = _storage_id(tensor)
+        sizes[key] = max(sizes.get(key, 0), _end_bytes(tensor))
+    return sizes

@@ -1,0 +1,233 @@
+"""What an operator costs in principle: floating-point operations, bytes moved, roofline seconds.
+
+Knows formulas over shapes, so fake tensors suffice. Knows nothing of what a kernel really takes or
+of the scratch memory it uses: that is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from planner.graphs.hardware.devices import Device
+
+aten = torch.ops.aten
+_Formula = Callable[[Sequence[Any], Sequence[Tensor]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class OpCost:
+    """What one call does: FLOPs (a multiply-add is two), bytes read and written, and in what.
+
+    ``dtype`` is that of the first floating-point operand, "float32" if there is none.
+    """
+
+    flops: int
+    moved_bytes: int
+    dtype: str
+
+
+def op_cost(
+    target: torch._ops.OpOverload,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    outputs: Any,
+) -> OpCost:
+    """Count what a call does from the shapes of what it reads and returns.
+
+    Only products (matrix, convolution, attention, recurrent) count FLOPs: everything else is
+    bound by memory on any device. A view does nothing, nor does a question (``prim.device``).
+
+    >>> x = torch.empty(8, 16, device="meta")
+    >>> w = torch.empty(16, 4, device="meta")
+    >>> op_cost(aten.mm.default, (x, w), {}, x @ w)
+    OpCost(flops=1024, moved_bytes=896, dtype='float32')
+    """
+    made = list(tensors_in(outputs)) or list(_overwritten(target, args))
+    read = list(tensors_in((args, kwargs)))
+    dtype = next((t.dtype for t in (*read, *made) if t.is_floating_point()), torch.float32)
+    name = str(dtype).removeprefix("torch.")
+    if not made or target.is_view or target.overloadpacket in _MOVE_NOTHING:
+        return OpCost(0, 0, name)
+    written = sum(map(_extent_bytes, made))
+    if target.overloadpacket in _READ_WHAT_THEY_WRITE and read:
+        source, *rest = read
+        moved = min(written, _extent_bytes(source)) + sum(map(_extent_bytes, rest)) + written
+    else:
+        moved = sum(map(_extent_bytes, read)) + written
+    return OpCost(_flops(target, args, kwargs, outputs, made), moved, name)
+
+
+def roofline_seconds(cost: OpCost, device: Device, *, tf32: bool = False) -> float:
+    """Return the time a device needs: the slower of compute and memory, plus the launch.
+
+    ``tf32`` lets float32 products use tensor cores where there are any (the user's
+    ``torch.set_float32_matmul_precision``). What moves nothing takes no time.
+
+    >>> from planner.graphs.hardware.devices import device
+    >>> roofline_seconds(OpCost(0, 0, "float32"), device("H200"))
+    0.0
+    """
+    if not cost.flops and not cost.moved_bytes:
+        return 0.0
+    dtype = "tf32" if tf32 and cost.dtype == "float32" else cost.dtype
+    compute = cost.flops / device.flops_per_second(dtype)
+    return max(compute, cost.moved_bytes / device.bytes_per_second()) + device.launch_seconds
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested lists, tuples and dicts, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, Mapping):
+        yield from tensors_in(list(tree.values()))
+
+
+def _overwritten(target: torch._ops.OpOverload, args: Sequence[Any]) -> Iterator[Tensor]:
+    """Yield the arguments that a call with nothing to return (``_foreach_add_``) writes to."""
+    for argument, value in zip(target._schema.arguments, args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors_in(value)
+
+
+def _extent_bytes(tensor: Tensor) -> int:
+    """Return the bytes of the distinct elements: an expanded dimension is read once."""
+    if 0 in tensor.shape:
+        return 0
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(n for n, stride in pairs if stride) * tensor.element_size()
+
+
+def _flops(
+    target: torch._ops.OpOverload,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    outputs: Any,
+    made: Sequence[Tensor],
+) -> int:
+    packet = target.overloadpacket
+    if packet in _FORMULAS:
+        return _FORMULAS[packet](args, made)
+    if packet in flop_registry:
+        return int(flop_registry[packet](*args, **kwargs, out_val=outputs))
+    return 0
+
+
+def _convolution(args: Sequence[Any], made: Sequence[Tensor]) -> int:
+    """Every element of the smaller side meets every weight of its group."""
+    image, weight, transposed = args[0], args[1], len(args) > 6 and bool(args[6])
+    return int(2 * (image if transposed else made[0]).numel() * math.prod(weight.shape[1:]))
+
+
+def _mkldnn_convolution(args: Sequence[Any], made: Sequence[Tensor]) -> int:
+    return int(2 * made[0].numel() * math.prod(args[1].shape[1:]))
+
+
+def _convolution_backward(args: Sequence[Any], _: Sequence[Tensor]) -> int:
+    """Each of the two products, for the image and for the weight, costs what forward did."""
+    grad, image, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
+    forward = 2 * (image if transposed else grad).numel() * math.prod(weight.shape[1:])
+    return int(forward * sum(map(bool, wanted[:2])))
+
+
+def _attention(args: Sequence[Any], _: Sequence[Tensor]) -> int:
+    """Two products of queries with keys and values; a causal mask is not discounted."""
+    query, key, value = args[:3]
+    rows = math.prod(query.shape[:-1]) * key.shape[-2]
+    return int(2 * rows * (query.shape[-1] + value.shape[-1]))
+
+
+def _attention_backward(args: Sequence[Any], _: Sequence[Tensor]) -> int:
+    """Five products: the scores once more, then the gradients of P, V, Q and K."""
+    _grad, query, key, value = args[:4]
+    rows = math.prod(query.shape[:-1]) * key.shape[-2]
+    return int(2 * rows * (3 * query.shape[-1] + 2 * value.shape[-1]))
+
+
+def _grouped_mm(args: Sequence[Any], made: Sequence[Tensor]) -> int:
+    """Groups along K (both operands 2-D) share the sum; along any other axis they share rows."""
+    left, right, out = args[0], args[1], made[0]
+    cells = math.prod(out.shape[-2:]) if left.dim() == right.dim() == 2 else out.numel()
+    return 2 * cells * int(left.shape[-1])
+
+
+def _recurrent(args: Sequence[Any], _: Sequence[Tensor]) -> int:
+    """Every token meets every weight matrix; the weights are the last list of tensors."""
+    weights = [list(tensors_in(a)) for a in args if isinstance(a, list | tuple)]
+    matrices = next(w for w in reversed(weights) if w)
+    tokens = args[0].numel() // args[0].shape[-1]
+    return int(2 * tokens * sum(w.numel() for w in matrices if w.dim() == 2))
+
+
+def _mkldnn_recurrent(args: Sequence[Any], _: Sequence[Tensor]) -> int:
+    tokens = args[0].numel() // args[0].shape[-1]
+    return int(2 * tokens * (args[1].numel() + args[2].numel()))
+
+
+def _matrix_vector(args: Sequence[Any], _: Sequence[Tensor]) -> int:
+    matrix = max(tensors_in(args), key=lambda t: t.numel())
+    return 2 * matrix.numel()
+
+
+def _linear(args: Sequence[Any], made: Sequence[Tensor]) -> int:
+    return 2 * made[0].numel() * int(args[1].shape[-1])
+
+
+def _packets(*names: str) -> Iterator[Any]:
+    """Look operators up; what this build of torch lacks fails here, at import."""
+    return (getattr(aten, name) for name in names)
+
+
+_SDPA = "_scaled_dot_product_"
+_FORMULAS: dict[Any, _Formula] = {
+    **dict.fromkeys(_packets("convolution", "_convolution"), _convolution),
+    **dict.fromkeys(_packets("mkldnn_convolution", "cudnn_convolution"), _mkldnn_convolution),
+    aten.convolution_backward: _convolution_backward,
+    **dict.fromkeys(
+        _packets(
+            f"{_SDPA}flash_attention_for_cpu",
+            f"{_SDPA}flash_attention",
+            f"{_SDPA}efficient_attention",
+            f"{_SDPA}cudnn_attention",
+            f"{_SDPA}fused_attention_overrideable",
+            f"{_SDPA}attention_math",
+        ),
+        _attention,
+    ),
+    **dict.fromkeys(
+        _packets(
+            f"{_SDPA}flash_attention_for_cpu_backward",
+            f"{_SDPA}flash_attention_backward",
+            f"{_SDPA}efficient_attention_backward",
+            f"{_SDPA}cudnn_attention_backward",
+            f"{_SDPA}fused_attention_overrideable_backward",
+        ),
+        _attention_backward,
+    ),
+    aten._grouped_mm: _grouped_mm,
+    **dict.fromkeys(_packets("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    aten.mkldnn_rnn_layer: _mkldnn_recurrent,
+    aten.mkldnn_rnn_layer_backward: lambda args, made: 2 * _mkldnn_recurrent(args, made),
+    **dict.fromkeys(_packets("mv", "addmv", "dot", "vdot"), _matrix_vector),
+    aten.linear: _linear,
+}
+
+# They name a tensor without touching its elements.
+_MOVE_NOTHING = frozenset(
+    _packets(
+        "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"
+    )
+)
+# They read as much of their first tensor as they return, not all of it.
+_READ_WHAT_THEY_WRITE = frozenset(
+    _packets("embedding", "index", "index_select", "gather", "slice_copy", "select_copy")
+)

@@ -1,0 +1,132 @@
+"""Formulas for scratch memory, for operators that cannot be run: too large, or not on this device.
+
+Knows what oneDNN and ATen allocate on a CPU, as observed. Knows nothing of accelerators, whose
+kernels take little beyond their outputs: for those the answer is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from planner.graphs.costs.operator_call import Call, device_of
+from planner.graphs.costs.roofline import tensors_in
+
+aten = torch.ops.aten
+
+
+def estimate_workspace(call: Call) -> int:
+    """Estimate the scratch bytes of a call from its shapes; 0 where no formula is known.
+
+    Formulas: convolutions and their backward (layouts copied to blocked ones), attention on a CPU
+    and its backward, dropout, the backward of batch norm, and arithmetic on mixed dtypes.
+
+    >>> image, weight = torch.empty(8, 64, 56, 56), torch.empty(64, 64, 3, 3)
+    >>> geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    >>> call = Call(aten.convolution.default, (image, weight, None, *geometry))
+    >>> estimate_workspace(call) == image.nbytes + weight.nbytes
+    True
+    """
+    formula = _FORMULAS.get(call.target.overloadpacket)
+    return 0 if formula is None or device_of(call).type == "cuda" else formula(call)
+
+
+def needs_no_scratch(call: Call) -> bool:
+    """Say of a view, or of a product that BLAS takes as it is, that it allocates nothing else.
+
+    >>> x = torch.empty(64, 64)
+    >>> needs_no_scratch(Call(aten.mm.default, (x, x.t())))
+    True
+    >>> needs_no_scratch(Call(aten.mm.default, (x[::2, ::2], x[:32, :])))
+    False
+    """
+    if call.target.is_view:
+        return True
+    if call.target not in _PRODUCTS or device_of(call).type != "cpu":
+        return False
+    return all(map(_is_blas_matrix, list(tensors_in(call.args))[-2:]))
+
+
+def _is_blas_matrix(tensor: Tensor) -> bool:
+    """Rows or columns lie dense in memory and apart: anything else is copied first."""
+    (rows, columns), (down, along) = tensor.shape[-2:], tensor.stride()[-2:]
+    dense = (along == 1 and down >= columns) or (down == 1 and along >= rows)
+    return dense and tensor.dtype in (torch.float32, torch.float64)
+
+
+def _convolution(call: Call) -> int:
+    """Image, weight and result in blocked layout; then the blocked result beside the plain one."""
+    image, weight, _, _, _, _, transposed, *_ = call.args
+    result = _convolved_elements(call) * int(image.element_size())
+    return 2 * result if transposed else max(int(image.nbytes + weight.nbytes), result)
+
+
+def _convolved_elements(call: Call) -> int:
+    """Return how many elements a convolution makes."""
+    image, weight, _, stride, padding, dilation, transposed, extra, groups = call.args
+
+    def length(axis: int) -> int:
+        given, reach = image.shape[axis + 2], dilation[axis] * (weight.shape[axis + 2] - 1)
+        if transposed:
+            return int((given - 1) * stride[axis] - 2 * padding[axis] + reach + extra[axis] + 1)
+        return int((given + 2 * padding[axis] - reach - 1) // stride[axis] + 1)
+
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    return int(image.shape[0] * channels) * math.prod(map(length, range(image.dim() - 2)))
+
+
+def _convolution_backward(call: Call) -> int:
+    """Gradient and image in blocked layout at once, and at most the weight beside them."""
+    grad, image, weight = call.args[:3]
+    return int(grad.nbytes + image.nbytes + weight.nbytes)
+
+
+def _tile_bytes(query: Tensor, key: Tensor, tiles: int) -> int:
+    """Return the float32 tiles of scores that the threads hold."""
+    rows = 256 if query.shape[-2] >= 768 else 64 if query.shape[-2] >= 192 else 32
+    columns = min(512, key.shape[-2])
+    return 4 * torch.get_num_threads() * rows * (tiles * columns + query.shape[-1] + 2)
+
+
+def _attention(call: Call) -> int:
+    return _tile_bytes(call.args[0], call.args[1], 1)
+
+
+def _attention_backward(call: Call) -> int:
+    return int(call.args[1].nbytes) + _tile_bytes(call.args[1], call.args[2], 2)
+
+
+def _dropout(call: Call) -> int:
+    """The mask is drawn in the input's dtype."""
+    return int(call.args[0].nbytes)
+
+
+def _batch_norm_backward(call: Call) -> int:
+    return int(call.args[0].nbytes)
+
+
+def _mixed(call: Call) -> int:
+    """An operand of another dtype is converted whole."""
+    operands = [t for t in tensors_in(call.args) if t.dim()]
+    if len({t.dtype for t in operands}) < 2:
+        return 0
+    common = torch.result_type(operands[0], operands[1])
+    return common.itemsize * sum(t.numel() for t in operands if t.dtype != common)
+
+
+_PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default))
+_FORMULAS: dict[object, Callable[[Call], int]] = {
+    aten.convolution: _convolution,
+    aten.convolution_backward: _convolution_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten.native_dropout: _dropout,
+    aten.native_batch_norm_backward: _batch_norm_backward,
+    aten.add: _mixed,
+    aten.sub: _mixed,
+    aten.mul: _mixed,
+    aten.div: _mixed,
+}

@@ -1,0 +1,1 @@
+"""What else a person asks: methods compared, the whole curve, the largest batch."""

@@ -1,0 +1,134 @@
+"""The last batch for which something holds, found with few captures.
+
+It is predicted on the line through two captures and checked on a capture, at that batch and the
+next: everything reported was captured. That what does not fit stops fitting for good as the batch
+grows is assumed, not proved. Knows nothing of models or of how a batch is captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from planner.graphs import Graph, Phase, simulate, store_all
+from planner.graphs.scaling import on_the_line, same_shape
+from planner.solvers import Limits, Solution, solve
+from planner.solvers.bounds.parametric import quick_bound
+
+if TYPE_CHECKING:
+    from planner.graphs.capture.training_step import Captured
+
+MOST = 1 << 20
+"""No larger batch is looked at; a model this small has no need of a plan."""
+FIRST = (2, 4)
+"""The batches captured first, to draw a line through."""
+
+
+class Batches:
+    """Captures and solutions by batch size, each made once."""
+
+    def __init__(
+        self,
+        capture: Callable[[int], Captured],
+        budget_bytes: int,
+        allowed: float | None,
+        limits: Limits,
+    ) -> None:
+        self.capture, self.budget_bytes, self.allowed = capture, budget_bytes, allowed
+        self.limits = limits
+        self.captured: dict[int, Captured] = {}
+        self.solved: dict[Graph, Solution] = {}
+
+    def graph(self, batch: int) -> Graph:
+        """Capture a batch, unless it was."""
+        if batch not in self.captured:
+            self.captured[batch] = self.capture(batch)
+        return self.captured[batch].graph
+
+    def predicted(self, batch: int) -> Graph:
+        """Return the graph on the line through the two nearest captures, if one can be drawn."""
+        near = sorted(self.captured, key=lambda n: (abs(n - batch), n))[:2]
+        if batch in self.captured or len(near) < 2:
+            return self.graph(batch)
+        one, other = (self.captured[n].graph for n in near)
+        if not same_shape(one, other):
+            return self.graph(batch)
+        return on_the_line(one, other, (batch - near[0]) / (near[1] - near[0]))
+
+    def allowed_seconds(self, graph: Graph) -> float:
+        """Return the most extra time of a step."""
+        if self.allowed is not None:
+            return self.allowed * graph.seconds
+        return sum(op.seconds for op in graph.ops if op.phase is Phase.FORWARD)
+
+    def solve(self, graph: Graph) -> Solution:
+        """Solve a graph, unless it was."""
+        if graph not in self.solved:
+            self.solved[graph] = solve(graph, self.budget_bytes, limits=self.limits)
+        return self.solved[graph]
+
+    def fits(self, graph: Graph) -> bool:
+        """Tell whether a plan was found that fits and costs no more than allowed."""
+        if not self.may_fit(graph) or (schedule := self.solve(graph).schedule) is None:
+            return False
+        extra = simulate(graph, schedule).seconds - graph.seconds
+        return extra <= self.allowed_seconds(graph)
+
+    def fits_plain(self, graph: Graph) -> bool:
+        """Tell whether the step fits when every op runs once."""
+        return simulate(graph, store_all(graph)).peak_bytes <= self.budget_bytes
+
+    def is_possible(self, graph: Graph) -> bool:
+        """Tell whether it is not proved that every plan costs more than allowed, or none fits."""
+        if not self.may_fit(graph):
+            return False
+        extra = self.solve(graph).bound_seconds - graph.seconds
+        return extra <= self.allowed_seconds(graph)
+
+    def may_fit(self, graph: Graph) -> bool:
+        """Tell whether the quickest of the bounds leaves it open."""
+        extra = quick_bound(graph, self.budget_bytes) - graph.seconds
+        return extra <= self.allowed_seconds(graph)
+
+    def largest(self, holds: Callable[[Graph], bool]) -> int:
+        """Return the last batch for which something holds, 0 if it holds for none.
+
+        It was captured, and so was the next one, for which it does not hold.
+        """
+        low, high = 0, MOST
+        for batch in FIRST:
+            self.graph(batch)
+        for batch in sorted(self.captured, reverse=True):
+            if holds(self.graph(batch)):
+                low = batch
+                break
+            high = batch
+        while high - low > 1:
+            guess = self._guess(holds, low, high)
+            if holds(self.graph(guess)):
+                low = guess
+            else:
+                high = guess
+        return low
+
+    def _guess(self, holds: Callable[[Graph], bool], low: int, high: int) -> int:
+        """Return the last batch in between for which it holds by prediction, or the first.
+
+        Looks upwards from the low end while the high end is far, else downwards from the high end.
+        """
+        best, limit, reach = low, high, 1
+        if high == MOST:
+            while best + reach < limit and holds(self.predicted(best + reach)):
+                best, reach = best + reach, 2 * reach
+            limit = min(limit, best + reach)
+        else:
+            while limit - reach > best and not holds(self.predicted(limit - reach)):
+                limit, reach = limit - reach, 2 * reach
+            best = max(best, limit - reach)
+        while limit - best > 1:
+            middle = (best + limit) // 2
+            if holds(self.predicted(middle)):
+                best = middle
+            else:
+                limit = middle
+        return max(best, low + 1)

@@ -1,0 +1,225 @@
+"""Several solvers on one graph and one budget, side by side.
+
+Knows how to run them and how to lay out the rows. Every gap is taken to the best bound any of them
+proved, since each bound holds for all; only a reordered plan has to do with those for any order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from planner.byte_sizes import (
+    format_both,
+    format_bytes,
+    format_percent,
+    format_seconds,
+    parse_budget,
+)
+from planner.fit import DEFAULT_LIMITS, check_method
+from planner.graphs import Graph, simulate, store_all
+from planner.output.layout import table, wrap
+from planner.progress import Progress, silent
+from planner.request import capture_step, find_device
+from planner.solvers import SOLVERS, Limits, Status, solve
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one method found. Without a schedule ``peak_bytes`` and ``seconds`` are ``None``."""
+
+    method: str
+    status: Status
+    peak_bytes: int | None
+    seconds: float | None
+    bound_seconds: float
+    solve_seconds: float
+    message: str
+    reordered: bool = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether the method found a schedule within the budget."""
+        return self.peak_bytes is not None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of every method, cheapest schedule first."""
+
+    budget_bytes: int
+    baseline_peak_bytes: int
+    baseline_seconds: float
+    rows: tuple[Row, ...]
+
+    @property
+    def bound_seconds(self) -> float:
+        """The best bound any method proved: it holds for all schedules that keep the order."""
+        return _best_bound(self.rows)
+
+    def overhead(self, row: Row) -> float | None:
+        """Extra time of a row as a fraction of the plain step."""
+        return None if row.seconds is None else self._over(row.seconds - self.baseline_seconds)
+
+    def gap(self, row: Row) -> float | None:
+        """Distance of a row from the best bound, as a fraction of the plain step."""
+        if row.seconds is None:
+            return None
+        rows = [r for r in self.rows if r.reordered] if row.reordered else self.rows
+        return self._over(row.seconds - _best_bound(rows))
+
+    def _over(self, seconds: float) -> float:
+        return max(0.0, seconds / self.baseline_seconds) if self.baseline_seconds else 0.0
+
+    def __str__(self) -> str:
+        """Lay the rows out as a table under the budget."""
+        title = (
+            f"Budget {format_both(self.budget_bytes)}; the plain step peaks at "
+            f"{format_both(self.baseline_peak_bytes)} and takes "
+            f"{format_seconds(self.baseline_seconds)}"
+        )
+        header = ("method", "fits", "peak", "overhead", "gap", "solved in", "says")
+        rows = [self._cells(row) for row in self.rows]
+        proved = self._over(self.bound_seconds - self.baseline_seconds)
+        foot = f"Proven: at least +{format_percent(proved)} is necessary; gaps are to this bound"
+        if names := [row.method for row in self.rows if row.reordered]:
+            foot += f"\nReordered, with gaps to bounds for any order: {', '.join(names)}"
+        why = [wrap(_why(row), "  ", "    ") for row in self.rows if not row.fits]
+        return "\n".join([title, table("llrrrrl", header, rows), foot, *why])
+
+    def _cells(self, row: Row) -> tuple[str, ...]:
+        overhead, gap = self.overhead(row), self.gap(row)
+        return (
+            row.method,
+            "yes" if row.fits else "no",
+            "-" if row.peak_bytes is None else format_bytes(row.peak_bytes),
+            "-" if overhead is None else f"+{format_percent(overhead)}",
+            "-" if gap is None else format_percent(gap),
+            format_seconds(row.solve_seconds),
+            row.status.name.lower(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rows as plain JSON types, for programs."""
+        return {
+            "budget_bytes": self.budget_bytes,
+            "baseline_peak_bytes": self.baseline_peak_bytes,
+            "baseline_seconds": self.baseline_seconds,
+            "bound_seconds": self.bound_seconds,
+            "rows": [
+                {
+                    "method": row.method,
+                    "status": row.status.name,
+                    "fits": row.fits,
+                    "peak_bytes": row.peak_bytes,
+                    "seconds": row.seconds,
+                    "overhead": self.overhead(row),
+                    "gap": self.gap(row),
+                    "solve_seconds": row.solve_seconds,
+                    "message": row.message,
+                    "reordered": row.reordered,
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def _best_bound(rows: Sequence[Row]) -> float:
+    finite = (row.bound_seconds for row in rows if math.isfinite(row.bound_seconds))
+    return max(finite, default=0.0)
+
+
+def _why(row: Row) -> str:
+    said = row.message or row.status.value
+    return said if said.startswith(f"{row.method}:") else f"{row.method}: {said}"
+
+
+def compare(
+    model: nn.Module,
+    budget: str | float,
+    *,
+    inputs: Any = None,
+    methods: Sequence[str] | None = None,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "adamw",
+    device: str = "auto",
+    limits: Limits = DEFAULT_LIMITS,
+    costs: str = "roofline",
+    accumulate: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Capture a training step once and plan it by several methods; see ``fit`` for the arguments.
+
+    Args:
+        methods: names of ``solvers.SOLVERS``; all of them by default.
+
+    Raises:
+        BadBudget, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
+    """
+    _check(methods)
+    hardware = find_device(device, model)
+    budget_bytes = parse_budget(budget, lambda: hardware.memory_bytes)
+    captured = capture_step(
+        model,
+        inputs=inputs,
+        loss=loss,
+        targets=targets,
+        optimizer=optimizer,
+        device=hardware.name,
+        costs=costs,
+        accumulate=accumulate,
+        progress=progress,
+    )
+    return compare_graph(captured.graph, budget_bytes, methods, limits=limits, progress=progress)
+
+
+def compare_graph(
+    graph: Graph,
+    budget_bytes: int,
+    methods: Sequence[str] | None = None,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Plan a captured step by several methods, all of them by default.
+
+    Raises:
+        UnknownMethod: no solver has one of the names.
+    """
+    plain, tell = simulate(graph, store_all(graph)), progress or silent
+    rows = []
+    for method in _check(methods):
+        tell(f"solving {len(graph.ops):,} ops by {method}")
+        rows.append(_row(graph, budget_bytes, method, limits))
+    rows.sort(key=lambda row: (math.inf if row.seconds is None else row.seconds, row.method))
+    return Comparison(budget_bytes, plain.peak_bytes, plain.seconds, tuple(rows))
+
+
+def _check(methods: Sequence[str] | None) -> Sequence[str]:
+    for method in methods or ():
+        check_method(method)
+    return sorted(SOLVERS) if methods is None else methods
+
+
+def _row(graph: Graph, budget_bytes: int, method: str, limits: Limits) -> Row:
+    start = time.perf_counter()
+    solution = solve(graph, budget_bytes, method=method, limits=limits)
+    spent = time.perf_counter() - start
+    trace = None if solution.schedule is None else simulate(graph, solution.schedule)
+    return Row(
+        method=method,
+        status=solution.status,
+        peak_bytes=None if trace is None else trace.peak_bytes,
+        seconds=None if trace is None else trace.seconds,
+        bound_seconds=solution.bound_seconds,
+        solve_seconds=spent,
+        message=solution.message,
+        reordered=solution.reordered,
+    )

@@ -1,0 +1,327 @@
+"""The whole trade of memory against time of one training step, with what is proved about it.
+
+Knows how to turn a frontier into answers and a table. Knows nothing of how the
+points and the bounds are found, nor of how they are drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from planner.byte_sizes import (
+    format_both,
+    format_bytes,
+    format_percent,
+    format_seconds,
+    parse_budget,
+)
+from planner.fit import DEFAULT_LIMITS
+from planner.graphs import Graph
+from planner.output.layout import table, wrap
+from planner.plan.advice import infeasible
+from planner.plan.single import Plan
+from planner.progress import Progress, silent
+from planner.request import capture_step, find_device, optimizer_name
+from planner.solvers import Limits, MinimumBudget, Status
+from planner.solvers.baselines.pareto_marks import Mark, rivals
+from planner.solvers.frontier import Frontier, frontier, refined
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from planner.graphs.capture.training_step import Captured
+
+POINTS = 20
+RIVALS_ASKED = 5
+"""At so many budgets the heuristics that depend on the budget are run."""
+RIVAL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """A budget, the best plan known within it, and the least overhead that is proved for it.
+
+    Overheads are extra time as a fraction of the plain step.
+    """
+
+    budget_bytes: int
+    peak_bytes: int
+    seconds: float
+    overhead: float
+    bound_overhead: float
+
+    @property
+    def gap(self) -> float:
+        """How much faster a better plan could at most be, as a fraction of the plain step."""
+        return max(0.0, self.overhead - self.bound_overhead)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The budget-overhead frontier of a captured step, and its proven lower envelope.
+
+    ``rivals`` are the schedules of the usual heuristics, by name, if they were asked for.
+    """
+
+    graph: Graph
+    frontier: Frontier
+    signature: Mapping[str, Any] = field(hash=False)
+    rivals: Mapping[str, tuple[Mark, ...]] = field(default_factory=dict, hash=False)
+    device: str = "cpu"
+    optimizer: str | None = None
+    costs: str = "roofline"
+    loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
+    capture_seconds: float = field(default=0.0, compare=False)
+    solve_seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def points(self) -> tuple[CurvePoint, ...]:
+        """The points from the least budget known to work to what plain training needs."""
+        return tuple(
+            CurvePoint(
+                p.budget_bytes,
+                p.peak_bytes,
+                p.seconds,
+                self.fraction(p.seconds),
+                self.fraction(p.bound_seconds),
+            )
+            for p in self.frontier.points
+        )
+
+    @property
+    def least_bytes(self) -> int:
+        """The least budget known to work."""
+        return self.frontier.points[0].budget_bytes
+
+    @property
+    def plain_bytes(self) -> int:
+        """What the step needs when nothing is recomputed."""
+        return self.frontier.points[-1].budget_bytes
+
+    def overhead(self, budget: str | float) -> float | None:
+        """Return the overhead of the best point within a budget, ``None`` below the least."""
+        point = self.frontier.at(parse_budget(budget))
+        return None if point is None else self.fraction(point.seconds)
+
+    def bound_overhead(self, budget: str | float) -> float:
+        """Return the overhead that every plan within a budget has, ``inf`` if none can exist.
+
+        Holds at every budget, not only at those of the points; see ``solvers.frontier``.
+        """
+        return self.fraction(self.frontier.bound_seconds(parse_budget(budget)))
+
+    def plan(self, budget: str | float) -> Plan:
+        """Return the best point within a budget as a plan, without solving again.
+
+        Raises:
+            InfeasibleBudget: the budget is below the least known to work.
+        """
+        budget_bytes = parse_budget(budget)
+        point = self.frontier.at(budget_bytes)
+        if point is None:
+            first = self.frontier.points[0]
+            least = MinimumBudget(first.peak_bytes, self.frontier.floor_bytes, first.schedule)
+            raise infeasible(self.graph, budget_bytes, least, "")
+        bound = min(self.frontier.bound_seconds(budget_bytes), point.seconds)
+        close = point.seconds - bound <= DEFAULT_LIMITS.gap * self.graph.seconds
+        return Plan(
+            graph=self.graph,
+            schedule=point.schedule,
+            budget_bytes=budget_bytes,
+            status=Status.OPTIMAL if close else Status.FEASIBLE,
+            bound_seconds=bound,
+            method="auto",
+            signature=self.signature,
+            device=self.device,
+            optimizer=self.optimizer,
+            costs=self.costs,
+            message="a point of the curve",
+            loss=self.loss,
+            capture_seconds=self.capture_seconds,
+        )
+
+    def best_rival(self, budget_bytes: int) -> tuple[str, float] | None:
+        """Return the heuristic that costs least within a budget, and its overhead."""
+        found = [
+            (marks[at - 1].seconds, name)
+            for name, marks in self.rivals.items()
+            if (at := bisect_right([m.peak_bytes for m in marks], budget_bytes))
+        ]
+        return (min(found)[1], self.fraction(min(found)[0])) if found else None
+
+    def fraction(self, seconds: float) -> float:
+        """Return what a step of so many seconds takes more than the plain one, as a fraction."""
+        plain = self.frontier.plain_seconds
+        return max(0.0, seconds / plain - 1.0) if plain else 0.0
+
+    def __str__(self) -> str:
+        """Lay the points out as a table, the tightest budget first."""
+        plain = self.frontier.plain_seconds
+        title = (
+            f"{self.graph.name or 'The step'}: plain it peaks at {format_both(self.plain_bytes)} "
+            f"and takes {format_seconds(plain)}"
+        )
+        known = f"The least budget known to work is {format_both(self.least_bytes)}; "
+        floor = self.frontier.floor_bytes
+        known += (
+            "it is proved that none works below"
+            if floor >= self.least_bytes
+            else f"it is proved that none works below {format_bytes(floor)}"
+        )
+        header = ["budget", "of plain", "overhead", "proven", "gap"]
+        header += ["best heuristic"] if self.rivals else []
+        body = table("rrrrrl"[: len(header)], header, [self._cells(p) for p in self.points])
+        foot = (
+            "Proven: no plan within that budget, or a smaller one, has less overhead. "
+            f"Captured in {format_seconds(self.capture_seconds)}, solved in "
+            f"{format_seconds(self.solve_seconds)}"
+        )
+        return "\n".join([title, known, body, wrap(foot, "", "")])
+
+    def _cells(self, point: CurvePoint) -> tuple[str, ...]:
+        cells = (
+            format_bytes(point.budget_bytes),
+            f"{100 * point.budget_bytes / self.plain_bytes:.0f}%",
+            f"+{format_percent(point.overhead)}",
+            f"+{format_percent(point.bound_overhead)}",
+            format_percent(point.gap),
+        )
+        if not self.rivals:
+            return cells
+        best = self.best_rival(point.budget_bytes)
+        return (*cells, "-" if best is None else f"+{format_percent(best[1])} {best[0]}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the curve as plain JSON types, for programs."""
+        return {
+            "plain_bytes": self.plain_bytes,
+            "plain_seconds": self.frontier.plain_seconds,
+            "least_bytes": self.least_bytes,
+            "floor_bytes": self.frontier.floor_bytes,
+            "points": [
+                {
+                    "budget_bytes": p.budget_bytes,
+                    "peak_bytes": p.peak_bytes,
+                    "seconds": p.seconds,
+                    "overhead": p.overhead,
+                    "bound_overhead": p.bound_overhead,
+                    "gap": p.gap,
+                }
+                for p in self.points
+            ],
+            "bound_lines": [
+                {"extra_seconds": line.extra_seconds, "seconds_per_byte": line.slope}
+                for line in self.frontier.lines
+            ],
+            "heuristics": {
+                name: [{"peak_bytes": m.peak_bytes, "seconds": m.seconds} for m in marks]
+                for name, marks in self.rivals.items()
+            },
+            "capture_seconds": self.capture_seconds,
+            "solve_seconds": self.solve_seconds,
+        }
+
+
+def pareto(
+    model: nn.Module,
+    *,
+    inputs: Any = None,
+    points: int = POINTS,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "adamw",
+    device: str = "auto",
+    limits: Limits = DEFAULT_LIMITS,
+    costs: str = "roofline",
+    accumulate: bool = False,
+    heuristics: bool = False,
+    progress: Progress | None = None,
+) -> Curve:
+    """Plan one training step at many budgets: what every byte less costs in time.
+
+    Args:
+        model: any ``nn.Module``; this and every argument not named here is as for ``fit``.
+        points: how many budgets, from the least known to work to what plain training needs.
+        limits: the seconds are for all points together.
+        heuristics: set the schedules of the usual heuristics beside ours.
+
+    Raises:
+        ValueError: fewer than two points.
+        UnknownDevice, CaptureError: as ``fit`` does.
+
+    >>> from torch import nn, zeros
+    >>> model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64), nn.GELU())
+    >>> curve = pareto(model, inputs=zeros(4096, 64), loss=lambda x: x.square().mean(), points=3)
+    >>> curve.points[-1].overhead, curve.points[0].gap < 0.01
+    (0.0, True)
+    """
+    if points < 2:
+        raise ValueError(f"points={points} make no curve: ask for 2 or more")
+    hardware = find_device(device, model)
+    start = time.perf_counter()
+    captured = capture_step(
+        model,
+        inputs=inputs,
+        loss=loss,
+        targets=targets,
+        optimizer=optimizer,
+        device=hardware.name,
+        costs=costs,
+        accumulate=accumulate,
+        progress=progress,
+    )
+    spent = time.perf_counter() - start
+    found = curve_of(captured, points, limits=limits, heuristics=heuristics, progress=progress)
+    return replace(
+        found,
+        device=hardware.name,
+        optimizer=optimizer_name(optimizer),
+        costs=costs,
+        loss=loss,
+        capture_seconds=spent,
+    )
+
+
+def curve_of(
+    captured: Captured,
+    points: int = POINTS,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    heuristics: bool = False,
+    progress: Progress | None = None,
+) -> Curve:
+    """Return the curve of a captured step; ``pareto`` after its capture."""
+    graph, tell = captured.graph, progress or silent
+    tell(f"solving {len(graph.ops):,} ops at {points} budgets")
+    start = time.perf_counter()
+    found = frontier(graph, points, limits)
+    spent = time.perf_counter() - start
+    marks: dict[str, tuple[Mark, ...]] = {}
+    if heuristics:
+        tell("running the usual heuristics")
+        marks = rivals(graph, list(_some(found)), Limits(seconds=RIVAL_SECONDS, seed=limits.seed))
+        tell("solving where a heuristic comes between two points")
+        share = replace(limits, seconds=limits.seconds / (2 * points))
+        found = refined(graph, found, _between(found, marks), share)
+    return Curve(graph, found, captured.signature, marks, solve_seconds=spent)
+
+
+def _between(found: Frontier, marks: Mapping[str, tuple[Mark, ...]]) -> Iterator[int]:
+    """Yield the budgets, one between two points, at which a heuristic beats the point below."""
+    worst: dict[int, tuple[float, int]] = {}
+    for mark in (m for front in marks.values() for m in front):
+        point = found.at(mark.peak_bytes)
+        if point is not None and mark.seconds < point.seconds * (1 - 1e-6):
+            ahead = (mark.seconds - point.seconds, mark.peak_bytes)
+            worst[point.budget_bytes] = min(worst.get(point.budget_bytes, ahead), ahead)
+    yield from sorted(budget for _, budget in worst.values())
+
+
+def _some(found: Frontier) -> Iterator[int]:
+    """Yield a few of the budgets, the ends left out: nothing fits there, or everything does."""
+    budgets = [p.budget_bytes for p in found.points][1:-1]
+    yield from budgets[:: max(1, len(budgets) // RIVALS_ASKED)]

@@ -1,0 +1,1 @@
+"""Plans as text, pictures, pages and files."""

@@ -1,0 +1,1 @@
+"""A sharded plan in the words of another program, and what that one cannot say."""

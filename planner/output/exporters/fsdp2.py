@@ -1,0 +1,170 @@
+"""A sharded plan as a training script for ``torchrun``: all of the plan, by torch's own means.
+
+Knows what such a script must do in which order. Knows nothing of what a plan decides: the script
+loads the plan and applies it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from planner.byte_sizes import format_both
+from planner.graphs.capture.optimizer_step import OptimizerError, named_optimizer
+from planner.output.sharded_plan_text import chosen
+from planner.plan.configuration import Strategy
+from planner.plan.sharded import ShardedPlan
+
+_TEMPLATE = '''"""Train a model as {plan} says, on {world} devices.
+
+    {chosen}
+    peak {peak} of {budget} on each device
+
+Start it on every node with
+
+    {start} MODEL [STEPS]
+
+MODEL is path.py:function or package.module:function; it returns (model, inputs), on the CPU. Every
+rank trains on these inputs until a real loader of {micro_batch} samples replaces ``batches``.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+import planner
+from planner.sharding.samples import samples_in, with_samples
+from planner.model_argument import load_example
+
+PLAN = Path(__file__).resolve().parent / {plan_path}
+MESH, NAMES = {mesh}
+MICRO_BATCH, ACCUMULATION = {micro_batch}, {accumulation}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def batches(inputs):
+    """Yield inputs of one micro-batch after the other; on each rank they should be others."""
+    while True:
+        yield with_samples(inputs, samples_in(inputs), MICRO_BATCH)
+
+
+def on_device(inputs):
+    if isinstance(inputs, torch.Tensor):
+        return inputs.to(DEVICE)
+    if isinstance(inputs, dict):
+        return {{name: on_device(value) for name, value in inputs.items()}}
+    return tuple(map(on_device, inputs)) if isinstance(inputs, tuple | list) else inputs
+
+
+def loss_of(model, inputs):
+    if isinstance(inputs, dict):
+        output = model(**inputs)
+    else:
+        output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    {result}
+
+
+def train(model, inputs, steps):
+    mesh = init_device_mesh(DEVICE, MESH, mesh_dim_names=NAMES)
+    plan = planner.load(PLAN)
+    model = plan.apply({model}, mesh=mesh)
+    {optimizer}
+    loader = batches(inputs)
+    for step in range(steps):
+        for micro in range(ACCUMULATION):{sync}
+            {loss}
+            (loss / ACCUMULATION).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if dist.get_rank() == 0:
+            print(f"step {{step}}: loss {{loss.item():.6f}}", flush=True)
+
+
+def main():
+    if DEVICE == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo")
+    try:
+        example = load_example(sys.argv[1])
+        train(example.model, example.inputs, int(sys.argv[2]) if len(sys.argv) > 2 else 10)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def fsdp2(plan: ShardedPlan, plan_path: str) -> str:
+    """Write the script; it finds its plan at ``plan_path``, seen from where the script lies."""
+    c, cluster = plan.configuration, plan.cluster
+    start = f"torchrun --nproc-per-node {cluster.devices_per_node}"
+    if cluster.nodes > 1:
+        start += f" --nnodes {cluster.nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500"
+    wrapped = c.strategy is not Strategy.FSDP
+    return _TEMPLATE.format(
+        plan=Path(plan_path).name,
+        plan_path=json.dumps(Path(plan_path).as_posix()),
+        world=c.world_size,
+        chosen=chosen(plan),
+        peak=format_both(plan.peak_bytes),
+        budget=format_both(plan.budget_bytes),
+        start=f"{start} SCRIPT",
+        micro_batch=c.micro_batch,
+        accumulation=c.accumulation,
+        mesh=_mesh(plan),
+        model="model.train().to(DEVICE)" if wrapped else "model.train()",
+        optimizer=_optimizer(plan),
+        sync=_SYNC if wrapped and c.accumulation > 1 else "",
+        result=_MISSING if has_own_loss(plan) else _RESULT,
+        loss=_AUTOCAST if wrapped and c.precision == "bfloat16" else _LOSS,
+    )
+
+
+_RESULT = "return output if isinstance(output, torch.Tensor) else output.loss"
+_MISSING = 'raise NotImplementedError("call here the loss that planner.fit was given")'
+_LOSS = "loss = loss_of(model, on_device(next(loader)))"
+_AUTOCAST = f"""with torch.autocast(DEVICE, torch.bfloat16):
+                {_LOSS}"""
+_SYNC = """
+            model.require_backward_grad_sync = micro == ACCUMULATION - 1"""
+
+
+def _mesh(plan: ShardedPlan) -> str:
+    c = plan.configuration
+    if c.strategy is Strategy.FSDP and c.replicas > 1:
+        return f'({c.replicas}, {c.shard_ranks}), ("replicate", "shard")'
+    return f'({c.world_size},), ("{"shard" if c.strategy is Strategy.FSDP else "replicate"}",)'
+
+
+def _optimizer(plan: ShardedPlan) -> str:
+    """Write the optimizer whose state the plan counts; its learning rate is the user's."""
+    name = plan.step.optimizer or "adamw"
+    try:
+        made, options = named_optimizer(name)
+    except OptimizerError:  # a class of the user's
+        return f"optimizer = plan.make_optimizer(model, lr=1e-4)  # the plan counts {name}"
+    options = dict(options)
+    if isinstance(made, functools.partial):
+        options = made.keywords | options
+        made = made.func
+    words = "".join(f", {key}={value!r}" for key, value in {"lr": 1e-4, **options}.items())
+    return f"optimizer = plan.make_optimizer(model, torch.optim.{made.__name__}{words})"
+
+
+def has_own_loss(plan: ShardedPlan) -> bool:
+    """Tell whether the plan was made with a loss that is not in the model."""
+    return bool(plan.step.signature.get("loss"))
+
+
+def script_notes(plan: ShardedPlan) -> Iterator[str]:
+    """Say what is left to do in the script."""
+    if has_own_loss(plan):
+        yield "the loss that planner.fit was given is not in the plan: call it in loss_of"

@@ -1,0 +1,206 @@
+"""The plan as text: the answer first, the explanation after, at most 100 columns.
+
+Knows how to lay out what a plan says. Computes nothing about schedules and prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
+from planner.graphs import Kind, Live, Phase, phase_peaks
+from planner.graphs.binding import Binding, largest_live, short_source
+from planner.output.folding import fold
+from planner.output.layout import table, wrap
+from planner.plan.single import Plan
+from planner.solvers import Status
+
+ROWS = 12  # of the longest tables; what is left out is added up in one more row
+LIVE = 6
+
+
+def render(plan: Plan) -> str:
+    """Write everything a person wants to know about a plan, the answer first."""
+    sections = (
+        answer(plan),
+        recomputation(plan),
+        memory_table(plan),
+        binding_text(plan),
+        "\n".join(["Notes", *(wrap(note, "  - ", "    ") for note in notes(plan))]),
+    )
+    return "\n\n".join(section for section in sections if section)
+
+
+def answer(plan: Plan) -> str:
+    """Say whether the plan fits, what it costs and how good it is, in five lines."""
+    verdict = "Fits" if plan.fits else "DOES NOT FIT"
+    lines = [
+        f"{verdict}: peak {format_both(plan.peak_bytes)} of a {format_both(plan.budget_bytes)} "
+        "budget",
+        f"Plain   peak {format_both(plan.baseline_peak_bytes)}, "
+        f"step {format_seconds(plan.baseline_seconds)}",
+        f"Time    +{format_percent(plan.overhead)} of the plain step, "
+        f"step {format_seconds(plan.seconds)}",
+        f"Proven  at least +{format_percent(plan.bound_overhead)} is necessary: "
+        f"gap {format_percent(plan.gap)} of the plain step",
+        f"Status  {_status(plan)}, by {plan.method}",
+    ]
+    return "\n".join(lines)
+
+
+def _status(plan: Plan) -> str:
+    if plan.status is not Status.OPTIMAL:
+        said = str(plan.status.value)
+    elif not plan.schedule.is_store_all:
+        order = "any order" if plan.reordered else "the captured order"
+        said = f"optimal, within the gap above, for {order} of first computations"
+    else:
+        said = "optimal: nothing needs to be recomputed"
+    return f"{said}; ops were reordered" if plan.reordered else said
+
+
+def recomputation(plan: Plan) -> str:
+    """Tell which ops run again, identical layers folded."""
+    if not plan.recomputed:
+        return "Recomputed: nothing"
+    folds = fold(plan.graph, plan.recomputed)
+    head, tail = folds[:ROWS], folds[ROWS:]
+    rows = [
+        (
+            f.modules or "(no module)",
+            f.target,
+            f"x{f.count}",
+            *_cost(f.saved_bytes, f.extra_seconds),
+        )
+        for f in head
+    ]
+    if tail:
+        left = sum(f.saved_bytes for f in tail), sum(f.extra_seconds for f in tail)
+        rows.append((f"{len(tail)} more rows", "", f"x{sum(f.count for f in tail)}", *_cost(*left)))
+    saved = format_bytes(sum(r.saved_bytes for r in plan.recomputed))
+    title = (
+        f"Recomputed: {len(plan.recomputed):,} of {len(plan.graph.ops):,} ops run again, "
+        f"{saved} not held"
+    )
+    header = ("module", "operator", "runs", "not held", "time added")
+    return f"{title}\n{table('llrrr', header, rows)}"
+
+
+def _cost(saved_bytes: int, seconds: float) -> tuple[str, str]:
+    return format_bytes(saved_bytes), format_seconds(seconds)
+
+
+def memory_table(plan: Plan) -> str:
+    """Show bytes by category and phase, each phase at the step where it holds most."""
+    phases = [p for p in Phase if p in plan.memory]
+    rows = [
+        (kind.value, *(format_bytes(plan.memory[p].get(kind, 0)) for p in phases))
+        for kind in Kind
+        if any(kind in plan.memory[p] for p in phases)
+    ]
+    rows.append(("total", *(format_bytes(sum(plan.memory[p].values())) for p in phases)))
+    plain = phase_peaks(plan.graph, plan.baseline, plan.baseline_trace)
+    held = plan.baseline_trace.live_bytes
+    rows.append(("plain total", *(format_bytes(int(held[plain[p]])) for p in phases)))
+    header = ("category", *(p.value for p in phases))
+    return f"Memory when each phase holds most\n{table('l' + 'r' * len(phases), header, rows)}"
+
+
+def binding_text(plan: Plan) -> str:
+    """Name the op at the peak and the largest values an op made that are held there."""
+    found = plan.binding
+    share = format_bytes(found.category_bytes)
+    lines = [
+        "What binds",
+        wrap(str(found), "  ", "  "),
+        f"  at step {found.step + 1:,} of {len(plan.schedule.steps):,}; "
+        f"{share} of {format_bytes(found.peak_bytes)} there is {found.category.value}",
+    ]
+    live = largest_live(plan.graph, plan.schedule, found.step, LIVE)
+    rows = [_live_row(item) for item in live]
+    header = ("largest values made", "bytes", "module", "source")
+    return "\n".join([*lines, table("lrll", header, rows)] if rows else lines)
+
+
+def _live_row(item: Live) -> tuple[str, ...]:
+    assert item.op is not None  # largest_live lists what an op made
+    size = format_bytes(item.value.size_bytes)
+    return item.value.name, size, item.op.module, short_source(item.op.source)
+
+
+def notes(plan: Plan) -> Iterator[str]:
+    """Say what the numbers rest on, one honest sentence each."""
+    model = plan.signature.get("model")
+    if model:
+        inputs = plan.signature.get("inputs")
+        yield f"made for {model}" + (f" with {_inputs(inputs)}" if inputs else "")
+    if plan.optimizer is None:
+        yield "the optimizer's state and step are left out of every number here"
+    else:
+        yield f"the step of the optimizer {plan.optimizer}, its state and temporaries are counted"
+    yield "scratch memory of kernels and of the optimizer step counts as activation"
+    if plan.costs == "measured":
+        yield f"times were measured op by op on {plan.device}"
+    else:
+        yield f"times are {plan.costs} estimates for {plan.device}; costs='measured' times real ops"
+    peak = plan.binding
+    if peak.phase is Phase.OPTIMIZER:
+        yield "the peak is in the optimizer step, where recomputing layers cannot lower it"
+    elif peak.source and not peak.module:
+        yield (
+            f"the peak is outside every submodule, at {short_source(peak.source)} (often the "
+            "loss): recomputing layers cannot lower what that line itself holds"
+        )
+    if plan.message:
+        yield f"solver: {plan.message}"
+
+
+def _inputs(inputs: Any) -> str:
+    return ", ".join(map(str, inputs)) if isinstance(inputs, list) else str(inputs)
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """Return the plan's answers as plain JSON types, for programs."""
+    return {
+        "fits": plan.fits,
+        "budget_bytes": plan.budget_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "baseline_peak_bytes": plan.baseline_peak_bytes,
+        "seconds": plan.seconds,
+        "baseline_seconds": plan.baseline_seconds,
+        "bound_seconds": plan.bound_seconds,
+        "overhead": plan.overhead,
+        "bound_overhead": plan.bound_overhead,
+        "gap": plan.gap,
+        "status": plan.status.name,
+        "reordered": plan.reordered,
+        "method": plan.method,
+        "stage": plan.stage,
+        "device": plan.device,
+        "optimizer": plan.optimizer,
+        "costs": plan.costs,
+        "ops": len(plan.graph.ops),
+        "recomputed_ops": len(plan.recomputed),
+        "memory": {
+            phase.value: {kind.value: size for kind, size in sizes.items()}
+            for phase, sizes in plan.memory.items()
+        },
+        "binding": binding_summary(plan.binding),
+        "signature": dict(plan.signature),
+        "capture_seconds": plan.capture_seconds,
+        "solve_seconds": plan.solve_seconds,
+        "message": plan.message,
+    }
+
+
+def binding_summary(found: Binding) -> dict[str, Any]:
+    """Return what binds as plain JSON types, for programs."""
+    return {
+        "op": found.op,
+        "module": found.module,
+        "source": found.source,
+        "phase": found.phase.value,
+        "category": found.category.value,
+        "category_bytes": found.category_bytes,
+    }

@@ -1,0 +1,137 @@
+"""Sharded plans as files: the same sealed JSON as a plan for one device, checked as thoroughly.
+
+Knows the fields. The step of one rank is written and checked as the plan that it is; the schedule
+of every unit is run on the graph of its kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from planner.graphs import graph_from_dict, graph_to_dict, simulate
+from planner.graphs.hardware.cluster import Cluster
+from planner.output import checksummed_json
+from planner.output.plan_files import (
+    SHARDED_FORMAT,
+    SHARDED_VERSION,
+    Body,
+    body_of,
+    plan_of,
+    schedule_of,
+    steps_of,
+)
+from planner.plan.configuration import Configuration, UnitPlan
+from planner.plan.sharded import Alternative, ShardedPlan, UnitKind
+
+
+class _Unit(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    path: str
+    kind: int
+    keep_gathered: bool
+    steps: list[int]
+
+
+class _Kind(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    signature: dict[str, Any]
+    graph: dict[str, Any]
+
+
+class _Sharded(BaseModel):
+    """What a file must hold; nothing more is accepted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    step: Body
+    configuration: dict[str, Any]
+    cluster: dict[str, Any]
+    units: list[_Unit]
+    kinds: list[_Kind]
+    alternatives: list[dict[str, Any]]
+    host_bytes: int
+
+
+def save(plan: ShardedPlan, path: str | Path) -> None:
+    """Write a plan; the file appears whole or not at all."""
+    checksummed_json.write(path, SHARDED_FORMAT, SHARDED_VERSION, _plain(plan))
+
+
+def _plain(plan: ShardedPlan) -> dict[str, Any]:
+    return {
+        "step": body_of(plan.step),
+        "configuration": _CONFIGURATION.dump_python(plan.configuration, mode="json"),
+        "cluster": asdict(plan.cluster),
+        "units": [
+            {
+                "path": u.path,
+                "kind": u.kind,
+                "keep_gathered": u.keep_gathered,
+                "steps": steps_of(u.schedule),
+            }
+            for u in plan.units
+        ],
+        "kinds": [
+            {"signature": dict(k.signature), "graph": graph_to_dict(k.graph)} for k in plan.kinds
+        ],
+        "alternatives": [_finite(a) for a in plan.alternatives],
+        "host_bytes": plan.host_bytes,
+    }
+
+
+def sharded_plan_of(body: Any, path: str | Path) -> ShardedPlan:
+    """Rebuild a plan from the sealed part of a file and check it against what the file states.
+
+    Raises:
+        InvalidPlan: a field is missing or wrong, or a schedule breaks a rule of execution.
+    """
+    fields = checksummed_json.checked(_Sharded, body, path)
+    step = plan_of(fields.step, path)
+    try:
+        kinds = tuple(UnitKind(graph_from_dict(k.graph), k.signature) for k in fields.kinds)
+        return ShardedPlan(
+            step=step,
+            configuration=_CONFIGURATION.validate_python(fields.configuration),
+            cluster=_CLUSTER.validate_python(fields.cluster),
+            units=tuple(_unit(u, kinds) for u in fields.units),
+            kinds=kinds,
+            alternatives=tuple(
+                _ALTERNATIVE.validate_python(_infinite(a)) for a in fields.alternatives
+            ),
+            host_bytes=fields.host_bytes,
+        )
+    except ValueError as error:  # pydantic's own, a graph's or an invalid schedule
+        checksummed_json.refuse(path, str(error), cause=error)
+
+
+def _unit(unit: _Unit, kinds: tuple[UnitKind, ...]) -> UnitPlan:
+    if not 0 <= unit.kind < len(kinds):
+        raise ValueError(f"unit {unit.path!r} names kind {unit.kind} of {len(kinds)}")
+    graph = kinds[unit.kind].graph
+    schedule = schedule_of(unit.steps, len(graph.ops))
+    simulate(graph, schedule)
+    return UnitPlan(unit.path, unit.kind, schedule, unit.keep_gathered)
+
+
+_CONFIGURATION = TypeAdapter(Configuration)
+_CLUSTER = TypeAdapter(Cluster)
+_ALTERNATIVE = TypeAdapter(Alternative)
+
+
+def _finite(alternative: Alternative) -> dict[str, Any]:
+    """Write the time of what fits nowhere as ``None``: JSON has no infinity."""
+    row: dict[str, Any] = _ALTERNATIVE.dump_python(alternative, mode="json")
+    return row | ({"seconds_per_sample": None} if row["seconds_per_sample"] == math.inf else {})
+
+
+def _infinite(row: Mapping[str, Any]) -> dict[str, Any]:
+    none = "seconds_per_sample" in row and row["seconds_per_sample"] is None
+    return {**row, **({"seconds_per_sample": math.inf} if none else {})}

@@ -1,0 +1,227 @@
+"""The sharded plan as text: the answer first, then why, at most 100 columns.
+
+Knows how to lay out what a plan says. Computes nothing about schedules and prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from itertools import groupby
+from typing import Any
+
+from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
+from planner.output.layout import table, wrap
+from planner.output.plan_text import binding_text, memory_table, recomputation, summary
+from planner.plan.sharded import Alternative, ShardedPlan
+from planner.sharding.pricing import Spent, spent
+from planner.sharding.reasons import families
+
+ROWS = 14
+
+
+def render(plan: ShardedPlan) -> str:
+    """Write what a person wants to know about a plan, the answer first."""
+    best_of_each = [row for row in families(plan.alternatives) if not row.recipe]
+    sections = (
+        answer(plan),
+        time_table(plan),
+        units_text(plan),
+        recomputation(plan.step),
+        memory_table(plan.step),
+        binding_text(plan.step),
+        rejected("Rejected: the best of each way to shard", best_of_each[:ROWS]),
+        recipes_text(plan),
+        "\n".join(["Notes", *(wrap(note, "  - ", "    ") for note in notes(plan))]),
+    )
+    return "\n\n".join(section for section in sections if section)
+
+
+def explain(plan: ShardedPlan) -> str:
+    """Write the answer and every alternative with its peak, its time and its reason."""
+    sections = (
+        answer(plan),
+        time_table(plan),
+        rejected("Rejected", [row for row in plan.alternatives if not row.recipe]),
+        recipes_text(plan),
+        "\n".join(["Notes", *(wrap(note, "  - ", "    ") for note in notes(plan))]),
+    )
+    return "\n\n".join(section for section in sections if section)
+
+
+def answer(plan: ShardedPlan) -> str:
+    """Say whether the plan fits, what it costs, how good it is and what it is."""
+    samples = plan.configuration.global_batch
+    verdict = "Fits" if plan.fits else "DOES NOT FIT"
+    lines = [
+        f"{verdict}: peak {format_both(plan.peak_bytes)} a rank of a "
+        f"{format_both(plan.budget_bytes)} budget, on {plan.cluster}",
+        f"Time    {format_seconds(plan.seconds_per_sample)} a sample: "
+        f"{samples} samples in {format_seconds(plan.seconds)}",
+        f"Proven  at least {format_seconds(plan.bound_seconds_per_sample)} a sample is necessary, "
+        f"however sharded: gap {format_percent(plan.gap)}",
+        f"Chosen  {chosen(plan)}",
+        f"Status  {plan.status.value}",
+    ]
+    return "\n".join(wrap(line, "", " " * 8) for line in lines)
+
+
+def chosen(plan: ShardedPlan) -> str:
+    """Name the stage and what else is decided."""
+    c = plan.configuration
+    parts = [f"stage {plan.stage}", *_groups(plan)]
+    parts.append(f"micro-batch {c.micro_batch} x {c.accumulation} a step")
+    parts.append("in the model's own precision" if c.precision == "float32" else c.precision)
+    if c.offload:
+        parts.append("states offloaded to the host")
+    return ", ".join(parts)
+
+
+def _groups(plan: ShardedPlan) -> Iterator[str]:
+    c = plan.configuration
+    names = {"ddp": "DDP", "zero1": "DDP + ZeroRedundancyOptimizer", "fsdp": "FSDP2"}
+    yield names[c.strategy.value]
+    if c.shard_ranks > 1 and c.replicas > 1:
+        yield f"HSDP: {c.replicas} replicas, each over {c.shard_ranks} ranks"
+    elif c.shard_ranks > 1:
+        yield f"sharded over {c.shard_ranks} ranks"
+
+
+def time_table(plan: ShardedPlan) -> str:
+    """Show where the seconds of a step go."""
+    parts = spent(plan.step.graph, plan.step.schedule)
+    labels = {
+        "compute": "forward and backward",
+        "communication": "communication not hidden",
+        "recomputation": "run or gathered again",
+        "optimizer": "optimizer step",
+    }
+    rows = [
+        (labels[f.name], format_seconds(s), format_percent(s / plan.seconds if plan.seconds else 0))
+        for f in fields(Spent)
+        if (s := getattr(parts, f.name)) or f.name != "optimizer"
+    ]
+    return f"Time of a step\n{table('lrr', ('part', 'seconds', 'share'), rows)}"
+
+
+def units_text(plan: ShardedPlan) -> str:
+    """List the units, consecutive ones with the same decision folded."""
+    if not plan.units:
+        return ""
+    rows = []
+    for _, group in groupby(plan.units, key=lambda u: (u.kind, u.keep_gathered, u.schedule)):
+        members = list(group)
+        unit, graph = members[0], plan.kinds[members[0].kind].graph
+        again = len(unit.schedule.order) - len(graph.ops) if graph.ops else 0
+        span = unit.path if len(members) == 1 else f"{unit.path} ... {members[-1].path}"
+        kept = "kept to backward" if unit.keep_gathered else "gathered again"
+        weight = kept if plan.configuration.strategy.value == "fsdp" else "whole on every rank"
+        rows.append((span, f"x{len(members)}", weight, f"{max(0, again):,} of {len(graph.ops):,}"))
+    head, tail = rows[:ROWS], rows[ROWS:]
+    if tail:
+        head.append((f"{len(tail)} more rows", "", "", ""))
+    header = ("units", "count", "weight", "ops run again")
+    return f"Units\n{table('lrlr', header, head)}"
+
+
+def recipes_text(plan: ShardedPlan) -> str:
+    """Lay out what a stage for all units and per-block checkpointing would make of the choice."""
+    rows = [row for row in plan.alternatives if row.recipe]
+    return rejected("Rejected: fixed recipes with the same micro-batch and groups", rows)
+
+
+def rejected(title: str, alternatives: Iterable[Alternative]) -> str:
+    """Lay out alternatives with their peak, their time and their reason."""
+    rows = [
+        (
+            row.recipe or str(row.configuration),
+            "-" if row.peak_bytes is None else format_bytes(row.peak_bytes),
+            _time(row),
+            row.reason,
+        )
+        for row in alternatives
+    ]
+    if not rows:
+        return ""
+    header = ("configuration", "peak", "a sample", "reason")
+    lines = [_row(header), *map(_row, rows)]
+    return "\n".join([title, *lines])
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    name, peak, seconds, reason = cells
+    return wrap(f"{name:44} {peak:>8} {seconds:>10}  {reason}", "  ", " " * 69)
+
+
+def _time(row: Alternative) -> str:
+    if row.seconds_per_sample == float("inf"):
+        return "no fit"
+    return ("" if row.planned else ">= ") + format_seconds(row.seconds_per_sample)
+
+
+def notes(plan: ShardedPlan) -> Iterator[str]:
+    """Say what the numbers rest on, one honest sentence each."""
+    c = plan.configuration
+    if plan.host_bytes:
+        yield f"host memory: {format_both(plan.host_bytes)} on each node, for what is offloaded"
+    else:
+        yield "host memory: nothing is offloaded"
+    gloo = plan.cluster.device.name == "cpu"
+    what = "what gloo's threads let go of late" if gloo else "its context"
+    missing = "" if gloo else "; the buffers of NCCL, up to 1.5 GB, are not"
+    yield f"reserve: {format_bytes(plan.reserve_bytes)} a rank for {what} is counted{missing}"
+    free = plan.budget_bytes - plan.peak_bytes
+    yield (
+        f"fragmentation: not counted; an accelerator's allocator may lose 5-20% to it, and "
+        f"{format_bytes(free)} ({format_percent(free / plan.budget_bytes)} of the budget) is left"
+    )
+    yield (
+        f"a peak above is of the best plan known, or the least if none fits; '>=' marks times "
+        f"that are proved without planning further; all for {c.global_batch} samples a step"
+    )
+    if plan.step.optimizer is None:
+        yield "the optimizer's state and step are left out of every number here"
+    else:
+        yield f"the step of the optimizer {plan.step.optimizer} is counted"
+    yield (
+        f"times are {plan.step.costs} estimates for {plan.cluster}; communication counts where "
+        "compute does not hide it"
+    )
+    if plan.step.message:
+        yield f"solver: {plan.step.message}"
+
+
+def sharded_summary(plan: ShardedPlan) -> dict[str, Any]:
+    """Return the plan's answers as plain JSON types, for programs."""
+    c = plan.configuration
+    return summary(plan.step) | {
+        "stage": plan.stage,
+        "strategy": c.strategy.value,
+        "world_size": c.world_size,
+        "shard_ranks": c.shard_ranks,
+        "replicas": c.replicas,
+        "micro_batch": c.micro_batch,
+        "accumulation": c.accumulation,
+        "precision": c.precision,
+        "offload": c.offload,
+        "kept_gathered": plan.kept,
+        "units": len(plan.units),
+        "seconds_per_sample": plan.seconds_per_sample,
+        "bound_seconds_per_sample": plan.bound_seconds_per_sample,
+        "gap": plan.gap,
+        "host_bytes": plan.host_bytes,
+        "alternatives": [_alternative(row) for row in plan.alternatives],
+    }
+
+
+def _alternative(row: Alternative) -> dict[str, Any]:
+    fits_nowhere = row.seconds_per_sample == float("inf")
+    return {
+        "configuration": str(row.configuration),
+        "recipe": row.recipe,
+        "fits": row.fits,
+        "peak_bytes": row.peak_bytes,
+        "seconds_per_sample": None if fits_nowhere else row.seconds_per_sample,
+        "planned": row.planned,
+        "reason": row.reason,
+    }

@@ -1,0 +1,108 @@
+"""Why a budget is out of reach, and what to try next in the order practitioners try it.
+
+A smaller micro-batch first (activations shrink with it, the result does not change), then
+precision, then sharding, then the model. Knows sizes by kind; knows nothing of solvers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from planner.byte_sizes import format_both, format_bytes
+from planner.errors import InfeasibleBudget
+from planner.graphs import Graph, Kind, Phase, Schedule, live_at, simulate
+from planner.graphs.binding import Binding, binding
+
+if TYPE_CHECKING:
+    from planner.solvers import MinimumBudget
+
+_STATE = (Kind.PARAMETER, Kind.GRADIENT, Kind.OPTIMIZER, Kind.BUFFER, Kind.GATHERED, Kind.RESERVE)
+
+
+def infeasible(
+    graph: Graph, budget_bytes: int, least: MinimumBudget, reason: str
+) -> InfeasibleBudget:
+    """Make the error that says what was asked, what would work, what binds and what to try next."""
+    trace = simulate(graph, least.schedule)
+    found = binding(graph, least.schedule, trace)
+    asked, needed = format_both(budget_bytes), format_both(trace.peak_bytes)
+    text = f"No schedule was found within {asked}" + (f" ({reason}). " if reason else ". ")
+    if trace.peak_bytes <= budget_bytes:
+        text += (
+            f"But one exists: a peak of {needed} is known to work. Use method='auto', or raise the "
+            "time limit."
+        )
+    else:
+        text += (
+            f"The least budget known to work is {needed}, that is {trace.peak_bytes} bytes; "
+            f"{_proved(trace.peak_bytes, least.floor_bytes)}. What binds there is {found}; "
+            f"{format_bytes(found.category_bytes)} of it is {found.category.value}. "
+            f"{advice(budget_bytes, tightest(graph, least.schedule, found))}"
+        )
+    return InfeasibleBudget(budget_bytes, trace.peak_bytes, found, text)
+
+
+def _proved(least_bytes: int, floor_bytes: int) -> str:
+    if floor_bytes >= least_bytes:
+        return "it is proved that none works below"
+    return f"it is proved that none works below {format_bytes(floor_bytes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tightest:
+    """What is held where a schedule holds most.
+
+    ``fixed_bytes`` are model states held all the time, ``state_bytes`` adds the gradients of
+    parameters held there, and ``other_bytes``, the rest, grows with the batch: activations, their
+    gradients, inputs and temporaries.
+    """
+
+    fixed_bytes: int
+    state_bytes: int
+    other_bytes: int
+    phase: Phase
+
+
+def tightest(graph: Graph, schedule: Schedule, peak: Binding) -> Tightest:
+    """Split the bytes at the peak of a schedule by what could make them fewer."""
+    held = live_at(graph, schedule, peak.step)
+    lasting = {
+        graph.values[v] for op in graph.ops if op.phase is Phase.OPTIMIZER for v in op.inputs
+    }
+    lasting |= {graph.values[v] for v in graph.outputs}
+    fixed = sum(x.value.size_bytes for x in held if x.op is None and x.value.kind in _STATE)
+    grown = (x.value for x in held if x.op is not None and x.value.kind is Kind.GRADIENT)
+    state = fixed + sum(value.size_bytes for value in grown if value in lasting)
+    return Tightest(fixed, state, peak.peak_bytes - state, peak.phase)
+
+
+def advice(budget_bytes: int, tight: Tightest) -> str:
+    """Name the next thing to try, given what is held at the tightest moment."""
+    if tight.fixed_bytes >= budget_bytes:
+        return (
+            f"The model states alone hold {format_bytes(tight.fixed_bytes)}, so neither "
+            "recomputation nor a smaller batch can help. Next: lower precision for parameters and "
+            "optimizer state, or an optimizer with less state; then shard over more devices; then "
+            "a smaller model."
+        )
+    if tight.phase is Phase.OPTIMIZER:
+        return (
+            "That is the optimizer step, which no recomputation and no smaller batch makes "
+            f"smaller: its temporaries hold {format_bytes(tight.other_bytes)}. Next: an optimizer "
+            "with fewer temporaries (fused=True or foreach=False) or less state; then lower "
+            "precision; then shard over more devices; then a smaller model."
+        )
+    if tight.state_bytes < budget_bytes:
+        parts = math.ceil(tight.other_bytes / (budget_bytes - tight.state_bytes))
+        return (
+            f"Recomputation is used up. Next: a micro-batch {parts} times smaller with gradient "
+            f"accumulation ({format_bytes(tight.other_bytes)} there grows with the batch); then "
+            "lower precision; then shard over more devices; then a smaller model."
+        )
+    return (
+        f"Recomputation is used up, and {format_bytes(tight.state_bytes)} there is model states, "
+        "which no smaller batch lowers. Next: lower precision or an optimizer with less state and "
+        "fewer temporaries; then shard over more devices; then a smaller model."
+    )

@@ -1,0 +1,1 @@
+"""How a schedule becomes two programs that run; each engine is a file."""

@@ -1,0 +1,201 @@
+"""``apply``: from a plan for several ranks to a model that torch.distributed trains.
+
+Every unit gets its own schedule and is wrapped by itself, so that torch's hooks, its reduction of
+gradients and its prefetch work as they always do; the root stays as it is. Knows how decisions are
+spelled in PyTorch. Knows nothing of how they were made.
+
+A rank that dies ends the others with an error: at once where the connection breaks, and after the
+process group's timeout (30 minutes unless ``init_process_group(timeout=...)`` says otherwise) where
+it merely falls silent.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from planner.errors import PlanMismatch
+from planner.graphs.capture.guards.call import device_type
+from planner.graphs.capture.step_function import arguments
+from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.plan.single import Plan
+from planner.running.apply import planned_class
+from planner.sharding.wrapped.unit_captures import in_precision
+from planner.solvers import Status
+
+if TYPE_CHECKING:
+    from planner.plan.sharded import ShardedPlan
+
+
+def apply(
+    plan: ShardedPlan,
+    model: nn.Module,
+    *,
+    mesh: DeviceMesh | None = None,
+    on_mismatch: str = "error",
+) -> nn.Module:
+    """Return the model wrapped as the plan says, on this rank; call it on every rank.
+
+    The model is taken over: its units become planned in place, and under FSDP its parameters become
+    shards. Names in its ``state_dict`` stay; under DDP the wrapper adds ``module.``, as always.
+    Train it as any other: each rank its own part of the batch, the optimizer made after this (under
+    ZeRO-1 by ``make_optimizer``). Under autocast plans (DDP in bfloat16) call it within
+    ``torch.autocast(device, torch.bfloat16)``.
+
+    Args:
+        plan: made for this model and this number of ranks.
+        model: on its device, or on the CPU of a rank that has an accelerator.
+        mesh: the ranks: one dimension, or (replicas, shards) for HSDP. Made if not given.
+        on_mismatch: what a call of a unit does that is not the planned one: "error" or "original",
+            as for ``planner.running.apply.apply``.
+
+    Raises:
+        PlanMismatch: another model, another number of ranks, another mesh, or no process group.
+        ValueError: an unknown ``on_mismatch``.
+    """
+    if on_mismatch not in ("error", "original"):
+        raise ValueError(f"on_mismatch is {on_mismatch!r}; expected 'error' or 'original'")
+    configuration = plan.configuration
+    ranks = _ranks(configuration, model, mesh)
+    classes = _planned(plan, model, on_mismatch)
+    for path, cls in classes.items():
+        model.get_submodule(path).__class__ = cls
+    return wrap(model, configuration, plan.units, ranks)
+
+
+def wrap(
+    model: nn.Module,
+    configuration: Configuration,
+    units: Sequence[UnitPlan],
+    mesh: DeviceMesh | None = None,
+) -> nn.Module:
+    """Shard a model as a configuration says, its units running as they are."""
+    ranks = _ranks(configuration, model, mesh)
+    if configuration.strategy is Strategy.FSDP:
+        return _fully_sharded(model, configuration, units, ranks)
+    group = ranks.get_group()
+    return DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
+
+
+def make_optimizer(
+    configuration: Configuration,
+    model: nn.Module,
+    optimizer: type[Optimizer] = torch.optim.AdamW,
+    **options: Any,
+) -> Optimizer:
+    """Make an optimizer for an applied model: under ZeRO-1 one that keeps this rank's part only."""
+    if configuration.strategy is Strategy.ZERO1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # importing it compiles, which torch itself deprecates
+            from torch.distributed.optim import ZeroRedundancyOptimizer
+        return ZeroRedundancyOptimizer(model.parameters(), optimizer, **options)
+    return optimizer(model.parameters(), **options)
+
+
+def precision_of(configuration: Configuration) -> str:
+    """Return how regions are captured for a configuration: see ``regions.PRECISIONS``.
+
+    >>> precision_of(Configuration(Strategy.DDP, 1, 2, precision="bfloat16"))
+    'autocast'
+    """
+    if configuration.precision == "float32":
+        return "float32"
+    return "bfloat16" if configuration.strategy is Strategy.FSDP else "autocast"
+
+
+def _ranks(configuration: Configuration, model: nn.Module, mesh: DeviceMesh | None) -> DeviceMesh:
+    """Return the mesh of a configuration, or check the one given."""
+    if not dist.is_initialized():
+        raise PlanMismatch(
+            f"the plan is for {configuration.world_size} ranks, but there is no process group: "
+            "start with torchrun and call torch.distributed.init_process_group first"
+        )
+    hybrid = configuration.strategy is Strategy.FSDP and configuration.replicas > 1
+    if hybrid:
+        shape: tuple[int, ...] = (configuration.replicas, configuration.shard_ranks)
+    else:
+        shape = (configuration.world_size,)
+    if mesh is None:
+        if (found := dist.get_world_size()) != configuration.world_size:
+            raise PlanMismatch(
+                f"the plan is for {configuration.world_size} ranks, the process group has {found}; "
+                f"make a plan with world_size={found}"
+            )
+        names = ("replicate", "shard") if hybrid else ("shard",)
+        return init_device_mesh(_device(model), shape, mesh_dim_names=names)
+    if tuple(mesh.shape) != shape:
+        raise PlanMismatch(f"the mesh has shape {tuple(mesh.shape)}, the plan is for {shape}")
+    return mesh
+
+
+def _device(model: nn.Module) -> str:
+    found = device_type(model, arguments((), {}))
+    return "cuda" if found == "cpu" and dist.get_backend() == "nccl" else found
+
+
+def _planned(plan: ShardedPlan, model: nn.Module, on_mismatch: str) -> Mapping[str, type]:
+    """Return the planned class of every unit; nothing is changed before all of them are known."""
+    modules = dict(model.named_modules())
+    if missing := [unit.path for unit in plan.units if unit.path not in modules]:
+        raise PlanMismatch(f"{type(model).__name__} has no module {missing[0]!r}, a planned unit")
+    found = {}
+    precision = precision_of(plan.configuration)
+    with in_precision(model, precision, device_type(model, arguments((), {}))):
+        for unit in plan.units:
+            inner = _unit_plan(plan, unit)
+            try:
+                found[unit.path] = planned_class(inner, modules[unit.path], on_mismatch=on_mismatch)
+            except PlanMismatch as error:
+                raise PlanMismatch(f"unit {unit.path!r}: {error}") from error
+    return found
+
+
+def _unit_plan(plan: ShardedPlan, unit: UnitPlan) -> Plan:
+    """Return a unit's schedule as a plan of its own, good for running it."""
+    kind = plan.kinds[unit.kind]
+    return Plan(
+        graph=kind.graph,
+        schedule=unit.schedule,
+        budget_bytes=plan.budget_bytes,
+        status=Status.FEASIBLE,
+        bound_seconds=0.0,
+        method=plan.step.method,
+        signature=kind.signature,
+        device=plan.step.device,
+        costs=plan.step.costs,
+    )
+
+
+def _fully_sharded(
+    model: nn.Module,
+    configuration: Configuration,
+    units: Sequence[UnitPlan],
+    mesh: DeviceMesh,
+) -> nn.Module:
+    """Call ``fully_shard`` on every unit, then on the root, whose weight stays gathered."""
+    policy = MixedPrecisionPolicy()
+    if configuration.precision == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    offload = OffloadPolicy()
+    if configuration.offload:
+        offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    shared: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload}
+    for unit in units:
+        module = model.get_submodule(unit.path)
+        fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared)
+    fully_shard(model, reshard_after_forward=False, **shared)
+    return model

@@ -1,0 +1,99 @@
+"""Which configurations there are: every way to spread a global batch over a cluster.
+
+Knows divisors and what the user allows. Knows nothing of costs; nothing is left out here because it
+looks slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from planner.plan.configuration import PRECISIONS, Configuration, Strategy
+
+
+def configurations(
+    world_size: int,
+    global_batch: int,
+    *,
+    devices_per_node: int,
+    precisions: Sequence[str] = ("float32",),
+    offload: bool = True,
+) -> tuple[Configuration, ...]:
+    """List every configuration: strategy, groups, offload, micro-batch and precision.
+
+    Groups that shard are part of a node, or whole nodes: no other is ever faster or smaller than
+    the next one of these that is as large.
+
+    Raises:
+        ValueError: the ranks do not divide the global batch, or a precision is unknown.
+
+    >>> found = configurations(2, 4, devices_per_node=2, offload=False)
+    >>> for one in found:
+    ...     print(one)
+    DDP, batch 1 x 2, float32
+    DDP, batch 2 x 1, float32
+    ZeRO-1, batch 1 x 2, float32
+    ZeRO-1, batch 2 x 1, float32
+    FSDP, batch 1 x 2, float32
+    FSDP, batch 2 x 1, float32
+    """
+    if unknown := set(precisions) - set(PRECISIONS):
+        raise ValueError(
+            f"unknown precision {min(unknown)!r}; expected some of {', '.join(PRECISIONS)}"
+        )
+    each = samples_per_rank(world_size, global_batch)
+    spreads = tuple(_spreads(world_size, devices_per_node, offload=offload))
+    batches = divisors(each)
+    return tuple(
+        Configuration(strategy, ranks, world_size // ranks, batch, each // batch, precision, moved)
+        for (strategy, ranks, moved), precision, batch in product(
+            spreads, dict.fromkeys(precisions), batches
+        )
+        if strategy is not Strategy.ZERO1 or ranks == world_size
+    )
+
+
+def _spreads(
+    world_size: int, devices_per_node: int, *, offload: bool
+) -> Iterator[tuple[Strategy, int, bool]]:
+    """Yield strategy, ranks of a group, and whether it is offloaded."""
+    yield Strategy.DDP, 1, False
+    if world_size > 1:
+        yield Strategy.ZERO1, world_size, False
+    groups = [n for n in divisors(world_size) if n > 1 or world_size == 1]
+    aligned = [n for n in groups if devices_per_node % n == 0 or n % devices_per_node == 0]
+    for ranks in reversed(aligned):
+        for moved in (False, True) if offload else (False,):
+            yield Strategy.FSDP, ranks, moved
+
+
+def samples_per_rank(world_size: int, global_batch: int) -> int:
+    """Return how many samples of a step each rank has.
+
+    Raises:
+        ValueError: the ranks do not divide the global batch; the message names the nearest that do.
+
+    >>> samples_per_rank(8, 64)
+    8
+    >>> samples_per_rank(8, 60)
+    Traceback (most recent call last):
+    ValueError: a global batch of 60 does not divide over 8 ranks; the nearest are 56 and 64
+    """
+    each, left = divmod(global_batch, world_size)
+    if global_batch < 1 or left:
+        near = [n for n in (each * world_size, (each + 1) * world_size) if n > 0]
+        named = f"the nearest are {near[0]} and {near[1]}" if len(near) > 1 else f"try {near[0]}"
+        raise ValueError(
+            f"a global batch of {global_batch} does not divide over {world_size} ranks; {named}"
+        )
+    return each
+
+
+def divisors(n: int) -> list[int]:
+    """Return the divisors of a number, in order.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    return [d for d in range(1, n + 1) if n % d == 0]

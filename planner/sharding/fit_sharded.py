@@ -1,0 +1,222 @@
+"""From a model and a cluster to a sharded plan: capture its regions, search, say why.
+
+Knows the order of the steps and which error each can end in. Knows nothing of how they are done.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from planner.byte_sizes import format_both, parse_budget
+from planner.errors import BadCluster, InfeasibleBudget
+from planner.fit import check_method
+from planner.graphs.binding import binding
+from planner.graphs.hardware.cluster import Cluster, LinkSpec
+from planner.plan.configuration import Configuration, Strategy
+from planner.plan.sharded import ShardedPlan, UnitKind
+from planner.plan.single import Plan
+from planner.progress import Progress, silent
+from planner.request import example_inputs, find_device, optimizer_name
+from planner.sharding.captures import Workshop
+from planner.sharding.configurations import configurations
+from planner.sharding.make_cluster import make_cluster
+from planner.sharding.pricing import ShardedStep, plan_step, price_recipes, what_fills
+from planner.sharding.reasons import alternatives
+from planner.sharding.samples import samples_in
+from planner.sharding.search import Found, explore
+from planner.solvers import Limits, Status
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MOST_RANKS = 65_536
+"""Where the search for a number of devices that would do gives up."""
+
+
+def fit_sharded(
+    model: nn.Module,
+    budget: str | float,
+    *,
+    world_size: int,
+    inputs: Any = None,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "adamw",
+    device: str = "auto",
+    method: str = "auto",
+    limits: Limits | None = None,
+    costs: str = "roofline",
+    devices_per_node: int | None = None,
+    link: LinkSpec = None,
+    global_batch: int | None = None,
+    precisions: Sequence[str] = ("float32",),
+    offload: bool = True,
+    progress: Progress | None = None,
+) -> ShardedPlan:
+    """Plan one training step over several devices; see ``planner.fit``."""
+    check_method(method)
+    hardware, tell, start = find_device(device, model), progress or silent, time.perf_counter()
+    budget_bytes = parse_budget(budget, lambda: hardware.memory_bytes)
+
+    def of(ranks: int) -> Cluster:
+        return make_cluster(hardware, ranks, devices_per_node=devices_per_node, link=link)
+
+    cluster = of(world_size)
+    example = example_inputs(model) if inputs is None else inputs
+    batch = samples_in(example) * world_size if global_batch is None else global_batch
+    shop = Workshop(model, example, loss, targets, optimizer, hardware.name, costs, tell)
+    among = _among(cluster, batch, precisions, offload=offload)
+    found = explore(
+        shop.space(cluster, among), budget_bytes, method=method, limits=limits, tell=tell
+    )
+    if found.best is None:
+        tell("looking for a number of devices that would do")
+        ranks = least_ranks(lambda n: _fits_on(shop, among, of, n, budget_bytes), world_size)
+        raise fits_nowhere(found, budget_bytes, cluster, ranks)
+    plan = plan_found(shop, cluster, found, budget_bytes, method=method, limits=limits)
+    return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
+
+
+def plan_found(
+    shop: Workshop,
+    cluster: Cluster,
+    found: Found,
+    budget_bytes: int,
+    *,
+    method: str = "auto",
+    limits: Limits | None = None,
+) -> ShardedPlan:
+    """Make the plan of what a search found."""
+    assert found.best is not None
+    captured = shop.regions(found.best.configuration)
+    step = Plan(
+        graph=found.best.graph,
+        schedule=found.best.schedule,
+        budget_bytes=budget_bytes,
+        status=_status(found, limits or Limits()),
+        bound_seconds=found.bound_seconds,
+        method=method,
+        signature=captured.root.signature,
+        device=shop.device,
+        optimizer=optimizer_name(shop.optimizer),
+        costs=shop.costs,
+        message=message(found),
+        loss=shop.loss,
+    )
+    return ShardedPlan(
+        step=step,
+        configuration=found.best.configuration,
+        cluster=cluster,
+        units=found.best.units,
+        kinds=tuple(UnitKind(k.graph, k.signature) for k in captured.kinds),
+        alternatives=alternatives(found, budget_bytes),
+        host_bytes=found.best.host_bytes * cluster.devices_per_node,
+    )
+
+
+def _among(
+    cluster: Cluster, global_batch: int, precisions: Sequence[str], *, offload: bool
+) -> tuple[Configuration, ...]:
+    try:
+        return configurations(
+            cluster.world_size,
+            global_batch,
+            devices_per_node=cluster.devices_per_node,
+            precisions=precisions,
+            offload=offload,
+        )
+    except ValueError as error:
+        raise BadCluster(str(error)) from error
+
+
+def _status(found: Found, limits: Limits) -> Status:
+    assert found.best is not None
+    met = found.bound_seconds >= found.best.seconds * (1 - max(limits.gap, 2e-6))
+    return Status.OPTIMAL if met else Status.FEASIBLE
+
+
+def message(found: Found) -> str:
+    """Say how much of the space was looked at."""
+    opened = sum(o.spent is not None for o in found.outcomes)
+    solved = sum(o.solved for o in found.outcomes)
+    text = (
+        f"{len(found.outcomes)} configurations: {opened} assembled and priced, {solved} solved op "
+        "by op, the others ruled out by bounds"
+    )
+    return text if found.finished else f"{text}; the time was over before all were solved"
+
+
+def fits_nowhere(
+    found: Found, budget_bytes: int, cluster: Cluster, ranks: int | None
+) -> InfeasibleBudget:
+    """Make the error that says what was asked, how close it came, and how many devices would do."""
+    closest = found.closest
+    proved = all(o.bound_seconds == math.inf for o in found.outcomes)
+    needed = (
+        f"{ranks} such devices would do"
+        if ranks is not None
+        else f"not even {MOST_RANKS:,} such devices would do: a larger device is needed, or a "
+        "smaller micro-batch is impossible; shorten the sequence or split the model's largest unit"
+    )
+    text = (
+        f"No way to shard and recompute was found within {format_both(budget_bytes)} a rank on "
+        f"{cluster}{' (proved for every configuration)' if proved else ''}. The closest is "
+        f"{closest.configuration} with {format_both(closest.peak_bytes)}: "
+        f"{what_fills(closest, budget_bytes)}. Next: {needed}, with a global batch of at least as "
+        "many samples; then lower precision (precisions=('bfloat16',)), or optimizer offload."
+    )
+    found_at = binding(closest.graph, closest.schedule, closest.trace)
+    return InfeasibleBudget(budget_bytes, closest.peak_bytes, found_at, text)
+
+
+def least_ranks(fits: Callable[[int], bool | None], world_size: int) -> int | None:
+    """Return the least number of ranks above ``world_size`` that fits, ``None`` if there is none.
+
+    ``fits`` says ``None`` where so many devices cannot be had (they do not fill their nodes).
+
+    >>> least_ranks(lambda n: n >= 24 if n % 8 == 0 or n < 8 else None, 4)
+    24
+    """
+    failed, worked = world_size, world_size * 2
+    while not fits(worked):
+        failed, worked = worked, worked * 2
+        if worked > MOST_RANKS:
+            return None
+    while worked - failed > 1:
+        middles = sorted(range(failed + 1, worked), key=lambda n: abs(2 * n - failed - worked))
+        answers = ((n, said) for n in middles if (said := fits(n)) is not None)
+        middle, said = next(answers, (failed, False))
+        if middle == failed:
+            break
+        failed, worked = (failed, middle) if said else (middle, worked)
+    return worked
+
+
+def _fits_on(
+    shop: Workshop,
+    among: Sequence[Configuration],
+    of: Callable[[int], Cluster],
+    ranks: int,
+    budget_bytes: int,
+) -> bool | None:
+    """Say whether one sample a rank fits on so many, all states sharded over all of them."""
+    try:
+        cluster = of(ranks)
+    except BadCluster:
+        return None
+    smallest = dict.fromkeys(
+        replace(c, shard_ranks=ranks, replicas=1, micro_batch=1, accumulation=1)
+        for c in among
+        if c.strategy is Strategy.FSDP
+    )
+    return any(_fits(c, shop.step(c, cluster), budget_bytes) for c in smallest)
+
+
+def _fits(c: Configuration, step: ShardedStep, budget_bytes: int) -> bool:
+    if any(planned.peak_bytes <= budget_bytes for planned in price_recipes(c, step)):
+        return True
+    return plan_step(c, step, budget_bytes, limits=Limits(seconds=5.0)) is not None

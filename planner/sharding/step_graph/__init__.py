@@ -1,0 +1,1 @@
+"""One rank's whole step as a graph: what resides, forward, backward, communication."""

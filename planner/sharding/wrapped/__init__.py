@@ -1,0 +1,1 @@
+"""A model as a root and repeated units, each captured by itself."""

@@ -1,0 +1,177 @@
+"""A model as a root and repeated units, each captured by itself.
+
+A unit is what the model's author repeats: the numbered children of a container, ``h.0`` or
+``layers.3``. Units that are alike share one capture, so that eighty layers cost one. The root is
+what is around them, captured with an opaque operator in the place of every unit. Knows where the
+borders lie. Knows nothing of ranks, of costs of communication or of schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from planner.errors import CaptureError
+from planner.graphs.capture.guards.call import device_type
+from planner.graphs.capture.opaque_units import cast as cast_call
+from planner.graphs.capture.opaque_units import record_calls, stubbed
+from planner.graphs.capture.step_function import (
+    Arguments,
+    Inputs,
+    arguments_of,
+    swapped,
+    unique_tensors,
+)
+from planner.graphs.capture.training_step import Traced, capture_joint, has_data
+from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.sharding.wrapped.boundary import Region, calls_of, region_of, stub_of
+from planner.sharding.wrapped.unit_choice import called_once, find_units, kinds_of
+
+PRECISIONS = ("float32", "bfloat16", "autocast")
+"""As the model is; parameters and inputs cast (what FSDP does); autocast (what DDP users do)."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A model taken apart. ``units`` are module paths in the order of execution.
+
+    ``kinds[kind_of[i]]`` is unit ``i``. The root's parameters are those no unit has, a tied one
+    once.
+    """
+
+    root: Region
+    units: tuple[str, ...]
+    kind_of: tuple[int, ...]
+    kinds: tuple[Region, ...]
+    precision: str
+    device: str
+
+    def kind(self, unit: int) -> Region:
+        """Return what a unit is."""
+        return self.kinds[self.kind_of[unit]]
+
+
+def capture_regions(
+    model: nn.Module,
+    inputs: Inputs | Arguments,
+    *,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    device: str = "auto",
+    costs: str = "roofline",
+    precision: str = "float32",
+    units: Sequence[str] | None = None,
+) -> Regions:
+    """Take a model apart and capture every distinct piece of its step, allocating nothing.
+
+    Args:
+        model, inputs, loss, targets, device, costs: as for ``capture``.
+        precision: one of ``PRECISIONS``.
+        units: paths of the modules to shard and plan one by one, instead of those found.
+
+    Raises:
+        CaptureError: no units, or a piece that cannot be captured.
+
+    >>> block = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    >>> model = nn.Sequential(nn.Linear(4, 4), block(), block())
+    >>> found = capture_regions(model, torch.zeros(2, 4), loss=torch.mean, units=["1", "2"])
+    >>> found.units, found.kind_of, [p.name for p in found.root.parameters]
+    (('1', '2'), (0, 0), ['0.weight', '0.bias'])
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; expected one of {PRECISIONS}")
+    call = arguments_of(inputs, targets)
+    candidates = find_units(model, units)
+    stored = {name: p.element_size() for name, p in model.named_parameters()}
+    real = has_data(model)  # which in another precision it seems not to have
+    try:
+        with in_precision(model, precision, device_type(model, call)):
+            return _taken_apart(
+                model, call, candidates, stored, loss, chosen=units is not None,
+                options={"device": device, "costs": costs, "real": real}, precision=precision,
+            )  # fmt: skip
+    except GraphsCaptureError as error:
+        raise CaptureError(str(error)) from error
+
+
+def _taken_apart(
+    model: nn.Module,
+    call: Arguments,
+    candidates: dict[str, nn.Module],
+    stored: Mapping[str, int],
+    loss: Callable[..., Any] | None,
+    *,
+    chosen: bool,
+    options: dict[str, Any],
+    precision: str,
+) -> Regions:
+    dtype = torch.bfloat16 if precision == "bfloat16" else None
+    call = cast_call(call, dtype)
+    kind = kinds_of(candidates)
+    recorded = record_calls(model, call, candidates, loss=loss, kind=kind, dtype=dtype)
+    recorded = called_once(recorded, candidates, chosen=chosen)
+    order: dict[Hashable, int] = {}
+    kinds: list[Traced] = []
+    for path, inner, key in recorded:
+        if key not in order:
+            order[key] = len(kinds)
+            kinds.append(capture_joint(candidates[path], inner, **options))
+    kind_of = tuple(order[key] for _, _, key in recorded)
+    paths = tuple(path for path, _, _ in recorded)
+    stubs = {p: stub_of(kinds[k]) for p, k in zip(paths, kind_of, strict=True)}
+    units = {path: candidates[path] for path in paths}
+    with stubbed(units, stubs, dtype):
+        around = capture_joint(model, call, loss=loss, eager=True, **options)
+    inside = {name for p in paths for name in _names_inside(model, p)}
+    root = region_of(around, stored, skip=inside)
+    calls = calls_of(around, paths)
+    regions = []
+    for k, traced in enumerate(kinds):
+        path = paths[kind_of.index(k)]
+        prefix = f"{path}." if path else ""
+        local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
+        regions.append(region_of(traced, local))
+    return Regions(
+        root=replace(root, calls=calls),
+        units=paths,
+        kind_of=kind_of,
+        kinds=tuple(regions),
+        precision=precision,
+        device=options["device"],
+    )
+
+
+def _names_inside(model: nn.Module, path: str) -> Iterator[str]:
+    unit = model.get_submodule(path)
+    yield from (f"{path}.{name}" for name, _ in unit.named_parameters())
+
+
+@contextmanager
+def in_precision(model: nn.Module, precision: str, device: str) -> Iterator[None]:
+    """Let a model be captured as it will compute: parameters cast, or under autocast."""
+    with ExitStack() as stack:
+        if precision == "autocast":
+            stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
+        elif precision == "bfloat16":
+            stack.enter_context(swapped(model, _cast(model)))
+        yield
+
+
+def _cast(model: nn.Module) -> dict[str, Tensor]:
+    """Return fake parameters in bfloat16, and the buffers as they are."""
+    parameters, buffers = unique_tensors(model)
+    mode = next((t.fake_mode for t in parameters.values() if isinstance(t, FakeTensor)), None)
+    made: dict[str, Tensor] = dict(buffers)
+    with mode or FakeTensorMode(allow_non_fake_inputs=True):
+        for name, p in parameters.items():
+            device = "cpu" if p.is_meta else p.device
+            dtype = torch.bfloat16 if p.is_floating_point() else p.dtype
+            fresh = torch.empty_strided(p.shape, p.stride(), dtype=dtype, device=device)
+            made[name] = nn.Parameter(fresh, requires_grad=p.requires_grad)
+    return made

@@ -1,0 +1,115 @@
+"""What a unit is: the modules that a model repeats, which of them are alike, and how often called.
+
+Knows module paths, parameters and calls. Knows nothing of graphs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from planner.errors import CaptureError
+from planner.graphs.capture.guards.call import class_name, signature_of
+from planner.graphs.capture.step_function import Arguments
+from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+
+
+def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """Return the outermost numbered modules with siblings and trainable parameters, by path.
+
+    Raises:
+        CaptureError: none, or a chosen path that is not a module with trainable parameters.
+
+    >>> list(find_units(nn.ModuleDict({"h": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})))
+    ['h.0', 'h.1']
+    """
+    modules = {path: m for path, m in model.named_modules() if _trainable(m)}
+    if chosen is not None:
+        for path in chosen:
+            if path not in modules or not path:
+                raise CaptureError(
+                    f"unit {path!r} is not the path of a module with trainable parameters"
+                )
+        return {path: modules[path] for path in chosen}
+    siblings: defaultdict[str, list[str]] = defaultdict(list)
+    for path in modules:
+        parts = path.split(".")
+        if parts[-1].isdigit() and not any(part.isdigit() for part in parts[:-1]):
+            siblings[path.rpartition(".")[0]].append(path)
+    found = {p: modules[p] for group in siblings.values() if len(group) > 1 for p in group}
+    owners: defaultdict[int, set[str]] = defaultdict(set)
+    for path, module in model.named_modules(remove_duplicate=False):
+        unit = next((u for u in found if path == u or path.startswith(f"{u}.")), "")
+        for p in module.parameters(recurse=False):
+            owners[id(p)].add(unit)
+    alone = {
+        path: module
+        for path, module in found.items()
+        if all(owners[id(p)] == {path} for p in module.parameters())
+    }
+    if not alone:
+        raise CaptureError(
+            f"{class_name(model)} has no repeated blocks (modules such as h.0 and h.1 with "
+            "parameters of their own); name the modules to shard with units="
+        )
+    return alone
+
+
+def _trainable(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def kinds_of(units: Mapping[str, nn.Module]) -> Callable[[str, nn.Module, Arguments], str]:
+    """Return what describes a unit and its call by all that two of one kind share.
+
+    Plain attributes count, for instance a dropout rate, unless each unit's is its own number.
+    """
+    plain = {path: _attributes(unit) for path, unit in units.items()}
+    names = set[tuple[str, str]]().union(*plain.values())
+    positions = {
+        name
+        for name in names
+        if all(str(found.get(name)) == path.rpartition(".")[2] for path, found in plain.items())
+    }
+
+    def kind(path: str, unit: nn.Module, call: Arguments) -> str:
+        try:
+            described = signature_of(unit, call)
+        except GraphsCaptureError as error:
+            raise GraphsCaptureError(f"the call of unit {path!r}: {error}") from error
+        told = [(*k, v) for k, v in plain[path].items() if k not in positions]
+        return json.dumps([described, told], sort_keys=True)
+
+    return kind
+
+
+def _attributes(unit: nn.Module) -> dict[tuple[str, str], Any]:
+    return {
+        (name, key): value
+        for name, module in unit.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, bool | int | float | str)
+    }
+
+
+def called_once(
+    recorded: list[tuple[str, Arguments, Hashable]],
+    candidates: Mapping[str, nn.Module],
+    *,
+    chosen: bool,
+) -> list[tuple[str, Arguments, Hashable]]:
+    """Leave out what is not called exactly once: it stays part of the root."""
+    counts = dict.fromkeys(candidates, 0)
+    for path, _, _ in recorded:
+        counts[path] += 1
+    other = [path for path, count in counts.items() if count != 1]
+    if chosen and other:
+        raise CaptureError(f"unit {other[0]!r} is called {counts[other[0]]} times, expected once")
+    kept = [entry for entry in recorded if counts[entry[0]] == 1]
+    if not kept:
+        raise CaptureError("no repeated block is called exactly once; name units with units=")
+    return kept

@@ -1,0 +1,1 @@
+"""Training really run, in processes of its own, measured and compared."""

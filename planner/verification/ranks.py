@@ -1,0 +1,264 @@
+"""A few steps of sharded training, really run: one process a rank, on this machine, over gloo.
+
+Knows how to start the ranks, how to train on one of them and what to write down. Knows nothing of
+how plans are made or compared.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.plan.configuration import Configuration, UnitPlan
+from planner.plan.sharded import ShardedPlan
+from planner.sharding.apply_sharded import apply, make_optimizer, precision_of, wrap
+from planner.verification.training_run import scalar_of
+
+TIMEOUT_SECONDS = 300
+_TRIES, _SMALL_BYTES = 8, 65536
+_PATIENCE_SECONDS = 0.01
+_COLLECTIVES = ("all_gather_single", "reduce_scatter_single", "all_reduce")
+
+
+@dataclass(frozen=True)
+class ShardedTrial:
+    """What every rank runs.
+
+    ``factory`` returns a model and the inputs of rank ``r`` for a whole step, whose tensors are
+    parted along their first dimension into the micro-steps. ``units`` say what to wrap; without a
+    ``plan`` they run as the model is. ``compared`` brings gradients and parameters back.
+    """
+
+    factory: Callable[[int], tuple[nn.Module, Any]]
+    configuration: Configuration
+    units: tuple[UnitPlan, ...]
+    plan: ShardedPlan | None = None
+    steps: int = 1
+    seed: int = 0
+    compared: bool = True
+
+
+@dataclass(frozen=True)
+class RankMeasurement:
+    """What one rank held and computed.
+
+    ``static_bytes`` are the storages of all tensors when a steady step begins; ``peak_bytes`` adds
+    the most that the allocator's own records show above that in the first step whose records are
+    ``complete``: they account for what is left at its end. If no step's are, what gloo's threads
+    freed is missing and the peak is the least of several overstated ones. ``losses`` are of the
+    steps before, ``gradients`` (whole, after reduction) of the first, ``parameters`` of the last.
+    """
+
+    peak_bytes: int
+    static_bytes: int
+    complete: bool
+    seconds: float
+    losses: tuple[float, ...]
+    gradients: dict[str, Tensor]
+    parameters: dict[str, Tensor]
+
+
+def run_ranks(trials: Sequence[ShardedTrial], *, threads: int = 1) -> list[list[RankMeasurement]]:
+    """Run trials, all of one world size, one process a rank; return for each what ranks found."""
+    (world,) = {trial.configuration.world_size for trial in trials}
+    with tempfile.TemporaryDirectory(prefix="remat-planner-") as name:
+        folder = Path(name)
+        torch.save(tuple(trials), folder / "trials.pt")
+        spawn(_rank, args=(world, name, threads), nprocs=world)  # type: ignore[no-untyped-call]
+        ranks = [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(world)]
+    return [list(found) for found in zip(*ranks, strict=True)]
+
+
+def _rank(rank: int, world: int, folder: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS),
+    )
+    try:
+        trials: tuple[ShardedTrial, ...] = torch.load(
+            Path(folder) / "trials.pt", weights_only=False
+        )
+        gc.freeze()  # what is there now is never garbage; collecting becomes cheap
+        found = [measure_rank(trial, rank) for trial in trials]
+        torch.save(found, Path(folder) / f"{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
+    """Train on this rank: a step for the gradients, ``steps`` that are timed, then watched ones."""
+    gc.collect()
+    before = _tensor_bytes()
+    model, optimizer, step, waiting = _training(trial, rank)
+    torch.manual_seed(trial.seed + rank)
+    losses, seconds = [step()], [0.0]
+    kept = list(model.named_parameters()) if trial.compared else []
+    gradients = {n: whole(p.grad) for n, p in kept if p.grad is not None}
+    optimizer.step()
+    for _ in range(trial.steps):
+        _clear(model)
+        start = time.perf_counter()
+        losses.append(_full_step(step, optimizer))
+        seconds.append(time.perf_counter() - start)
+    parameters = {n: whole(p) for n, p in kept}
+    results = sum(t.nbytes for t in (*gradients.values(), *parameters.values()))
+    _clear(model)
+    static = _tensor_bytes() - before - results - waiting
+    peak, complete = _watched(model, step, optimizer)
+    return RankMeasurement(
+        peak_bytes=static + peak,
+        static_bytes=static,
+        complete=complete,
+        seconds=median(seconds[1:]) if trial.steps else 0.0,
+        losses=tuple(losses),
+        gradients={n.removeprefix("module."): g for n, g in gradients.items()},
+        parameters={n.removeprefix("module."): p for n, p in parameters.items()},
+    )
+
+
+def _watched(model: nn.Module, step: Callable[[], float], optimizer: Any) -> tuple[int, bool]:
+    """Watch steps until the records of one account for what is left at its end; see above."""
+    overstated: list[int] = []
+    found: int | None = None
+    for _ in range(_TRIES):
+        _clear(model)
+        before = _tensor_bytes()
+        with _patient():
+            record = measure_peak(lambda: _full_step(step, optimizer))
+        complete = abs(record.left_bytes - (_tensor_bytes() - before)) < _SMALL_BYTES
+        if complete and found is None:
+            found = record.peak_bytes
+        overstated.append(record.peak_bytes)
+        waiting = torch.tensor(int(found is None))  # all ranks go on together
+        dist.all_reduce(waiting)
+        if not waiting.item():
+            break
+    return (min(overstated), False) if found is None else (found, True)
+
+
+def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[[], float], int]:
+    """Return model, optimizer, a step, and the bytes that micro-steps' inputs have outside it."""
+    torch.manual_seed(trial.seed)
+    made, inputs = trial.factory(rank)
+    model = (
+        wrap(made, trial.configuration, trial.units)
+        if trial.plan is None
+        else apply(trial.plan, made)
+    )
+    del made
+    gc.collect()
+    optimizer = make_optimizer(trial.configuration, model)
+    parts = trial.configuration.accumulation
+    whole_call = arguments_of(inputs)
+    chunks = [t.chunk(parts) for t in whole_call.tensors]
+    device = next(model.parameters()).device.type
+    waiting = sum({t.data_ptr(): t.nbytes for t in whole_call.tensors}.values())
+
+    def micro_step(i: int) -> float:
+        given = whole_call.tensors if parts == 1 else [c[i].clone() for c in chunks]
+        args, kwargs, _ = whole_call.rebuild(given)
+        with nullcontext() if i == parts - 1 else _unreduced(model):
+            with precision_context(trial.configuration, device):
+                output = model(*args, **kwargs)  # held to the end, as in a user's loop
+                loss = scalar_of(output) / parts if parts > 1 else scalar_of(output)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return float(loss.item())
+
+    def step() -> float:
+        return sum(map(micro_step, range(parts)))
+
+    return model, optimizer, step, waiting if parts > 1 else 0
+
+
+def precision_context(
+    configuration: Configuration, device: str
+) -> AbstractContextManager[torch.autocast | None]:
+    """Return what an applied model is called in: autocast, where no policy lowers the precision."""
+    if precision_of(configuration) != "autocast":
+        return nullcontext()
+    return torch.autocast(device, torch.bfloat16)
+
+
+def _unreduced(model: nn.Module) -> AbstractContextManager[None]:
+    """Let DDP reduce after the last micro-step only; FSDP2 reduces after each."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _tensor_bytes() -> int:
+    """Add up the storages of all tensors there are."""
+    storages: dict[int, int] = {}
+    for found in gc.get_objects():
+        if type(found) in (Tensor, nn.Parameter):  # isinstance would make torch's proxies speak
+            storage = found.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+    return sum(storages.values())
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Wait a moment before the handle of each collective goes.
+
+    Gloo's threads then let go of its buffers before the caller does: the profiler does not see
+    what they free, and the records would drift upwards.
+    """
+    before = {name: getattr(dist, name) for name in _COLLECTIVES}
+
+    def waiting(name: str) -> Callable[..., Any]:
+        @functools.wraps(before[name])
+        def call(*args: Any, async_op: bool = False, **kwargs: Any) -> Any:
+            work = before[name](*args, async_op=True, **kwargs)
+            if async_op:
+                return work
+            work.wait()
+            time.sleep(_PATIENCE_SECONDS)
+            return None
+
+        return call
+
+    try:
+        for name in _COLLECTIVES:
+            setattr(dist, name, waiting(name))
+        yield
+    finally:
+        for name, own in before.items():
+            setattr(dist, name, own)
+
+
+def _full_step(step: Callable[[], float], optimizer: Any) -> float:
+    loss = step()
+    optimizer.step()
+    return loss
+
+
+def _clear(model: nn.Module) -> None:
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor, gathered if it is sharded."""
+    found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return found.detach().clone()

@@ -1,0 +1,233 @@
+"""Check a plan by running it: plain and patched training, each in a fresh process.
+
+Knows how to start two trials and compare what they wrote down. Knows nothing of how a trial runs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.byte_sizes import format_both
+from planner.errors import PlannerError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from planner.plan.single import Plan
+    from planner.verification.difference import Difference
+    from planner.verification.training_run import Factory, Measurement, Trial
+
+
+class VerificationFailed(PlannerError, RuntimeError):
+    """A training run could not be carried out in a process of its own."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a trial measured, and its results by kind ("gradients", "parameters", ...) and name."""
+
+    measured: Measurement
+    tensors: Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What plain and patched training needed, and whether they agree."""
+
+    baseline: Measurement
+    patched: Measurement
+    predicted_bytes: int
+    budget_bytes: int
+    loss: Difference
+    gradients: Difference
+    parameters: Difference
+    buffers: Difference
+
+    @property
+    def fits(self) -> bool:
+        """Whether the measured peak is within the budget."""
+        return self.patched.peak_bytes <= self.budget_bytes
+
+    @property
+    def identical(self) -> bool:
+        """Whether losses, gradients, parameters and buffers agree in every bit."""
+        compared = (self.loss, self.gradients, self.parameters, self.buffers)
+        return all(difference.identical for difference in compared)
+
+    @property
+    def prediction_error(self) -> float:
+        """How far the predicted peak is above the measured one, as a fraction of it."""
+        return self.predicted_bytes / self.patched.peak_bytes - 1
+
+    @property
+    def time_ratio(self) -> float:
+        """Time of a patched step over that of a plain one."""
+        return self.patched.seconds / self.baseline.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain dicts, lists and numbers."""
+        derived = ("fits", "identical", "prediction_error", "time_ratio")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+    def __str__(self) -> str:
+        """Answer first: does it fit, does it agree, what does it cost."""
+        return _render(self)
+
+
+def verify(
+    model: nn.Module | Factory,
+    plan: Plan,
+    inputs: Any = None,
+    *,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    optimizer: Any = "plan",
+    steps: int = 5,
+    seed: int = 0,
+) -> Verification:
+    """Train a model plain and patched, each in a fresh process, and compare.
+
+    Both start from the same parameters and seed. The model travels to the processes by pickle; one
+    that cannot be pickled is given as an importable function that returns ``(model, inputs)``. A
+    script that calls this needs the usual ``if __name__ == "__main__":``.
+
+    Args:
+        optimizer: as for ``fit``; "plan" stands for the one the plan was made for.
+        steps: how many steps are timed, after three that warm up and measure memory.
+
+    Raises:
+        VerificationFailed: the model does not survive pickling, or a process died.
+    """
+    import torch
+
+    from planner.verification.training_run import Trial
+
+    plain = Trial(
+        model=model,
+        inputs=inputs,
+        loss=loss,
+        targets=targets,
+        optimizer=plan.optimizer if optimizer == "plan" else optimizer,
+        plan=None,
+        steps=steps,
+        seed=seed,
+        threads=torch.get_num_threads(),
+    )
+    return conclude(plan, run_alone(plain), run_alone(replace(plain, plan=plan)))
+
+
+def conclude(plan: Plan, baseline: Run, patched: Run) -> Verification:
+    """Compare two runs, and the second with what its plan says."""
+    from planner.verification.difference import compare_tensors
+
+    left, right = baseline.tensors, patched.tensors
+    return Verification(
+        baseline=baseline.measured,
+        patched=patched.measured,
+        predicted_bytes=plan.peak_bytes,
+        budget_bytes=plan.budget_bytes,
+        loss=compare_tensors(_losses(baseline), _losses(patched)),
+        gradients=compare_tensors(left["gradients"], right["gradients"]),
+        parameters=compare_tensors(left["parameters"], right["parameters"]),
+        buffers=compare_tensors(left["buffers"], right["buffers"]),
+    )
+
+
+def run_alone(trial: Trial) -> Run:
+    """Run a trial in a fresh process.
+
+    Raises:
+        VerificationFailed: the trial does not survive pickling, fails, or the process died.
+    """
+    import torch
+
+    from planner.verification.training_run import GRADIENTS, STATE
+
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="remat-planner-") as name:
+        folder = Path(name)
+        _send(trial, folder / "trial.pt")
+        with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+            try:
+                measured = pool.submit(_receive, folder).result()
+            except BrokenProcessPool as error:
+                raise VerificationFailed(
+                    "the training process died; most likely the system ran out of memory, or the "
+                    'calling script has no `if __name__ == "__main__":`'
+                ) from error
+            except PlannerError:
+                raise
+            except Exception as error:  # the user's code may raise anything
+                what = "plain" if trial.plan is None else "planned"
+                raise VerificationFailed(
+                    f"the {what} training run failed with {type(error).__name__}: {error}; check "
+                    "that the model, its inputs and its loss train without the planner"
+                ) from error
+        tensors = {"gradients": torch.load(folder / GRADIENTS)} | torch.load(folder / STATE)
+    return Run(measured, tensors)
+
+
+def _send(trial: Trial, path: Path) -> None:
+    import torch
+
+    try:
+        torch.save(trial, path)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise VerificationFailed(
+            f"the model, its inputs, loss or optimizer cannot be sent to another process: {error}; "
+            "define them at the top level of a module, and give the model as an importable "
+            "function that returns (model, inputs)"
+        ) from error
+
+
+def _receive(folder: Path) -> Measurement:
+    """Run in the new process: unpack the trial and do it."""
+    import torch
+
+    from planner.verification.training_run import run
+
+    trial: Trial = torch.load(folder / "trial.pt", weights_only=False)
+    (folder / "trial.pt").unlink()  # it may hold a whole model
+    return run(trial, folder)
+
+
+def _losses(run: Run) -> dict[str, Tensor]:
+    import torch
+
+    return {f"step {i + 1}": torch.tensor(x) for i, x in enumerate(run.measured.losses)}
+
+
+def _render(found: Verification) -> str:
+    fits = "fits" if found.fits else "DOES NOT FIT"
+    agree = "bit-identical" if found.identical else "NOT bit-identical"
+    plain, patched = found.baseline, found.patched
+    lines = [
+        f"{fits}: measured peak {format_both(patched.peak_bytes)} of the budget "
+        f"{format_both(found.budget_bytes)}; results {agree}",
+        f"  predicted peak   {format_both(found.predicted_bytes)} "
+        f"({found.prediction_error:+.2%} of measured)",
+        f"  plain training   {format_both(plain.peak_bytes)}, {plain.seconds:.3f} s a step",
+        f"  patched          {format_both(patched.peak_bytes)}, {patched.seconds:.3f} s a step "
+        f"({found.time_ratio - 1:+.1%})",
+    ]
+    if patched.high_water_bytes and plain.high_water_bytes:
+        lines.append(
+            f"  seen by system   {format_both(plain.high_water_bytes)} plain, "
+            f"{format_both(patched.high_water_bytes)} patched"
+        )
+    for what in ("loss", "gradients", "parameters", "buffers"):
+        gap: Difference = getattr(found, what)
+        if not gap.identical:
+            lines.append(
+                f"  {what} differ by {gap.absolute:.3g} ({gap.relative:.3g} relative), "
+                f"most in {gap.name}"
+            )
+    return "\n".join(lines)

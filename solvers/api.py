@@ -1,0 +1,144 @@
+"""The seam of every solver: one signature, one registry, one judge.
+
+Knows how to name, call and check a solver. Knows nothing of how any of them works.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from planner.graphs import Graph, Schedule, schedule_from_order, simulate
+
+
+class Status(enum.Enum):
+    """How a solve ended, as a sentence."""
+
+    OPTIMAL = "optimal: no schedule of the solver's class costs less, within the gap asked for"
+    FEASIBLE = "feasible: the schedule fits; the bound says how much better another could be"
+    INFEASIBLE = "infeasible: proved that no schedule fits the budget"
+    UNKNOWN = "unknown: nothing found that fits, and nothing proved"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to stop: wall-clock seconds, relative gap of step time, and the seed of every choice.
+
+    ``reorder`` says whether first runs may leave the graph's order where that saves much time.
+    """
+
+    seconds: float = 60.0
+    gap: float = 0.003
+    seed: int = 0
+    reorder: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a solver function returns: an order of ops, repetitions included, and what it proved.
+
+    ``order`` is ``None`` when nothing was found. ``bound_seconds`` is a proven lower bound on the
+    time of every schedule that fits, 0 if nothing is known and ``inf`` if none fits.
+    """
+
+    status: Status
+    order: Sequence[int] | None
+    bound_seconds: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A judged answer: ``schedule`` fits the budget, or is ``None``.
+
+    ``bound_seconds`` holds for every schedule whose first runs keep the graph's order; if this one
+    is ``reordered``, for every schedule in any order.
+    """
+
+    status: Status
+    schedule: Schedule | None
+    bound_seconds: float
+    message: str
+
+    @property
+    def reordered(self) -> bool:
+        """Whether ops first run in another order than the graph's."""
+        return self.schedule is not None and self.schedule.is_reordered
+
+
+Solver = Callable[[Graph, int, Limits], Answer]
+SOLVERS: dict[str, Solver] = {}
+
+
+def register(name: str) -> Callable[[Solver], Solver]:
+    """Enter a solver in the registry under a name; a name taken twice raises ``ValueError``."""
+
+    def enter(solver: Solver) -> Solver:
+        if name in SOLVERS:
+            raise ValueError(f"a solver named {name!r} is already registered")
+        SOLVERS[name] = solver
+        return solver
+
+    return enter
+
+
+def solve(
+    graph: Graph, budget_bytes: int, *, method: str = "auto", limits: Limits | None = None
+) -> Solution:
+    """Find a schedule within the budget and prove how good it is.
+
+    The bound holds for every schedule whose first computations follow the graph's order (the class
+    of Checkmate, arXiv 1910.02653); if the solution is ``reordered``, for every order.
+
+    Raises:
+        ValueError: an unknown method; the message lists the valid ones.
+
+    >>> from planner.graphs import Graph, Op, Value
+    >>> g = Graph((Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 2.0)),
+    ...           (Value("a", 3), Value("b", 4)))
+    >>> solve(g, 7, method="store_all").status.name, solve(g, 6, method="store_all").status.name
+    ('OPTIMAL', 'INFEASIBLE')
+    """
+    if method not in SOLVERS:
+        raise ValueError(f"unknown method {method!r}; valid methods: {', '.join(sorted(SOLVERS))}")
+    if (least := floor_bytes(graph)) > budget_bytes:
+        message = f"op {binding_op(graph)!r} alone needs {least} bytes"
+        return Solution(Status.INFEASIBLE, None, math.inf, message)
+    answer = SOLVERS[method](graph, budget_bytes, limits or Limits())
+    if answer.order is None:
+        return Solution(answer.status, None, answer.bound_seconds, answer.message)
+    schedule = schedule_from_order(graph, answer.order)
+    trace = simulate(graph, schedule)
+    if trace.peak_bytes > budget_bytes:
+        raise RuntimeError(
+            f"solver {method!r} returned a schedule that peaks at {trace.peak_bytes} bytes, over "
+            f"the budget of {budget_bytes}: please report this"
+        )
+    bound = max(answer.bound_seconds, graph.seconds)
+    if bound > trace.seconds * (1 + 1e-6):
+        raise RuntimeError(
+            f"solver {method!r} claims a bound of {bound} s, above its own schedule's "
+            f"{trace.seconds} s: please report this"
+        )
+    bound = min(bound, trace.seconds)
+    proved = trace.seconds <= bound * (1 + 1e-9)
+    return Solution(Status.OPTIMAL if proved else answer.status, schedule, bound, answer.message)
+
+
+def _op_bytes(graph: Graph, index: int) -> int:
+    op = graph.ops[index]
+    held = graph.resident_bytes + op.workspace_bytes
+    made = [v for v in op.inputs if v not in graph.resident]
+    return held + sum(graph.values[v].size_bytes for v in (*made, *op.outputs))
+
+
+def floor_bytes(graph: Graph) -> int:
+    """Return the most that one op alone needs: no schedule peaks lower."""
+    return max((_op_bytes(graph, i) for i in range(len(graph.ops))), default=graph.resident_bytes)
+
+
+def binding_op(graph: Graph) -> str:
+    """Return the name of the op that ``floor_bytes`` speaks of."""
+    return graph.ops[max(range(len(graph.ops)), key=lambda i: _op_bytes(graph, i))].name

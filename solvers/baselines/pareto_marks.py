@@ -1,0 +1,81 @@
+"""What the heuristics that people use attain: for each family the budgets and times it offers.
+
+A family is a set of orders, one for every setting of its dials. Most families do not depend on the
+budget: trying every order once gives what the family can do at all budgets. The others are asked at
+some budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from planner.graphs import Graph, schedule_from_order, simulate
+from planner.solvers.api import Limits, solve
+from planner.solvers.baselines import blocks, chen_greedy, chen_sqrt
+from planner.solvers.model.order_from_kept import order_from_kept
+from planner.solvers.model.problem import flatten, held_bytes
+
+MEASURED = ("revolve", "lp_rounding")
+"""Families whose orders depend on the budget."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Mark:
+    """A schedule of a family: what it holds at most, and how long it takes."""
+
+    peak_bytes: int
+    seconds: float
+
+
+def _blocks(graph: Graph) -> Iterator[list[int]]:
+    found = blocks.find_blocks(graph)
+    return blocks.uniform_orders(graph, found) if found else iter(())
+
+
+FAMILIES: dict[str, Callable[[Graph], Iterable[list[int]]]] = {
+    "chen_sqrt": chen_sqrt.orders,
+    "chen_greedy": chen_greedy.orders,
+    "blocks_uniform": _blocks,
+    "recompute_all": lambda graph: [order_from_kept(graph, frozenset())],
+}
+
+
+def rivals(
+    graph: Graph, budgets: Sequence[int], limits: Limits | None = None
+) -> dict[str, tuple[Mark, ...]]:
+    """Return the best schedules of every family, by ascending peak; ``budgets`` to ask some at.
+
+    >>> from planner.graphs import Op, Phase, Value
+    >>> ops = (Op("f", "f", (), (0,), 1.0), Op("loss", "g", (0,), (1,), 1.0),
+    ...        Op("b", "b", (0, 1), (2,), 1.0, phase=Phase.BACKWARD))
+    >>> g = Graph(ops, tuple(Value(n, 1) for n in "xlg"))
+    >>> rivals(g, [])["chen_sqrt"]
+    (Mark(peak_bytes=3, seconds=3.0),)
+    """
+    found = {name: _front(graph, orders(graph)) for name, orders in FAMILIES.items()}
+    for name in MEASURED:
+        found[name] = _front(graph, _asked(graph, name, budgets, limits or Limits()))
+    return {name: marks for name, marks in found.items() if marks}
+
+
+def _asked(graph: Graph, name: str, budgets: Sequence[int], limits: Limits) -> Iterator[list[int]]:
+    for budget in budgets:
+        schedule = solve(graph, budget, method=name, limits=limits).schedule
+        if schedule is not None:
+            yield list(schedule.order)
+
+
+def _front(graph: Graph, orders: Iterable[Sequence[int]]) -> tuple[Mark, ...]:
+    """Return what no other order of the family beats in both bytes and seconds."""
+    problem = flatten(graph)
+    tried = sorted(
+        (int(held_bytes(problem, order).max()), problem.order_seconds(order), list(order))
+        for order in orders
+    )
+    found: list[Mark] = []
+    for _, seconds, order in tried:
+        if not found or seconds < found[-1].seconds:
+            trace = simulate(graph, schedule_from_order(graph, order))
+            found.append(Mark(trace.peak_bytes, trace.seconds))
+    return tuple(found)

@@ -1,0 +1,62 @@
+"""Try a family of orders and answer with its cheapest member that fits.
+
+What every baseline shares: the comparison is fair because each has its size parameter swept and
+its peak judged by ``simulate``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from planner.graphs import Graph, schedule_from_order, simulate
+from planner.solvers.api import Answer, Status
+
+
+def cheapest(
+    graph: Graph, budget_bytes: int, orders: Iterable[Sequence[int]], *, family: str
+) -> Answer:
+    """Return the cheapest order that fits the budget, or the least peak that the family reached.
+
+    ``UNKNOWN`` if none fits: that one family has no schedule proves nothing about the others.
+
+    >>> from planner.graphs import Op, Value
+    >>> g = Graph((Op("f", "f", (), (0,), 1.0),), (Value("x", 5),))
+    >>> cheapest(g, 5, [[0]], family="demo").order, cheapest(g, 4, [[0]], family="demo").message
+    ([0], 'demo: the least peak of the 1 schedules tried is 5 bytes, over the budget of 4')
+    """
+    best: Sequence[int] | None = None
+    best_seconds, least, tried = math.inf, math.inf, 0
+    for order in orders:
+        seconds = sum(graph.ops[i].seconds for i in order)
+        tried += 1
+        if seconds >= best_seconds:
+            continue  # not worth a simulation
+        peak = simulate(graph, schedule_from_order(graph, order)).peak_bytes
+        least = min(least, peak)
+        if peak <= budget_bytes:
+            best, best_seconds = order, seconds
+        if best_seconds <= graph.seconds:
+            break  # nothing costs less than running every op once
+    if best is not None:
+        return Answer(Status.FEASIBLE, best, message=f"{family}: best of {tried} schedules")
+    if not tried:
+        return Answer(Status.UNKNOWN, None, message=f"{family}: has no schedule for this graph")
+    message = (
+        f"{family}: the least peak of the {tried} schedules tried is {least} bytes, "
+        f"over the budget of {budget_bytes}"
+    )
+    return Answer(Status.UNKNOWN, None, message=message)
+
+
+def sizes_up_to(largest: int, *, dense: int = 32) -> list[int]:
+    """Return every size up to ``dense``, then steps of an eighth: few sizes, none far from any.
+
+    >>> sizes_up_to(5), len(sizes_up_to(3_000))
+    ([1, 2, 3, 4, 5], 72)
+    """
+    sizes, size = list[int](), 1
+    while size < largest:
+        sizes.append(size)
+        size += 1 if size < dense else size // 8
+    return [*sizes, largest] if largest > 0 else sizes

@@ -1,0 +1,1 @@
+"""The optimum of small graphs, proved."""

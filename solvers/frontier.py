@@ -1,0 +1,235 @@
+"""The least time as a function of the budget: points that are attained, and what is proved between.
+
+Let f(B) be the least time of a schedule within a budget B whose first runs follow the graph's
+order. What fits B fits every larger budget, so f decreases: a bound proved at one budget holds for
+every smaller one, and what was found at one budget serves every larger one. The bounds at the
+points make a staircase; ``solvers.bounds.parametric`` adds lines that hold at every budget. Their
+maximum is the envelope, valid at every budget, between the points, too. (f itself need not be
+convex; the staircase may rise above the convex part of the envelope, where integrality costs
+something.)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from planner.graphs import Graph, Schedule, schedule_from_order, simulate, store_all
+from planner.solvers.api import Limits, Status, solve
+from planner.solvers.bounds.parametric import Line, supporting_line
+from planner.solvers.minimum_budget import minimum_budget
+from planner.solvers.model.overshoot import overshoots
+from planner.solvers.model.problem import flatten, held_bytes
+from planner.solvers.search.incumbent import Search
+
+WORTH_STARTS = 1e-4
+"""The gap, as a fraction of the step, above which the neighbours' schedules are tried."""
+WORTH_CUTS = 1e-3
+"""The gap above which lines are drawn at other cuts than where plain training holds most."""
+OTHER_CUTS = 3
+LEAST_SHARE = 0.2
+"""The part of the seconds in which the least budget must be found; most graphs need a tenth."""
+GAP = 0.01
+"""The gap at which a point of a curve is left, however small a gap is asked for."""
+SHARE = 0.5
+"""The points' part of the seconds."""
+STEEPNESS = 1.5
+"""How much closer together budgets are at the least than at the most; 1 is even."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A budget, the best schedule known within it, and the least time that is proved for it."""
+
+    budget_bytes: int
+    peak_bytes: int
+    seconds: float
+    bound_seconds: float
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Points by ascending budget, and lines that bound the extra time at every budget.
+
+    No schedule fits less than ``floor_bytes``. Each point is at least as fast as those before it.
+    """
+
+    points: tuple[Point, ...]
+    lines: tuple[Line, ...]
+    floor_bytes: int
+    plain_seconds: float
+
+    def at(self, budget_bytes: float) -> Point | None:
+        """Return the best point within a budget, ``None`` if the least budget is above it."""
+        found = bisect_right([p.budget_bytes for p in self.points], budget_bytes)
+        return self.points[found - 1] if found else None
+
+    def bound_seconds(self, budget_bytes: float) -> float:
+        """Return seconds that every schedule within a budget takes, ``inf`` if there is none."""
+        if budget_bytes < self.floor_bytes:
+            return math.inf
+        above = bisect_left([p.budget_bytes for p in self.points], budget_bytes)
+        stairs = [p.bound_seconds for p in self.points[above : above + 1]]
+        extra = max((line.at(budget_bytes) for line in self.lines), default=0.0)
+        return max(self.plain_seconds, *stairs, self.plain_seconds + extra)
+
+
+def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Frontier:
+    """Solve at budgets from the least known to work to what plain training needs.
+
+    Half of ``limits.seconds`` is for the points, an equal part for each; the rest is for the least
+    budget and for what they learn from each other. What earlier points leave over is not used, so
+    that a hard point does not depend on how fast the easy ones were.
+
+    Raises:
+        ValueError: fewer than two points.
+
+    >>> from planner.graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
+    ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
+    >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))
+    >>> found = frontier(g, points=2)
+    >>> [(p.budget_bytes, p.seconds, p.bound_seconds) for p in found.points]
+    [(3, 9.0, 9.0), (4, 8.0, 8.0)]
+    >>> found.bound_seconds(2), round(found.bound_seconds(3.5), 6), found.bound_seconds(99)
+    (inf, 8.5, 8.0)
+    """
+    if points < 2:
+        raise ValueError(f"{points} points make no curve: ask for 2 or more")
+    limits = limits or Limits()
+    gap = max(limits.gap, GAP)
+    share = replace(limits, gap=gap, seconds=SHARE * limits.seconds / points)
+    least = minimum_budget(graph, limits=replace(limits, seconds=LEAST_SHARE * limits.seconds))
+    budgets = spaced(least.least_bytes, simulate(graph, store_all(graph)).peak_bytes, points)
+    found = [_solved(graph, b, least.schedule, share) for b in budgets]
+    return _assembled(graph, found, (), least.floor_bytes, share.seconds)
+
+
+def refined(graph: Graph, known: Frontier, budgets: Iterable[int], limits: Limits) -> Frontier:
+    """Return a frontier with more points; ``limits`` are for each. Budgets below all are left out.
+
+    >>> from planner.graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
+    ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
+    >>> g = Graph(ops, tuple(Value(x, 20 if x == "b" else 10) for x in "abcd"))
+    >>> [p.budget_bytes for p in refined(g, frontier(g, points=2), [35, 1], Limits()).points]
+    [30, 35, 40]
+    """
+    fresh = [
+        _solved(graph, budget, point.schedule, limits)
+        for budget in budgets
+        if (point := known.at(budget)) is not None and point.budget_bytes != budget
+    ]
+    points = sorted((*known.points, *fresh), key=lambda p: p.budget_bytes)
+    return _assembled(graph, points, known.lines, known.floor_bytes, limits.seconds)
+
+
+def _assembled(
+    graph: Graph, points: list[Point], lines: tuple[Line, ...], floor: int, seconds: float
+) -> Frontier:
+    """Let the points share what was found and proved at each; draw lines if there are none."""
+    lines = lines or _lines(graph, points, seconds)
+    bare = Frontier(tuple(_improved(graph, points)), lines, floor, graph.seconds)
+    return replace(bare, points=tuple(_bounded(bare)))
+
+
+def spaced(least: int, most: int, points: int) -> list[int]:
+    """Return budgets from end to end, closer together at the least, where the curve is steep.
+
+    >>> spaced(0, 1000, 5), spaced(5, 5, 4), spaced(1, 3, 20)
+    ([0, 125, 353, 649, 1000], [5], [1, 2, 3])
+    """
+    shares = [(i / (points - 1)) ** STEEPNESS for i in range(points)]
+    return sorted({least + int((most - least) * share) for share in shares})
+
+
+def _solved(graph: Graph, budget: int, fallback: Schedule, limits: Limits) -> Point:
+    """Solve at one budget; the fallback fits, too, and is taken if nothing else is in order."""
+    solution = solve(graph, budget, limits=replace(limits, reorder=False))
+    assert solution.status is not Status.INFEASIBLE, "a schedule is known to fit"
+    found = solution.schedule
+    schedule = found if found is not None and _keeps_order(found) else fallback
+    return _point(graph, budget, schedule, solution.bound_seconds)
+
+
+def _keeps_order(schedule: Schedule) -> bool:
+    """Say whether first runs follow the graph's order, which is what the envelope is for."""
+    first = list(dict.fromkeys(schedule.order))
+    return first == sorted(first)
+
+
+def _point(graph: Graph, budget: int, schedule: Schedule, bound: float) -> Point:
+    trace = simulate(graph, schedule)
+    return Point(budget, trace.peak_bytes, trace.seconds, min(bound, trace.seconds), schedule)
+
+
+def _lines(graph: Graph, points: Sequence[Point], seconds: float) -> tuple[Line, ...]:
+    """Draw a line at every budget: at the fullest moment, and where a gap is left at others, too.
+
+    A budget at which plain training fits needs none: nothing is proved there but zero.
+    """
+    problem, deadline = flatten(graph), time.monotonic() + seconds
+    order = range(problem.n)
+    held = held_bytes(problem, order)
+    first = [int(held.argmax())] if problem.n else []
+    others = overshoots(problem, order, points[0].budget_bytes, first, most=OTHER_CUTS)
+    found: list[Line | None] = []
+    for cuts, worth in ((first, 0.0), (others, WORTH_CUTS * graph.seconds)):
+        for point in points:
+            if point.seconds - max(point.bound_seconds, graph.seconds) < worth:
+                continue
+            for cut in cuts:
+                left = max(0.0, deadline - time.monotonic())
+                found.append(supporting_line(problem, point.budget_bytes, cut, seconds=left))
+    return tuple(dict.fromkeys(line for line in found if line is not None and line.slope < 0))
+
+
+def _improved(graph: Graph, points: Sequence[Point]) -> list[Point]:
+    """Let every point try its neighbours' schedules, the larger's repaired, the smaller's pruned.
+
+    What the smaller budget's schedule costs is never exceeded.
+    """
+    problem = flatten(graph)
+    found = list(points)
+    for step, indices in ((1, reversed(range(len(found)))), (-1, range(len(found)))):
+        for i in indices:
+            j, point = i + step, found[i]
+            gap = point.seconds - max(point.bound_seconds, graph.seconds)
+            if not 0 <= j < len(found) or gap <= WORTH_STARTS * graph.seconds:
+                continue
+            search = Search(problem, point.budget_bytes)
+            search.offer(found[j].schedule.order)
+            found[i] = _better(graph, point, search)
+    for i in range(1, len(found)):
+        if found[i - 1].seconds < found[i].seconds:
+            smaller = found[i - 1]
+            found[i] = replace(
+                found[i],
+                schedule=smaller.schedule,
+                seconds=smaller.seconds,
+                peak_bytes=smaller.peak_bytes,
+            )
+    return found
+
+
+def _better(graph: Graph, point: Point, search: Search) -> Point:
+    """Return the point, with the order of a search if that is faster."""
+    if search.order is None or search.base + search.extra >= point.seconds:
+        return point
+    schedule = schedule_from_order(graph, search.order)
+    return _point(graph, point.budget_bytes, schedule, point.bound_seconds)
+
+
+def _bounded(frontier: Frontier) -> list[Point]:
+    """Return the points with what larger budgets and the lines prove of them."""
+    found: list[Point] = []
+    proved = 0.0
+    for point in reversed(frontier.points):
+        proved = max(proved, frontier.bound_seconds(point.budget_bytes))
+        assert proved <= point.seconds * (1 + 1e-6), "a bound above a schedule that fits"
+        found.append(replace(point, bound_seconds=min(proved, point.seconds)))
+    return found[::-1]

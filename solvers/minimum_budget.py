@@ -1,0 +1,176 @@
+"""The least budget: the smallest known to work, with a schedule, and a floor that is proven.
+
+Knows how to try ever larger budgets from the floor up. That nothing between floor and least works
+is proven for tiny graphs only: the question is PSPACE-hard even where recomputing costs nothing
+(pebbling).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.graphs import Graph, Schedule, schedule_from_order
+from planner.solvers.api import Limits, floor_bytes
+from planner.solvers.exact.state_search import MOST_OPS, search_states
+from planner.solvers.model.master import Burst, solve_master
+from planner.solvers.model.order_from_cuts import order_from_plan
+from planner.solvers.model.overshoot import bursts, overshoots
+from planner.solvers.model.problem import Problem, flatten, held_bytes
+from planner.solvers.search.evict import PATIENCES, fit_any
+from planner.solvers.search.initial import least_checkpointed
+from planner.solvers.search.time_cuts import LARGE
+
+ROUNDS = 2
+"""How many masters are asked for a plan at a budget at which no start can be repaired."""
+INTEGER_ROUNDS = 2
+"""How many integer ones follow in the end on a graph of at most ``LARGE`` ops."""
+HALVINGS = 5
+"""How often the way from the floor to the least known is halved by those."""
+WORK = 100_000
+"""What each integer master may cost: see ``solve_master``."""
+GUIDED = 1000
+"""Up to so many ops masters guide the search; above, repairing a start must do."""
+
+
+@dataclass(frozen=True)
+class MinimumBudget:
+    """``schedule`` attains ``least_bytes``; no schedule needs less than ``floor_bytes``."""
+
+    least_bytes: int
+    floor_bytes: int
+    schedule: Schedule
+
+
+def minimum_budget(graph: Graph, limits: Limits | None = None) -> MinimumBudget:
+    """Return the least budget found to work and the proven floor.
+
+    >>> from planner.graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)), Op("c", "f", (1,), (2,)),
+    ...        Op("d", "f", (0, 2), (3,)))
+    >>> g = Graph(ops, tuple(Value(x, 1) for x in "abcd"))
+    >>> found = minimum_budget(g)
+    >>> found.least_bytes, found.floor_bytes
+    (3, 3)
+    """
+    problem, floor = flatten(graph), proven_floor(graph)
+    deadline = time.monotonic() + (limits or Limits()).seconds
+    order = least_order(graph, floor, deadline)
+    least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
+    if problem.n <= MOST_OPS:
+        floor, order = proven_least(problem, floor, order)
+        least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
+    return MinimumBudget(least, floor, schedule_from_order(graph, order))
+
+
+def proven_floor(graph: Graph) -> int:
+    """Return bytes that every schedule in the graph's order holds at some moment.
+
+    Each op needs its own; and while it first runs, what cannot be made again is live if a later
+    op reads it.
+    """
+    problem = flatten(graph)
+    floor, forced = floor_bytes(graph), set[int]()
+    for t in range(problem.n):
+        forced = {v for v in forced if problem.uses[v][-1] >= t}
+        held = sum(problem.sizes[v] for v in forced.union(problem.inputs[t]))
+        floor = max(floor, problem.own(t) + held)
+        if not problem.recomputable[t]:
+            forced.update(v for v in problem.outputs[t] if problem.uses[v])
+    return floor
+
+
+def proven_least(problem: Problem, floor: int, order: list[int]) -> tuple[int, list[int]]:
+    """Return for a tiny problem the least budget that is not refuted, and the order found."""
+    top = int(held_bytes(problem, order).max(initial=floor))
+    while floor < top:
+        middle = (floor + top) // 2
+        found = search_states(problem, middle)
+        if found.order is not None:
+            order, top = found.order, int(held_bytes(problem, found.order).max())
+        elif found.finished:
+            floor = middle + 1
+        else:
+            break
+    return floor, order
+
+
+def least_order(graph: Graph, floor: int, deadline: float = math.inf) -> list[int]:
+    """Return the order of least peak found, trying budgets from the floor up, then closing in."""
+    problem = flatten(graph)
+    start = least_checkpointed(graph, deadline)
+    starts = [start] if start == list(range(problem.n)) else [list(range(problem.n)), start]
+    best = start
+    top = int(held_bytes(problem, best).max(initial=floor))
+    low, step = floor - 1, max(1, (top - floor) // 256)
+    trial = floor
+    while trial < top and time.monotonic() < deadline:
+        if (order := try_budget(problem, trial, starts, deadline)) is not None:
+            best, top = order, int(held_bytes(problem, order).max())
+            break
+        low, trial, step = trial, trial + step, 2 * step
+    tolerance = floor // 1000
+    while top - low > 1 + tolerance and time.monotonic() < deadline:
+        middle = (low + top) // 2
+        if (order := try_budget(problem, middle, starts, deadline)) is not None:
+            best, top = order, int(held_bytes(problem, order).max())
+        else:
+            low = middle
+    return _halved(problem, floor, best, deadline) if MOST_OPS < problem.n <= LARGE else best
+
+
+def _halved(problem: Problem, floor: int, best: list[int], deadline: float) -> list[int]:
+    """Return an order that may peak lower, found by integer masters between the floor and best."""
+    low, top = floor - 1, int(held_bytes(problem, best).max())
+    for _ in range(HALVINGS):
+        middle = (low + top) // 2
+        if top - low <= 1 + floor // 1000 or time.monotonic() > deadline:
+            break
+        order = guided(problem, middle, deadline, integer_rounds=INTEGER_ROUNDS)
+        if order is None:
+            low = middle
+        else:
+            best, top = order, int(held_bytes(problem, order).max())
+    return best
+
+
+def try_budget(
+    problem: Problem, budget: int, starts: Sequence[list[int]], deadline: float
+) -> list[int] | None:
+    """Return an order that fits a budget: one of the starts repaired, or a master's plan."""
+    patiences = PATIENCES if problem.n <= GUIDED else PATIENCES[:1]
+    fitted = fit_any(problem, starts, budget, patiences=patiences, deadline=deadline)
+    if fitted is not None:
+        return fitted
+    return guided(problem, budget, deadline) if problem.n <= GUIDED else None
+
+
+def guided(
+    problem: Problem, budget: int, deadline: float, *, integer_rounds: int = 0
+) -> list[int] | None:
+    """Return an order that fits a budget: a master's plan repaired, with more cuts each round.
+
+    The first masters are relaxed; integer ones may follow, which see what runs again.
+    """
+    cuts, again = [int(held_bytes(problem, range(problem.n)).argmax())], set[Burst]()
+    for turn in range(ROUNDS + integer_rounds):
+        plan = solve_master(
+            problem,
+            budget,
+            cuts,
+            bursts=again,
+            relax=turn < ROUNDS,
+            seconds=deadline - time.monotonic(),
+            work=WORK,
+        ).plan
+        if plan is None:
+            return None
+        made = order_from_plan(problem, plan)
+        if (fitted := fit_any(problem, [made], budget, deadline=deadline)) is not None:
+            return fitted
+        cuts = sorted({*cuts, *overshoots(problem, made, budget, cuts)})
+        if integer_rounds:
+            again.update(bursts(problem, made, budget, cuts))
+    return None

@@ -1,0 +1,1 @@
+"""A graph as solvers see it: flattened, parted at time cuts, and as linear programs."""

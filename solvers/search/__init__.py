@@ -1,0 +1,1 @@
+"""Better schedules, step by step, from those that are known."""

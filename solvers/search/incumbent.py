@@ -1,0 +1,79 @@
+"""What a search knows: the best order that fits, and the proven bound.
+
+Knows how to take any order in: repair it, prune it, compare it. Knows nothing of where orders and
+bounds come from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from planner.solvers.model.problem import Problem
+from planner.solvers.search.drop_single import mend
+from planner.solvers.search.evict import PATIENCES, fit
+from planner.solvers.search.prune import prune
+
+LAVISH = 3.0
+"""Pruning seldom saves more than this factor of what a repair spends."""
+
+
+class Search:
+    """The state of one solve; times are in excess of running every op once.
+
+    After the ``deadline`` (of ``time.monotonic``) orders are no longer repaired.
+    """
+
+    def __init__(self, problem: Problem, budget: int, *, deadline: float = math.inf) -> None:
+        self.problem, self.budget, self.deadline = problem, budget, deadline
+        self.base = sum(problem.seconds)
+        self.order: list[int] | None = None
+        self.extra = math.inf
+        self.bound = 0.0
+
+    @property
+    def gap(self) -> float:
+        """The distance from bound to cost as a fraction of the step."""
+        if self.extra <= self.bound:
+            return 0.0
+        return (self.extra - self.bound) / self.base
+
+    def offer(self, order: Sequence[int], *, repair: bool = True) -> None:
+        """Take an order that may overshoot: mend or repair it, prune it, keep it if it is the best.
+
+        A repair that costs many times what is known, or the step itself, is given up.
+        """
+        if (mended := mend(self.problem, order, self.budget)) is not None:
+            self._keep(mended)
+        if not repair or (mended is not None and len(mended) == len(order)):
+            return
+        most = LAVISH * min(self.extra, self.base)
+        for patience in PATIENCES:
+            fitted = fit(
+                self.problem,
+                order,
+                self.budget,
+                patience=patience,
+                most_seconds=most,
+                deadline=self.deadline,
+            )
+            if fitted is not None:
+                self._keep(fitted)
+
+    def rescue(self, order: Sequence[int]) -> None:
+        """Repair an order whatever the time, once: a late answer is better than none."""
+        if (fitted := fit(self.problem, order, self.budget)) is not None:
+            self._keep(fitted)
+
+    def raise_bound(self, bound: float) -> None:
+        """Take a proven bound; infinity says that nothing fits."""
+        assert bound < math.inf or self.order is None, "proved infeasible what has a schedule"
+        self.bound = max(self.bound, bound)
+
+    def _keep(self, order: Sequence[int]) -> None:
+        late = time.monotonic() > self.deadline
+        pruned = list(order) if late else prune(self.problem, order, self.budget)
+        extra = max(0.0, self.problem.order_seconds(pruned) - self.base)
+        if extra < self.extra:
+            self.order, self.extra = pruned, extra

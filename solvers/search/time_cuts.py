@@ -1,0 +1,126 @@
+"""Cuts and bursts added lazily: masters, relaxed and then integer, and what their plans lack.
+
+Adds a cut where a plan's first runs overshoot and a burst where its repeated runs do, until bound
+and cost meet or nothing moves. Knows nothing of baselines and of reordering.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from planner.solvers.api import Limits
+from planner.solvers.model.master import Burst, solve_master
+from planner.solvers.model.order_from_cuts import order_from_plan
+from planner.solvers.model.overshoot import bursts, overshoots
+from planner.solvers.model.problem import held_bytes
+from planner.solvers.search.incumbent import Search
+
+ROUNDS = 12
+RELAXED = 2
+"""The first rounds, in which masters are only relaxed, to find cuts."""
+AIMS = (0.98, 0.96, 0.94, 0.92)
+"""Parts of the budget that plans of at most ``LARGE`` ops are made for there; never the bound."""
+WORK = 400_000
+"""What the first integer masters may cost: see ``solve_master``; about a second."""
+MOST_WORK = 40_000_000
+"""What the last may cost, if the gap is still wider than the caller would take."""
+HARDER = 10
+"""How much more the next may cost once the plans overshoot nowhere."""
+FINE = 1e-4
+"""The gap worth more rounds even when the caller would take a wider one, on 1,000 ops or fewer."""
+LARGE = 500
+"""Above so many ops a gap that the caller accepts is not narrowed by another round of cuts."""
+
+
+def fine_target(search: Search, limits: Limits) -> float:
+    """Return the gap, as a fraction of the step, at which to stop."""
+    return min(limits.gap, FINE * max(1.0, search.problem.n / 1000))
+
+
+def run_cuts(search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
+    """Raise the bound and lower the cost with masters at more and more cuts until they meet."""
+    search.offer(range(search.problem.n))
+    if search.problem.n:
+        run = _Run(search, limits, cuts)
+        run.relaxations()
+        run.integers()
+
+
+class _Run:
+    """Cuts and bursts, and how hard to try."""
+
+    def __init__(self, search: Search, limits: Limits, cuts: Sequence[int]) -> None:
+        problem = search.problem
+        self.search, self.limits = search, limits
+        self.deadline = time.monotonic() + limits.seconds
+        self.target = fine_target(search, limits) if problem.n <= LARGE else limits.gap
+        self.cuts = list(cuts) or [int(held_bytes(problem, range(problem.n)).argmax())]
+        self.again: set[Burst] = set()
+
+    @property
+    def done(self) -> bool:
+        """Say whether the target is met, nothing fits, or the time is over."""
+        search = self.search
+        over = time.monotonic() > self.deadline
+        return over or search.gap <= self.target or search.bound == math.inf
+
+    def relaxations(self) -> None:
+        """Find cuts and bursts with relaxed masters, also for less than the budget."""
+        for _ in range(RELAXED):
+            if self.done:
+                return
+            order = self._solve(self.search.budget, relax=True)
+            for aim in AIMS if self.search.problem.n <= LARGE else ():
+                if self.done or self._solve(int(aim * self.search.budget), relax=True) is None:
+                    break
+            if not self._add(order):
+                return
+
+    def integers(self) -> None:
+        """Solve integer masters, with more cuts or bursts each time, or more effort."""
+        work = WORK
+        for _ in range(ROUNDS):
+            if self.done:
+                return
+            order = self._solve(self.search.budget, work=work)
+            if not self._add(order):
+                if work >= MOST_WORK or self.search.gap <= self.limits.gap:
+                    return
+                work *= HARDER
+
+    def _solve(self, budget: int, *, relax: bool = False, work: int = 0) -> list[int] | None:
+        """Solve a master, take its bound and its plan in; return the order of the plan."""
+        search = self.search
+        result = solve_master(
+            search.problem,
+            budget,
+            self.cuts,
+            bursts=self.again,
+            relax=relax,
+            gap=self.target * search.base / 2,
+            seconds=self.deadline - time.monotonic(),
+            work=work,
+            near=search.order,
+            seed=self.limits.seed,
+        )
+        if budget == search.budget:
+            search.raise_bound(result.bound)
+        if result.plan is None:
+            return None
+        order = order_from_plan(search.problem, result.plan)
+        search.offer(order)
+        return order
+
+    def _add(self, order: Sequence[int] | None) -> bool:
+        """Add cuts and bursts where an order overshoots; say whether there were any to add."""
+        if order is None:
+            return False
+        problem, budget = self.search.problem, self.search.budget
+        fresh = overshoots(problem, order, budget, self.cuts, repeated=False)
+        runs = set(bursts(problem, order, budget, self.cuts)) - self.again
+        if not fresh and not runs:
+            fresh = overshoots(problem, order, budget, self.cuts)
+        self.cuts, self.again = sorted({*self.cuts, *fresh}), self.again | runs
+        return bool(fresh or runs)

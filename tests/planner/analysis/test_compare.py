@@ -1,0 +1,84 @@
+"""Methods side by side."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import planner
+from planner import UnknownMethod
+from planner.analysis.compare import compare_graph
+from planner.plan.single import Plan
+from planner.solvers import SOLVERS, Limits
+
+MB = 10**6
+QUICK = Limits(seconds=5)
+
+
+def test_every_registered_method_has_a_row(captured: Any) -> None:
+    found = compare_graph(captured.graph, 200 * MB, limits=QUICK)
+    assert {row.method for row in found.rows} == set(SOLVERS)
+    assert all(row.fits == (row.peak_bytes is not None) for row in found.rows)
+    assert all(row.peak_bytes <= 200 * MB for row in found.rows if row.peak_bytes is not None)
+
+
+def test_cheapest_first_and_what_does_not_fit_last(captured: Any) -> None:
+    found = compare_graph(captured.graph, 200 * MB, limits=QUICK)
+    costs = [row.seconds for row in found.rows if row.seconds is not None]
+    assert costs == sorted(costs)
+    assert [row.fits for row in found.rows] == sorted((r.fits for r in found.rows), reverse=True)
+    assert not next(row for row in found.rows if row.method == "store_all").fits
+
+
+def test_gaps_are_to_the_best_bound_of_all(captured: Any) -> None:
+    found = compare_graph(captured.graph, 200 * MB, ["blocks", "auto"], limits=QUICK)
+    auto, blocks = found.rows
+    assert found.bound_seconds == max(auto.bound_seconds, blocks.bound_seconds)
+    # two attentions run again at best; every attention, mlp and activation but the last layer's
+    assert (found.overhead(auto), found.gap(auto)) == pytest.approx((0.04, 0.0), abs=1e-6)
+    assert (found.overhead(blocks), found.gap(blocks)) == pytest.approx((0.26, 0.22), abs=1e-6)
+
+
+def test_an_impossible_budget_is_a_table_of_no(captured: Any) -> None:
+    found = compare_graph(captured.graph, 60 * MB, ["auto", "store_all"])
+    assert not any(row.fits for row in found.rows)
+    assert "store_all: " in str(found)  # why not
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["rows"][0]["fits"] is False
+
+
+def test_a_plan_compares_on_its_own_graph(plan: Plan) -> None:
+    found = plan.compare(["auto", "recompute_all"], limits=QUICK)
+    assert found.budget_bytes == plan.budget_bytes
+    assert found.baseline_peak_bytes == plan.baseline_peak_bytes
+
+
+def test_unknown_methods_are_refused_before_any_work(captured: Any) -> None:
+    said: list[str] = []
+    with pytest.raises(UnknownMethod):
+        compare_graph(captured.graph, 10**9, ["auto", "magic"], progress=said.append)
+    assert said == []
+
+
+def test_the_table_reads(captured: Any) -> None:
+    lines = str(compare_graph(captured.graph, 300 * MB, ["store_all"])).splitlines()
+    assert lines[0] == (
+        "Budget 300 MB (286 MiB); the plain step peaks at 247 MB (236 MiB) and takes 50.0 ms"
+    )
+    assert lines[2].split()[:5] == ["store_all", "yes", "247", "MB", "+0.00%"]
+    assert lines[3].startswith("Proven: at least +0.00% is necessary")
+
+
+def test_compare_captures_a_model_once(make_net: Callable[[], nn.Module]) -> None:
+    said: list[str] = []
+    found = planner.analysis.compare(
+        make_net(),
+        "1GB",
+        inputs=torch.zeros(64, 16),
+        methods=["auto", "store_all"],
+        progress=said.append,
+    )
+    assert [row.fits for row in found.rows] == [True, True]
+    assert sum(text.startswith("capturing Net") for text in said) == 1

@@ -1,0 +1,135 @@
+"""Plan files: the same plan back, and everything else refused with its reason."""
+
+import json
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import planner
+from planner import InvalidPlan
+from planner.graphs import Action, Schedule
+from planner.plan.single import Plan
+from tests.forgery import edit
+
+
+@pytest.fixture
+def file(plan: Plan, tmp_path: Path) -> Path:
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    return path
+
+
+def test_round_trip(plan: Plan, file: Path) -> None:
+    again = planner.load(file)
+    assert again == plan
+    assert (again.message, again.solve_seconds) == (plan.message, plan.solve_seconds)
+    assert str(again) == str(plan)
+
+
+def test_frees_are_kept_as_they_are(plan: Plan, tmp_path: Path) -> None:
+    steps = list(plan.schedule.steps)
+    late = next(i for i, s in enumerate(steps) if s.action is Action.FREE)
+    steps.insert(late + 1, steps.pop(late))  # free one op later than possible
+    held = replace(plan, schedule=Schedule(tuple(steps)))
+    held.save(tmp_path / "late.json")
+    assert planner.load(tmp_path / "late.json") == held != plan
+
+
+def test_same_plan_same_bytes(plan: Plan, file: Path, tmp_path: Path) -> None:
+    planner.load(file).save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"a": NaN}'])
+def test_what_is_not_json(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "x").write_bytes(raw)
+    with pytest.raises(InvalidPlan, match=r"not (text|whole JSON).*planner\.fit"):
+        planner.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("data", [[], 3, {}, {"format": "remat-planner-graph", "version": 1}])
+def test_foreign_files(tmp_path: Path, data: object) -> None:
+    (tmp_path / "x").write_text(json.dumps(data))
+    with pytest.raises(InvalidPlan, match="not a plan of this package"):
+        planner.load(tmp_path / "x")
+
+
+def test_newer_version_says_update(file: Path) -> None:
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"version": 2}))
+    with pytest.raises(InvalidPlan, match="version 2, this package reads up to 1; update"):
+        planner.load(file)
+
+
+def test_missing_file_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        planner.load(tmp_path / "none.json")
+
+
+def test_truncation_anywhere_is_noticed(file: Path) -> None:
+    text = file.read_text()
+    for length in range(0, len(text), max(1, len(text) // 50)):
+        file.write_text(text[:length])
+        with pytest.raises(InvalidPlan):
+            planner.load(file)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_one_changed_byte_is_noticed_or_harmless(
+    plan: Plan, file: Path, data: st.DataObject
+) -> None:
+    plan.save(file)
+    raw = bytearray(file.read_bytes())
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] = data.draw(st.integers(0, 255))
+    file.write_bytes(raw)
+    try:
+        again = planner.load(file)
+    except InvalidPlan:
+        return  # noticed
+    assert again == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda p: p.update(peak_bytes=p["peak_bytes"] - 1), "states a peak of"),
+        (lambda p: p.update(seconds=p["seconds"] * 1.001), "states a step of"),
+        (lambda p: p.update(budget_bytes="6GB"), "field 'budget_bytes'"),
+        (lambda p: p.update(bound_seconds=-1.0), "field 'bound_seconds'"),
+        (lambda p: p.update(status="GREAT"), "field 'status'"),
+        (lambda p: p.update(extra=1), "field 'extra'"),
+        (lambda p: p.pop("method"), "field 'method'"),
+        (lambda p: p["steps"].pop(0), "not live"),
+        (lambda p: p["steps"].append(10**6), "computes op 1000000"),
+        (lambda p: p["steps"].append(-(10**6)), "frees value 999999"),
+        (lambda p: p.update(steps=[]), "never runs"),
+        (lambda p: p["graph"]["ops"].pop(0), "graph|op"),
+        (lambda p: p["graph"].pop("values"), "damaged graph"),
+    ],
+)
+def test_forged_files(file: Path, change: Callable[[dict[str, Any]], None], reason: str) -> None:
+    edit(file, change)
+    with pytest.raises(InvalidPlan, match=reason):
+        planner.load(file)
+
+
+def test_edit_without_seal(file: Path) -> None:
+    file.write_text(file.read_text().replace('"method":"auto"', '"method":"milp"'))
+    with pytest.raises(InvalidPlan, match="sha256"):
+        planner.load(file)
+
+
+def test_nothing_half_written(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        plan.save(tmp_path / "no" / "plan.json")
+    plan.save(tmp_path / "plan.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    assert stat.S_IMODE((tmp_path / "plan.json").stat().st_mode) == 0o644

@@ -1,0 +1,55 @@
+"""The graph of a whole sharded step, and what torch can run of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.graphs import simulate, store_all
+from planner.plan.configuration import Configuration
+from planner.solvers import minimum_budget, solve
+from tests.planner.sharding.assembled import DDP, FSDP, ZERO1, step
+
+
+@pytest.mark.parametrize("configuration", [DDP, ZERO1, FSDP], ids=str)
+def test_a_plain_order_is_realized_as_it_is_but_for_second_gathers(
+    configuration: Configuration,
+) -> None:
+    found = step(configuration)
+    plain = simulate(found.graph, store_all(found.graph))
+    realized = found.realize(range(len(found.graph.ops)))
+    trace = simulate(found.graph, realized.schedule)
+    assert all(unit.schedule.is_store_all for unit in realized.units)
+    assert trace.seconds == pytest.approx(plain.seconds)
+    assert trace.peak_bytes == plain.peak_bytes
+    assert all(u.keep_gathered == (configuration is FSDP) for u in realized.units)
+
+
+def test_a_solvers_order_becomes_one_schedule_a_unit() -> None:
+    found = step(FSDP)
+    least = minimum_budget(found.graph).least_bytes
+    most = simulate(found.graph, store_all(found.graph)).peak_bytes
+    solution = solve(found.graph, (least + most) // 2)
+    assert solution.schedule is not None
+    realized = found.realize(solution.schedule.order)
+    for unit in realized.units:  # each schedule runs on the unit's own graph
+        simulate(found.kinds[unit.kind], unit.schedule)
+    again = found.realize_units(realized.units)
+    assert again == realized
+    trace = simulate(found.graph, realized.schedule)
+    assert trace.seconds == pytest.approx(simulate(found.graph, solution.schedule).seconds)
+    assert found.realize(realized.schedule.order).units == realized.units
+
+
+def test_gathers_run_one_unit_ahead_in_backward() -> None:
+    found = step(FSDP)
+    units = found.realize(range(len(found.graph.ops))).units
+    again = [type(u)(u.path, u.kind, u.schedule, keep_gathered=False) for u in units]
+    schedule = found.realize_units(again).schedule
+    names = [found.graph.ops[i].name for i in schedule.order]
+    turn = names.index("tangents_1")
+    late = [n for n in names[turn - 1 :] if n.startswith(("all_gather", "copy_out", "reshard"))]
+    assert late == [
+        *("all_gather.h.2", "copy_out.h.2", "all_gather.h.1", "reshard.h.2"),
+        *("copy_out.h.1", "all_gather.h.0", "reshard.h.1", "copy_out.h.0", "reshard.h.0"),
+        "reshard.root",
+    ]

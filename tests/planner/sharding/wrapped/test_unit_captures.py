@@ -1,0 +1,82 @@
+"""A model taken apart: which units, which share a capture, and what lies at the borders."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from planner.graphs import Phase
+from planner.graphs.capture.training_step import capture
+from planner.sharding.wrapped.unit_captures import Regions, capture_regions
+from tests.planner.sharding.blocks import Decoder, batch, decoder
+
+
+def taken_apart(model: nn.Module, **options: object) -> Regions:
+    return capture_regions(model, batch(), **options)  # type: ignore[arg-type]
+
+
+def test_alike_units_share_one_capture() -> None:
+    found = taken_apart(decoder(4))
+    assert found.units == ("h.0", "h.1", "h.2", "h.3")
+    assert found.kind_of == (0, 0, 0, 0)
+    assert [p.name for p in found.root.parameters] == ["embed.weight", "norm.weight", "norm.bias"]
+
+
+def test_a_number_that_is_not_the_position_counts() -> None:
+    model = decoder(3)
+    model.h[1].dropout.p = 0.1
+    assert taken_apart(model).kind_of == (0, 1, 0)
+
+
+def test_an_int_that_happens_to_be_the_units_number_is_not_its_position() -> None:
+    model = decoder(3)
+    for block in model.h:
+        block.groups = 2  # type: ignore[assignment]
+    assert taken_apart(model).kind_of == (0, 0, 0)
+
+
+def test_the_pieces_cost_what_the_whole_does() -> None:
+    model = decoder(3)
+    found, whole = taken_apart(model), capture(model, batch(), optimizer=None).graph
+    opaque = {i for call in found.root.calls for i in (call.forward, call.backward)}
+    around = sum(op.flops for i, op in enumerate(found.root.graph.ops) if i not in opaque)
+    inside = sum(op.flops for k in found.kind_of for op in found.kinds[k].graph.ops)
+    assert around + inside == sum(op.flops for op in whole.ops) > 0
+
+
+def test_borders_meet() -> None:
+    found = taken_apart(decoder(2))
+    first, second = found.root.calls
+    assert first.outputs[0] == second.inputs[0]
+    assert second.gradients[0] == first.tangents[0]
+    assert second.gradients[1] is None  # the scale is a buffer
+    ops = found.root.graph.ops
+    assert [ops[c.backward].phase for c in found.root.calls] == [Phase.BACKWARD] * 2
+    unit = found.kind(0)
+    assert unit.input_gradients[0] is not None
+    assert all(p.gradient is not None for p in unit.parameters)
+
+
+def test_meta_gives_what_a_real_model_gives() -> None:
+    with torch.device("meta"):
+        model = Decoder(3)
+    real = taken_apart(decoder(3), device="A100-80GB")
+    assert taken_apart(model, device="A100-80GB") == real
+
+
+def test_precision_is_that_of_the_compute_copy() -> None:
+    found = taken_apart(decoder(2), precision="bfloat16")
+    parameter = found.kind(0).parameters[0]
+    assert (parameter.itemsize, parameter.shape) == (4, (32,))
+    assert found.kind(0).graph.values[parameter.value].size_bytes == 2 * 32
+
+
+def test_scratch_is_measured_in_the_precision_of_compute() -> None:
+    model = decoder(2).bfloat16()
+    cast = taken_apart(decoder(2), precision="bfloat16").kind(0).graph
+    own = taken_apart(model).kind(0).graph
+    products = [i for i, op in enumerate(own.ops) if "mm" in op.target]
+    assert [cast.ops[i].workspace_bytes for i in products] == [
+        own.ops[i].workspace_bytes for i in products
+    ]
+    assert any(own.ops[i].workspace_bytes for i in products)
