@@ -13,20 +13,14 @@ Glossary:
 from planner.graphs.files import graph_from_dict, graph_to_dict, load_graph, save_graph
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
 from planner.graphs.instances import load_instance, read_graph
-from planner.graphs.schedule import (
-    Action,
-    InvalidSchedule,
+from planner.graphs.schedule import Action, Schedule, Step, schedule_from_order, store_all
+from planner.graphs.simulate import InvalidSchedule, Trace, simulate
+from planner.graphs.snapshot import (
     Live,
-    Schedule,
-    Step,
-    Trace,
     breakdown,
     live_at,
     phase_peaks,
-    schedule_from_order,
-    simulate,
     step_phases,
-    store_all,
 )
 
 __all__ = [
