@@ -13,7 +13,19 @@ Glossary:
 from planner.graphs.files import graph_from_dict, graph_to_dict, load_graph, save_graph
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
 from planner.graphs.instances import load_instance, read_graph
-from planner.graphs.schedule import Action, Schedule, Step, schedule_from_order, store_all
+from planner.graphs.memory import EXACT, MEMORY_MODELS, Change, MemoryModel
+from planner.graphs.schedule import (
+    ACTIONS,
+    Action,
+    Clock,
+    Copy,
+    Schedule,
+    Step,
+    Subject,
+    register_action,
+    schedule_from_order,
+    store_all,
+)
 from planner.graphs.simulate import InvalidSchedule, Trace, simulate
 from planner.graphs.snapshot import (
     Live,
@@ -24,15 +36,23 @@ from planner.graphs.snapshot import (
 )
 
 __all__ = [
+    "ACTIONS",
+    "EXACT",
+    "MEMORY_MODELS",
     "Action",
+    "Change",
+    "Clock",
+    "Copy",
     "Graph",
     "InvalidSchedule",
     "Kind",
     "Live",
+    "MemoryModel",
     "Op",
     "Phase",
     "Schedule",
     "Step",
+    "Subject",
     "Trace",
     "Value",
     "breakdown",
@@ -43,6 +63,7 @@ __all__ = [
     "load_instance",
     "phase_peaks",
     "read_graph",
+    "register_action",
     "save_graph",
     "schedule_from_order",
     "simulate",

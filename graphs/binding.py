@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.graphs import Action, Graph, Kind, Live, Phase, Schedule, Trace, live_at, step_phases
+from planner.graphs.graph import Graph, Kind, Phase
+from planner.graphs.schedule import Schedule, Subject
+from planner.graphs.simulate import Trace
+from planner.graphs.snapshot import Live, live_at, step_phases
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,13 @@ def binding(graph: Graph, schedule: Schedule, trace: Trace) -> Binding:
     ('b', 7, <Kind.ACTIVATION: 'activation'>)
     """
     step = trace.peak_step
-    while schedule.steps[step].action is Action.FREE:
+    while schedule.steps[step].action.subject is not Subject.OP:
         step -= 1  # only possible when nothing is ever made: a peak is reached by computing
     index = schedule.steps[step].index
     op = graph.ops[index]
-    runs = sum(s.action is Action.COMPUTE and s.index == index for s in schedule.steps[: step + 1])
+    runs = sum(
+        s.action.subject is Subject.OP and s.index == index for s in schedule.steps[: step + 1]
+    )
     column = int(np.argmax(trace.by_kind[step]))
     return Binding(
         op=op.name,

@@ -9,20 +9,93 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from planner.graphs.graph import Graph
 
 
-class Action(enum.Enum):
-    """What a step does."""
+class Subject(enum.Enum):
+    """What the index of a step counts."""
 
-    COMPUTE = "compute"
-    FREE = "free"
+    OP = "op"
+    VALUE = "value"
+
+
+class Copy(enum.Enum):
+    """What a step does to the copy of a value in some memory."""
+
+    TAKEN = "taken"
+    KEPT = "kept"
+    DROPPED = "dropped"
+
+
+class Clock(enum.Enum):
+    """Whose time a step takes: the device computes while both directions of its link copy."""
+
+    NONE = "none"
+    DEVICE = "device"
+    TO_HOST = "to host"
+    FROM_HOST = "from host"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a step does, as a row: to what, in which memory, and on whose clock.
+
+    An action on an op runs it. An action on a value takes, keeps or drops its copy on the device
+    and on the host; on a link's clock, a copy on the device is dropped once the transfer has ended,
+    and one that is taken can be read from then on. New actions are entered by ``register_action``;
+    an action is its name, so that it survives pickling.
+
+    >>> Action.FREE.subject, Action.FREE.device
+    (<Subject.VALUE: 'value'>, <Copy.DROPPED: 'dropped'>)
+    """
+
+    COMPUTE: ClassVar[Action]
+    FREE: ClassVar[Action]
+
+    name: str
+    subject: Subject
+    device: Copy = Copy.KEPT
+    host: Copy = Copy.KEPT
+    clock: Clock = Clock.NONE
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return action_of, (self.name,)
+
+
+ACTIONS: dict[str, Action] = {}
+
+
+def register_action(action: Action) -> Action:
+    """Enter an action under its name; a name taken twice raises ``ValueError``."""
+    if action.name in ACTIONS:
+        raise ValueError(f"an action named {action.name!r} is already registered")
+    ACTIONS[action.name] = action
+    return action
+
+
+def action_of(name: str) -> Action:
+    """Return the action of a name.
+
+    Raises:
+        ValueError: no action has it; the message lists those there are.
+
+    >>> action_of("free") is Action.FREE
+    True
+    """
+    if name not in ACTIONS:
+        raise ValueError(f"unknown action {name!r}; known: {', '.join(ACTIONS)}")
+    return ACTIONS[name]
+
+
+Action.COMPUTE = register_action(Action("compute", Subject.OP, clock=Clock.DEVICE))
+Action.FREE = register_action(Action("free", Subject.VALUE, device=Copy.DROPPED))
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """COMPUTE the op with this index, or FREE the value with this index."""
+    """An action and the index of the op or the value that it is done to."""
 
     action: Action
     index: int
@@ -41,7 +114,7 @@ class Schedule:
     @cached_property
     def order(self) -> tuple[int, ...]:
         """The ops computed, in order, repetitions included."""
-        return tuple(s.index for s in self.steps if s.action is Action.COMPUTE)
+        return tuple(s.index for s in self.steps if s.action.subject is Subject.OP)
 
     @property
     def is_store_all(self) -> bool:
@@ -65,7 +138,7 @@ def schedule_from_order(graph: Graph, order: Sequence[int]) -> Schedule:
     >>> from planner.graphs.graph import Graph, Op, Value
     >>> values = (Value("a", 1), Value("b", 1))
     >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), values)
-    >>> [(s.action.value, s.index) for s in schedule_from_order(g, [0, 1]).steps]
+    >>> [(s.action.name, s.index) for s in schedule_from_order(g, [0, 1]).steps]
     [('compute', 0), ('compute', 1), ('free', 0), ('free', 1)]
     """
     needed = set(graph.outputs)  # going backwards: values some later step still reads

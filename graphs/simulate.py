@@ -1,17 +1,24 @@
 """``simulate``, the only judge of what a schedule costs and peaks at.
 
-Knows the rules of execution. Knows nothing of who made a schedule.
+Knows the rules of execution, and the clocks: the device's, and one for each direction of its link
+to the host. What a step holds is ``graphs.memory``'s to say.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.graphs.graph import Graph, Kind, Op
-from planner.graphs.schedule import Action, Schedule
+from planner.graphs.memory import EXACT, KINDS, Holding, MemoryModel
+from planner.graphs.schedule import Clock, Copy, Schedule, Step, Subject
+
+_NO_LINKS: Mapping[Clock, float] = {}
 
 
 class InvalidSchedule(ValueError):
@@ -23,7 +30,9 @@ class Trace:
     """What ``simulate`` found. ``live_bytes[i]`` is what is held while step ``i`` runs.
 
     ``by_kind[i, k]`` splits ``live_bytes`` by ``kinds[k]``; workspace counts as activation.
-    ``seconds`` counts every execution of every op.
+    ``seconds`` is when the last clock stops, every execution of every op counted;
+    ``start_seconds[i]`` is when step ``i`` begins. ``host_peak_bytes`` is the most that the host
+    holds for the device, ``busy_seconds`` how long each link copies.
     """
 
     seconds: float
@@ -32,18 +41,33 @@ class Trace:
     live_bytes: NDArray[np.int64]
     by_kind: NDArray[np.int64]
     kinds: tuple[Kind, ...]
+    start_seconds: NDArray[np.float64]
+    host_peak_bytes: int = 0
+    busy_seconds: Mapping[Clock, float] = field(default_factory=dict)
 
 
-def simulate(graph: Graph, schedule: Schedule) -> Trace:
+def simulate(
+    graph: Graph,
+    schedule: Schedule,
+    *,
+    memory: MemoryModel = EXACT,
+    link_bytes_per_second: Mapping[Clock, float] = _NO_LINKS,
+) -> Trace:
     """Run a schedule on paper.
 
-    A COMPUTE holds the op's inputs, its outputs and its workspace at once. Computing a value whose
-    copy is still live holds both copies for that step and one after it. Every op must run at least
-    once and every graph output must be live at the end.
+    Every op must run at least once and every graph output must be live at the end. An op begins
+    when the device is free and what it reads has arrived; a transfer when its link is free.
+
+    Args:
+        graph: what there is to run.
+        schedule: the steps, of actions that ``graphs.schedule.ACTIONS`` has.
+        memory: what the device needs for the bytes held; the very bytes by default.
+        link_bytes_per_second: the rate of every link that the schedule copies over.
 
     Raises:
         InvalidSchedule: an input is not live, a value is freed that is not live, an op that is not
-            recomputable runs twice, an op never runs, or an output is gone at the end.
+            recomputable runs twice, an op never runs, an output is gone at the end, or a value is
+            copied over a link without a rate.
 
     >>> from planner.graphs.graph import Graph, Op, Value
     >>> from planner.graphs.schedule import schedule_from_order
@@ -53,43 +77,145 @@ def simulate(graph: Graph, schedule: Schedule) -> Trace:
     >>> trace.peak_bytes, trace.seconds, trace.live_bytes.tolist()
     (7, 3.0, [3, 7, 4])
     """
-    kinds = tuple(Kind)
-    column = {kind: k for k, kind in enumerate(kinds)}
-    sizes = [v.size_bytes for v in graph.values]
-    columns = [column[v.kind] for v in graph.values]
-    live, runs, seconds = set(graph.resident), [0] * len(graph.ops), 0.0
-    delta = np.zeros((len(schedule.steps) + 1, len(kinds)), dtype=np.int64)
-    extra = np.zeros_like(delta)  # held during the step only
-    for v in graph.resident:
-        delta[0, columns[v]] += sizes[v]
+    run = _Run(graph, link_bytes_per_second)
     for i, step in enumerate(schedule.steps):
-        if step.action is Action.FREE:
-            _check_free(graph, live, i, step.index)
-            live.discard(step.index)
-            delta[i, columns[step.index]] -= sizes[step.index]
-            continue
-        op = graph.ops[step.index]
-        _check_compute(graph, op, live, i, runs[step.index])
-        runs[step.index] += 1
-        seconds += op.seconds
-        extra[i, column[Kind.ACTIVATION]] += op.workspace_bytes
-        for v in op.outputs:
-            (extra if v in live else delta)[i, columns[v]] += sizes[v]
-            live.add(v)
-    _check_end(graph, live, runs)
-    by_kind = (np.cumsum(delta, axis=0) + extra)[: len(schedule.steps)]
+        match step.action.subject:
+            case Subject.OP:
+                run.compute(i, step.index)
+            case Subject.VALUE:
+                run.move(i, step)
+            case _:
+                assert_never(step.action.subject)
+    _check_end(graph, run.holding.live, run.runs)
+    by_kind = memory.held(run.holding.changes, len(schedule.steps))
     held = by_kind.sum(axis=1) if len(by_kind) else np.array([graph.resident_bytes])
     peak_step = int(np.argmax(held))
-    return Trace(seconds, int(held[peak_step]), peak_step, held, by_kind, kinds)
+    return Trace(
+        seconds=max(run.device_seconds, *run.link_seconds.values(), 0.0),
+        peak_bytes=int(held[peak_step]),
+        peak_step=peak_step,
+        live_bytes=held,
+        by_kind=by_kind,
+        kinds=KINDS,
+        start_seconds=np.array(run.starts, dtype=np.float64),
+        host_peak_bytes=run.host_peak_bytes,
+        busy_seconds=dict(run.busy),
+    )
 
 
-def _check_free(graph: Graph, live: set[int], i: int, value: int) -> None:
-    if not 0 <= value < len(graph.values):
-        raise InvalidSchedule(f"step {i} frees value {value}; there are {len(graph.values)}")
-    if value in graph.resident:
-        raise InvalidSchedule(f"step {i} frees {graph.values[value].name!r}, which is resident")
-    if value not in live:
-        raise InvalidSchedule(f"step {i} frees {graph.values[value].name!r}, which is not live")
+class _Run:
+    """The state of a schedule half way: clocks, what is live, what the host has."""
+
+    def __init__(self, graph: Graph, rates: Mapping[Clock, float]) -> None:
+        self.graph, self.rates = graph, rates
+        self.holding = Holding(graph)
+        self.runs = [0] * len(graph.ops)
+        self.device_seconds = 0.0
+        self.link_seconds: defaultdict[Clock, float] = defaultdict(float)
+        self.busy: defaultdict[Clock, float] = defaultdict(float)
+        self.starts: list[float] = []
+        self.ready: dict[int, float] = {}  # value -> when its copy from elsewhere has arrived
+        self.leaving: list[tuple[float, int]] = []  # when a copy has ended, and whose
+        self.host: set[int] = set()
+        self.host_bytes = self.host_peak_bytes = 0
+
+    def compute(self, i: int, index: int) -> None:
+        """Run an op on the device's clock."""
+        op = self.graph.ops[index]
+        _check_compute(self.graph, op, self.holding.live, i, self.runs[index])
+        start = self.device_seconds
+        if self.ready:
+            start = max(start, *(self.ready.get(v, 0.0) for v in (*op.inputs, *op.outputs)))
+        self._begin(i, start)
+        self.runs[index] += 1
+        self.holding.compute(i, op)
+        self.device_seconds = start + op.seconds
+
+    def move(self, i: int, step: Step) -> None:
+        """Take, keep or drop the copies of a value."""
+        _check_value(self.graph, i, step)
+        start = end = self.device_seconds
+        if step.action.clock is not Clock.NONE:
+            start, end = self._transfer(i, step)
+        self._begin(i, start)
+        if step.action.host is not Copy.KEPT:
+            self._on_host(i, step)
+        self._on_device(i, step, end)
+
+    def _on_host(self, i: int, step: Step) -> None:
+        value, size = step.index, self.graph.values[step.index].size_bytes
+        match step.action.host:
+            case Copy.TAKEN:
+                _require(value in self.holding.live, self.graph, i, step, "not live")
+                self.host.add(value)
+                self.host_bytes += size
+                self.host_peak_bytes = max(self.host_peak_bytes, self.host_bytes)
+            case Copy.DROPPED:
+                _require(value in self.host, self.graph, i, step, "not on the host")
+                self.host.discard(value)
+                self.host_bytes -= size
+            case Copy.KEPT:
+                pass
+            case _:
+                assert_never(step.action.host)
+
+    def _on_device(self, i: int, step: Step, end: float) -> None:
+        value, live = step.index, self.holding.live
+        match step.action.device:
+            case Copy.DROPPED:
+                _require(value in live, self.graph, i, step, "not live")
+                if step.action.clock is Clock.NONE:
+                    self.holding.give_back(i, value)
+                else:
+                    self.holding.leave(value)
+                    self.leaving.append((end, value))
+            case Copy.TAKEN:
+                _require(value not in live, self.graph, i, step, "already live")
+                there = value in self.host or step.action.host is Copy.DROPPED
+                _require(there, self.graph, i, step, "not on the host")
+                self.holding.take(i, value)
+                self.ready[value] = end
+            case Copy.KEPT:
+                pass
+            case _:
+                assert_never(step.action.device)
+
+    def _transfer(self, i: int, step: Step) -> tuple[float, float]:
+        """Return when a copy over a link begins and ends; it waits for the link and the value."""
+        clock, value = step.action.clock, self.graph.values[step.index]
+        if clock not in self.rates:
+            raise InvalidSchedule(
+                f"step {i} copies {value.name!r} {clock.value}, but the rate of that link is not "
+                "known: pass link_bytes_per_second="
+            )
+        ready = self.ready.get(step.index, 0.0)
+        start = max(self.link_seconds[clock], self.device_seconds, ready)
+        seconds = value.size_bytes / self.rates[clock]
+        self.link_seconds[clock] = start + seconds
+        self.busy[clock] += seconds
+        return start, start + seconds
+
+    def _begin(self, i: int, start: float) -> None:
+        """Note when a step begins, and give back what has left by then."""
+        self.starts.append(start)
+        if self.leaving:
+            for end, value in [x for x in self.leaving if x[0] <= start]:
+                self.leaving.remove((end, value))
+                self.holding.give_back(i, value)
+
+
+def _require(ok: bool, graph: Graph, i: int, step: Step, what: str) -> None:  # noqa: FBT001
+    if not ok:
+        name = graph.values[step.index].name
+        raise InvalidSchedule(f"step {i} {step.action.name}s {name!r}, which is {what}")
+
+
+def _check_value(graph: Graph, i: int, step: Step) -> None:
+    said = f"step {i} {step.action.name}s"
+    if not 0 <= step.index < len(graph.values):
+        raise InvalidSchedule(f"{said} value {step.index}; there are {len(graph.values)}")
+    if step.index in graph.resident and step.action.device is not Copy.KEPT:
+        raise InvalidSchedule(f"{said} {graph.values[step.index].name!r}, which is resident")
 
 
 def _check_compute(graph: Graph, op: Op, live: set[int], i: int, runs: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import assert_never
 
 from planner.graphs.graph import Graph, Op, Phase, Value
-from planner.graphs.schedule import Action, Schedule
+from planner.graphs.schedule import Copy, Schedule, Step, Subject
 from planner.graphs.simulate import Trace
 
 
@@ -31,15 +32,30 @@ def live_at(graph: Graph, schedule: Schedule, step: int) -> tuple[Live, ...]:
     """
     live = set(graph.resident)
     for s in schedule.steps[: step + 1]:
-        if s.action is Action.COMPUTE:
-            live.update(graph.ops[s.index].outputs)
-        else:
-            live.discard(s.index)
+        match s.action.subject:
+            case Subject.OP:
+                live.update(graph.ops[s.index].outputs)
+            case Subject.VALUE:
+                _move(live, s)
+            case _:
+                assert_never(s.action.subject)
     ranked = sorted(live, key=lambda v: (-graph.values[v].size_bytes, v))
     maker = graph.producer
     return tuple(
         Live(graph.values[v], None if (p := maker[v]) is None else graph.ops[p]) for v in ranked
     )
+
+
+def _move(live: set[int], step: Step) -> None:
+    match step.action.device:
+        case Copy.TAKEN:
+            live.add(step.index)
+        case Copy.DROPPED:
+            live.discard(step.index)
+        case Copy.KEPT:
+            pass
+        case _:
+            assert_never(step.action.device)
 
 
 _GROUPINGS: Mapping[str, Callable[[Live], str]] = {
@@ -74,7 +90,7 @@ def step_phases(graph: Graph, schedule: Schedule) -> list[Phase]:
     seen = set[int]()
     first = [False] * len(schedule.steps)
     for i, step in enumerate(schedule.steps):
-        if step.action is Action.COMPUTE and step.index not in seen:
+        if step.action.subject is Subject.OP and step.index not in seen:
             seen.add(step.index)
             first[i] = True
     phases: list[Phase] = []

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.byte_sizes import format_bytes, format_seconds
-from planner.graphs import Action, Graph, Phase, Schedule, Trace, step_phases
+from planner.graphs import Graph, Phase, Schedule, Subject, Trace, step_phases
 from planner.output.svg import GRID, document, line, text, ticks
 from planner.plan.single import Plan
 
@@ -69,7 +69,7 @@ def _starts(graph: Graph, schedule: Schedule) -> NDArray[np.float64]:
 
 def _held(schedule: Schedule, trace: Trace) -> NDArray[np.int64]:
     """Return what is held during each computation."""
-    return trace.live_bytes[[s.action is Action.COMPUTE for s in schedule.steps]]
+    return trace.live_bytes[[s.action.subject is Subject.OP for s in schedule.steps]]
 
 
 def _area(scale: _Scale, starts: NDArray[np.float64], held: NDArray[np.int64], fill: str) -> str:
@@ -111,7 +111,9 @@ def _phases(scale: _Scale, plan: Plan, starts: NDArray[np.float64]) -> Iterator[
     """Mark where a phase of the planned step begins."""
     phases = step_phases(plan.graph, plan.schedule)
     computed = [
-        p for p, s in zip(phases, plan.schedule.steps, strict=True) if s.action is Action.COMPUTE
+        p
+        for p, s in zip(phases, plan.schedule.steps, strict=True)
+        if s.action.subject is Subject.OP
     ]
     previous: Phase | None = None
     for start, phase in zip(starts, computed, strict=False):

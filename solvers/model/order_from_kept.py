@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 
-from planner.graphs import Graph, Phase, simulate, store_all
+from planner.graphs import Graph, Phase, Subject, simulate, store_all
 
 
 def turning_point(graph: Graph) -> int:
@@ -25,7 +25,7 @@ def turning_point(graph: Graph) -> int:
         return first
     schedule = store_all(graph)
     held = simulate(graph, schedule).peak_step if graph.ops else 0
-    return sum(step.action.value == "compute" for step in schedule.steps[: held + 1])
+    return sum(step.action.subject is Subject.OP for step in schedule.steps[: held + 1])
 
 
 def ops_to_make(graph: Graph, wanted: Iterable[int], live: Set[int]) -> list[int]:
