@@ -6,7 +6,7 @@ Knows how the benchmarks call the planner. Knows nothing of what they ask.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from benchmarks.models import ZOO, Factory
 from planner import Limits, Plan
-from planner.fit import plan_graph
 from planner.graphs import Graph, simulate, store_all
 from planner.graphs.capture.training_step import Captured
-from planner.request import capture_step
+from planner.planning import captured_step, plan_captured
+from planner.request import Request, request_of
 from planner.solvers import minimum_budget
 from planner.verification.training_run import Trial
 
@@ -38,8 +38,7 @@ class Case:
 
     name: str
     captured: Captured
-    optimizer: str | None
-    costs: str
+    request: Request
     capture_seconds: float
 
     @property
@@ -70,14 +69,8 @@ class Case:
 
     def plan(self, budget_bytes: int, method: str = "auto") -> Plan:
         """Plan the step within a budget."""
-        return plan_graph(
-            self.captured,
-            budget_bytes,
-            method=method,
-            limits=LIMITS,
-            optimizer=self.optimizer,
-            costs=self.costs,
-        )
+        asked = replace(self.request, method=method)
+        return Plan.of(plan_captured(self.captured, asked, budget_bytes))
 
     def trial(
         self, plan: Plan | None = None, *, factory: Factory | None = None, steps: int = 5
@@ -88,7 +81,7 @@ class Case:
             inputs=None,
             loss=None,
             targets=None,
-            optimizer=self.optimizer,
+            optimizer=self.request.optimizer,
             plan=plan,
             steps=steps,
             seed=0,
@@ -111,5 +104,6 @@ def capture_case(
 ) -> Case:
     """Capture a training step for planning."""
     start = time.perf_counter()
-    captured = capture_step(model, inputs=inputs, optimizer=optimizer, device="cpu", costs=costs)
-    return Case(name, captured, optimizer, costs, time.perf_counter() - start)
+    said = {"inputs": inputs, "optimizer": optimizer, "device": "cpu", "costs": costs}
+    request = request_of(model, said | {"limits": LIMITS, "progress": "off"})
+    return Case(name, captured_step(request), request, time.perf_counter() - start)

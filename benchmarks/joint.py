@@ -25,8 +25,9 @@ from torch import nn
 from benchmarks.record import record, show
 from planner.byte_sizes import parse_budget
 from planner.graphs.hardware.cluster import cluster
-from planner.plan.sharded import ShardedPlan
-from planner.sharding.captures import Workshop
+from planner.plan.sharded_step_plan import ShardedStepPlan
+from planner.request import request_of
+from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
 from planner.sharding.fit_sharded import plan_found
 from planner.sharding.pricing import Planned, price_recipes
@@ -117,12 +118,13 @@ def inputs_of(case: Case) -> dict[str, Any]:
     return {"input_ids": ids, "labels": ids}
 
 
-def plan(case: Case) -> tuple[ShardedPlan, Joint, Space]:
+def plan(case: Case) -> tuple[ShardedStepPlan, Joint, Space]:
     """Plan a case, say what it took, and return the space that was searched."""
     start, spent = time.perf_counter(), time.process_time()
     devices = cluster(case.device, case.world_size)
     budget_bytes = parse_budget(case.budget, lambda: devices.device.memory_bytes)
-    shop = Workshop(case.build(), inputs_of(case), device=case.device, tell=_tell(start))
+    said = {"inputs": inputs_of(case), "device": case.device, "progress": _tell(start)}
+    shop = Captures(request_of(case.build(), said))
     among = configurations(
         case.world_size,
         case.global_batch,
@@ -139,7 +141,7 @@ def plan(case: Case) -> tuple[ShardedPlan, Joint, Space]:
         budget_bytes=found.budget_bytes,
         peak_bytes=found.peak_bytes,
         chosen=str(found.configuration),
-        stage=found.stage,
+        stage=str(found.stage),
         kept_units=found.kept,
         units=len(found.units),
         sample_seconds=found.seconds_per_sample,
@@ -155,7 +157,7 @@ def plan(case: Case) -> tuple[ShardedPlan, Joint, Space]:
     return found, row, space
 
 
-def rivals(case: Case, found: ShardedPlan, space: Space) -> Iterator[Rival]:
+def rivals(case: Case, found: ShardedStepPlan, space: Space) -> Iterator[Rival]:
     """Price every fixed recipe, each at its best, and stage first, then checkpointing."""
     for recipe, planned in sorted(best_recipes(space, found.budget_bytes).items(), key=_named):
         yield _rival(case, str(recipe), planned, found)
@@ -205,7 +207,7 @@ def best_recipes(space: Space, budget_bytes: int) -> dict[Recipe, Planned]:
     return best
 
 
-def _rival(case: Case, name: str, planned: Planned, found: ShardedPlan) -> Rival:
+def _rival(case: Case, name: str, planned: Planned, found: ShardedStepPlan) -> Rival:
     return Rival(
         model=case.name,
         rival=name,

@@ -22,8 +22,9 @@ from torch import nn
 from benchmarks.record import record, show
 from planner.graphs.hardware.cluster import cluster
 from planner.plan.configuration import Configuration, Strategy, UnitPlan
-from planner.plan.sharded import ShardedPlan, UnitKind
-from planner.plan.single import Plan
+from planner.plan.sharded_step_plan import UnitKind
+from planner.plan.step_plan import StepPlan
+from planner.plans import ShardedPlan
 from planner.sharding.apply_sharded import precision_of
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.wrapped.unit_captures import Regions, capture_regions
@@ -167,7 +168,7 @@ def plan_of(model: str, ranks: int, case: Case) -> ShardedPlan:
         units.append(UnitPlan(path, kind, schedule, keep_gathered=kept))
     realized = step.realize_units(units)
     signature = regions.root.signature
-    inner = Plan(
+    inner = StepPlan(
         step.graph, realized.schedule, 10**12, Status.FEASIBLE, 0.0, method, signature,
         optimizer="adamw",
     )  # fmt: skip

@@ -129,8 +129,8 @@ def running(name: str) -> Iterator[Running]:
         yield Running(
             model=name,
             budget_bytes=plan.budget_bytes,
-            plain_step_seconds=found.baseline.seconds,
-            patched_step_seconds=found.patched.seconds,
+            plain_step_seconds=found.plain.seconds,
+            patched_step_seconds=found.planned.seconds,
             overhead_fraction=found.time_ratio - 1,
             estimated_overhead_fraction=plan.overhead,
         )

@@ -62,7 +62,7 @@ def measure(case: Case) -> Iterator[Row]:
 
 def _row(case: Case, plan: Plan, baseline: Run, patched: Run, unsteady: float) -> Row:
     found = conclude(plan, baseline, patched)
-    plain = found.baseline.peak_bytes
+    plain = found.plain.peak_bytes
     return Row(
         model=case.name,
         ops=len(case.graph.ops),
@@ -70,8 +70,8 @@ def _row(case: Case, plan: Plan, baseline: Run, patched: Run, unsteady: float) -
         baseline_error_fraction=case.most_bytes / plain - 1,
         least_bytes=case.least_bytes,
         budget_bytes=plan.budget_bytes,
-        measured_bytes=found.patched.peak_bytes,
-        high_water_bytes=found.patched.high_water_bytes,
+        measured_bytes=found.planned.peak_bytes,
+        high_water_bytes=found.planned.high_water_bytes,
         error_fraction=found.prediction_error,
         fits=found.fits,
         identical=found.identical,

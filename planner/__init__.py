@@ -7,15 +7,16 @@
 ``fit`` makes a ``Plan``; ``Plan.apply`` makes a model that follows it.
 """
 
-from planner.analysis.compare import Comparison, compare
 from planner.analysis.curve_picture import render_curve_svg
 from planner.analysis.max_batch import MaxBatch, max_batch
 from planner.analysis.pareto import Curve, CurvePoint, pareto
 from planner.byte_sizes import parse_budget
+from planner.comparison import Comparison, compare
 from planner.errors import (
     BadBudget,
     BadCluster,
     BadEstimate,
+    BadRequest,
     BadSpec,
     CaptureError,
     InfeasibleBudget,
@@ -23,13 +24,14 @@ from planner.errors import (
     PlanMismatch,
     PlannerError,
     UnknownDevice,
+    UnknownEngine,
     UnknownMethod,
 )
 from planner.fit import fit
-from planner.output.plan_files import load
 from planner.output.timeline import render_timeline_svg
-from planner.plan.sharded import ShardedPlan
-from planner.plan.single import Plan
+from planner.plan.stage import Stage
+from planner.plans import Plan, ShardedPlan, load
+from planner.request import Request
 from planner.solvers import Limits, Status
 from planner.textbook.estimate import Estimate, estimate
 from planner.verification.verify import Verification, verify
@@ -38,6 +40,7 @@ __all__ = [
     "BadBudget",
     "BadCluster",
     "BadEstimate",
+    "BadRequest",
     "BadSpec",
     "CaptureError",
     "Comparison",
@@ -51,9 +54,12 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "PlannerError",
+    "Request",
     "ShardedPlan",
+    "Stage",
     "Status",
     "UnknownDevice",
+    "UnknownEngine",
     "UnknownMethod",
     "Verification",
     "compare",

@@ -3,12 +3,14 @@
     PlannerError
       BadBudget           ValueError           the budget is not a size
       BadCluster          ValueError           these devices and links do not make a cluster
+      BadRequest          ValueError           something is said that this does not take
       BadEstimate         ValueError           an estimate is asked of numbers that make no model
       CaptureError        graphs.CaptureError  the training step cannot be captured
       InfeasibleBudget    ValueError           no schedule found fits the budget
       InvalidPlan         ValueError           a plan file is damaged, foreign or too new
       PlanMismatch        ValueError           the plan was made for another model or other inputs
       UnknownMethod       ValueError           no solver has this name
+      UnknownEngine       ValueError           no engine has this name
       UnknownDevice       ValueError           no device has this name
       BadSpec             ValueError           a MODEL text does not lead to a model
 
@@ -19,12 +21,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from planner.graphs import capture_error
-
-if TYPE_CHECKING:
-    from planner.graphs.binding import Binding
+from planner.graphs.binding import Binding
 
 
 class PlannerError(Exception):
@@ -37,6 +36,10 @@ class BadBudget(PlannerError, ValueError):
 
 class BadCluster(PlannerError, ValueError):
     """The devices do not divide into nodes, or a link is not a rate."""
+
+
+class BadRequest(PlannerError, ValueError, TypeError):
+    """An unknown option, or one that is not for what was called."""
 
 
 class BadEstimate(PlannerError, ValueError):
@@ -83,6 +86,10 @@ class BadSpec(PlannerError, ValueError):
 
 class UnknownDevice(PlannerError, ValueError):
     """No device has this name; the message lists the valid ones."""
+
+
+class UnknownEngine(PlannerError, ValueError):
+    """No engine has this name; the message lists the valid ones."""
 
 
 class UnknownMethod(PlannerError, ValueError):

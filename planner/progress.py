@@ -1,19 +1,23 @@
 """Tell a person what is going on while they wait.
 
-A ``Progress`` is called with a short sentence whenever the work enters a new part. Knows how to
-show it on a terminal; stays silent when the output is not one.
+A ``Progress`` is called with a short sentence whenever the work enters a new part. Beside the
+command line this is the one file that writes: on standard error, if that is a terminal, or in a
+notebook.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import Progress as Display
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 Progress = Callable[[str], None]
+Told = Literal["auto", "off"] | Progress | None
+"""How a person is told: "auto", "off" (or ``None``), or by calling something."""
 
 
 def silent(_sentence: str) -> None:
@@ -21,10 +25,34 @@ def silent(_sentence: str) -> None:
 
 
 @contextmanager
+def telling(told: Told) -> Iterator[Progress]:
+    """Give what to call inside the block.
+
+    Raises:
+        ValueError: neither "auto", "off" nor a callable.
+
+    >>> said = []
+    >>> with telling(said.append) as tell:
+    ...     tell("capturing")
+    >>> said
+    ['capturing']
+    """
+    if callable(told):
+        yield told
+    elif told is None or told == "off":
+        yield silent
+    elif told == "auto":
+        with on_terminal() as shown:
+            yield shown
+    else:
+        raise ValueError(f"progress={told!r}: expected 'auto', 'off' or a function of a sentence")
+
+
+@contextmanager
 def on_terminal() -> Iterator[Progress]:
-    """Show the current sentence and the time it takes on standard error, if that is a terminal."""
+    """Show the current sentence and the time it takes, on a terminal or in a notebook."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal or console.is_jupyter):
         yield silent
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -1,70 +1,237 @@
-"""A training step as a person describes it, handed to ``graphs.capture.training_step``.
+"""Everything a person says about a training step, as one value that is checked once.
 
-Knows which inputs a model carries along, which device "auto" is and how an optimizer is called.
-Knows nothing of budgets or of what is planned.
+``fit``, ``pareto``, ``max_batch``, ``compare`` and the command line make a ``Request`` of what they
+are told; whatever comes after takes that. The parameters are spelled here and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from planner.errors import CaptureError, UnknownDevice
-from planner.progress import Progress, silent
+from planner.byte_sizes import parse_budget
+from planner.errors import (
+    BadCluster,
+    BadRequest,
+    CaptureError,
+    UnknownDevice,
+    UnknownMethod,
+)
+from planner.graphs.hardware.devices import Device, device
+from planner.progress import Told, telling
+from planner.solvers import SOLVERS, Limits
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from planner.graphs.capture.training_step import Captured
-    from planner.graphs.hardware.devices import Device
+    from planner.graphs.hardware.cluster import LinkSpec
+
+DEFAULT_LIMITS = Limits()
 
 
-def capture_step(
-    model: nn.Module,
-    *,
-    inputs: Any = None,
-    loss: Callable[..., Any] | None = None,
-    targets: Any = None,
-    optimizer: Any = "adamw",
-    device: str = "auto",
-    costs: str = "roofline",
-    accumulate: bool = False,
-    progress: Progress | None = None,
-) -> Captured:
-    """Capture one training step; the arguments are those of ``fit``.
+class BatchOptions(TypedDict, total=False):
+    """What may be said of a step, whatever its batch; ``Request`` says what each means."""
+
+    loss: Callable[..., Any] | None
+    optimizer: Any
+    device: str | Device
+    costs: str
+    engine: str
+    limits: Limits
+    progress: Told
+
+
+class StepOptions(BatchOptions, total=False):
+    """What may be said of a step on any number of devices."""
+
+    inputs: Any
+    targets: Any
+
+
+class SingleOptions(StepOptions, total=False):
+    """What may be said of a step on one device."""
+
+    accumulate: bool
+
+
+class FitOptions(SingleOptions, total=False):
+    """What ``fit`` may be told for one device."""
+
+    method: str
+
+
+class ShardedOptions(StepOptions, total=False):
+    """What ``fit`` may be told for several devices."""
+
+    method: str
+    devices_per_node: int | None
+    link: LinkSpec
+    global_batch: int | None
+    precisions: Sequence[str]
+    offload: bool
+
+
+class AnyOptions(FitOptions, ShardedOptions, total=False):
+    """All that ``fit`` may be told."""
+
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training step, and how it is to be planned. Made by ``request_of``, which checks it.
+
+    Attributes:
+        model: any ``nn.Module``, on a real, meta or fake device; it is not changed.
+        inputs: a tensor, a tuple (positional) or a dict (keywords). Without it the model's own
+            example is used: ``example_input_array`` (Lightning) or ``dummy_inputs`` (transformers).
+        loss: called with the model's output and ``targets``; without it the output is the loss, has
+            a ``.loss``, or is differentiated by the caller.
+        targets: further arguments of ``loss``: a tensor or a tuple.
+        optimizer: a name, a class, a factory or an instance; ``None`` leaves its state out.
+        device: a ``Device``, a name of the device table or of the driver, the path of a JSON file,
+            or "auto" for the device that the model lives on (meta stands for this CPU).
+        costs: a name of ``graphs.costs.COSTS``: "roofline" estimates times, "measured" runs each
+            distinct op once.
+        engine: a name of ``running.engines.ENGINES``, what carries the plan out.
+        method: a name of ``solvers.SOLVERS``.
+        limits: when a solver stops.
+        progress: "auto" shows on a terminal and in a notebook what is going on; "off"; or a
+            function that is called with a sentence.
+        accumulate: keep the gradients of earlier micro-steps through forward.
+        world_size: how many devices; above 1 the plan also says what to shard, in which
+            micro-batches, and the budget is each device's. The rest is for several devices only.
+        devices_per_node: by default what the usual server of the device has.
+        link: bytes/s of the slowest link, a text such as "400Gb/s", or a mapping by link.
+        global_batch: samples of one optimizer step over all devices; by default every device has
+            the example inputs once.
+        precisions: what compute may run in: "float32" (as the model is), "bfloat16".
+        offload: whether states may be moved to the host.
+    """
+
+    model: nn.Module
+    inputs: Any = None
+    loss: Callable[..., Any] | None = None
+    targets: Any = None
+    optimizer: Any = "adamw"
+    device: str | Device = "auto"
+    costs: str = "roofline"
+    engine: str = "op_by_op"
+    method: str = "auto"
+    limits: Limits = DEFAULT_LIMITS
+    progress: Told = "auto"
+    accumulate: bool = False
+    world_size: int = 1
+    devices_per_node: int | None = None
+    link: LinkSpec = None
+    global_batch: int | None = None
+    precisions: Sequence[str] = ("float32",)
+    offload: bool = True
+
+    @property
+    def hardware(self) -> Device:
+        """The device; ``request_of`` has looked it up."""
+        assert isinstance(self.device, Device), "a Request is made by request_of"
+        return self.device
+
+    def tell(self, sentence: str) -> None:
+        """Say what begins now, to whoever is to be told."""
+        if callable(self.progress):
+            self.progress(sentence)
+
+    @property
+    def optimizer_name(self) -> str | None:
+        """What the optimizer is called in a plan."""
+        return optimizer_name(self.optimizer)
+
+    def budget_bytes(self, budget: str | float) -> int:
+        """Return a budget in bytes; a percentage is of the device's memory.
+
+        Raises:
+            BadBudget: it is not a positive size.
+        """
+        return parse_budget(budget, lambda: self.hardware.memory_bytes)
+
+
+def request_of(
+    model: nn.Module | Request, said: Mapping[str, Any], allowed: type = AnyOptions
+) -> Request:
+    """Make a request of what a person said, and check it: nothing is dropped in silence.
+
+    Args:
+        model: the model, or a request already made, which ``said`` then changes.
+        said: by name, the fields of ``Request``.
+        allowed: a ``TypedDict`` of the names that may be said here.
 
     Raises:
-        CaptureError: the step cannot be captured, or no inputs are known.
+        BadRequest: an unknown name, or one that is not for this.
+        BadCluster: options of several devices for one, or of one for several.
+        UnknownMethod, UnknownDevice, CaptureError: see ``planner.errors``.
     """
-    from planner.graphs.capture.training_step import capture
-    from planner.running.planned_module import unplanned
+    check_said(said, allowed)
+    made = replace(model, **said) if isinstance(model, Request) else Request(model, **said)
+    _check_ranks(made, said)
+    if made.method not in SOLVERS:
+        raise UnknownMethod(made.method, SOLVERS)
+    hardware = find_device(made.device, made.model)
+    inputs = example_inputs(made.model) if made.inputs is None else made.inputs
+    return replace(made, device=hardware, inputs=inputs)
 
-    model = unplanned(model)
-    (progress or silent)(f"capturing {type(model).__name__}")
-    try:
-        return capture(
-            model,
-            example_inputs(model) if inputs is None else inputs,
-            loss=loss,
-            targets=targets,
-            optimizer=optimizer,
-            device=device,
-            costs=costs,
-            accumulate=accumulate,
-            progress=progress,
+
+def check_said(said: Mapping[str, Any], allowed: type) -> None:
+    """Refuse names that a ``TypedDict`` does not have.
+
+    Raises:
+        BadRequest: an unknown name; the message lists the valid ones, the likely one first.
+    """
+    names = allowed.__annotations__
+    for name in said:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}? It takes" if close else "it takes"
+            raise BadRequest(f"{name!r} cannot be said here; {hint} {', '.join(sorted(names))}")
+
+
+@contextmanager
+def requested(
+    model: nn.Module | Request, said: Mapping[str, Any], allowed: type = AnyOptions
+) -> Iterator[Request]:
+    """Make a request that tells the person, inside the block, what is going on.
+
+    Args:
+        model, said, allowed: as for ``request_of``, which raises the same errors.
+    """
+    request = request_of(model, said, allowed)
+    with telling(request.progress) as tell:
+        yield replace(request, progress=tell)
+
+
+def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
+    """Refuse what would have no effect."""
+    if request.world_size != 1 and request.accumulate:
+        raise BadCluster(
+            "accumulate=True is for one device: over several, how many micro-steps are "
+            "accumulated is planned; pass global_batch="
         )
-    except ValueError as error:  # a CaptureError of graphs, or an argument it does not know
-        raise CaptureError(str(error)) from error
+    several = ShardedOptions.__annotations__.keys() - FitOptions.__annotations__.keys()
+    if request.world_size == 1 and (used := sorted(several & said.keys())):
+        raise BadCluster(
+            f"{', '.join(f'{name}=' for name in used)} would have no effect on one device: pass "
+            "world_size=, too, or leave it out"
+        )
 
 
-def find_device(name: str, model: nn.Module) -> Device:
+def find_device(name: str | Device, model: nn.Module) -> Device:
     """Look a device up; "auto" is the one the model lives on (meta stands for this machine's cpu).
 
     Raises:
         UnknownDevice: no device has this name.
     """
-    from planner.graphs.hardware.devices import device
-
+    if isinstance(name, Device):
+        return name
     try:
         return device(_home(model) if name == "auto" else name)
     except ValueError as error:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from planner.fit import plan_graph
 from planner.graphs import simulate, store_all
 from planner.graphs.capture.step_function import arguments_of, unique_tensors
 from planner.graphs.capture.training_step import Captured, capture
 from planner.graphs.torch_api.allocation_records import measure_peak
-from planner.plan.single import Plan
+from planner.plans import Plan
 from planner.solvers import minimum_budget
+from tests.asked import plan_graph
 
 AMPLE = 10**12
 

@@ -18,10 +18,9 @@ from planner.graphs.capture.optimizer_step import OptimizerStep
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.passes.inplace import Overwrite, Readers
 from planner.graphs.capture.passes.mutations import once_only, update_points
+from planner.graphs.capture.target import Target
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
-
-RNG_STATE_BYTES = {"cpu": 5056, "cuda": 16}
 
 
 class Role(enum.Enum):
@@ -76,6 +75,7 @@ class Price:
 class _Builder:
     joint: Joint
     price: Callable[[fx.Node], Price]
+    target: Target
     granularity_bytes: int
     readers: Readers | None
     values: list[Value] = field(default_factory=list)
@@ -116,10 +116,9 @@ def assemble(
     joint: Joint,
     price: Callable[[fx.Node], Price],
     *,
+    target: Target,
     optimizer: OptimizerStep | None,
     optimizer_seconds: float = 0.0,
-    granularity_bytes: int = 1,
-    reserve_bytes: int = 0,
     accumulate: bool = False,
     eager: bool = False,
     name: str = "",
@@ -127,11 +126,19 @@ def assemble(
     """Build the graph of a training step and the lowering of its ops.
 
     Ops keep the order of the joint graph: forward, buffer updates, tangents, backward, optimizer.
-    ``accumulate`` counts gradients of earlier micro-batches as resident. ``eager`` keeps kernels
-    apart that a plan would run one into the storage of the other.
+
+    Args:
+        joint: the captured step.
+        price: what each of its kernels costs.
+        target: what it was captured for.
+        optimizer: what follows backward; ``None`` leaves it out.
+        optimizer_seconds: how long that takes.
+        accumulate: count gradients of earlier micro-batches as resident.
+        eager: keep kernels apart that a plan would run one into the storage of the other.
+        name: of the graph.
     """
     readers = None if eager else Readers(joint.graph)
-    builder = _Builder(joint, price, granularity_bytes, readers)
+    builder = _Builder(joint, price, target, target.device.granularity_bytes, readers)
     _add_resident(builder)
     kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
     border = first_backward(joint)
@@ -151,7 +158,7 @@ def assemble(
     held = _held(builder)
     gradients = _gradients(builder)
     _add_optimizer(builder, gradients, optimizer, optimizer_seconds, accumulate=accumulate)
-    _add_reserved(builder, optimizer, reserve_bytes, accumulate=accumulate)
+    _add_reserved(builder, optimizer, target.device.reserve_bytes, accumulate=accumulate)
     outputs = frozenset(held | (set() if accumulate else set(gradients)))
     made_values = {v for op in builder.ops for v in op.outputs}
     graph = Graph(tuple(builder.ops), tuple(builder.values), outputs & made_values, name)
@@ -201,8 +208,7 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
     fresh = set(made)
     scratch = price.workspace_bytes
     if is_random(node) and recomputable:
-        device = next(iter(tensors_in(node.meta["val"]))).device.type
-        size = RNG_STATE_BYTES.get(device, 5056)
+        size = b.target.rng_state_bytes
         scratch += size  # run again, the op sets the present state aside
         state = b.add_value(f"{node.name}.rng", size, Kind.ACTIVATION)
         save = Op(f"{node.name}.rng", "rng_state", (), (state,), phase=phase, recomputable=False)

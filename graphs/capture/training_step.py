@@ -9,27 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from planner.graphs.capture.guards.call import class_name, device_type, fake_call, signature_of
 from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.kernel_prices import prices
 from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble
 from planner.graphs.capture.optimizer_step import OptimizerStep, optimizer_step
-from planner.graphs.capture.passes.eager_semantics import normalized, with_layout_of
+from planner.graphs.capture.passes.eager_semantics import normalized
+from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
+from planner.graphs.capture.target import Target
 from planner.graphs.capture.trace import trace
-from planner.graphs.costs.cache import default_cache
-from planner.graphs.costs.measured import Memory, measure_memory, measure_seconds
-from planner.graphs.costs.operator_call import Call, new_storage_bytes
-from planner.graphs.costs.roofline import op_cost, roofline_seconds, tensors_in
-from planner.graphs.costs.workspace import estimate_workspace
+from planner.graphs.costs.registry import cost_model
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
 from planner.graphs.hardware.detect import local_device
-
-COSTS = ("roofline", "measured")
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,8 @@ class Captured:
 
     graph: Graph
     signature: dict[str, Any]
+    rewrite: str = AS_CAPTURED.name
+    """Which variant of the step the graph is: a name of ``graphs.capture.rewrites.REWRITES``."""
 
 
 def capture(
@@ -47,9 +45,10 @@ def capture(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: str | devices.Device = "auto",
     costs: str = "roofline",
     accumulate: bool = False,
+    rewrite: str = AS_CAPTURED.name,
     progress: Callable[[str], None] | None = None,
 ) -> Captured:
     """Capture one training step of a model without allocating it.
@@ -66,12 +65,14 @@ def capture(
             Kernel scratch is measured, too, if the model is real and on ``device``; for a model on
             meta, or for another device, both are formulas.
         accumulate: gradients of earlier micro-batches are held while this one runs.
+        rewrite: the variant of the step to capture, a name of ``REWRITES``.
         progress: called with a word about what begins.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
         ValueError: an unknown device, optimizer or cost mode.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     >>> found = capture(model, torch.zeros(2, 4), loss=torch.mean)
     >>> [op.target for op in found.graph.ops][:3]
@@ -85,6 +86,7 @@ def capture(
         device=device,
         costs=costs,
         accumulate=accumulate,
+        rewrite=rewrite,
         progress=progress,
     )
     return found.captured
@@ -105,11 +107,12 @@ def capture_joint(
     *,
     loss: Callable[..., Any] | None = None,
     optimizer: Any = None,
-    device: str = "auto",
+    device: str | devices.Device = "auto",
     costs: str = "roofline",
     accumulate: bool = False,
     eager: bool = False,
     real: bool | None = None,
+    rewrite: str = AS_CAPTURED.name,
     progress: Callable[[str], None] | None = None,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
@@ -118,19 +121,21 @@ def capture_joint(
     into what the one before it made. ``real`` says that kernels may be run here: by default those
     of a model that has data.
     """
-    if costs not in COSTS:
-        raise ValueError(f"unknown costs {costs!r}; expected one of {', '.join(COSTS)}")
+    cost_model(costs)  # an unknown one is said before any work
     tell = progress or (lambda _: None)
     kind = device_type(model, call)
     home = devices.cpu() if kind == "cpu" else local_device()
-    where = home if device == "auto" else devices.device(device)
+    where = device if isinstance(device, devices.Device) else home
+    if isinstance(device, str) and device != "auto":
+        where = devices.device(device)
+    target = Target(where, kind, lean=not (eager and where.name == "cpu"))
     tell("capturing forward and backward")
-    lean = not (eager and where.name == "cpu")
-    joint = normalized(trace(model, call, loss=loss, lean=lean))
+    joint = normalized(trace(model, call, loss=loss, lean=target.lean))
+    joint = rewrite_of(rewrite).apply(joint) or joint
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
     here = where.name == home.name and (has_data(model) if real is None else real)
-    prices = _prices(joint, where, here=here, timed=costs == "measured")
+    priced = prices(joint, where, here=here, costs=costs)
     tell("running the optimizer on fake tensors")
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
     trainable = [joint.parameters[n].meta["val"] for n in wanted]
@@ -138,18 +143,18 @@ def capture_joint(
     step = optimizer if known else optimizer_step(trainable, optimizer)
     graph, lowering = assemble(
         joint,
-        prices.__getitem__,
+        priced.__getitem__,
+        target=target,
         optimizer=step,
         optimizer_seconds=0.0 if step is None else step.moved_bytes / where.bytes_per_second(),
-        granularity_bytes=where.granularity_bytes,
-        reserve_bytes=where.reserve_bytes,
         accumulate=accumulate,
         eager=eager,
         name=class_name(model),
     )
     answers = joint.decisions.answers
     signature = signature_of(model, call, answers=answers, loss=loss is not None)
-    return Traced(Captured(graph, signature | {"accumulate": accumulate}), joint, lowering)
+    captured = Captured(graph, signature | {"accumulate": accumulate}, rewrite)
+    return Traced(captured, joint, lowering)
 
 
 def has_data(model: nn.Module) -> bool:
@@ -162,16 +167,28 @@ def has_data(model: nn.Module) -> bool:
 
 
 def recapture(
-    model: nn.Module, signature: dict[str, Any], loss: Callable[..., Any] | None
+    model: nn.Module,
+    signature: dict[str, Any],
+    loss: Callable[..., Any] | None,
+    rewrite: str = AS_CAPTURED.name,
 ) -> tuple[Joint, Graph, Lowering]:
-    """Capture again, without prices, the step a signature describes, in order to run it."""
+    """Capture again, without prices, the step a signature describes, in order to run it.
+
+    Args:
+        model: in the modes that it was captured in.
+        signature: of the capture.
+        loss: the callable that it was captured with.
+        rewrite: which variant of the step.
+    """
     members = [*model.parameters(), *model.buffers()]
     mode = next((t.fake_mode for t in members if isinstance(t, FakeTensor)), None)
     call = fake_call(signature, mode)
     joint = normalized(trace(model, call, loss=loss, answers=signature["answers"]))
+    joint = rewrite_of(rewrite).apply(joint) or joint
+    target = Target(devices.cpu(), device_type(model, call))
     free = Price(0.0, 0, 0, 0)
     graph, lowering = assemble(
-        joint, lambda _: free, optimizer=None, accumulate=signature["accumulate"]
+        joint, lambda _: free, target=target, optimizer=None, accumulate=signature["accumulate"]
     )
     ops = (*lowering.ops, Lowered(Role.OPTIMIZER))  # whatever optimizer the plan counted
     return joint, graph, replace(lowering, ops=ops)
@@ -180,6 +197,7 @@ def recapture(
 def optimizer_of(graph: Graph) -> OptimizerStep | None:
     """Return the optimizer step that a captured graph ends with.
 
+    >>> import torch
     >>> found = capture(nn.Linear(4, 1), torch.zeros(2, 4), optimizer="sgd")
     >>> optimizer_of(found.graph).state_bytes
     0
@@ -189,60 +207,3 @@ def optimizer_of(graph: Graph) -> OptimizerStep | None:
         return None
     state = sum(v.size_bytes for v in graph.values if v.kind is Kind.OPTIMIZER)
     return OptimizerStep(op.target, state, op.workspace_bytes, op.moved_bytes)
-
-
-def _prices(
-    joint: Joint, device: devices.Device, *, here: bool, timed: bool
-) -> dict[fx.Node, Price]:
-    """Price every kernel: FLOPs and bytes by formula, scratch and (if asked) time by running it.
-
-    Ops that cannot run here, because the device is another or memory is short, get the formula;
-    it speaks of a CPU's kernels, so planning for an accelerator elsewhere counts no scratch.
-    """
-    kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
-    calls = {n: _call(n) for n in kernels if _runs(n)}
-    costs = {n: op_cost(c.target, c.args, c.kwargs, n.meta.get("val")) for n, c in calls.items()}
-    roofline = {n: roofline_seconds(cost, device) for n, cost in costs.items()}
-    known = list(calls.values())
-    if here:
-        memory = measure_memory(known, cache=default_cache(), fallback=estimate_workspace)
-    else:
-        on_cpu = device.name == devices.cpu().name
-        memory = [Memory(estimate_workspace(c) if on_cpu else 0) for c in known]
-    seconds = list(roofline.values())
-    if here and timed:
-        formula = dict(zip(map(id, known), seconds, strict=True))
-        seconds = measure_seconds(known, cache=default_cache(), fallback=lambda c: formula[id(c)])
-    memory = [_matched(m, c, n) for m, (n, c) in zip(memory, calls.items(), strict=True)]
-    prices = {
-        n: Price(s, costs[n].flops, costs[n].moved_bytes, m.workspace_bytes, m.output_bytes)
-        for n, s, m in zip(calls, seconds, memory, strict=True)
-    }
-    return prices | {n: _copy_price(n, device) for n in kernels if n not in calls}
-
-
-def _matched(memory: Memory, call: Call, node: fx.Node) -> Memory:
-    """Count as scratch what a kernel returns in more, or other, storages than its fake does."""
-    made = new_storage_bytes(call, node.meta.get("val"))
-    if len(memory.output_bytes) in (0, len(made)):
-        return memory
-    return Memory(memory.workspace_bytes + max(0, sum(memory.output_bytes) - sum(made)))
-
-
-def _runs(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload)
-
-
-def _call(node: fx.Node) -> Call:
-    value = lambda n: n.meta.get("val")  # noqa: E731
-    args = fx.node.map_arg(node.args, value)
-    assert isinstance(node.target, torch._ops.OpOverload)
-    return Call(node.target, tuple(args), dict(fx.node.map_arg(node.kwargs, value)))
-
-
-def _copy_price(node: fx.Node, device: devices.Device) -> Price:
-    """Price what is not an operator: a copy into a layout moves its bytes twice, getitem none."""
-    moved = 0
-    if node.target is with_layout_of:
-        moved = 2 * sum(t.untyped_storage().nbytes() for t in tensors_in(node.meta["val"]))
-    return Price(moved / device.bytes_per_second(), 0, moved, 0)

@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.analysis.batch_search import Batches
-from planner.byte_sizes import format_both, format_percent, parse_budget
+from planner.byte_sizes import format_both, format_percent
 from planner.errors import BadBudget, CaptureError
-from planner.fit import DEFAULT_LIMITS, plan_from_solution, plan_graph
 from planner.output.layout import wrap
-from planner.plan.single import Plan
-from planner.progress import Progress, silent
-from planner.request import capture_step, find_device, optimizer_name
-from planner.solvers import Limits
+from planner.planning import captured_step, plan_captured, plan_of
+from planner.plans import Plan
+from planner.request import BatchOptions, Request, check_said, requested
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,33 +77,30 @@ class MaxBatch:
 
 
 def max_batch(
-    model: nn.Module,
+    model: nn.Module | Request,
     budget: str | float,
     *,
     inputs: Callable[[int], Any],
-    max_overhead: str | float = FORWARD,
-    loss: Callable[..., Any] | None = None,
     targets: Callable[[int], Any] | None = None,
-    optimizer: Any = "adamw",
-    device: str = "auto",
-    limits: Limits = DEFAULT_LIMITS,
-    costs: str = "roofline",
-    progress: Progress | None = None,
+    max_overhead: str | float = FORWARD,
+    **said: Unpack[BatchOptions],
 ) -> MaxBatch:
     """Find the largest batch whose plan fits a budget at a bearable cost.
 
     Args:
-        model: any ``nn.Module``; arguments not named here are as for ``fit``.
+        model: any ``nn.Module``, or a ``Request``.
+        budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
         inputs: called with a batch size, returns the inputs; tensors on meta will do.
+        targets: called with a batch size, returns the further arguments of ``loss``.
         max_overhead: the most extra time, of the plain step at that batch: 0.33, "33%", or
             "forward" for what one more forward pass takes.
-        targets: called with a batch size, returns the further arguments of ``loss``.
-        limits: for each solve, of which there are some ten.
+        said: what else is to be said of the step: see ``Request``. ``limits`` are for each solve,
+            of which there are some ten.
 
     Raises:
         BadBudget: the budget or the overhead is not what it should be.
         InfeasibleBudget: not even a batch of one fits.
-        UnknownDevice, CaptureError: as ``fit`` does.
+        BadRequest, UnknownDevice, CaptureError: as ``fit`` does.
 
     >>> from torch import nn, zeros
     >>> model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64), nn.GELU())
@@ -114,51 +109,40 @@ def max_batch(
     True
     """
     allowed = parse_overhead(max_overhead)
-    hardware = find_device(device, model)
-    budget_bytes, tell = parse_budget(budget, lambda: hardware.memory_bytes), progress or silent
+    first = {"inputs": inputs(1), "targets": None if targets is None else targets(1)}
+    check_said(said, BatchOptions)
+    with requested(model, {**said, **first}) as request:
 
-    def capture(batch: int) -> Captured:
-        tell(f"capturing {type(model).__name__} at batch {batch}")
-        return capture_step(
-            model,
-            inputs=inputs(batch),
-            loss=loss,
-            targets=None if targets is None else targets(batch),
-            optimizer=optimizer,
-            device=hardware.name,
-            costs=costs,
+        def capture(batch: int) -> Captured:
+            request.tell(f"batch {batch}")
+            given = {} if targets is None else {"targets": targets(batch)}
+            return captured_step(replace(request, inputs=inputs(batch), **given))
+
+        budget_bytes = request.budget_bytes(budget)
+        search = Batches(capture, budget_bytes, allowed, request.limits)
+        search.largest(search.may_fit)  # quick, and captures near where the others will be
+        batch = search.largest(search.fits)
+        if not batch:
+            raise _refused(search, request, max_overhead)
+        solution = search.solve(search.graph(batch))
+        plan = plan_of(search.captured[batch], request, budget_bytes, solution)
+        return MaxBatch(
+            batch=batch,
+            plan=Plan.of(plan),
+            plain_batch=search.largest(search.fits_plain),
+            bound_batch=search.largest(search.is_possible),
+            max_overhead=search.allowed_seconds(search.graph(batch)) / search.graph(batch).seconds,
+            captures=len(search.captured),
         )
 
-    search = Batches(capture, budget_bytes, allowed, limits)
-    search.largest(search.may_fit)  # quick, and captures near where the others will be
-    batch = search.largest(search.fits)
-    if not batch:
-        raise _refused(search, max_overhead)
-    plan = plan_from_solution(
-        search.captured[batch],
-        budget_bytes,
-        search.solve(search.graph(batch)),
-        device=hardware.name,
-        optimizer=optimizer_name(optimizer),
-        costs=costs,
-    )
-    return MaxBatch(
-        batch=batch,
-        plan=replace(plan, loss=loss),
-        plain_batch=search.largest(search.fits_plain),
-        bound_batch=search.largest(search.is_possible),
-        max_overhead=search.allowed_seconds(search.graph(batch)) / search.graph(batch).seconds,
-        captures=len(search.captured),
-    )
 
-
-def _refused(search: Batches, max_overhead: str | float) -> BadBudget:
+def _refused(search: Batches, request: Request, max_overhead: str | float) -> BadBudget:
     """Return the error of an overhead that not even one sample keeps to, if the budget is not it.
 
     Raises:
         InfeasibleBudget: it is the budget.
     """
-    plan = plan_graph(search.captured[1], search.budget_bytes, limits=search.limits)
+    plan = plan_captured(search.captured[1], request, search.budget_bytes)
     return BadBudget(
         f"a batch of one costs {format_percent(plan.overhead)} within "
         f"{format_both(search.budget_bytes)}, more than max_overhead={max_overhead!r} allows: "

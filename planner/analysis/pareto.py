@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.byte_sizes import (
     format_both,
@@ -19,14 +19,13 @@ from planner.byte_sizes import (
     format_seconds,
     parse_budget,
 )
-from planner.fit import DEFAULT_LIMITS
 from planner.graphs import Graph
 from planner.output.layout import table, wrap
 from planner.plan.advice import infeasible
-from planner.plan.single import Plan
-from planner.progress import Progress, silent
-from planner.request import capture_step, find_device, optimizer_name
-from planner.solvers import Limits, MinimumBudget, Status
+from planner.planning import captured_step, plan_of
+from planner.plans import Plan
+from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested
+from planner.solvers import Limits, MinimumBudget, Solution, Status
 from planner.solvers.baselines.pareto_marks import Mark, rivals
 from planner.solvers.frontier import Frontier, frontier, refined
 
@@ -67,16 +66,17 @@ class Curve:
     ``rivals`` are the schedules of the usual heuristics, by name, if they were asked for.
     """
 
-    graph: Graph
+    captured: Captured = field(hash=False)
+    request: Request = field(compare=False, repr=False)
     frontier: Frontier
-    signature: Mapping[str, Any] = field(hash=False)
     rivals: Mapping[str, tuple[Mark, ...]] = field(default_factory=dict, hash=False)
-    device: str = "cpu"
-    optimizer: str | None = None
-    costs: str = "roofline"
-    loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
     capture_seconds: float = field(default=0.0, compare=False)
     solve_seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def graph(self) -> Graph:
+        """The captured step."""
+        return self.captured.graph
 
     @property
     def points(self) -> tuple[CurvePoint, ...]:
@@ -128,21 +128,10 @@ class Curve:
             raise infeasible(self.graph, budget_bytes, least, "")
         bound = min(self.frontier.bound_seconds(budget_bytes), point.seconds)
         close = point.seconds - bound <= DEFAULT_LIMITS.gap * self.graph.seconds
-        return Plan(
-            graph=self.graph,
-            schedule=point.schedule,
-            budget_bytes=budget_bytes,
-            status=Status.OPTIMAL if close else Status.FEASIBLE,
-            bound_seconds=bound,
-            method="auto",
-            signature=self.signature,
-            device=self.device,
-            optimizer=self.optimizer,
-            costs=self.costs,
-            message="a point of the curve",
-            loss=self.loss,
-            capture_seconds=self.capture_seconds,
-        )
+        status = Status.OPTIMAL if close else Status.FEASIBLE
+        solution = Solution(status, point.schedule, bound, "a point of the curve")
+        plan = plan_of(self.captured, self.request, budget_bytes, solution)
+        return Plan.of(replace(plan, capture_seconds=self.capture_seconds))
 
     def best_rival(self, budget_bytes: int) -> tuple[str, float] | None:
         """Return the heuristic that costs least within a budget, and its overhead."""
@@ -227,31 +216,24 @@ class Curve:
 
 
 def pareto(
-    model: nn.Module,
+    model: nn.Module | Request,
     *,
-    inputs: Any = None,
     points: int = POINTS,
-    loss: Callable[..., Any] | None = None,
-    targets: Any = None,
-    optimizer: Any = "adamw",
-    device: str = "auto",
-    limits: Limits = DEFAULT_LIMITS,
-    costs: str = "roofline",
-    accumulate: bool = False,
     heuristics: bool = False,
-    progress: Progress | None = None,
+    **said: Unpack[SingleOptions],
 ) -> Curve:
     """Plan one training step at many budgets: what every byte less costs in time.
 
     Args:
-        model: any ``nn.Module``; this and every argument not named here is as for ``fit``.
+        model: any ``nn.Module``, or a ``Request``.
         points: how many budgets, from the least known to work to what plain training needs.
-        limits: the seconds are for all points together.
         heuristics: set the schedules of the usual heuristics beside ours.
+        said: what else is to be said of the step: see ``Request``. The seconds of ``limits`` are
+            for all points together.
 
     Raises:
         ValueError: fewer than two points.
-        UnknownDevice, CaptureError: as ``fit`` does.
+        BadRequest, UnknownDevice, CaptureError: as ``fit`` does.
 
     >>> from torch import nn, zeros
     >>> model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64), nn.GELU())
@@ -261,53 +243,38 @@ def pareto(
     """
     if points < 2:
         raise ValueError(f"points={points} make no curve: ask for 2 or more")
-    hardware = find_device(device, model)
-    start = time.perf_counter()
-    captured = capture_step(
-        model,
-        inputs=inputs,
-        loss=loss,
-        targets=targets,
-        optimizer=optimizer,
-        device=hardware.name,
-        costs=costs,
-        accumulate=accumulate,
-        progress=progress,
-    )
-    spent = time.perf_counter() - start
-    found = curve_of(captured, points, limits=limits, heuristics=heuristics, progress=progress)
-    return replace(
-        found,
-        device=hardware.name,
-        optimizer=optimizer_name(optimizer),
-        costs=costs,
-        loss=loss,
-        capture_seconds=spent,
-    )
+    with requested(model, said, SingleOptions) as request:
+        start = time.perf_counter()
+        captured = captured_step(request)
+        spent = time.perf_counter() - start
+        found = curve_of(captured, request, points, heuristics=heuristics)
+        return replace(found, capture_seconds=spent)
 
 
 def curve_of(
-    captured: Captured,
-    points: int = POINTS,
-    *,
-    limits: Limits = DEFAULT_LIMITS,
-    heuristics: bool = False,
-    progress: Progress | None = None,
+    captured: Captured, request: Request, points: int = POINTS, *, heuristics: bool = False
 ) -> Curve:
-    """Return the curve of a captured step; ``pareto`` after its capture."""
-    graph, tell = captured.graph, progress or silent
-    tell(f"solving {len(graph.ops):,} ops at {points} budgets")
+    """Return the curve of a captured step; ``pareto`` after its capture.
+
+    Args:
+        captured: the step.
+        request: what was asked for.
+        points: how many budgets.
+        heuristics: set the schedules of the usual heuristics beside.
+    """
+    graph, limits = captured.graph, request.limits
+    request.tell(f"solving {len(graph.ops):,} ops at {points} budgets")
     start = time.perf_counter()
     found = frontier(graph, points, limits)
     spent = time.perf_counter() - start
     marks: dict[str, tuple[Mark, ...]] = {}
     if heuristics:
-        tell("running the usual heuristics")
+        request.tell("running the usual heuristics")
         marks = rivals(graph, list(_some(found)), Limits(seconds=RIVAL_SECONDS, seed=limits.seed))
-        tell("solving where a heuristic comes between two points")
+        request.tell("solving where a heuristic comes between two points")
         share = replace(limits, seconds=limits.seconds / (2 * points))
         found = refined(graph, found, _between(found, marks), share)
-    return Curve(graph, found, captured.signature, marks, solve_seconds=spent)
+    return Curve(captured, request, found, marks, solve_seconds=spent)
 
 
 def _between(found: Frontier, marks: Mapping[str, tuple[Mark, ...]]) -> Iterator[int]:

@@ -17,8 +17,7 @@ import click
 from planner.errors import InfeasibleBudget, PlannerError
 from planner.output.plan_text import binding_summary, summary
 from planner.output.sharded_plan_text import sharded_summary
-from planner.plan.sharded import ShardedPlan
-from planner.plan.single import Plan
+from planner.plans import Plan, ShardedPlan
 
 FITS, DOES_NOT_FIT, WRONG_INPUT, DEFECT, INTERRUPTED = 0, 1, 2, 3, 130
 

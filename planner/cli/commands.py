@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import click
 
-from planner.analysis.compare import compare as run_compare
 from planner.analysis.curve_picture import render_curve_svg
 from planner.analysis.max_batch import FORWARD, rebatched
 from planner.analysis.max_batch import max_batch as run_max_batch
@@ -21,16 +20,15 @@ from planner.analysis.pareto import pareto as run_pareto
 from planner.cli.answers import DEFECT, answering, dumped, finish, show_plan, tell
 from planner.cli.cluster_options import CLUSTER, cluster_arguments, cluster_options
 from planner.cli.options import BUDGET, JSON, MODEL, PLAN, arguments, file_to_write, shared
+from planner.comparison import compare as run_compare
 from planner.errors import BadSpec
 from planner.fit import fit as run_fit
 from planner.graphs.files import write_atomically
 from planner.model_argument import Example, load_example, load_function
-from planner.output.exporters.launchers import LAUNCHERS
-from planner.output.exporters.launchers import export as export_sharded
+from planner.output.exporters import EXPORTERS
+from planner.output.exporters import export as write_plan
 from planner.output.layout import wrap
-from planner.output.plan_files import load, load_plan
-from planner.plan.sharded import ShardedPlan
-from planner.plan.single import Plan
+from planner.plans import load, load_plan
 from planner.progress import on_terminal
 from planner.request import example_inputs
 from planner.textbook.estimate import estimate as run_estimate
@@ -95,7 +93,7 @@ def show(plan_path: Path, *, as_json: bool, export: Path | None) -> None:
     with answering(as_json=as_json):
         plan = load(plan_path)
         if export is not None:
-            _write(plan, plan_path, export)
+            write_plan(plan, export, plan_path=plan_path)
     show_plan(plan, as_json=as_json)
 
 
@@ -113,10 +111,11 @@ def export(plan_path: Path, name: str, output: Path | None, *, as_json: bool) ->
     """Write PLAN for another program, and say what that one cannot do."""
     with answering(as_json=as_json):
         plan = load(plan_path)
-        target = output or plan_path.with_name(LAUNCHERS.get(name, f"{plan_path.stem}.{name}"))
+        usual = EXPORTERS[name].file_name if name in EXPORTERS else None
+        target = output or plan_path.with_name(usual or f"{plan_path.stem}.{name}")
         if output is None and target.exists():
             raise BadSpec(f"{target} exists; say where to write with --output")
-        notes = _write(plan, plan_path, target, name)
+        notes = write_plan(plan, target, name, plan_path=plan_path)
     answer = {"written": str(target), "notes": list(notes)}
     click.echo(dumped(answer) if as_json else f"wrote {target}{_listed(notes)}")
 
@@ -128,8 +127,8 @@ def explain(plan_path: Path, *, as_json: bool) -> None:
     """Say why PLAN is what it is: every alternative, and why it was rejected."""
     with answering(as_json=as_json):
         plan = load(plan_path)
-    if as_json or isinstance(plan, Plan):
-        show_plan(plan, as_json=as_json)
+    if as_json:
+        show_plan(plan, as_json=True)
     click.echo(plan.explain())
     finish(fits=plan.fits)
 
@@ -272,18 +271,6 @@ def max_batch(model: str, inputs: str | None, *, as_json: bool, **options: Any) 
 
 def _inputs(example: Example) -> Any:
     return example_inputs(example.model) if example.inputs is None else example.inputs
-
-
-def _write(
-    plan: Plan | ShardedPlan, source: Path, path: Path, format: str | None = None
-) -> Sequence[str]:
-    """Write a plan as asked, or as the suffix says; return what the format cannot express."""
-    if isinstance(plan, ShardedPlan):
-        return export_sharded(plan, path, format, plan_path=source)
-    if format in LAUNCHERS:
-        raise BadSpec(f"{format} starts several ranks, and {source} is a plan for one device")
-    plan.export(path, format)
-    return ()
 
 
 def _listed(notes: Sequence[str]) -> str:

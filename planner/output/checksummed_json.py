@@ -1,4 +1,4 @@
-"""Sealed JSON files: a format, a version and a body whose sha256 is beside it.
+"""JSON files under a checksum: a format, a version, and a body whose sha256 is beside it.
 
 Writes a file whole or not at all; believes nothing that it reads. Knows nothing of what the bodies
 hold.
@@ -21,13 +21,23 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def write(path: str | Path, format: str, version: int, body: Mapping[str, Any]) -> None:
-    """Write a body under its seal; the file appears whole or not at all."""
-    head = {"format": format, "version": version, "sha256": _seal(body)}
+    """Write a body and its checksum; the file appears whole or not at all.
+
+    Args:
+        path: where to.
+        format, version: how a reader knows what the body is.
+        body: plain JSON types.
+    """
+    head = {"format": format, "version": version, "sha256": _checksum(body)}
     write_atomically(path, _dump(head | {"plan": body}))
 
 
-def read(path: str | Path, versions: Mapping[str, int]) -> tuple[str, Any]:
-    """Return the format and the body of a file of one of these formats, each at its version.
+def read(path: str | Path, versions: Mapping[str, int]) -> tuple[str, int, Any]:
+    """Return the format, the version and the body of a file of one of these formats.
+
+    Args:
+        path: of the file.
+        versions: by format, up to which version it can be read.
 
     Raises:
         InvalidPlan: the file is damaged, truncated, foreign, or of a newer version.
@@ -40,19 +50,21 @@ def read(path: str | Path, versions: Mapping[str, int]) -> tuple[str, Any]:
         refuse(path, f"expected a JSON object with format {expected}: not a plan of this package")
     version, known = data.get("version"), versions[name]
     if isinstance(version, int) and version > known:
-        raise InvalidPlan(
-            f"{path}: the plan has version {version}, this package reads up to {known}; "
-            "update it with 'pip install -U remat-planner'"
-        )
-    if version != known:
-        refuse(path, f"expected version {known}, found {version!r}")
-    if data.get("sha256") != _seal(data.get("plan")):
-        refuse(path, "its content does not match its sha256 seal, so it was damaged or edited")
-    return name, data["plan"]
+        newer(path, f"the plan has version {version}, this package reads up to {known}")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        refuse(path, f"expected a version from 1 to {known}, found {version!r}")
+    if data.get("sha256") != _checksum(data.get("plan")):
+        refuse(path, "its content does not match its sha256 checksum, so it was damaged or edited")
+    return name, version, data["plan"]
 
 
 def checked(model: type[_Model], body: Any, path: str | Path) -> _Model:
     """Return the body as a model of its fields.
+
+    Args:
+        model: what the fields must be.
+        body: what the file holds.
+        path: named in errors.
 
     Raises:
         InvalidPlan: a field is missing, unknown or of the wrong type; the message names it.
@@ -66,9 +78,20 @@ def checked(model: type[_Model], body: Any, path: str | Path) -> _Model:
 
 
 def refuse(path: str | Path, reason: str, *, cause: Exception | None = None) -> NoReturn:
-    """Raise ``InvalidPlan`` with a reason and what to do next."""
+    """Raise ``InvalidPlan`` with a reason and what to do next.
+
+    Args:
+        path: of the file.
+        reason: what is wrong with it.
+        cause: what was raised when that was found.
+    """
     hint = "make the plan again with planner.fit, or take an undamaged copy"
     raise InvalidPlan(f"{path}: {reason}; {hint}") from cause
+
+
+def newer(path: str | Path, reason: str) -> NoReturn:
+    """Raise ``InvalidPlan`` for a file of a newer version of this package."""
+    raise InvalidPlan(f"{path}: {reason}; update it with 'pip install -U remat-planner'")
 
 
 def _parse(raw: bytes, path: str | Path) -> Any:
@@ -84,8 +107,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def _seal(body: Any) -> str:
-    return hashlib.sha256(_dump(body).encode()).hexdigest()
+def _checksum(data: Any) -> str:
+    return hashlib.sha256(_dump(data).encode()).hexdigest()
 
 
 def _dump(data: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from planner.graphs import Graph
 from planner.graphs.binding import short_target
-from planner.plan.single import Recomputed
+from planner.plan.step_plan import Recomputed
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from html import escape
 from pathlib import Path
 
 from planner.graphs.files import write_atomically
-from planner.output.plan_text import render
+from planner.output.text import text_of
 from planner.output.timeline import render_timeline_svg
-from planner.plan.single import Plan
+from planner.plan.sharded_step_plan import ShardedStepPlan
+from planner.plan.step_plan import StepPlan
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -31,14 +32,22 @@ _PAGE = """<!doctype html>
 """
 
 
-def render_page(plan: Plan, text: str | None = None) -> str:
-    """Return the report as HTML; its text is what ``str(plan)`` says unless another is given."""
+def report(plan: StepPlan | ShardedStepPlan, path: str | Path) -> None:
+    """Write a page: one device's memory over time, and the text; it appears whole or not at all."""
+    write_atomically(path, render_page(step_of(plan), text_of(plan)))
+
+
+def step_of(plan: StepPlan | ShardedStepPlan) -> StepPlan:
+    """Return what is drawn of a plan: the step of one device."""
+    return plan.step if isinstance(plan, ShardedStepPlan) else plan
+
+
+def render_page(plan: StepPlan, text: str) -> str:
+    """Return a picture of a plan and a text as HTML."""
     title = f"Memory plan for {plan.signature.get('model', 'a training step')}"
-    return _PAGE.format(
-        title=escape(title), picture=render_timeline_svg(plan), text=escape(text or render(plan))
-    )
+    return _PAGE.format(title=escape(title), picture=render_timeline_svg(plan), text=escape(text))
 
 
-def write_page(plan: Plan, path: str | Path, text: str | None = None) -> None:
-    """Write the report; the file appears whole or not at all."""
-    write_atomically(path, render_page(plan, text))
+def render_notebook(plan: StepPlan, text: str) -> str:
+    """Return a picture of a plan and a text as a piece of HTML, for the cell of a notebook."""
+    return f"{render_timeline_svg(plan)}<pre>{escape(text)}</pre>"

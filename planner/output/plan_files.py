@@ -1,38 +1,49 @@
-"""Plans as files: versioned JSON, sealed, validated when read, written whole or not at all.
+"""A plan as the body of a file: plain JSON types, validated when read.
 
-A step is one integer: ``n >= 0`` computes op ``n``, ``n < 0`` frees value ``~n``. The loader
-believes nothing: it checks the seal, the types, the graph, runs the schedule through ``simulate``
-and refuses a file whose stated peak or time is not what it finds.
+A schedule is two columns: which action of a list each step is, and the index it is done to. The
+reader believes nothing: it checks the types and the graph, runs the schedule through ``simulate``
+and refuses a body whose stated peak or time is not what it finds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from planner.errors import InvalidPlan
-from planner.graphs import Action, Schedule, Step, graph_from_dict, graph_to_dict
+from planner.graphs import (
+    EXACT,
+    MEMORY_MODELS,
+    Schedule,
+    Step,
+    Subject,
+    graph_from_dict,
+    graph_to_dict,
+)
+from planner.graphs.schedule import action_of
 from planner.output import checksummed_json
-from planner.plan.single import Plan
+from planner.plan.step_plan import StepPlan
 from planner.solvers import Status
-
-if TYPE_CHECKING:
-    from planner.plan.sharded import ShardedPlan
-
-FORMAT = "remat-planner-plan"
-VERSION = 1
-SHARDED_FORMAT = "remat-planner-sharded-plan"
-SHARDED_VERSION = 1
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 StatusName = Literal["OPTIMAL", "FEASIBLE", "INFEASIBLE", "UNKNOWN"]
 
 
+class Steps(BaseModel):
+    """A schedule: ``action[i]`` of ``actions`` is done to ``index[i]``."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    actions: list[str]
+    action: list[Annotated[int, Field(ge=0)]]
+    index: list[Annotated[int, Field(ge=0)]]
+
+
 class Body(BaseModel):
-    """What a plan file must hold; nothing more is accepted."""
+    """What the body of a plan must hold; nothing more is accepted."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -46,52 +57,17 @@ class Body(BaseModel):
     device: str
     optimizer: str | None
     costs: str
+    engine: str
+    rewrite: str
+    memory_model: str
     capture_seconds: Seconds
     solve_seconds: Seconds
     signature: dict[str, Any]
-    steps: list[int]
+    steps: Steps
     graph: dict[str, Any]
 
 
-def save(plan: Plan, path: str | Path) -> None:
-    """Write a plan; the file appears whole or not at all."""
-    checksummed_json.write(path, FORMAT, VERSION, body_of(plan))
-
-
-def load_plan(path: str | Path) -> Plan:
-    """Read a plan for one device that ``Plan.save`` wrote.
-
-    Raises:
-        InvalidPlan: the file is damaged, truncated, foreign, for several devices, or of a newer
-            version.
-        OSError: the file cannot be opened.
-    """
-    plan = load(path)
-    if not isinstance(plan, Plan):
-        raise InvalidPlan(
-            f"{path}: it is a plan for {plan.configuration.world_size} ranks; read it with "
-            "planner.load and apply it under torchrun with plan.apply(model, mesh=...)"
-        )
-    return plan
-
-
-def load(path: str | Path) -> Plan | ShardedPlan:
-    """Read a plan that ``Plan.save`` or ``ShardedPlan.save`` wrote.
-
-    Raises:
-        InvalidPlan: the file is damaged, truncated, foreign, or of a newer version.
-        OSError: the file cannot be opened.
-    """
-    versions = {FORMAT: VERSION, SHARDED_FORMAT: SHARDED_VERSION}
-    name, body = checksummed_json.read(path, versions)
-    if name == FORMAT:
-        return plan_of(checksummed_json.checked(Body, body, path), path)
-    from planner.output.sharded_plan_files import sharded_plan_of
-
-    return sharded_plan_of(body, path)
-
-
-def body_of(plan: Plan) -> dict[str, Any]:
+def body_of(plan: StepPlan) -> dict[str, Any]:
     """Return a plan as plain JSON types."""
     return {
         "budget_bytes": plan.budget_bytes,
@@ -104,6 +80,9 @@ def body_of(plan: Plan) -> dict[str, Any]:
         "device": plan.device,
         "optimizer": plan.optimizer,
         "costs": plan.costs,
+        "engine": plan.engine,
+        "rewrite": plan.rewrite,
+        "memory_model": plan.memory_model,
         "capture_seconds": plan.capture_seconds,
         "solve_seconds": plan.solve_seconds,
         "signature": dict(plan.signature),
@@ -112,63 +91,112 @@ def body_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_of(fields: Body, path: str | Path) -> Plan:
+def plan_of(fields: Body, path: str | Path, judged_by: Mapping[str, int]) -> StepPlan:
     """Rebuild a plan and check it against what the file states.
+
+    Args:
+        fields: the body.
+        path: of the file, named in errors.
+        judged_by: the memory models of the file's peaks, each with its version. One that is older
+            than this package's may state another peak: the plan then says so.
 
     Raises:
         InvalidPlan: what it states and what it does differ, or it breaks a rule of execution.
     """
+    if fields.memory_model not in MEMORY_MODELS:
+        known = ", ".join(MEMORY_MODELS)
+        checksummed_json.refuse(path, f"no memory model {fields.memory_model!r}; known: {known}")
     try:
         plan = _plan(fields)
         peak_bytes, seconds = plan.peak_bytes, plan.seconds
     except ValueError as error:
         checksummed_json.refuse(path, str(error), cause=error)
-    if peak_bytes != fields.peak_bytes:
-        checksummed_json.refuse(
-            path, f"it states a peak of {fields.peak_bytes} bytes, but has {peak_bytes}"
-        )
     if not math.isclose(seconds, fields.seconds, rel_tol=1e-9):
-        checksummed_json.refuse(
-            path, f"it states a step of {fields.seconds} s, but takes {seconds} s"
-        )
+        stated = f"it states a step of {fields.seconds} s, but takes {seconds} s"
+        checksummed_json.refuse(path, stated)
+    version, now = judged_by.get(plan.memory_model), MEMORY_MODELS[plan.memory_model].version
+    if version != now:
+        return _judged_anew(plan, fields.peak_bytes, version or 0)
+    if peak_bytes != fields.peak_bytes:
+        stated = f"it states a peak of {fields.peak_bytes} bytes, but has {peak_bytes}"
+        checksummed_json.refuse(path, stated)
     return plan
 
 
-def steps_of(schedule: Schedule) -> list[int]:
-    """Write a schedule as integers.
+def _judged_anew(plan: StepPlan, stated_bytes: int, version: int) -> StepPlan:
+    now = MEMORY_MODELS[plan.memory_model]
+    return plan.with_remark(
+        f"the file was judged by version {version} of the memory model {now.name!r}, which found a "
+        f"peak of {stated_bytes:,} bytes; by version {now.version}, used here, it is "
+        f"{plan.peak_bytes:,}"
+    )
 
-    >>> steps_of(Schedule((Step(Action.COMPUTE, 3), Step(Action.FREE, 0))))
-    [3, -1]
+
+def upgraded(body: Any) -> Any:
+    """Return the body of a file of version 1 as one of today, as far as it is one.
+
+    There a step was one integer: ``n >= 0`` computed op ``n``, ``n < 0`` freed value ``~n``.
     """
-    return [s.index if s.action is Action.COMPUTE else ~s.index for s in schedule.steps]
+    if not isinstance(body, dict):
+        return body
+    later = {"engine": "op_by_op", "rewrite": "as_captured", "memory_model": EXACT.name}
+    return later | body | {"steps": upgraded_steps(body.get("steps"))}
 
 
-def schedule_of(steps: list[int], ops: int) -> Schedule:
+def upgraded_steps(steps: Any) -> Any:
+    """Return the steps of version 1 in columns.
+
+    >>> upgraded_steps([3, -1])
+    {'actions': ['compute', 'free'], 'action': [0, 1], 'index': [3, 0]}
+    """
+    if not isinstance(steps, list) or not all(type(n) is int for n in steps):
+        return steps
+    return {
+        "actions": ["compute", "free"],
+        "action": [int(n < 0) for n in steps],
+        "index": [n if n >= 0 else ~n for n in steps],
+    }
+
+
+def steps_of(schedule: Schedule) -> dict[str, Any]:
+    """Write a schedule in columns.
+
+    >>> from planner.graphs import Action
+    >>> steps_of(Schedule((Step(Action.COMPUTE, 3), Step(Action.FREE, 0))))
+    {'actions': ['compute', 'free'], 'action': [0, 1], 'index': [3, 0]}
+    """
+    names = sorted({step.action.name for step in schedule.steps})
+    position = {name: i for i, name in enumerate(names)}
+    return {
+        "actions": names,
+        "action": [position[step.action.name] for step in schedule.steps],
+        "index": [step.index for step in schedule.steps],
+    }
+
+
+def schedule_of(steps: Steps, ops: int) -> Schedule:
     """Read a schedule of a graph with so many ops.
 
     Raises:
-        ValueError: a step computes an op that the graph does not have.
+        ValueError: an action that is not known, columns that do not match, or a step that computes
+            an op that the graph does not have.
     """
-    if (index := max(steps, default=-1)) >= ops:
-        raise ValueError(f"a step computes op {index}, but the graph has no such op")
-    made = (Step(Action.COMPUTE, n) if n >= 0 else Step(Action.FREE, ~n) for n in steps)
-    return Schedule(tuple(made))
+    actions = [action_of(name) for name in steps.actions]
+    if len(steps.action) != len(steps.index) or max(steps.action, default=-1) >= len(actions):
+        raise ValueError("the columns of the steps do not match")
+    made = tuple(Step(actions[a], i) for a, i in zip(steps.action, steps.index, strict=True))
+    last = max((s.index for s in made if s.action.subject is Subject.OP), default=-1)
+    if last >= ops:
+        raise ValueError(f"a step computes op {last}, but the graph has no such op")
+    return Schedule(made)
 
 
-def _plan(fields: Body) -> Plan:
+def _plan(fields: Body) -> StepPlan:
     graph = graph_from_dict(fields.graph)
-    return Plan(
+    stated = fields.model_dump(exclude={"peak_bytes", "seconds", "steps", "graph", "status"})
+    return StepPlan(
         graph=graph,
         schedule=schedule_of(fields.steps, len(graph.ops)),
-        budget_bytes=fields.budget_bytes,
         status=Status[fields.status],
-        bound_seconds=fields.bound_seconds,
-        method=fields.method,
-        signature=fields.signature,
-        device=fields.device,
-        optimizer=fields.optimizer,
-        costs=fields.costs,
-        message=fields.message,
-        capture_seconds=fields.capture_seconds,
-        solve_seconds=fields.solve_seconds,
+        **stated,
     )

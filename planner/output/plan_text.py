@@ -13,33 +13,51 @@ from planner.graphs import Kind, Live, Phase, phase_peaks
 from planner.graphs.binding import Binding, largest_live, short_source
 from planner.output.folding import fold
 from planner.output.layout import table, wrap
-from planner.plan.single import Plan
+from planner.plan.step_plan import StepPlan
 from planner.solvers import Status
 
 ROWS = 12  # of the longest tables; what is left out is added up in one more row
 LIVE = 6
+LONG = 40  # rows of the values held, where somebody asks why
 
 
-def render(plan: Plan) -> str:
+def render(plan: StepPlan) -> str:
     """Write everything a person wants to know about a plan, the answer first."""
     sections = (
         answer(plan),
         recomputation(plan),
         memory_table(plan),
         binding_text(plan),
-        "\n".join(["Notes", *(wrap(note, "  - ", "    ") for note in notes(plan))]),
+        notes_text(plan),
     )
     return "\n\n".join(section for section in sections if section)
 
 
-def answer(plan: Plan) -> str:
+def explain(plan: StepPlan) -> str:
+    """Write the answer, and in full what runs again and what is held where the plan holds most."""
+    sections = (
+        answer(plan),
+        recomputation(plan, rows=len(plan.recomputed)),
+        memory_table(plan),
+        binding_text(plan, rows=LONG),
+        notes_text(plan),
+    )
+    return "\n\n".join(sections)
+
+
+def notes_text(plan: StepPlan) -> str:
+    """Lay the notes out."""
+    return "\n".join(["Notes", *(wrap(note, "  - ", "    ") for note in notes(plan))])
+
+
+def answer(plan: StepPlan) -> str:
     """Say whether the plan fits, what it costs and how good it is, in five lines."""
     verdict = "Fits" if plan.fits else "DOES NOT FIT"
     lines = [
         f"{verdict}: peak {format_both(plan.peak_bytes)} of a {format_both(plan.budget_bytes)} "
         "budget",
-        f"Plain   peak {format_both(plan.baseline_peak_bytes)}, "
-        f"step {format_seconds(plan.baseline_seconds)}",
+        f"Plain   peak {format_both(plan.plain_peak_bytes)}, "
+        f"step {format_seconds(plan.plain_seconds)}",
         f"Time    +{format_percent(plan.overhead)} of the plain step, "
         f"step {format_seconds(plan.seconds)}",
         f"Proven  at least +{format_percent(plan.bound_overhead)} is necessary: "
@@ -49,7 +67,7 @@ def answer(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _status(plan: Plan) -> str:
+def _status(plan: StepPlan) -> str:
     if plan.status is not Status.OPTIMAL:
         said = str(plan.status.value)
     elif not plan.schedule.is_store_all:
@@ -60,13 +78,13 @@ def _status(plan: Plan) -> str:
     return f"{said}; ops were reordered" if plan.reordered else said
 
 
-def recomputation(plan: Plan) -> str:
+def recomputation(plan: StepPlan, *, rows: int = ROWS) -> str:
     """Tell which ops run again, identical layers folded."""
     if not plan.recomputed:
         return "Recomputed: nothing"
     folds = fold(plan.graph, plan.recomputed)
-    head, tail = folds[:ROWS], folds[ROWS:]
-    rows = [
+    head, tail = folds[:rows], folds[rows:]
+    cells = [
         (
             f.modules or "(no module)",
             f.target,
@@ -77,21 +95,23 @@ def recomputation(plan: Plan) -> str:
     ]
     if tail:
         left = sum(f.saved_bytes for f in tail), sum(f.extra_seconds for f in tail)
-        rows.append((f"{len(tail)} more rows", "", f"x{sum(f.count for f in tail)}", *_cost(*left)))
+        cells.append(
+            (f"{len(tail)} more rows", "", f"x{sum(f.count for f in tail)}", *_cost(*left))
+        )
     saved = format_bytes(sum(r.saved_bytes for r in plan.recomputed))
     title = (
         f"Recomputed: {len(plan.recomputed):,} of {len(plan.graph.ops):,} ops run again, "
         f"{saved} not held"
     )
     header = ("module", "operator", "runs", "not held", "time added")
-    return f"{title}\n{table('llrrr', header, rows)}"
+    return f"{title}\n{table('llrrr', header, cells)}"
 
 
 def _cost(saved_bytes: int, seconds: float) -> tuple[str, str]:
     return format_bytes(saved_bytes), format_seconds(seconds)
 
 
-def memory_table(plan: Plan) -> str:
+def memory_table(plan: StepPlan) -> str:
     """Show bytes by category and phase, each phase at the step where it holds most."""
     phases = [p for p in Phase if p in plan.memory]
     rows = [
@@ -100,14 +120,14 @@ def memory_table(plan: Plan) -> str:
         if any(kind in plan.memory[p] for p in phases)
     ]
     rows.append(("total", *(format_bytes(sum(plan.memory[p].values())) for p in phases)))
-    plain = phase_peaks(plan.graph, plan.baseline, plan.baseline_trace)
-    held = plan.baseline_trace.live_bytes
+    plain = phase_peaks(plan.graph, plan.plain, plan.plain_trace)
+    held = plan.plain_trace.live_bytes
     rows.append(("plain total", *(format_bytes(int(held[plain[p]])) for p in phases)))
     header = ("category", *(p.value for p in phases))
     return f"Memory when each phase holds most\n{table('l' + 'r' * len(phases), header, rows)}"
 
 
-def binding_text(plan: Plan) -> str:
+def binding_text(plan: StepPlan, *, rows: int = LIVE) -> str:
     """Name the op at the peak and the largest values an op made that are held there."""
     found = plan.binding
     share = format_bytes(found.category_bytes)
@@ -117,10 +137,10 @@ def binding_text(plan: Plan) -> str:
         f"  at step {found.step + 1:,} of {len(plan.schedule.steps):,}; "
         f"{share} of {format_bytes(found.peak_bytes)} there is {found.category.value}",
     ]
-    live = largest_live(plan.graph, plan.schedule, found.step, LIVE)
-    rows = [_live_row(item) for item in live]
+    live = largest_live(plan.graph, plan.schedule, found.step, rows)
+    cells = [_live_row(item) for item in live]
     header = ("largest values made", "bytes", "module", "source")
-    return "\n".join([*lines, table("lrll", header, rows)] if rows else lines)
+    return "\n".join([*lines, table("lrll", header, cells)] if cells else lines)
 
 
 def _live_row(item: Live) -> tuple[str, ...]:
@@ -129,7 +149,7 @@ def _live_row(item: Live) -> tuple[str, ...]:
     return item.value.name, size, item.op.module, short_source(item.op.source)
 
 
-def notes(plan: Plan) -> Iterator[str]:
+def notes(plan: StepPlan) -> Iterator[str]:
     """Say what the numbers rest on, one honest sentence each."""
     model = plan.signature.get("model")
     if model:
@@ -139,7 +159,7 @@ def notes(plan: Plan) -> Iterator[str]:
         yield "the optimizer's state and step are left out of every number here"
     else:
         yield f"the step of the optimizer {plan.optimizer}, its state and temporaries are counted"
-    yield "scratch memory of kernels and of the optimizer step counts as activation"
+    yield "workspace of kernels and of the optimizer step counts as activation"
     if plan.costs == "measured":
         yield f"times were measured op by op on {plan.device}"
     else:
@@ -154,21 +174,24 @@ def notes(plan: Plan) -> Iterator[str]:
         )
     if plan.message:
         yield f"solver: {plan.message}"
+    yield from plan.remarks
 
 
 def _inputs(inputs: Any) -> str:
     return ", ".join(map(str, inputs)) if isinstance(inputs, list) else str(inputs)
 
 
-def summary(plan: Plan) -> dict[str, Any]:
+def summary(plan: StepPlan) -> dict[str, Any]:
     """Return the plan's answers as plain JSON types, for programs."""
     return {
         "fits": plan.fits,
         "budget_bytes": plan.budget_bytes,
         "peak_bytes": plan.peak_bytes,
-        "baseline_peak_bytes": plan.baseline_peak_bytes,
+        "plain_peak_bytes": plan.plain_peak_bytes,
+        "baseline_peak_bytes": plan.plain_peak_bytes,  # until 0.3: the name before
         "seconds": plan.seconds,
-        "baseline_seconds": plan.baseline_seconds,
+        "plain_seconds": plan.plain_seconds,
+        "baseline_seconds": plan.plain_seconds,  # until 0.3: the name before
         "bound_seconds": plan.bound_seconds,
         "overhead": plan.overhead,
         "bound_overhead": plan.bound_overhead,
@@ -176,10 +199,13 @@ def summary(plan: Plan) -> dict[str, Any]:
         "status": plan.status.name,
         "reordered": plan.reordered,
         "method": plan.method,
-        "stage": plan.stage,
+        "stage": plan.stage.to_json(),
         "device": plan.device,
         "optimizer": plan.optimizer,
         "costs": plan.costs,
+        "engine": plan.engine,
+        "rewrite": plan.rewrite,
+        "memory_model": plan.memory_model,
         "ops": len(plan.graph.ops),
         "recomputed_ops": len(plan.recomputed),
         "memory": {

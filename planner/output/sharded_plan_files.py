@@ -1,7 +1,7 @@
-"""Sharded plans as files: the same sealed JSON as a plan for one device, checked as thoroughly.
+"""A sharded plan as the body of a file, checked as thoroughly as a plan for one device.
 
-Knows the fields. The step of one rank is written and checked as the plan that it is; the schedule
-of every unit is run on the graph of its kind.
+The step of one rank is written and checked as the plan that it is; the schedule of every unit is
+run on the graph of its kind.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from planner.graphs import graph_from_dict, graph_to_dict, simulate
 from planner.graphs.hardware.cluster import Cluster
 from planner.output import checksummed_json
 from planner.output.plan_files import (
-    SHARDED_FORMAT,
-    SHARDED_VERSION,
     Body,
+    Steps,
     body_of,
     plan_of,
     schedule_of,
     steps_of,
+    upgraded,
+    upgraded_steps,
 )
 from planner.plan.configuration import Configuration, UnitPlan
-from planner.plan.sharded import Alternative, ShardedPlan, UnitKind
+from planner.plan.sharded_step_plan import Alternative, ShardedStepPlan, UnitKind
 
 
 class _Unit(BaseModel):
@@ -36,7 +37,7 @@ class _Unit(BaseModel):
     path: str
     kind: int
     keep_gathered: bool
-    steps: list[int]
+    steps: Steps
 
 
 class _Kind(BaseModel):
@@ -60,12 +61,8 @@ class _Sharded(BaseModel):
     host_bytes: int
 
 
-def save(plan: ShardedPlan, path: str | Path) -> None:
-    """Write a plan; the file appears whole or not at all."""
-    checksummed_json.write(path, SHARDED_FORMAT, SHARDED_VERSION, _plain(plan))
-
-
-def _plain(plan: ShardedPlan) -> dict[str, Any]:
+def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
+    """Return a plan as plain JSON types."""
     return {
         "step": body_of(plan.step),
         "configuration": _CONFIGURATION.dump_python(plan.configuration, mode="json"),
@@ -87,17 +84,32 @@ def _plain(plan: ShardedPlan) -> dict[str, Any]:
     }
 
 
-def sharded_plan_of(body: Any, path: str | Path) -> ShardedPlan:
-    """Rebuild a plan from the sealed part of a file and check it against what the file states.
+def upgraded_sharded(body: Any) -> Any:
+    """Return the body of a file of version 1 as one of today, as far as it is one."""
+    if not isinstance(body, dict):
+        return body
+    units = body.get("units")
+    if isinstance(units, list) and all(isinstance(u, dict) for u in units):
+        units = [u | {"steps": upgraded_steps(u.get("steps"))} for u in units]
+    return body | {"step": upgraded(body.get("step")), "units": units}
+
+
+def sharded_plan_of(body: Any, path: str | Path, judged_by: Mapping[str, int]) -> ShardedStepPlan:
+    """Rebuild a plan from the body of a file and check it against what the file states.
+
+    Args:
+        body: of the file.
+        path: of the file, named in errors.
+        judged_by: the memory models of the file's peaks, each with its version.
 
     Raises:
         InvalidPlan: a field is missing or wrong, or a schedule breaks a rule of execution.
     """
     fields = checksummed_json.checked(_Sharded, body, path)
-    step = plan_of(fields.step, path)
+    step = plan_of(fields.step, path, judged_by)
     try:
         kinds = tuple(UnitKind(graph_from_dict(k.graph), k.signature) for k in fields.kinds)
-        return ShardedPlan(
+        return ShardedStepPlan(
             step=step,
             configuration=_CONFIGURATION.validate_python(fields.configuration),
             cluster=_CLUSTER.validate_python(fields.cluster),

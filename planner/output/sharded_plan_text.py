@@ -13,14 +13,13 @@ from typing import Any
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
 from planner.output.layout import table, wrap
 from planner.output.plan_text import binding_text, memory_table, recomputation, summary
-from planner.plan.sharded import Alternative, ShardedPlan
-from planner.sharding.pricing import Spent, spent
-from planner.sharding.reasons import families
+from planner.plan.sharded_step_plan import Alternative, ShardedStepPlan
+from planner.plan.time_parts import Spent, spent
 
 ROWS = 14
 
 
-def render(plan: ShardedPlan) -> str:
+def render(plan: ShardedStepPlan) -> str:
     """Write what a person wants to know about a plan, the answer first."""
     best_of_each = [row for row in families(plan.alternatives) if not row.recipe]
     sections = (
@@ -37,7 +36,7 @@ def render(plan: ShardedPlan) -> str:
     return "\n\n".join(section for section in sections if section)
 
 
-def explain(plan: ShardedPlan) -> str:
+def explain(plan: ShardedStepPlan) -> str:
     """Write the answer and every alternative with its peak, its time and its reason."""
     sections = (
         answer(plan),
@@ -49,7 +48,7 @@ def explain(plan: ShardedPlan) -> str:
     return "\n\n".join(section for section in sections if section)
 
 
-def answer(plan: ShardedPlan) -> str:
+def answer(plan: ShardedStepPlan) -> str:
     """Say whether the plan fits, what it costs, how good it is and what it is."""
     samples = plan.configuration.global_batch
     verdict = "Fits" if plan.fits else "DOES NOT FIT"
@@ -59,14 +58,14 @@ def answer(plan: ShardedPlan) -> str:
         f"Time    {format_seconds(plan.seconds_per_sample)} a sample: "
         f"{samples} samples in {format_seconds(plan.seconds)}",
         f"Proven  at least {format_seconds(plan.bound_seconds_per_sample)} a sample is necessary, "
-        f"however sharded: gap {format_percent(plan.gap)}",
+        f"however sharded: gap {format_percent(plan.gap)} of the plain step",
         f"Chosen  {chosen(plan)}",
         f"Status  {plan.status.value}",
     ]
     return "\n".join(wrap(line, "", " " * 8) for line in lines)
 
 
-def chosen(plan: ShardedPlan) -> str:
+def chosen(plan: ShardedStepPlan) -> str:
     """Name the stage and what else is decided."""
     c = plan.configuration
     parts = [f"stage {plan.stage}", *_groups(plan)]
@@ -77,7 +76,7 @@ def chosen(plan: ShardedPlan) -> str:
     return ", ".join(parts)
 
 
-def _groups(plan: ShardedPlan) -> Iterator[str]:
+def _groups(plan: ShardedStepPlan) -> Iterator[str]:
     c = plan.configuration
     names = {"ddp": "DDP", "zero1": "DDP + ZeroRedundancyOptimizer", "fsdp": "FSDP2"}
     yield names[c.strategy.value]
@@ -87,7 +86,7 @@ def _groups(plan: ShardedPlan) -> Iterator[str]:
         yield f"sharded over {c.shard_ranks} ranks"
 
 
-def time_table(plan: ShardedPlan) -> str:
+def time_table(plan: ShardedStepPlan) -> str:
     """Show where the seconds of a step go."""
     parts = spent(plan.step.graph, plan.step.schedule)
     labels = {
@@ -104,7 +103,7 @@ def time_table(plan: ShardedPlan) -> str:
     return f"Time of a step\n{table('lrr', ('part', 'seconds', 'share'), rows)}"
 
 
-def units_text(plan: ShardedPlan) -> str:
+def units_text(plan: ShardedStepPlan) -> str:
     """List the units, consecutive ones with the same decision folded."""
     if not plan.units:
         return ""
@@ -124,7 +123,7 @@ def units_text(plan: ShardedPlan) -> str:
     return f"Units\n{table('lrlr', header, head)}"
 
 
-def recipes_text(plan: ShardedPlan) -> str:
+def recipes_text(plan: ShardedStepPlan) -> str:
     """Lay out what a stage for all units and per-block checkpointing would make of the choice."""
     rows = [row for row in plan.alternatives if row.recipe]
     return rejected("Rejected: fixed recipes with the same micro-batch and groups", rows)
@@ -159,7 +158,7 @@ def _time(row: Alternative) -> str:
     return ("" if row.planned else ">= ") + format_seconds(row.seconds_per_sample)
 
 
-def notes(plan: ShardedPlan) -> Iterator[str]:
+def notes(plan: ShardedStepPlan) -> Iterator[str]:
     """Say what the numbers rest on, one honest sentence each."""
     c = plan.configuration
     if plan.host_bytes:
@@ -191,11 +190,11 @@ def notes(plan: ShardedPlan) -> Iterator[str]:
         yield f"solver: {plan.step.message}"
 
 
-def sharded_summary(plan: ShardedPlan) -> dict[str, Any]:
+def sharded_summary(plan: ShardedStepPlan) -> dict[str, Any]:
     """Return the plan's answers as plain JSON types, for programs."""
     c = plan.configuration
     return summary(plan.step) | {
-        "stage": plan.stage,
+        "stage": plan.stage.to_json(),
         "strategy": c.strategy.value,
         "world_size": c.world_size,
         "shard_ranks": c.shard_ranks,
@@ -225,3 +224,16 @@ def _alternative(row: Alternative) -> dict[str, Any]:
         "planned": row.planned,
         "reason": row.reason,
     }
+
+
+def families(rows: Iterable[Alternative]) -> Iterator[Alternative]:
+    """Yield the best row of each way to shard."""
+    groups: dict[object, list[Alternative]] = {}
+    for row in rows:
+        groups.setdefault((row.recipe, row.configuration.way), []).append(row)
+    for group in groups.values():
+        yield min(group, key=_rank)
+
+
+def _rank(row: Alternative) -> tuple[bool, float, int]:
+    return row.peak_bytes is None, row.seconds_per_sample, row.peak_bytes or 0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from planner.byte_sizes import format_bytes, format_seconds
 from planner.graphs import Graph, Phase, Schedule, Subject, Trace, step_phases
 from planner.output.svg import GRID, document, line, text, ticks
-from planner.plan.single import Plan
+from planner.plan.step_plan import StepPlan
 
 COLUMNS = 480
 WIDTH, HEIGHT = 960, 400
@@ -38,15 +38,15 @@ class _Scale:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * size_bytes / self.top_bytes
 
 
-def render_timeline_svg(plan: Plan) -> str:
+def render_timeline_svg(plan: StepPlan) -> str:
     """Draw memory over time before and after, with the budget, as a self-contained SVG."""
-    plain = _starts(plan.graph, plan.baseline)
+    plain = _starts(plan.graph, plan.plain)
     planned = _starts(plan.graph, plan.schedule)
-    most = max(plan.budget_bytes, plan.peak_bytes, plan.baseline_peak_bytes, 1)
+    most = max(plan.budget_bytes, plan.peak_bytes, plan.plain_peak_bytes, 1)
     scale = _Scale(float(max(plain[-1], planned[-1])), int(most * 1.08) + 1)
     body = [
         *_axes(scale, timed=plan.seconds > 0),
-        _area(scale, plain, _held(plan.baseline, plan.baseline_trace), PLAIN),
+        _area(scale, plain, _held(plan.plain, plan.plain_trace), PLAIN),
         _area(scale, planned, _held(plan.schedule, plan.trace), PLANNED),
         _resident(scale, float(planned[-1]), plan.graph.resident_bytes),
         *_phases(scale, plan, planned),
@@ -107,7 +107,7 @@ def _axes(scale: _Scale, *, timed: bool) -> Iterator[str]:
         yield text(scale.x(moment), HEIGHT - BOTTOM + 20, label, anchor=anchor)
 
 
-def _phases(scale: _Scale, plan: Plan, starts: NDArray[np.float64]) -> Iterator[str]:
+def _phases(scale: _Scale, plan: StepPlan, starts: NDArray[np.float64]) -> Iterator[str]:
     """Mark where a phase of the planned step begins."""
     phases = step_phases(plan.graph, plan.schedule)
     computed = [
@@ -125,9 +125,9 @@ def _phases(scale: _Scale, plan: Plan, starts: NDArray[np.float64]) -> Iterator[
         previous = phase
 
 
-def _legend(plan: Plan) -> Iterator[str]:
+def _legend(plan: StepPlan) -> Iterator[str]:
     entries = (
-        (PLAIN, f"plain: peak {format_bytes(plan.baseline_peak_bytes)}"),
+        (PLAIN, f"plain: peak {format_bytes(plan.plain_peak_bytes)}"),
         (PLANNED, f"planned: peak {format_bytes(plan.peak_bytes)}"),
         (RESIDENT, f"always held: {format_bytes(plan.graph.resident_bytes)}"),
         (BUDGET, f"budget: {format_bytes(plan.budget_bytes)}"),

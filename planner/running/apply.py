@@ -1,53 +1,48 @@
 """``apply``: a model that runs a plan, and the guards that keep it honest.
 
-The planned model runs the plan when a call is the planned one. Without gradients it runs the
-original; anything else is a mismatch, and the user has chosen what that means. Knows nothing of how
-programs are written, nor of how one model stands for another.
+The planned model runs the plan when a call is the planned one. Without gradients it runs plain;
+anything else is a mismatch, and the user has chosen what that means. How programs are written is
+the engine's to know, and how another call is planned is handed in.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from planner.errors import PlanMismatch
-from planner.graphs import Graph
-from planner.graphs.capture.guards.call import (
-    differences,
-    fingerprint,
-    model_differences,
-    signature_of,
-)
+from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
 from planner.graphs.capture.guards.modules import Fixed, changes, fixed_in, quick_look
-from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
-from planner.graphs.capture.training_step import recapture
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.plan.step_plan import StepPlan
 from planner.running.autograd_node import execute
+from planner.running.engines import engine_of
 from planner.running.planned_module import derived, reclassed, unplanned
-from planner.running.program import Program, build
+from planner.running.program import Program
 
-if TYPE_CHECKING:
-    from planner.plan.single import Plan
+MISMATCH = ("error", "replan", "plain")
+_FORMER = {"original": "plain"}  # until 0.3
 
-MISMATCH = ("error", "replan", "original")
+Replan = Callable[[StepPlan, nn.Module, Arguments, Callable[..., Any] | None], StepPlan]
+"""Plans another call of a model within the budget of a plan, with the loss it was made with."""
 
 
 @dataclass(frozen=True)
 class Runtime:
     """A plan ready to run: its program, and what a call must look like."""
 
-    plan: Plan
+    plan: StepPlan
     program: Program
-    joint: Joint
     fixed: Fixed
     loss: Callable[..., Any] | None
     on_mismatch: str
+    replan: Replan | None
     replanned: list[Runtime] = field(default_factory=list)
     accepted: set[tuple[Any, ...]] = field(default_factory=set)
 
@@ -55,7 +50,7 @@ class Runtime:
         """Run the planned step's forward half; autograd will run the other."""
         parameters, buffers = unique_tensors(model)
         tensors = [*parameters.values(), *buffers.values(), *call.tensors]
-        return self.joint.outputs.rebuild(execute(self.program, tensors))
+        return self.program.outputs.rebuild(execute(self.program, tensors))
 
     def mismatch(self, model: nn.Module, call: Arguments) -> str | None:
         """Say why a call is not the planned one, or ``None`` if it is."""
@@ -71,7 +66,7 @@ class Runtime:
             for change in changes(self.fixed, model):
                 return change
             self.accepted.add(seen)
-        if (broken := self.joint.decisions.broken_by(call.tensors)) is not None:
+        if (broken := self.program.decisions.broken_by(call.tensors)) is not None:
             return (
                 f"the model asks for a value at {broken.source}; the plan was made for "
                 f"{broken.answer}, these inputs give another"
@@ -80,11 +75,12 @@ class Runtime:
 
 
 def apply(
-    plan: Plan,
+    plan: StepPlan,
     model: nn.Module,
     *,
     on_mismatch: str = "error",
     loss: Callable[..., Any] | None = None,
+    replan: Replan | None = None,
 ) -> nn.Module:
     """Return a model with the same parameters that runs the plan's schedule, frees included.
 
@@ -97,36 +93,41 @@ def apply(
         model: on its device, in the modes the plan was made for.
         on_mismatch: what a call does that is not the planned one (another shape, dtype, mode,
             autocast, frozen parameter): "error" raises ``PlanMismatch``, "replan" makes and runs
-            a plan for it within the same budget, "original" runs the unplanned model, whose memory
-            nothing limits. Calls under ``torch.no_grad()`` always run the original.
+            a plan for it within the same budget, "plain" runs the model without a plan, whose
+            memory nothing limits. Calls under ``torch.no_grad()`` always run plain.
         loss: the callable the plan was made with, if the plan was loaded from a file.
+        replan: makes the plan of another call; needed for "replan".
 
     Raises:
         PlanMismatch: the model is not the one the plan was made for; the message says why. A plan
             that the model already runs is replaced.
         ValueError: an unknown ``on_mismatch``.
     """
-    cls = planned_class(plan, model, on_mismatch=on_mismatch, loss=loss)
+    cls = planned_class(plan, model, on_mismatch=on_mismatch, loss=loss, replan=replan)
     return reclassed(model, cls)
 
 
 def planned_class(
-    plan: Plan,
+    plan: StepPlan,
     model: nn.Module,
     *,
     on_mismatch: str = "error",
     loss: Callable[..., Any] | None = None,
+    replan: Replan | None = None,
 ) -> type[nn.Module]:
-    """Return a class derived from a model's own whose ``forward`` runs the plan; see ``apply``."""
-    if on_mismatch not in MISMATCH:
-        raise ValueError(f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(MISMATCH)}")
+    """Return a class derived from a model's own whose ``forward`` runs the plan.
+
+    Args:
+        plan, model, on_mismatch, loss, replan: as for ``apply``, which raises the same errors.
+    """
+    on_mismatch = checked_mismatch(on_mismatch, MISMATCH if replan else ("error", "plain"))
     model = unplanned(model)
     if "forward" in vars(model):
         raise PlanMismatch(
             "model.forward was replaced on the instance, so a plan would run something else; apply "
             "the plan first and wrap the model it returns"
         )
-    runtime = _runtime(plan, model, on_mismatch, loss or plan.loss)
+    runtime = _runtime(plan, model, loss or plan.loss, on_mismatch, replan)
     base = type(model)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -135,79 +136,36 @@ def planned_class(
     return derived(base, forward)
 
 
+def checked_mismatch(on_mismatch: str, valid: tuple[str, ...]) -> str:
+    """Return what a mismatch does, by today's name.
+
+    Raises:
+        ValueError: it is none of the valid ones.
+    """
+    if on_mismatch in _FORMER:
+        today = _FORMER[on_mismatch]
+        warnings.warn(
+            f"on_mismatch={on_mismatch!r} is called {today!r} now; the former name goes with 0.3",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+        on_mismatch = today
+    if on_mismatch not in valid:
+        raise ValueError(f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(valid)}")
+    return on_mismatch
+
+
 def _runtime(
-    plan: Plan, model: nn.Module, on_mismatch: str, loss: Callable[..., Any] | None
+    plan: StepPlan,
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    on_mismatch: str,
+    replan: Replan | None,
 ) -> Runtime:
     if plan.signature["loss"] and loss is None:
         raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
-    joint, graph, lowering = _captured_again(plan, model, loss)
-    if (difference := graph_difference(plan.graph, graph)) is not None:
-        raise PlanMismatch(
-            f"{type(model).__name__} does not do what the plan was made for: {difference}; make "
-            "the plan again with planner.fit"
-        )
-    program = build(joint, lowering, plan.graph, plan.schedule)
-    fixed = fixed_in(model, joint.reads)
-    return Runtime(plan, program, _light(joint), fixed, loss, on_mismatch)
-
-
-def _captured_again(plan: Plan, model: nn.Module, loss: Callable[..., Any] | None) -> Any:
-    """Capture the planned call of a model, in the planned autocast state."""
-    signature = plan.signature
-    here = signature_of(model, arguments((), {}))
-    for difference in model_differences(signature, here):
-        raise PlanMismatch(f"the plan is not for this model: {difference}")
-    device, *dtype = signature["autocast"]
-    with ExitStack() as stack:
-        chosen = getattr(torch, dtype[0]) if dtype else None
-        stack.enter_context(torch.autocast(device, dtype=chosen, enabled=bool(dtype)))
-        try:
-            return recapture(model, dict(signature), loss)
-        except GraphsCaptureError as error:
-            raise PlanMismatch(f"the planned step can no longer be captured: {error}") from error
-
-
-def _light(joint: Joint) -> Joint:
-    """Drop the traced graph, which only the program needed."""
-    empty: dict[Any, Any] = {}
-    return replace(
-        joint,
-        module=torch.fx.GraphModule({}, torch.fx.Graph()),
-        parameters=empty,
-        buffers=empty,
-        inputs=(),
-        tangents=empty,
-        forward_outputs=(),
-        mutations=empty,
-        gradients=(),
-        rewired=frozenset(),
-        reads=(),
-    )
-
-
-def graph_difference(planned: Graph, found: Graph) -> str | None:
-    """Say where a captured graph stops being the planned one; the optimizer is not compared."""
-    for a, b in zip(planned.ops, found.ops, strict=False):
-        where = f"op {b.name!r} in {b.module or 'the model'} at {b.source or 'an unknown line'}"
-        if (a.target, a.phase) != (b.target, b.phase):
-            return f"{where} is a {b.target}, planned was {a.name!r}, a {a.target}"
-        if (a.inputs, a.outputs) != (b.inputs, b.outputs):
-            read, planned_read = (
-                ", ".join(g.values[v].name for v in op.inputs)
-                for g, op in ((found, b), (planned, a))
-            )
-            return f"{where}, a {b.target}, reads {read}; planned was {planned_read}"
-    extra = len(found.ops) - len(planned.ops)
-    if extra > 0 or extra < -1:
-        return f"it has {len(found.ops)} ops, planned were {len(planned.ops)}"
-    made = {v for op in found.ops for v in op.outputs}
-    for v in sorted(made):
-        if planned.values[v].size_bytes < found.values[v].size_bytes:
-            return (
-                f"value {found.values[v].name!r} has {found.values[v].size_bytes} bytes, planned "
-                f"were {planned.values[v].size_bytes}"
-            )
-    return None
+    program = engine_of(plan.engine).program(plan, model, loss)
+    return Runtime(plan, program, fixed_in(model, program.reads), loss, on_mismatch, replan)
 
 
 def _dispatch(
@@ -217,25 +175,25 @@ def _dispatch(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Run the plan, the original, or what the user wants on a mismatch."""
+    """Run the plan, the plain model, or what the user wants on a mismatch."""
     targets = kwargs.pop("targets", None) if runtime.loss is not None else None
     call = arguments(args, kwargs, targets)
     if not torch.is_grad_enabled():
-        return _original(model, base, runtime.loss, call)
+        return _plain(model, base, runtime.loss, call)
     reason = runtime.mismatch(model, call)
     if reason is None:
         return runtime.run(model, call)
-    if runtime.on_mismatch == "original":
-        return _original(model, base, runtime.loss, call)
+    if runtime.on_mismatch == "plain":
+        return _plain(model, base, runtime.loss, call)
     if runtime.on_mismatch == "replan":
         return _replanned(model, base, runtime, call).run(model, call)
     raise PlanMismatch(
         f"this call is not the planned one: {reason}; plan for it with planner.fit, or choose "
-        'plan.apply(model, on_mismatch="replan") or "original"'
+        'plan.apply(model, on_mismatch="replan") or "plain"'
     )
 
 
-def _original(
+def _plain(
     model: nn.Module, base: type[nn.Module], loss: Callable[..., Any] | None, call: Arguments
 ) -> Any:
     args, kwargs, targets = call.rebuild(call.tensors)
@@ -247,13 +205,12 @@ def _replanned(
     model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
 ) -> Runtime:
     """Return a runtime for another call within the same budget, made once per kind of call."""
-    from planner.fit import refit
-
+    assert runtime.replan is not None, "checked when the plan was applied"
     for known in runtime.replanned:
         if known.mismatch(model, call) is None:
             return known
     plain = reclassed(model, base)
-    plan = refit(runtime.plan, plain, call, runtime.loss)
-    made = _runtime(plan, plain, "error", runtime.loss)
+    plan = runtime.replan(runtime.plan, plain, call, runtime.loss)
+    made = _runtime(plan, plain, runtime.loss, "error", None)
     runtime.replanned.append(made)
     return made

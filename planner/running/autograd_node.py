@@ -33,8 +33,9 @@ class _Run(torch.autograd.Function):
         outputs, ctx.saved = results[: program.output_count], results[program.output_count :]
         ctx.versions = [x._version for x in ctx.saved]
         ctx.program = program
-        ctx.save_for_backward(*(arguments[i] for i in program.reads))
-        silent = zip(outputs, program.differentiable, program.refused, strict=True)
+        ctx.save_for_backward(*(arguments[i] for i in program.read))
+        found = program.outputs
+        silent = zip(outputs, found.differentiable, found.refused, strict=True)
         ctx.mark_non_differentiable(*(o for o, wanted, refused in silent if not wanted | refused))
         return tuple(outputs)
 
@@ -86,9 +87,8 @@ def _refuse_changes(saved: Sequence[Tensor], versions: Sequence[int]) -> None:
 
 
 def _refuse_gradients(program: Program, gradients: Sequence[Tensor | None]) -> None:
-    for name, refused, gradient in zip(
-        program.output_names, program.refused, gradients, strict=True
-    ):
+    outputs = program.outputs
+    for name, refused, gradient in zip(outputs.names, outputs.refused, gradients, strict=True):
         if refused and gradient is not None:
             raise PlanMismatch(
                 f"a gradient reached output {name!r}, but the plan differentiates only the loss; "

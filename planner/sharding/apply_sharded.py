@@ -32,17 +32,17 @@ from planner.errors import PlanMismatch
 from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.step_function import arguments
 from planner.plan.configuration import Configuration, Strategy, UnitPlan
-from planner.plan.single import Plan
-from planner.running.apply import planned_class
+from planner.plan.step_plan import StepPlan
+from planner.running.apply import checked_mismatch, planned_class
 from planner.sharding.wrapped.unit_captures import in_precision
 from planner.solvers import Status
 
 if TYPE_CHECKING:
-    from planner.plan.sharded import ShardedPlan
+    from planner.plan.sharded_step_plan import ShardedStepPlan
 
 
 def apply(
-    plan: ShardedPlan,
+    plan: ShardedStepPlan,
     model: nn.Module,
     *,
     mesh: DeviceMesh | None = None,
@@ -60,15 +60,14 @@ def apply(
         plan: made for this model and this number of ranks.
         model: on its device, or on the CPU of a rank that has an accelerator.
         mesh: the ranks: one dimension, or (replicas, shards) for HSDP. Made if not given.
-        on_mismatch: what a call of a unit does that is not the planned one: "error" or "original",
+        on_mismatch: what a call of a unit does that is not the planned one: "error" or "plain",
             as for ``planner.running.apply.apply``.
 
     Raises:
         PlanMismatch: another model, another number of ranks, another mesh, or no process group.
         ValueError: an unknown ``on_mismatch``.
     """
-    if on_mismatch not in ("error", "original"):
-        raise ValueError(f"on_mismatch is {on_mismatch!r}; expected 'error' or 'original'")
+    on_mismatch = checked_mismatch(on_mismatch, ("error", "plain"))
     configuration = plan.configuration
     ranks = _ranks(configuration, model, mesh)
     classes = _planned(plan, model, on_mismatch)
@@ -147,7 +146,7 @@ def _device(model: nn.Module) -> str:
     return "cuda" if found == "cpu" and dist.get_backend() == "nccl" else found
 
 
-def _planned(plan: ShardedPlan, model: nn.Module, on_mismatch: str) -> Mapping[str, type]:
+def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mapping[str, type]:
     """Return the planned class of every unit; nothing is changed before all of them are known."""
     modules = dict(model.named_modules())
     if missing := [unit.path for unit in plan.units if unit.path not in modules]:
@@ -164,10 +163,10 @@ def _planned(plan: ShardedPlan, model: nn.Module, on_mismatch: str) -> Mapping[s
     return found
 
 
-def _unit_plan(plan: ShardedPlan, unit: UnitPlan) -> Plan:
+def _unit_plan(plan: ShardedStepPlan, unit: UnitPlan) -> StepPlan:
     """Return a unit's schedule as a plan of its own, good for running it."""
     kind = plan.kinds[unit.kind]
-    return Plan(
+    return StepPlan(
         graph=kind.graph,
         schedule=unit.schedule,
         budget_bytes=plan.budget_bytes,
@@ -177,6 +176,7 @@ def _unit_plan(plan: ShardedPlan, unit: UnitPlan) -> Plan:
         signature=kind.signature,
         device=plan.step.device,
         costs=plan.step.costs,
+        engine=plan.step.engine,
     )
 
 

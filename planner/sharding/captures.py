@@ -8,51 +8,41 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
 
 from planner.graphs import Phase
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, Strategy
-from planner.progress import Progress, silent
+from planner.request import Request
 from planner.sharding.pricing import ShardedStep
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.search import Space
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.wrapped.unit_captures import Regions, capture_regions
 
-if TYPE_CHECKING:
-    from torch import nn
-
 
 @dataclass(frozen=True)
-class Workshop:
-    """What to train, as ``planner.fit`` was given it; captures and assembles what is asked for."""
+class Captures:
+    """What to train, as a person said it; captures and assembles what is asked for."""
 
-    model: nn.Module
-    inputs: Any
-    loss: Callable[..., Any] | None = None
-    targets: Any = None
-    optimizer: Any = "adamw"
-    device: str = "cpu"
-    costs: str = "roofline"
-    tell: Progress = silent
+    request: Request
 
     @cached_property
     def regions(self) -> Callable[[Configuration], Regions]:
         """Capture the regions that a configuration runs, each distinct ones once."""
-        samples = samples_in(self.inputs)
+        request = self.request
+        samples = samples_in(request.inputs)
 
         @cache
         def captured(precision: str, micro_batch: int) -> Regions:
-            self.tell(f"capturing {micro_batch} samples in {precision}")
-            inputs, targets = with_samples((self.inputs, self.targets), samples, micro_batch)
+            request.tell(f"capturing {micro_batch} samples in {precision}")
+            inputs, targets = with_samples((request.inputs, request.targets), samples, micro_batch)
             return capture_regions(
-                self.model,
+                request.model,
                 inputs,
-                loss=self.loss,
+                loss=request.loss,
                 targets=targets,
-                device=self.device,
-                costs=self.costs,
+                device=request.hardware,
+                costs=request.costs,
                 precision=precision,
             )
 
@@ -64,7 +54,7 @@ class Workshop:
 
     def step(self, c: Configuration, cluster: Cluster) -> ShardedStep:
         """Assemble one rank's step."""
-        return assemble(self.regions(c), c, cluster, self.optimizer)
+        return assemble(self.regions(c), c, cluster, self.request.optimizer)
 
     def space(self, cluster: Cluster, among: Sequence[Configuration]) -> Space:
         """Return the search space of these configurations on a cluster."""

@@ -9,19 +9,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
-from planner.byte_sizes import format_both, parse_budget
+from planner.byte_sizes import format_both
 from planner.errors import BadCluster, InfeasibleBudget
-from planner.fit import check_method
 from planner.graphs.binding import binding
-from planner.graphs.hardware.cluster import Cluster, LinkSpec
+from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, Strategy
-from planner.plan.sharded import ShardedPlan, UnitKind
-from planner.plan.single import Plan
-from planner.progress import Progress, silent
-from planner.request import example_inputs, find_device, optimizer_name
-from planner.sharding.captures import Workshop
+from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
+from planner.plan.step_plan import StepPlan
+from planner.request import Request
+from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
 from planner.sharding.make_cluster import make_cluster
 from planner.sharding.pricing import ShardedStep, plan_step, price_recipes, what_fills
@@ -30,84 +27,74 @@ from planner.sharding.samples import samples_in
 from planner.sharding.search import Found, explore
 from planner.solvers import Limits, Status
 
-if TYPE_CHECKING:
-    from torch import nn
-
 MOST_RANKS = 65_536
 """Where the search for a number of devices that would do gives up."""
 
 
-def fit_sharded(
-    model: nn.Module,
-    budget: str | float,
-    *,
-    world_size: int,
-    inputs: Any = None,
-    loss: Callable[..., Any] | None = None,
-    targets: Any = None,
-    optimizer: Any = "adamw",
-    device: str = "auto",
-    method: str = "auto",
-    limits: Limits | None = None,
-    costs: str = "roofline",
-    devices_per_node: int | None = None,
-    link: LinkSpec = None,
-    global_batch: int | None = None,
-    precisions: Sequence[str] = ("float32",),
-    offload: bool = True,
-    progress: Progress | None = None,
-) -> ShardedPlan:
+def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
     """Plan one training step over several devices; see ``planner.fit``."""
-    check_method(method)
-    hardware, tell, start = find_device(device, model), progress or silent, time.perf_counter()
-    budget_bytes = parse_budget(budget, lambda: hardware.memory_bytes)
+    start = time.perf_counter()
 
     def of(ranks: int) -> Cluster:
-        return make_cluster(hardware, ranks, devices_per_node=devices_per_node, link=link)
+        return make_cluster(
+            request.hardware,
+            ranks,
+            devices_per_node=request.devices_per_node,
+            link=request.link,
+        )
 
-    cluster = of(world_size)
-    example = example_inputs(model) if inputs is None else inputs
-    batch = samples_in(example) * world_size if global_batch is None else global_batch
-    shop = Workshop(model, example, loss, targets, optimizer, hardware.name, costs, tell)
-    among = _among(cluster, batch, precisions, offload=offload)
+    cluster = of(request.world_size)
+    batch = request.global_batch
+    if batch is None:
+        batch = samples_in(request.inputs) * request.world_size
+    shop = Captures(request)
+    among = _among(cluster, batch, request.precisions, offload=request.offload)
     found = explore(
-        shop.space(cluster, among), budget_bytes, method=method, limits=limits, tell=tell
+        shop.space(cluster, among),
+        budget_bytes,
+        method=request.method,
+        limits=request.limits,
+        tell=request.tell,
     )
     if found.best is None:
-        tell("looking for a number of devices that would do")
-        ranks = least_ranks(lambda n: _fits_on(shop, among, of, n, budget_bytes), world_size)
+        request.tell("looking for a number of devices that would do")
+        ranks = least_ranks(
+            lambda n: _fits_on(shop, among, of, n, budget_bytes), cluster.world_size
+        )
         raise fits_nowhere(found, budget_bytes, cluster, ranks)
-    plan = plan_found(shop, cluster, found, budget_bytes, method=method, limits=limits)
+    plan = plan_found(shop, cluster, found, budget_bytes)
     return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
 
 
 def plan_found(
-    shop: Workshop,
-    cluster: Cluster,
-    found: Found,
-    budget_bytes: int,
-    *,
-    method: str = "auto",
-    limits: Limits | None = None,
-) -> ShardedPlan:
-    """Make the plan of what a search found."""
+    shop: Captures, cluster: Cluster, found: Found, budget_bytes: int
+) -> ShardedStepPlan:
+    """Make the plan of what a search found.
+
+    Args:
+        shop: what was captured.
+        cluster: what it was searched for.
+        found: how the search ended.
+        budget_bytes: of each rank.
+    """
     assert found.best is not None
-    captured = shop.regions(found.best.configuration)
-    step = Plan(
+    captured, request = shop.regions(found.best.configuration), shop.request
+    step = StepPlan(
         graph=found.best.graph,
         schedule=found.best.schedule,
         budget_bytes=budget_bytes,
-        status=_status(found, limits or Limits()),
+        status=_status(found, request.limits),
         bound_seconds=found.bound_seconds,
-        method=method,
+        method=request.method,
         signature=captured.root.signature,
-        device=shop.device,
-        optimizer=optimizer_name(shop.optimizer),
-        costs=shop.costs,
+        device=request.hardware.name,
+        optimizer=request.optimizer_name,
+        costs=request.costs,
+        engine=request.engine,
         message=message(found),
-        loss=shop.loss,
+        loss=request.loss,
     )
-    return ShardedPlan(
+    return ShardedStepPlan(
         step=step,
         configuration=found.best.configuration,
         cluster=cluster,
@@ -197,7 +184,7 @@ def least_ranks(fits: Callable[[int], bool | None], world_size: int) -> int | No
 
 
 def _fits_on(
-    shop: Workshop,
+    shop: Captures,
     among: Sequence[Configuration],
     of: Callable[[int], Cluster],
     ranks: int,

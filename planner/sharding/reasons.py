@@ -6,12 +6,12 @@ Knows how to read outcomes of the search. Chooses nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 
 from planner.byte_sizes import format_bytes, format_percent, format_seconds
-from planner.plan.sharded import Alternative
-from planner.sharding.pricing import Planned, Spent, spent
+from planner.plan.sharded_step_plan import Alternative
+from planner.plan.time_parts import Spent, spent
+from planner.sharding.pricing import Planned
 from planner.sharding.search import Found, Outcome
 
 _WHY = {
@@ -90,16 +90,3 @@ def _recipe(planned: Planned, best: Planned, budget_bytes: int) -> Alternative:
         seconds_per_sample=planned.seconds / c.global_batch,
         reason=slower if over <= 0 else f"does not fit: {format_bytes(over)} over the budget",
     )
-
-
-def families(rows: Iterable[Alternative]) -> Iterator[Alternative]:
-    """Yield the best row of each way to shard."""
-    groups: dict[object, list[Alternative]] = {}
-    for row in rows:
-        groups.setdefault((row.recipe, row.configuration.way), []).append(row)
-    for group in groups.values():
-        yield min(group, key=_rank)
-
-
-def _rank(row: Alternative) -> tuple[bool, float, int]:
-    return row.peak_bytes is None, row.seconds_per_sample, row.peak_bytes or 0

@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Kind
 from planner.plan.configuration import Configuration
+from planner.plan.time_parts import Spent, spent
 from planner.sharding.pricing import (
     Planned,
     ShardedStep,
-    Spent,
     plan_step,
     price_recipes,
-    spent,
     what_fills,
 )
 from planner.solvers import Limits, floor_bytes, lower_bound

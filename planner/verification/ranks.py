@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from planner.graphs.capture.step_function import arguments_of
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.plan.configuration import Configuration, UnitPlan
-from planner.plan.sharded import ShardedPlan
+from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.sharding.apply_sharded import apply, make_optimizer, precision_of, wrap
 from planner.verification.training_run import scalar_of
 
@@ -50,7 +50,7 @@ class ShardedTrial:
     factory: Callable[[int], tuple[nn.Module, Any]]
     configuration: Configuration
     units: tuple[UnitPlan, ...]
-    plan: ShardedPlan | None = None
+    plan: ShardedStepPlan | None = None
     steps: int = 1
     seed: int = 0
     compared: bool = True

@@ -31,7 +31,7 @@ from planner.verification.process_memory import (
 )
 
 if TYPE_CHECKING:
-    from planner.plan.single import Plan
+    from planner.plan.step_plan import StepPlan
 
 Factory = Callable[[], tuple[nn.Module, Any]]
 GRADIENTS, STATE = "gradients.pt", "state.pt"
@@ -50,7 +50,7 @@ class Trial:
     loss: Callable[..., Any] | None
     targets: Any
     optimizer: str | Callable[[list[Tensor]], Optimizer] | None
-    plan: Plan | None
+    plan: StepPlan | None
     steps: int
     seed: int
     threads: int

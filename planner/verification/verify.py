@@ -1,4 +1,4 @@
-"""Check a plan by running it: plain and patched training, each in a fresh process.
+"""Check a plan by running it: plain and planned training, each in a fresh process.
 
 Knows how to start two trials and compare what they wrote down. Knows nothing of how a trial runs.
 """
@@ -21,7 +21,7 @@ from planner.errors import PlannerError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from planner.plan.single import Plan
+    from planner.plan.step_plan import StepPlan
     from planner.verification.difference import Difference
     from planner.verification.training_run import Factory, Measurement, Trial
 
@@ -40,10 +40,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Verification:
-    """What plain and patched training needed, and whether they agree."""
+    """What plain and planned training needed, and whether they agree."""
 
-    baseline: Measurement
-    patched: Measurement
+    plain: Measurement
+    planned: Measurement
     predicted_bytes: int
     budget_bytes: int
     loss: Difference
@@ -54,7 +54,7 @@ class Verification:
     @property
     def fits(self) -> bool:
         """Whether the measured peak is within the budget."""
-        return self.patched.peak_bytes <= self.budget_bytes
+        return self.planned.peak_bytes <= self.budget_bytes
 
     @property
     def identical(self) -> bool:
@@ -65,17 +65,18 @@ class Verification:
     @property
     def prediction_error(self) -> float:
         """How far the predicted peak is above the measured one, as a fraction of it."""
-        return self.predicted_bytes / self.patched.peak_bytes - 1
+        return self.predicted_bytes / self.planned.peak_bytes - 1
 
     @property
     def time_ratio(self) -> float:
-        """Time of a patched step over that of a plain one."""
-        return self.patched.seconds / self.baseline.seconds
+        """Time of a planned step over that of a plain one."""
+        return self.planned.seconds / self.plain.seconds
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain dicts, lists and numbers."""
         derived = ("fits", "identical", "prediction_error", "time_ratio")
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        found = asdict(self) | {name: getattr(self, name) for name in derived}
+        return found | {"baseline": found["plain"], "patched": found["planned"]}  # until 0.3
 
     def __str__(self) -> str:
         """Answer first: does it fit, does it agree, what does it cost."""
@@ -84,7 +85,7 @@ class Verification:
 
 def verify(
     model: nn.Module | Factory,
-    plan: Plan,
+    plan: StepPlan,
     inputs: Any = None,
     *,
     loss: Callable[..., Any] | None = None,
@@ -93,7 +94,7 @@ def verify(
     steps: int = 5,
     seed: int = 0,
 ) -> Verification:
-    """Train a model plain and patched, each in a fresh process, and compare.
+    """Train a model plain and planned, each in a fresh process, and compare.
 
     Both start from the same parameters and seed. The model travels to the processes by pickle; one
     that cannot be pickled is given as an importable function that returns ``(model, inputs)``. A
@@ -124,17 +125,17 @@ def verify(
     return conclude(plan, run_alone(plain), run_alone(replace(plain, plan=plan)))
 
 
-def conclude(plan: Plan, baseline: Run, patched: Run) -> Verification:
+def conclude(plan: StepPlan, plain: Run, planned: Run) -> Verification:
     """Compare two runs, and the second with what its plan says."""
     from planner.verification.difference import compare_tensors
 
-    left, right = baseline.tensors, patched.tensors
+    left, right = plain.tensors, planned.tensors
     return Verification(
-        baseline=baseline.measured,
-        patched=patched.measured,
+        plain=plain.measured,
+        planned=planned.measured,
         predicted_bytes=plan.peak_bytes,
         budget_bytes=plan.budget_bytes,
-        loss=compare_tensors(_losses(baseline), _losses(patched)),
+        loss=compare_tensors(_losses(plain), _losses(planned)),
         gradients=compare_tensors(left["gradients"], right["gradients"]),
         parameters=compare_tensors(left["parameters"], right["parameters"]),
         buffers=compare_tensors(left["buffers"], right["buffers"]),
@@ -208,20 +209,20 @@ def _losses(run: Run) -> dict[str, Tensor]:
 def _render(found: Verification) -> str:
     fits = "fits" if found.fits else "DOES NOT FIT"
     agree = "bit-identical" if found.identical else "NOT bit-identical"
-    plain, patched = found.baseline, found.patched
+    plain, planned = found.plain, found.planned
     lines = [
-        f"{fits}: measured peak {format_both(patched.peak_bytes)} of the budget "
+        f"{fits}: measured peak {format_both(planned.peak_bytes)} of the budget "
         f"{format_both(found.budget_bytes)}; results {agree}",
         f"  predicted peak   {format_both(found.predicted_bytes)} "
         f"({found.prediction_error:+.2%} of measured)",
         f"  plain training   {format_both(plain.peak_bytes)}, {plain.seconds:.3f} s a step",
-        f"  patched          {format_both(patched.peak_bytes)}, {patched.seconds:.3f} s a step "
+        f"  planned          {format_both(planned.peak_bytes)}, {planned.seconds:.3f} s a step "
         f"({found.time_ratio - 1:+.1%})",
     ]
-    if patched.high_water_bytes and plain.high_water_bytes:
+    if planned.high_water_bytes and plain.high_water_bytes:
         lines.append(
             f"  seen by system   {format_both(plain.high_water_bytes)} plain, "
-            f"{format_both(patched.high_water_bytes)} patched"
+            f"{format_both(planned.high_water_bytes)} planned"
         )
     for what in ("loss", "gradients", "parameters", "buffers"):
         gap: Difference = getattr(found, what)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from planner.analysis.pareto import Curve, curve_of
+from planner.analysis.pareto import Curve
 from planner.graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order, simulate
-from planner.plan.single import Plan
+from planner.plans import Plan
 from planner.solvers import Status
+from tests.asked import curve_of
 
 MB = 10**6
 
@@ -24,6 +25,7 @@ class Captured:
 
     graph: Graph
     signature: dict[str, Any] = field(default_factory=dict)
+    rewrite: str = "as_captured"
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pytest
 import planner
 import planner.graphs.capture_error
 from planner import errors
-from planner.plan.single import Plan
+from planner.plans import Plan
 
 
 def _all_errors() -> list[type[Exception]]:

@@ -17,9 +17,10 @@ from planner import (
     UnknownDevice,
     UnknownMethod,
 )
-from planner.fit import plan_graph, refit
 from planner.graphs import Kind, Phase, simulate, store_all
 from planner.graphs.capture.step_function import arguments
+from planner.planning import plan_again
+from tests.asked import plan_graph
 
 MB = 10**6
 
@@ -28,7 +29,7 @@ def test_plan_graph_fits_a_budget_the_plain_step_exceeds(captured: Any) -> None:
     plain = simulate(captured.graph, store_all(captured.graph)).peak_bytes
     plan = plan_graph(captured, plain - 20 * MB)
     assert plan.fits
-    assert plan.baseline_peak_bytes == plain > plan.budget_bytes
+    assert plan.plain_peak_bytes == plain > plan.budget_bytes
     assert 0 < plan.bound_overhead <= plan.overhead
     assert plan.signature == captured.signature
 
@@ -103,7 +104,7 @@ def test_fit_recomputes_when_it_must(
 ) -> None:
     budget = int(0.75 * roomy.peak_bytes)
     plan = planner.fit(make_net(), budget, inputs=torch.zeros(4096, 16))
-    assert plan.peak_bytes <= budget < plan.baseline_peak_bytes == roomy.peak_bytes
+    assert plan.peak_bytes <= budget < plan.plain_peak_bytes == roomy.peak_bytes
     assert plan.recomputed
     assert plan == planner.fit(make_net(), budget, inputs=torch.zeros(4096, 16))
 
@@ -163,7 +164,7 @@ def test_refit_plans_another_call_within_the_same_budget(
     roomy: planner.Plan, make_net: Callable[[], nn.Module]
 ) -> None:
     tight = replace(roomy, budget_bytes=int(0.75 * roomy.peak_bytes), method="blocks_greedy")
-    again = refit(tight, make_net(), arguments((torch.zeros(1024, 16),), {}), None)
+    again = plan_again(tight, make_net(), arguments((torch.zeros(1024, 16),), {}), None)
     assert "1024, 16" in again.signature["inputs"][0]
     assert (again.budget_bytes, again.method) == (tight.budget_bytes, "blocks_greedy")
     assert (again.optimizer, again.device) == (roomy.optimizer, roomy.device)

@@ -1,1 +1,11 @@
-"""A sharded plan in the words of another program, and what that one cannot say."""
+"""A plan in the words of another program, and what that one cannot say; each format is a file."""
+
+from planner.output.exporters import (  # noqa: F401 (each enters itself)
+    accelerate,
+    deepspeed,
+    fsdp2,
+    own_formats,
+)
+from planner.output.exporters.exporter import EXPORTERS, Exporter, export, register_exporter
+
+__all__ = ["EXPORTERS", "Exporter", "export", "register_exporter"]

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from planner.byte_sizes import format_both
-from planner.graphs.capture.optimizer_step import OptimizerError, named_optimizer
+from planner.graphs.files import write_atomically
+from planner.output.exporters.exporter import AnyPlan, Exporter, register_exporter
+from planner.output.saved_plans import save
 from planner.output.sharded_plan_text import chosen
 from planner.plan.configuration import Strategy
-from planner.plan.sharded import ShardedPlan
+from planner.plan.sharded_step_plan import ShardedStepPlan
 
 _TEMPLATE = '''"""Train a model as {plan} says, on {world} devices.
 
@@ -102,7 +105,7 @@ if __name__ == "__main__":
 '''
 
 
-def fsdp2(plan: ShardedPlan, plan_path: str) -> str:
+def fsdp2(plan: ShardedStepPlan, plan_path: str) -> str:
     """Write the script; it finds its plan at ``plan_path``, seen from where the script lies."""
     c, cluster = plan.configuration, plan.cluster
     start = f"torchrun --nproc-per-node {cluster.devices_per_node}"
@@ -137,15 +140,17 @@ _SYNC = """
             model.require_backward_grad_sync = micro == ACCUMULATION - 1"""
 
 
-def _mesh(plan: ShardedPlan) -> str:
+def _mesh(plan: ShardedStepPlan) -> str:
     c = plan.configuration
     if c.strategy is Strategy.FSDP and c.replicas > 1:
         return f'({c.replicas}, {c.shard_ranks}), ("replicate", "shard")'
     return f'({c.world_size},), ("{"shard" if c.strategy is Strategy.FSDP else "replicate"}",)'
 
 
-def _optimizer(plan: ShardedPlan) -> str:
+def _optimizer(plan: ShardedStepPlan) -> str:
     """Write the optimizer whose state the plan counts; its learning rate is the user's."""
+    from planner.graphs.capture.optimizer_step import OptimizerError, named_optimizer
+
     name = plan.step.optimizer or "adamw"
     try:
         made, options = named_optimizer(name)
@@ -159,12 +164,24 @@ def _optimizer(plan: ShardedPlan) -> str:
     return f"optimizer = plan.make_optimizer(model, torch.optim.{made.__name__}{words})"
 
 
-def has_own_loss(plan: ShardedPlan) -> bool:
+def has_own_loss(plan: ShardedStepPlan) -> bool:
     """Tell whether the plan was made with a loss that is not in the model."""
     return bool(plan.step.signature.get("loss"))
 
 
-def script_notes(plan: ShardedPlan) -> Iterator[str]:
+def script_notes(plan: ShardedStepPlan) -> Iterator[str]:
     """Say what is left to do in the script."""
     if has_own_loss(plan):
         yield "the loss that planner.fit was given is not in the plan: call it in loss_of"
+
+
+def _write(plan: AnyPlan, path: Path, plan_path: Path | None) -> tuple[str, ...]:
+    assert isinstance(plan, ShardedStepPlan)
+    if plan_path is None:
+        plan_path = path.with_suffix(".plan.json")
+        save(plan, plan_path)
+    write_atomically(path, fsdp2(plan, os.path.relpath(plan_path, path.resolve().parent)))
+    return tuple(script_notes(plan))
+
+
+register_exporter(Exporter("fsdp2", (ShardedStepPlan,), _write, file_name="train_fsdp2.py"))

@@ -1,161 +1,216 @@
-"""One half of a planned step, written call by call from the nodes of the joint graph.
+"""The engine that runs a plan op by op: eager kernels, bit for bit what eager mode computes.
 
-Values die early because the generated code drops each variable after its last use and the arguments
-are given up by the caller. Knows how each kernel is written, first and again. Knows nothing of
-schedules or of the other half.
+Its graph is the step as captured. Every COMPUTE step becomes one call, in order; every value dies
+where the schedule frees it. Knows how to check that a model still does what was planned.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import fx
-from torch.fx.graph import _BoxedCodeGen
+from torch import fx, nn
 
+from planner.errors import CaptureError, InvalidPlan, PlanMismatch
+from planner.graphs import Graph, Schedule, Subject
+from planner.graphs.capture.guards.call import model_differences, signature_of
 from planner.graphs.capture.joint_graph import Joint
-from planner.graphs.capture.lowering import Lowered, Lowering, Role
-from planner.graphs.capture.node_kinds import (
-    RECURRENT,
-    is_functional_batch_norm,
-    is_random,
-    is_view,
-)
-from planner.graphs.costs.roofline import tensors_in
-from planner.running.rng import rng_state, run_for_backward, run_with_rng_state
+from planner.graphs.capture.lowering import Lowering, Role
+from planner.graphs.capture.step_function import arguments
+from planner.graphs.capture.training_step import Captured, capture, recapture
+from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.plan.step_plan import StepPlan
+from planner.request import Request
+from planner.running.engines.actions import carry_out
+from planner.running.engines.engine import Engine, register_engine
+from planner.running.engines.program_writer import ProgramWriter
+from planner.running.planned_module import unplanned
+from planner.running.program import Program
 
-_WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
+
+def captured(request: Request) -> Captured:
+    """Capture the step that a person asked for.
+
+    Raises:
+        CaptureError: the step cannot be captured.
+    """
+    model = unplanned(request.model)
+    request.tell(f"capturing {type(model).__name__}")
+    try:
+        return capture(
+            model,
+            request.inputs,
+            loss=request.loss,
+            targets=request.targets,
+            optimizer=request.optimizer,
+            device=request.hardware,
+            costs=request.costs,
+            accumulate=request.accumulate,
+            progress=request.tell,
+        )
+    except ValueError as error:  # a CaptureError of graphs, or an argument it does not know
+        raise CaptureError(str(error)) from error
 
 
-@dataclass
-class Half:
-    """One program being written; ``env`` maps joint nodes that are live to nodes of this graph."""
+def program(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None) -> Program:
+    """Write the programs of a plan for a model, which must do what the plan was made for.
 
-    joint: Joint
-    lowering: Lowering
-    repeated: frozenset[fx.Node]
-    graph: fx.Graph = field(default_factory=fx.Graph)
-    env: dict[Any, fx.Node] = field(default_factory=dict)
-    arguments: list[Any] = field(default_factory=list)
-    placeholders: dict[Any, fx.Node] = field(default_factory=dict)
-    ran: set[fx.Node] = field(default_factory=set)
-    can_save: bool = False
+    Args:
+        plan: made on a graph of this engine.
+        model: in the modes the plan was made for.
+        loss: the callable the plan was made with.
 
-    def get(self, node: fx.Node) -> fx.Node:
-        """Return the live copy of a joint node, writing views anew and asking for arguments."""
-        if node not in self.env:
-            if node.op == "call_function" and not self._is_root(node):
-                self.env[node] = self.graph.node_copy(node, self.get)
-            elif node.op == "get_attr":
-                self.env[node] = self.graph.node_copy(node)
-            else:
-                self.env[node] = self.argument(node, node.meta.get("val"))
-        return self.env[node]
+    Raises:
+        PlanMismatch: the model is another, or does something else.
+        InvalidPlan: the schedule is none that can run.
+    """
+    joint, graph, lowering = _captured_again(plan, model, loss)
+    if (difference := graph_difference(plan.graph, graph)) is not None:
+        raise PlanMismatch(
+            f"{type(model).__name__} does not do what the plan was made for: {difference}; make "
+            "the plan again with planner.fit"
+        )
+    return build(joint, lowering, plan.graph, plan.schedule)
 
-    def _is_root(self, node: fx.Node) -> bool:
-        if node.target is operator.getitem:
-            parent = node.args[0]
-            assert isinstance(parent, fx.Node)
-            return not is_view(parent)
-        return not is_view(node)
 
-    def argument(self, key: Any, value: Any) -> fx.Node:
-        """Add a placeholder for a joint node or the RNG state of one."""
-        kernel = isinstance(key, tuple) or key.op == "call_function"
-        assert self.can_save or not kernel, f"{key} is used before it is computed"
-        assert key not in self.placeholders, f"{key} is used after it is freed"
-        label = f"{key[1].name}_rng" if isinstance(key, tuple) else key.name
-        spot = self.placeholders[self.arguments[-1]] if self.arguments else self.graph._root
-        with self.graph.inserting_after(spot):
-            made = self.graph.placeholder(label)
-        made.meta["val"] = value
-        self.arguments.append(key)
-        self.env[key] = self.placeholders[key] = made
-        return made
+def _captured_again(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None) -> Any:
+    """Capture the planned call of a model, in the planned autocast state."""
+    signature = plan.signature
+    here = signature_of(model, arguments((), {}))
+    for difference in model_differences(signature, here):
+        raise PlanMismatch(f"the plan is not for this model: {difference}")
+    device, *dtype = signature["autocast"]
+    with ExitStack() as stack:
+        chosen = getattr(torch, dtype[0]) if dtype else None
+        stack.enter_context(torch.autocast(device, dtype=chosen, enabled=bool(dtype)))
+        try:
+            return recapture(model, dict(signature), loss, plan.rewrite)
+        except GraphsCaptureError as error:
+            raise PlanMismatch(f"the planned step can no longer be captured: {error}") from error
 
-    def run(self, lowered: Lowered, outputs: Sequence[int]) -> None:
-        """Write one COMPUTE step."""
-        node = lowered.node
-        if node is None or lowered.role is Role.TANGENT:
-            return
-        if lowered.role is Role.RNG_STATE:
-            if node in self.repeated:
-                state = self.graph.call_function(rng_state, (_device(node),))
-                self.env[(Role.RNG_STATE, node)] = state
-        elif lowered.role is Role.BUFFER_UPDATE:
-            buffer = self.joint.buffers[lowered.buffer]
-            self.graph.call_function(
-                torch.ops.aten.copy_.default, (self.get(buffer), self.get(node))
+
+def graph_difference(planned: Graph, found: Graph) -> str | None:
+    """Say where a captured graph stops being the planned one; the optimizer is not compared."""
+    for a, b in zip(planned.ops, found.ops, strict=False):
+        where = f"op {b.name!r} in {b.module or 'the model'} at {b.source or 'an unknown line'}"
+        if (a.target, a.phase) != (b.target, b.phase):
+            return f"{where} is a {b.target}, planned was {a.name!r}, a {a.target}"
+        if (a.inputs, a.outputs) != (b.inputs, b.outputs):
+            read, planned_read = (
+                ", ".join(g.values[v].name for v in op.inputs)
+                for g, op in ((found, b), (planned, a))
             )
-        else:
-            self.forget(outputs)
-            self._kernel(node)
-            for follower, overwrite in lowered.then:
-                operand = self.get(overwrite.operand)
-                args = fx.node.map_arg(follower.args, self.get)
-                kwargs = fx.node.map_arg(follower.kwargs, self.get) | {overwrite.keyword: operand}
-                self.env[follower] = self.graph.call_function(overwrite.target, args, kwargs)
-
-    def _kernel(self, node: fx.Node) -> None:
-        again = node in self.ran
-        self.ran.add(node)
-        blind = again and is_functional_batch_norm(node)
-        if again and is_random(node):
-            made = self._replayed(node)
-        elif blind:
-            # other forward passes may have changed the statistics, which it ignores, meanwhile
-            args = fx.node.map_arg((*node.args[:3], *node.args[5:]), self.get)
-            made = self.graph.call_function(_WITHOUT_STATISTICS, args)
-        elif node.target is RECURRENT:
-            args = (RECURRENT, *fx.node.map_arg(node.args, self.get))
-            made = self.graph.call_function(run_for_backward, args)
-        else:
-            made = self.graph.node_copy(node, self.get)
-        self.env[node] = made
-        for user in node.users:
-            if user.target is operator.getitem and not (blind and user.args[1] in (3, 4)):
-                self.env[user] = self.graph.node_copy(user, self.get)
-
-    def _replayed(self, node: fx.Node) -> fx.Node:
-        key = (Role.RNG_STATE, node)
-        state = self.env.get(key) or self.argument(key, None)
-        args = fx.node.map_arg(node.args, self.get)
-        kwargs = fx.node.map_arg(node.kwargs, self.get)
-        head: tuple[Any, ...] = (state, _device(node), node.target)
-        return self.graph.call_function(run_with_rng_state, (*head, *args), kwargs)
-
-    def forget(self, values: Sequence[int]) -> None:
-        """Drop every node that lives in one of these values: they are dead, or made anew."""
-        dead = set(values)
-        lives_in = self.lowering.value_of
-        for key in [k for k in self.env if not isinstance(k, tuple) and k.op == "call_function"]:
-            if dead.intersection(lives_in.get(key, ())):
-                del self.env[key]
-
-    def reorder(self, keys: Sequence[Any]) -> None:
-        """Put the placeholders in the order of these keys."""
-        for key in reversed(keys):
-            self.graph._root.append(self.placeholders[key])
-
-    def compile(self, results: Sequence[Any]) -> Callable[[list[Any]], list[Any]]:
-        """Finish the program: drop what nobody reads, generate boxed code."""
-        self.graph.output(list(results))
-        for made in reversed(list(self.graph.nodes)):
-            cheap = made.target is operator.getitem or made.op == "get_attr" or _is_view_call(made)
-            if made.op != "placeholder" and cheap and not made.users:
-                self.graph.erase_node(made)
-        self.graph.set_codegen(_BoxedCodeGen())
-        module = fx.GraphModule(self.joint.module, self.graph)
-        return module.forward
+            return f"{where}, a {b.target}, reads {read}; planned was {planned_read}"
+    extra = len(found.ops) - len(planned.ops)
+    if extra > 0 or extra < -1:
+        return f"it has {len(found.ops)} ops, planned were {len(planned.ops)}"
+    made = {v for op in found.ops for v in op.outputs}
+    for v in sorted(made):
+        if planned.values[v].size_bytes < found.values[v].size_bytes:
+            return (
+                f"value {found.values[v].name!r} has {found.values[v].size_bytes} bytes, planned "
+                f"were {planned.values[v].size_bytes}"
+            )
+    return None
 
 
-def _is_view_call(node: fx.Node) -> bool:
-    """Tell a written call that only makes a view, by the operator's own schema."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) -> Program:
+    """Write the two programs of a schedule.
+
+    Args:
+        joint: the captured step.
+        lowering: what its ops stand for.
+        graph: its ops.
+        schedule: the order in which they run.
+
+    Raises:
+        InvalidPlan: random ops would first run in another order than the model's, or a forward op
+            would first run after the backward pass began.
+    """
+    order = schedule.order
+    _check_order(lowering, order)
+    counts: dict[int, int] = {}
+    for index in order:
+        counts[index] = counts.get(index, 0) + 1
+    repeated = frozenset(
+        node for i, c in counts.items() if c > 1 and (node := lowering.ops[i].node) is not None
+    )
+    forward = ProgramWriter(joint, lowering, repeated)
+    for placeholder in (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs):
+        forward.argument(placeholder, placeholder.meta["val"])
+    backward = ProgramWriter(joint, lowering, repeated, ran=forward.ran, can_save=True)
+    half, returned = forward, list[fx.Node | None]()
+    for step in schedule.steps:
+        if step.action.subject is Subject.OP:
+            role = lowering.ops[step.index].role
+            if role is Role.TANGENT:
+                half = backward
+            elif role is Role.HAND_OVER:
+                returned = _returned(joint, forward, backward)
+        carry_out(half, step, graph)
+    return _program(joint, forward, backward, returned)
 
 
-def _device(node: fx.Node) -> torch.device:
-    return next(iter(tensors_in(node.meta["val"]))).device
+def _returned(
+    joint: Joint, forward: ProgramWriter, backward: ProgramWriter
+) -> list[fx.Node | None]:
+    """Return the gradient of each of forward's arguments, ``None`` where there is none."""
+    gradients = joint.gradient_of
+    wanted = [gradients.get(node) for node in forward.arguments]
+    return [None if g is None else backward.get(g) for g in wanted]
+
+
+def _check_order(lowering: Lowering, order: Sequence[int]) -> None:
+    first = list(dict.fromkeys(order))
+    draws = [i for i in first if lowering.ops[i].role is Role.RNG_STATE]
+    border = next((k for k, i in enumerate(first) if lowering.ops[i].role is Role.TANGENT), 0)
+    tangent = min(i for i in first if lowering.ops[i].role is Role.TANGENT)
+    late = any(i < tangent for i in first[border:])
+    if draws != sorted(draws) or late:
+        raise InvalidPlan(
+            "the schedule runs random ops, or forward and backward, in another order than the "
+            "model does; make the plan again"
+        )
+
+
+def _program(
+    joint: Joint, forward: ProgramWriter, backward: ProgramWriter, returned: list[fx.Node | None]
+) -> Program:
+    inputs = list(forward.arguments)
+    position = {node: i for i, node in enumerate(inputs)}
+    tangents = {node: index for index, node in joint.tangents.items()}
+    reads = [k for k in backward.arguments if k in position]
+    arrived = [k for k in backward.arguments if k in tangents]
+    saved = [k for k in backward.arguments if k not in position and k not in tangents]
+    backward.reorder([*reads, *saved, *arrived])
+    outputs = [forward.get(node) for node in joint.forward_outputs]
+    kept = [forward.env[k] if isinstance(k, tuple) else forward.get(k) for k in saved]
+    fakes = [k.meta["val"] for k in arrived]
+    return Program(
+        forward=forward.compile([*outputs, *kept]),
+        backward=backward.compile(returned),
+        output_count=len(outputs),
+        read=tuple(position[k] for k in reads),
+        tangents=tuple(tangents[k] for k in arrived),
+        behind=_behind(joint, inputs),
+        tangent_specs=tuple((f.shape, f.stride(), f.dtype, f.device) for f in fakes),
+        outputs=joint.outputs,
+        decisions=joint.decisions,
+        reads=joint.reads,
+    )
+
+
+def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ...]:
+    """Return for each of forward's arguments the outputs whose tangents its gradient is made of."""
+    found = {node: frozenset((index,)) for index, node in joint.tangents.items()}
+    for node in joint.graph.nodes:
+        if node not in found:
+            found[node] = frozenset().union(*(found[n] for n in node.all_input_nodes))
+    gradients = joint.gradient_of
+    made = (gradients.get(node) for node in inputs)
+    return tuple(frozenset() if g is None else found[g] for g in made)
+
+
+OP_BY_OP = register_engine(Engine("op_by_op", captured, program))

@@ -14,7 +14,7 @@ import planner
 from planner.analysis.max_batch import MaxBatch
 from planner.cli import cli
 from planner.graphs import simulate, store_all
-from planner.request import capture_step
+from tests.asked import capture_step
 
 
 def _images(batch: int) -> Tensor:

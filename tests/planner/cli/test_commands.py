@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import planner
 from planner.cli import cli, main
-from planner.plan.single import Plan
+from planner.plans import Plan
 
 MODEL = """
 import torch

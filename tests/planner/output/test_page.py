@@ -6,14 +6,14 @@ from pathlib import Path
 
 from planner import render_timeline_svg
 from planner.output.page import render_page
-from planner.plan.single import Plan
+from planner.plans import Plan
 
 
 def test_page_holds_everything_and_escapes(plan: Plan, tmp_path: Path) -> None:
     odd = replace(plan, signature={"model": "<Toy & Co>"})
     odd.report(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert page == render_page(odd)
+    assert page == render_page(odd, str(odd))
     assert "&lt;Toy &amp; Co&gt;" in page
     assert "<Toy" not in page
     assert render_timeline_svg(odd) in page

@@ -2,19 +2,23 @@
 
 import json
 import stat
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import planner
 from planner import InvalidPlan
-from planner.graphs import Action, Schedule
-from planner.plan.single import Plan
+from planner.graphs import MEMORY_MODELS, Action, Change, Kind, Schedule
+from planner.graphs.memory import ExactBytes
+from planner.plans import Plan
 from tests.forgery import edit
 
 
@@ -62,8 +66,8 @@ def test_foreign_files(tmp_path: Path, data: object) -> None:
 
 def test_newer_version_says_update(file: Path) -> None:
     data = json.loads(file.read_text())
-    file.write_text(json.dumps(data | {"version": 2}))
-    with pytest.raises(InvalidPlan, match="version 2, this package reads up to 1; update"):
+    file.write_text(json.dumps(data | {"version": 3}))
+    with pytest.raises(InvalidPlan, match="version 3, this package reads up to 2; update"):
         planner.load(file)
 
 
@@ -97,6 +101,16 @@ def test_one_changed_byte_is_noticed_or_harmless(
     assert again == plan
 
 
+def _forge(steps: dict[str, Any], change: Callable[[list[int]], Any]) -> None:
+    for name in ("action", "index"):
+        change(steps[name])
+
+
+def _append(steps: dict[str, Any], action: str, index: int) -> None:
+    steps["action"].append(steps["actions"].index(action))
+    steps["index"].append(index)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -107,10 +121,18 @@ def test_one_changed_byte_is_noticed_or_harmless(
         (lambda p: p.update(status="GREAT"), "field 'status'"),
         (lambda p: p.update(extra=1), "field 'extra'"),
         (lambda p: p.pop("method"), "field 'method'"),
-        (lambda p: p["steps"].pop(0), "not live"),
-        (lambda p: p["steps"].append(10**6), "computes op 1000000"),
-        (lambda p: p["steps"].append(-(10**6)), "frees value 999999"),
-        (lambda p: p.update(steps=[]), "never runs"),
+        (lambda p: _forge(p["steps"], lambda column: column.pop(0)), "not live"),
+        (lambda p: _append(p["steps"], "compute", 10**6), "computes op 1000000"),
+        (lambda p: _append(p["steps"], "free", 999_999), "frees value 999999"),
+        (lambda p: _forge(p["steps"], list.clear), "never runs"),
+        (lambda p: p["steps"]["index"].pop(0), "columns"),
+        (lambda p: p["steps"]["actions"].append("beam"), "unknown action 'beam'"),
+        (lambda p: p["steps"].update(action=[7] * len(p["steps"]["action"])), "columns"),
+        (lambda p: p["features"].update({"action beam": 1}), "'action beam'.*has none; update"),
+        (lambda p: p["features"].update({"engine op_by_op": 2}), "has version 1; update"),
+        (lambda p: p["memory_models"].update({"exact bytes": 2}), "has version 1; update"),
+        (lambda p: p.update(memory_model="best guess"), "no memory model 'best guess'"),
+        (lambda p: p.pop("features"), "field 'features'"),
         (lambda p: p["graph"]["ops"].pop(0), "graph|op"),
         (lambda p: p["graph"].pop("values"), "damaged graph"),
     ],
@@ -133,3 +155,43 @@ def test_nothing_half_written(plan: Plan, tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     assert stat.S_IMODE((tmp_path / "plan.json").stat().st_mode) == 0o644
+
+
+def test_a_file_names_what_it_uses(file: Path) -> None:
+    body = json.loads(file.read_text())["plan"]
+    assert body["features"] == {
+        "action compute": 1,
+        "action free": 1,
+        "engine op_by_op": 1,
+        "rewrite as_captured": 1,
+    }
+    assert body["memory_models"] == {"exact bytes": 1}
+
+
+@dataclass(frozen=True)
+class _Later(ExactBytes):
+    """Exact bytes, once a constant has been corrected."""
+
+    version: int = 2
+
+    def held(self, changes: Sequence[Change], count: int) -> NDArray[np.int64]:
+        return super().held(changes, count) + 7
+
+
+def test_a_file_judged_by_an_older_model_loads_and_says_so(
+    plan: Plan, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MEMORY_MODELS, "exact bytes", _Later())
+    again = planner.load(file)
+    assert again.peak_bytes == plan.peak_bytes + 7 * len(Kind)
+    said = " ".join(str(again).split())
+    assert f"found a peak of {plan.peak_bytes:,} bytes; by version 2" in said
+
+
+def test_a_plan_of_an_engine_that_is_not_here_can_be_looked_at(file: Path) -> None:
+    edit(file, lambda p: p.update(engine="steam"))
+    edit(file, lambda p: p["features"].update({"engine steam": 3}))
+    plan = planner.load(file)
+    assert isinstance(plan, Plan)
+    with pytest.raises(planner.UnknownEngine, match="valid engines: op_by_op"):
+        replace(plan, signature=dict(plan.signature) | {"loss": False}).apply(torch.nn.Linear(1, 1))

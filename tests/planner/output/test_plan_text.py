@@ -11,7 +11,7 @@ from planner.graphs import Graph, Schedule, schedule_from_order, store_all
 from planner.output.folding import fold, fold_paths
 from planner.output.layout import WIDTH
 from planner.output.plan_text import ROWS, render, summary
-from planner.plan.single import Plan
+from planner.plans import Plan
 
 Golden = Callable[[str, str], None]
 

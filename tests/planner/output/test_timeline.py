@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from planner import render_timeline_svg
-from planner.plan.single import Plan
+from planner.plans import Plan
 
 Golden = Callable[[str, str], None]
 

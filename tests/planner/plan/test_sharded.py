@@ -16,10 +16,9 @@ from planner import InvalidPlan, ShardedPlan
 from planner.cli import cli
 from planner.graphs import Graph, Op, Phase, Value, store_all
 from planner.graphs.hardware.cluster import cluster
-from planner.output.plan_files import load_plan
 from planner.plan.configuration import Configuration, Strategy
-from planner.plan.sharded import UnitKind
-from planner.plan.single import Plan
+from planner.plan.sharded_step_plan import UnitKind
+from planner.plans import Plan, load_plan
 from planner.sharding.configurations import configurations
 from planner.sharding.reasons import alternatives
 from planner.sharding.search import Space, explore
@@ -85,6 +84,9 @@ def test_numbers_agree_with_each_other(plan: ShardedPlan) -> None:
     assert plan.gap == pytest.approx(0.0)
 
 
+_ONE_STEP = {"actions": ["compute"], "action": [0], "index": [1]}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -93,7 +95,7 @@ def test_numbers_agree_with_each_other(plan: ShardedPlan) -> None:
         (lambda p: p["configuration"].update(precision="fp8"), "unknown precision"),
         (lambda p: p["cluster"].update(world_size=12), "12"),
         (lambda p: p["units"][0].update(kind=7), "names kind 7"),
-        (lambda p: p["units"][0].update(steps=[1]), "not live"),
+        (lambda p: p["units"][0].update(steps=_ONE_STEP), "not live"),
         (lambda p: p["units"][0].pop("keep_gathered"), "field 'units.0.keep_gathered'"),
         (lambda p: p["alternatives"][0].pop("reason"), "reason"),
         (lambda p: p.update(extra=1), "field 'extra'"),

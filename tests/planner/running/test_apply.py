@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import planner
 from planner import PlanMismatch
 from planner.graphs.torch_api.allocation_records import measure_peak
-from planner.plan.single import Plan
+from planner.plans import Plan
 from tests.scenes import DEEP, LOGITS, SCENES, Apply, mlp
 from tests.training import Scene, assert_same, measured_peak, planned, resident_bytes, train
 

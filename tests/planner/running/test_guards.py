@@ -65,7 +65,7 @@ def test_another_call_is_noticed(change: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("change", [_wider, _transposed, _requiring, _evaluating, _freezing])
-@pytest.mark.parametrize("choice", ["original", "replan"])
+@pytest.mark.parametrize("choice", ["plain", "replan"])
 def test_another_call_runs_as_chosen(change: Any, choice: str) -> None:
     def run(model: nn.Module) -> list[Tensor | None]:
         torch.manual_seed(6)
@@ -231,7 +231,7 @@ def test_an_argument_that_no_plan_knows_is_a_mismatch(argument: Any) -> None:
     )
     with pytest.raises(PlanMismatch, match=f"an argument is a {type(argument).__name__}"):
         planned(scene)(x=torch.randn(64, 16), y=argument)
-    planned(scene, on_mismatch="original")(x=torch.randn(64, 16), y=argument)
+    planned(scene, on_mismatch="plain")(x=torch.randn(64, 16), y=argument)
 
 
 # What happens between forward and backward

@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from planner.errors import PlanMismatch
 from planner.graphs.hardware.cluster import cluster
 from planner.plan.configuration import Configuration, Strategy, UnitPlan
-from planner.plan.sharded import ShardedPlan, UnitKind
-from planner.plan.single import Plan
+from planner.plan.sharded_step_plan import UnitKind
+from planner.plans import Plan, ShardedPlan
 from planner.sharding.apply_sharded import apply, make_optimizer, precision_of, wrap
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.wrapped.unit_captures import Regions, capture_regions

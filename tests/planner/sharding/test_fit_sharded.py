@@ -16,12 +16,14 @@ import planner
 from planner import BadCluster, InfeasibleBudget, ShardedPlan
 from planner.cli import cli
 from planner.plan.configuration import Configuration, Strategy
-from planner.sharding.captures import Workshop
+from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
-from planner.sharding.fit_sharded import fit_sharded, least_ranks
+from planner.sharding.fit_sharded import least_ranks
+from planner.sharding.make_cluster import make_cluster
 from planner.sharding.pricing import price_recipes
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.stage_first import stage_first
+from tests.asked import request
 
 WIDTH = 64
 
@@ -71,9 +73,9 @@ def plan() -> ShardedPlan:
     return _fit("3.2MB")
 
 
-def _shop() -> Workshop:
+def _shop() -> Captures:
     model, inputs = build()
-    return Workshop(model, inputs, device="cpu")
+    return Captures(request(model, inputs=inputs, device="cpu", optimizer="adamw"))
 
 
 def test_the_plan_fits_and_is_near_its_bound(plan: ShardedPlan) -> None:
@@ -136,10 +138,10 @@ def test_what_fits_nowhere_says_how_many_devices_would_do() -> None:
     model, inputs = build()
     options = {"inputs": inputs, "device": "cpu", "global_batch": 2, "offload": False}
     with pytest.raises(InfeasibleBudget, match=r"Next: \d+ such devices would do") as caught:
-        fit_sharded(model, "1.3MB", world_size=2, **options)
+        planner.fit(model, "1.3MB", world_size=2, **options)
     words = str(caught.value).split()
     ranks = int(words[words.index("such") - 1])
-    assert fit_sharded(model, "1.3MB", world_size=ranks, **options | {"global_batch": ranks}).fits
+    assert planner.fit(model, "1.3MB", world_size=ranks, **options | {"global_batch": ranks}).fits
 
 
 def test_what_no_number_of_devices_can_hold_is_said() -> None:
@@ -176,8 +178,8 @@ def test_offload_and_precision_are_among_the_choices() -> None:
 def test_host_memory_is_that_of_a_node() -> None:
     shop = _shop()
     c = Configuration(Strategy.FSDP, 4, 1, 4, 1, offload=True)
-    one = shop.step(c, planner.sharding.make_cluster.make_cluster("A100-40GB", 4)).host_bytes
-    states = sum(p.numel() * 4 for p in shop.model.parameters())
+    one = shop.step(c, make_cluster("A100-40GB", 4)).host_bytes
+    states = sum(p.numel() * 4 for p in shop.request.model.parameters())
     assert 4 * one >= 4 * states  # master weights, gradients, two moments
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.plan.configuration import Configuration, Strategy
-from planner.plan.sharded import ShardedPlan
+from planner.plans import ShardedPlan
 from planner.sharding.apply_sharded import precision_of
 from planner.sharding.wrapped.unit_captures import Regions, capture_regions
 from planner.verification.ranks import RankMeasurement, ShardedTrial, run_ranks

@@ -58,9 +58,9 @@ def test_a_plan_keeps_its_promises(found: Verification) -> None:
     assert found.fits
     assert found.identical, str(found)
     assert abs(found.prediction_error) <= 0.02
-    assert found.baseline.peak_bytes > found.budget_bytes
-    assert found.patched.losses == found.baseline.losses
-    assert len(set(found.baseline.losses)) > 1
+    assert found.plain.peak_bytes > found.budget_bytes
+    assert found.planned.losses == found.plain.losses
+    assert len(set(found.plain.losses)) > 1
 
 
 def test_it_prints_and_dumps_the_answer(found: Verification) -> None:
@@ -68,15 +68,15 @@ def test_it_prints_and_dumps_the_answer(found: Verification) -> None:
     assert "bit-identical" in str(found)
     dumped = found.to_json()
     assert dumped["fits"] is True
-    assert dumped["patched"]["peak_bytes"] == found.patched.peak_bytes
+    assert dumped["planned"]["peak_bytes"] == found.planned.peak_bytes
 
 
 def test_a_broken_promise_is_said_first() -> None:
     run = Measurement(2 * GIGA, GIGA, 0, 1.5, (1.5,), (0.5,))
     same = Difference()
     bad = Verification(
-        baseline=replace(run, seconds=1.0),
-        patched=run,
+        plain=replace(run, seconds=1.0),
+        planned=run,
         predicted_bytes=GIGA,
         budget_bytes=GIGA,
         loss=same,

@@ -20,10 +20,10 @@ from planner import BadSpec
 from planner.cli import cli
 from planner.graphs import Graph, Op, Phase, Schedule, Value, schedule_from_order, store_all
 from planner.graphs.hardware.cluster import cluster
-from planner.output.exporters.launchers import FORMATS, LAUNCHERS, export
+from planner.output.exporters import EXPORTERS, export
 from planner.plan.configuration import Configuration, Strategy, UnitPlan
-from planner.plan.sharded import ShardedPlan, UnitKind
-from planner.plan.single import Plan
+from planner.plan.sharded_step_plan import UnitKind
+from planner.plans import Plan, ShardedPlan
 from planner.sharding.apply_sharded import precision_of
 from planner.sharding.wrapped.unit_captures import capture_regions
 from planner.solvers import Status
@@ -32,6 +32,8 @@ from tests.planner.sharding.ranks import CASES, plan_of
 from tests.sharded_steps import Sizes, step
 
 ROOT = Path(__file__).parents[4]
+LAUNCHERS = {name: e.file_name for name, e in EXPORTERS.items() if e.file_name}
+FORMATS = sorted(EXPORTERS)
 KIND = UnitKind(
     Graph(
         (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.plan.single import Plan
+from planner.plans import Plan
 
 
 @pytest.mark.parametrize("format", ["json", "html", "svg", "txt"])

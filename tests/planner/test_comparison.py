@@ -10,8 +10,8 @@ from torch import nn
 
 import planner
 from planner import UnknownMethod
-from planner.analysis.compare import compare_graph
-from planner.plan.single import Plan
+from planner.comparison import compare_graph
+from planner.plans import Plan
 from planner.solvers import SOLVERS, Limits
 
 MB = 10**6
@@ -52,13 +52,13 @@ def test_an_impossible_budget_is_a_table_of_no(captured: Any) -> None:
 def test_a_plan_compares_on_its_own_graph(plan: Plan) -> None:
     found = plan.compare(["auto", "recompute_all"], limits=QUICK)
     assert found.budget_bytes == plan.budget_bytes
-    assert found.baseline_peak_bytes == plan.baseline_peak_bytes
+    assert found.plain_peak_bytes == plan.plain_peak_bytes
 
 
 def test_unknown_methods_are_refused_before_any_work(captured: Any) -> None:
     said: list[str] = []
     with pytest.raises(UnknownMethod):
-        compare_graph(captured.graph, 10**9, ["auto", "magic"], progress=said.append)
+        compare_graph(captured.graph, 10**9, ["auto", "magic"], tell=said.append)
     assert said == []
 
 
@@ -73,7 +73,7 @@ def test_the_table_reads(captured: Any) -> None:
 
 def test_compare_captures_a_model_once(make_net: Callable[[], nn.Module]) -> None:
     said: list[str] = []
-    found = planner.analysis.compare(
+    found = planner.compare(
         make_net(),
         "1GB",
         inputs=torch.zeros(64, 16),

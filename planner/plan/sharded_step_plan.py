@@ -1,26 +1,22 @@
-"""The plan for several ranks: what is decided, what one rank's step then costs, and why.
+"""A plan for several ranks as a value: what is decided, what one rank's step costs, and why.
 
-Knows the decisions, the whole step of one rank as a ``Plan`` of its own (communication included),
-and the alternatives that were rejected. Knows nothing of how they were found or are carried out.
+Knows the decisions, the whole step of one rank as a ``StepPlan`` (communication included), and the
+alternatives that were rejected. What a person does with it is in ``planner.plans``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from planner.byte_sizes import format_bytes, format_percent
 from planner.graphs import Graph, Kind, Phase
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, Strategy, UnitPlan
-from planner.plan.single import Plan
+from planner.plan.stage import Stage
+from planner.plan.step_plan import StepPlan
 from planner.solvers import Status
-
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,8 @@ class Alternative:
     reason: str
 
 
-@dataclass(frozen=True)
-class ShardedPlan:
+@dataclass(frozen=True, repr=False)
+class ShardedStepPlan:
     """One configuration, and a schedule for every unit, under a budget for each rank.
 
     ``step`` is one rank's whole optimizer step as it is executed; its bound holds for every
@@ -63,7 +59,7 @@ class ShardedPlan:
             names a kind that is not there.
     """
 
-    step: Plan
+    step: StepPlan
     configuration: Configuration
     cluster: Cluster
     units: tuple[UnitPlan, ...]
@@ -79,6 +75,14 @@ class ShardedPlan:
             )
         if bad := [u.path for u in self.units if not 0 <= u.kind < len(self.kinds)]:
             raise ValueError(f"unit {bad[0]!r} names a kind that is not there")
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.step.signature.get('model', 'a step')} on "
+            f"{self.cluster}: {'fits' if self.fits else 'DOES NOT FIT'}, {self.configuration}, "
+            f"stage {self.stage}, peak {format_bytes(self.peak_bytes)} of "
+            f"{format_bytes(self.budget_bytes)} a rank, gap {format_percent(self.gap)})"
+        )
 
     @property
     def budget_bytes(self) -> int:
@@ -122,9 +126,24 @@ class ShardedPlan:
         return self.step.bound_seconds / self.configuration.global_batch
 
     @property
+    def plain_peak_bytes(self) -> int:
+        """The most one rank holds with the same configuration if nothing runs again."""
+        return self.step.plain_peak_bytes
+
+    @property
+    def plain_seconds(self) -> float:
+        """Time of one optimizer step with the same configuration if nothing runs again."""
+        return self.step.plain_seconds
+
+    @property
+    def overhead(self) -> float:
+        """Extra time as a fraction of the plain step."""
+        return self.step.overhead
+
+    @property
     def gap(self) -> float:
-        """How much faster a better plan could at most be, as a fraction of this one's time."""
-        return max(0.0, 1 - self.step.bound_seconds / self.seconds) if self.seconds else 0.0
+        """How much faster a better plan could at most be, as a fraction of the plain step."""
+        return self.step.gap
 
     @property
     def recomputed_seconds(self) -> float:
@@ -137,77 +156,15 @@ class ShardedPlan:
         return sum(u.keep_gathered for u in self.units)
 
     @property
-    def stage(self) -> str:
-        """The stage of ZeRO: "0", "1", "2", "3", or "2/3" where units differ."""
+    def stage(self) -> Stage:
+        """The stage of ZeRO; FSDP is stage 2 where a unit's weight is kept, 3 where it is not."""
         if self.configuration.strategy is not Strategy.FSDP:
-            return {Strategy.DDP: "0", Strategy.ZERO1: "1"}[self.configuration.strategy]
-        return "2" if self.kept == len(self.units) else "2/3" if self.kept else "3"
+            return {Strategy.DDP: Stage(0, 0), Strategy.ZERO1: Stage(1, 1)}[
+                self.configuration.strategy
+            ]
+        return Stage(2 if self.kept else 3, 2 if self.kept == len(self.units) else 3)
 
     @property
     def memory(self) -> dict[Phase, dict[Kind, int]]:
         """Bytes of every category at the step where each phase holds most, on one rank."""
         return self.step.memory
-
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON; ``planner.load`` reads it back."""
-        from planner.output.sharded_plan_files import save
-
-        save(self, path)
-
-    def apply(
-        self, model: nn.Module, *, mesh: DeviceMesh | None = None, on_mismatch: str = "error"
-    ) -> nn.Module:
-        """Return the model wrapped as the plan says, on this rank.
-
-        Raises:
-            PlanMismatch: another model, another number of ranks, or no process group.
-        """
-        from planner.sharding.apply_sharded import apply
-
-        return apply(self, model, mesh=mesh, on_mismatch=on_mismatch)
-
-    def make_optimizer(
-        self, model: nn.Module, optimizer: type[Optimizer] | None = None, **options: Any
-    ) -> Optimizer:
-        """Make an optimizer (AdamW unless another is given) for an applied model.
-
-        Under ZeRO-1 it keeps this rank's part of the state only.
-        """
-        import torch
-
-        from planner.sharding.apply_sharded import make_optimizer
-
-        return make_optimizer(self.configuration, model, optimizer or torch.optim.AdamW, **options)
-
-    def export(self, path: str | Path, format: str | None = None) -> tuple[str, ...]:
-        """Write the plan for another program; return what that one cannot do.
-
-        Args:
-            path: where to.
-            format: "fsdp2", "deepspeed", "accelerate", "html", "json" or "txt"; by default the
-                path's suffix.
-
-        Raises:
-            BadSpec: an unknown format; the message lists the valid ones.
-        """
-        from planner.output.exporters.launchers import export
-
-        return export(self, path, format)
-
-    def report(self, path: str | Path) -> None:
-        """Write a self-contained HTML page: one rank's memory over time, and what ``str`` says."""
-        from planner.output.page import write_page
-
-        write_page(self.step, path, str(self))
-
-    def explain(self) -> str:
-        """Say why: every alternative with its peak, its time and its reason."""
-        from planner.output.sharded_plan_text import explain
-
-        return explain(self)
-
-    def __str__(self) -> str:
-        """Answer first, explain after."""
-        from planner.output.sharded_plan_text import render
-
-        return render(self)

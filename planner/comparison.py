@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.byte_sizes import (
     format_both,
     format_bytes,
     format_percent,
     format_seconds,
-    parse_budget,
 )
-from planner.fit import DEFAULT_LIMITS, check_method
 from planner.graphs import Graph, simulate, store_all
 from planner.output.layout import table, wrap
+from planner.planning import captured_step, check_method
 from planner.progress import Progress, silent
-from planner.request import capture_step, find_device
+from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested
 from planner.solvers import SOLVERS, Limits, Status, solve
 
 if TYPE_CHECKING:
@@ -54,8 +53,8 @@ class Comparison:
     """The rows of every method, cheapest schedule first."""
 
     budget_bytes: int
-    baseline_peak_bytes: int
-    baseline_seconds: float
+    plain_peak_bytes: int
+    plain_seconds: float
     rows: tuple[Row, ...]
 
     @property
@@ -65,7 +64,7 @@ class Comparison:
 
     def overhead(self, row: Row) -> float | None:
         """Extra time of a row as a fraction of the plain step."""
-        return None if row.seconds is None else self._over(row.seconds - self.baseline_seconds)
+        return None if row.seconds is None else self._over(row.seconds - self.plain_seconds)
 
     def gap(self, row: Row) -> float | None:
         """Distance of a row from the best bound, as a fraction of the plain step."""
@@ -75,18 +74,18 @@ class Comparison:
         return self._over(row.seconds - _best_bound(rows))
 
     def _over(self, seconds: float) -> float:
-        return max(0.0, seconds / self.baseline_seconds) if self.baseline_seconds else 0.0
+        return max(0.0, seconds / self.plain_seconds) if self.plain_seconds else 0.0
 
     def __str__(self) -> str:
         """Lay the rows out as a table under the budget."""
         title = (
             f"Budget {format_both(self.budget_bytes)}; the plain step peaks at "
-            f"{format_both(self.baseline_peak_bytes)} and takes "
-            f"{format_seconds(self.baseline_seconds)}"
+            f"{format_both(self.plain_peak_bytes)} and takes "
+            f"{format_seconds(self.plain_seconds)}"
         )
         header = ("method", "fits", "peak", "overhead", "gap", "solved in", "says")
         rows = [self._cells(row) for row in self.rows]
-        proved = self._over(self.bound_seconds - self.baseline_seconds)
+        proved = self._over(self.bound_seconds - self.plain_seconds)
         foot = f"Proven: at least +{format_percent(proved)} is necessary; gaps are to this bound"
         if names := [row.method for row in self.rows if row.reordered]:
             foot += f"\nReordered, with gaps to bounds for any order: {', '.join(names)}"
@@ -109,8 +108,8 @@ class Comparison:
         """Return the rows as plain JSON types, for programs."""
         return {
             "budget_bytes": self.budget_bytes,
-            "baseline_peak_bytes": self.baseline_peak_bytes,
-            "baseline_seconds": self.baseline_seconds,
+            "plain_peak_bytes": self.plain_peak_bytes,
+            "plain_seconds": self.plain_seconds,
             "bound_seconds": self.bound_seconds,
             "rows": [
                 {
@@ -141,43 +140,28 @@ def _why(row: Row) -> str:
 
 
 def compare(
-    model: nn.Module,
+    model: nn.Module | Request,
     budget: str | float,
     *,
-    inputs: Any = None,
     methods: Sequence[str] | None = None,
-    loss: Callable[..., Any] | None = None,
-    targets: Any = None,
-    optimizer: Any = "adamw",
-    device: str = "auto",
-    limits: Limits = DEFAULT_LIMITS,
-    costs: str = "roofline",
-    accumulate: bool = False,
-    progress: Progress | None = None,
+    **said: Unpack[SingleOptions],
 ) -> Comparison:
-    """Capture a training step once and plan it by several methods; see ``fit`` for the arguments.
+    """Capture a training step once and plan it by several methods.
 
     Args:
+        model: any ``nn.Module``, or a ``Request``.
+        budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
         methods: names of ``solvers.SOLVERS``; all of them by default.
+        said: what else is to be said of the step: see ``Request``.
 
     Raises:
-        BadBudget, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
+        BadBudget, BadRequest, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
     """
     _check(methods)
-    hardware = find_device(device, model)
-    budget_bytes = parse_budget(budget, lambda: hardware.memory_bytes)
-    captured = capture_step(
-        model,
-        inputs=inputs,
-        loss=loss,
-        targets=targets,
-        optimizer=optimizer,
-        device=hardware.name,
-        costs=costs,
-        accumulate=accumulate,
-        progress=progress,
-    )
-    return compare_graph(captured.graph, budget_bytes, methods, limits=limits, progress=progress)
+    with requested(model, said, SingleOptions) as request:
+        budget_bytes = request.budget_bytes(budget)
+        graph = captured_step(request).graph
+        return compare_graph(graph, budget_bytes, methods, limits=request.limits, tell=request.tell)
 
 
 def compare_graph(
@@ -186,14 +170,21 @@ def compare_graph(
     methods: Sequence[str] | None = None,
     *,
     limits: Limits = DEFAULT_LIMITS,
-    progress: Progress | None = None,
+    tell: Progress = silent,
 ) -> Comparison:
-    """Plan a captured step by several methods, all of them by default.
+    """Plan a captured step by several methods.
+
+    Args:
+        graph: the step.
+        budget_bytes: the budget.
+        methods: names of ``solvers.SOLVERS``; all of them by default.
+        limits: for each method.
+        tell: called with a sentence when a method begins.
 
     Raises:
         UnknownMethod: no solver has one of the names.
     """
-    plain, tell = simulate(graph, store_all(graph)), progress or silent
+    plain = simulate(graph, store_all(graph))
     rows = []
     for method in _check(methods):
         tell(f"solving {len(graph.ops):,} ops by {method}")

@@ -1,12 +1,13 @@
 """What a plan says is what ``simulate`` says."""
 
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
 from planner.graphs import Graph, Kind, Phase, schedule_from_order, simulate, store_all
-from planner.plan.single import Plan
+from planner.plan.step_plan import StepPlan
+from planner.plans import Plan
 
 MB = 10**6
 
@@ -14,7 +15,7 @@ MB = 10**6
 def test_cost_and_memory_come_from_simulate(plan: Plan) -> None:
     trace, plain = simulate(plan.graph, plan.schedule), simulate(plan.graph, store_all(plan.graph))
     assert (plan.peak_bytes, plan.seconds) == (trace.peak_bytes, trace.seconds)
-    assert (plan.baseline_peak_bytes, plan.baseline_seconds) == (plain.peak_bytes, plain.seconds)
+    assert (plan.plain_peak_bytes, plan.plain_seconds) == (plain.peak_bytes, plain.seconds)
 
 
 def test_time_is_a_fraction_of_the_plain_step(plan: Plan) -> None:
@@ -31,7 +32,7 @@ def test_recomputed_ops_and_what_they_save(plan: Plan) -> None:
     ]
     assert {(r.extra_runs, r.saved_bytes) for r in plan.recomputed} == {(1, 30 * MB), (1, 10 * MB)}
     assert sum(r.extra_seconds for r in plan.recomputed) == pytest.approx(
-        plan.seconds - plan.baseline_seconds
+        plan.seconds - plan.plain_seconds
     )
 
 
@@ -94,3 +95,19 @@ def test_constructor_checks(
 def test_frozen(plan: Plan) -> None:
     with pytest.raises(FrozenInstanceError):
         plan.method = "milp"  # type: ignore[misc]
+
+
+def test_it_introduces_itself_in_a_line(plan: Plan) -> None:
+    assert repr(plan) == ("Plan(Toy: fits, peak 147 MB of 148 MB, time +18.00%, gap 10.00%)")
+    assert "<svg" in plan._repr_html_()
+
+
+def test_former_names_say_the_new_ones(plan: Plan) -> None:
+    with pytest.warns(DeprecationWarning, match="plain_peak_bytes"):
+        assert plan.baseline_peak_bytes == plan.plain_peak_bytes
+    with pytest.warns(DeprecationWarning, match="plain_seconds"):
+        assert plan.baseline_seconds == plan.plain_seconds
+
+
+def test_a_plan_equals_its_value(plan: Plan) -> None:
+    assert StepPlan(**{f.name: getattr(plan, f.name) for f in fields(plan)}) == plan

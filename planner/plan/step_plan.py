@@ -1,37 +1,36 @@
-"""The plan: a schedule for one training step, and everything that can be read from it.
+"""A plan as a value: a schedule for one training step, and everything that can be read from it.
 
-Knows the graph, the schedule, the budget and what was proved. It reads cost and memory from
-``graphs.simulate`` alone. Knows nothing of how it was found.
+Knows the graph, the schedule, the budget and what was proved; reads cost and memory from
+``graphs.simulate`` alone. What a person does with a plan (apply, save) is in ``planner.plans``.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, assert_never
 
+from planner.byte_sizes import format_bytes, format_percent
 from planner.graphs import (
-    Action,
+    EXACT,
+    MEMORY_MODELS,
+    Copy,
     Graph,
     Kind,
     Phase,
     Schedule,
+    Subject,
     Trace,
     phase_peaks,
     simulate,
     store_all,
 )
 from planner.graphs.binding import Binding, binding
-from planner.solvers import Limits, Status
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from planner.analysis.compare import Comparison
+from planner.plan.stage import Stage
+from planner.solvers import Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +43,16 @@ class Recomputed:
     saved_bytes: int
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class StepPlan:
     """A schedule for a captured training step under a budget.
 
     ``bound_seconds`` is proved: no schedule of this graph whose first computations keep its order
     fits the budget in less; nor, if the plan is ``reordered``, any in another order. ``signature``
-    says what the plan is for. ``message``, the seconds spent capturing and solving, and ``loss``
-    (the callable given to ``fit``, which no file can hold) do not count for equality.
+    says what the plan is for; ``engine`` carries the schedule out, ``rewrite`` is the variant of
+    the captured step that the graph is of, ``memory_model`` judged the bytes. ``message``,
+    ``remarks``, the seconds spent capturing and solving, and ``loss`` (the callable given to
+    ``fit``, which no file can hold) do not count for equality.
 
     Raises:
         ValueError: a graph without ops, a budget that is not positive, a bound that is not a finite
@@ -68,8 +69,12 @@ class Plan:
     device: str = "cpu"
     optimizer: str | None = None
     costs: str = "roofline"
+    engine: str = "op_by_op"
+    rewrite: str = "as_captured"
+    memory_model: str = EXACT.name
     message: str = field(default="", compare=False)
     loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
     capture_seconds: float = field(default=0.0, compare=False)
     solve_seconds: float = field(default=0.0, compare=False)
 
@@ -83,20 +88,42 @@ class Plan:
         if json.loads(json.dumps(self.signature)) != self.signature:
             raise ValueError("the signature does not survive JSON: use lists, not tuples")
 
+    def __eq__(self, other: object) -> bool:
+        """Compare what counts, whether the plan has its verbs or not."""
+        if not isinstance(other, StepPlan):
+            return NotImplemented
+        names = [f.name for f in fields(StepPlan) if f.compare]
+        return all(getattr(self, n) == getattr(other, n) for n in names)
+
+    def __hash__(self) -> int:
+        return hash((self.graph, self.schedule, self.budget_bytes))
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.signature.get('model', 'a step')}: "
+            f"{'fits' if self.fits else 'DOES NOT FIT'}, peak {format_bytes(self.peak_bytes)} of "
+            f"{format_bytes(self.budget_bytes)}, time +{format_percent(self.overhead)}, "
+            f"gap {format_percent(self.gap)})"
+        )
+
+    def with_remark(self, remark: str) -> StepPlan:
+        """Return the plan with one more sentence among its notes."""
+        return replace(self, remarks=(*self.remarks, remark))
+
     @cached_property
     def trace(self) -> Trace:
         """What the schedule costs and holds, step by step."""
-        return simulate(self.graph, self.schedule)
+        return simulate(self.graph, self.schedule, memory=MEMORY_MODELS[self.memory_model])
 
     @cached_property
-    def baseline(self) -> Schedule:
+    def plain(self) -> Schedule:
         """The schedule of plain training: every op once, freed after its last use."""
         return store_all(self.graph)
 
     @cached_property
-    def baseline_trace(self) -> Trace:
+    def plain_trace(self) -> Trace:
         """What plain training costs and holds, step by step."""
-        return simulate(self.graph, self.baseline)
+        return simulate(self.graph, self.plain, memory=MEMORY_MODELS[self.memory_model])
 
     @property
     def peak_bytes(self) -> int:
@@ -104,9 +131,9 @@ class Plan:
         return self.trace.peak_bytes
 
     @property
-    def baseline_peak_bytes(self) -> int:
+    def plain_peak_bytes(self) -> int:
         """The most plain training holds at any step."""
-        return self.baseline_trace.peak_bytes
+        return self.plain_trace.peak_bytes
 
     @property
     def seconds(self) -> float:
@@ -114,27 +141,27 @@ class Plan:
         return self.trace.seconds
 
     @property
-    def baseline_seconds(self) -> float:
+    def plain_seconds(self) -> float:
         """Time of a step of plain training."""
-        return self.baseline_trace.seconds
+        return self.plain_trace.seconds
 
     @property
     def overhead(self) -> float:
         """Extra time as a fraction of the plain step."""
-        return self._over_baseline(self.seconds - self.baseline_seconds)
+        return self._over_plain(self.seconds - self.plain_seconds)
 
     @property
     def bound_overhead(self) -> float:
         """The extra time that is proved necessary, as a fraction of the plain step."""
-        return self._over_baseline(max(0.0, self.bound_seconds - self.baseline_seconds))
+        return self._over_plain(max(0.0, self.bound_seconds - self.plain_seconds))
 
     @property
     def gap(self) -> float:
         """How much faster a better plan could at most be, as a fraction of the plain step."""
-        return self._over_baseline(max(0.0, self.seconds - self.bound_seconds))
+        return self._over_plain(max(0.0, self.seconds - self.bound_seconds))
 
-    def _over_baseline(self, seconds: float) -> float:
-        return seconds / self.baseline_seconds if self.baseline_seconds else 0.0
+    def _over_plain(self, seconds: float) -> float:
+        return seconds / self.plain_seconds if self.plain_seconds else 0.0
 
     @property
     def fits(self) -> bool:
@@ -147,9 +174,9 @@ class Plan:
         return self.schedule.is_reordered
 
     @property
-    def stage(self) -> int:
+    def stage(self) -> Stage:
         """The ZeRO stage: 0, every rank holds everything."""
-        return 0
+        return Stage(0, 0)
 
     @cached_property
     def memory(self) -> dict[Phase, dict[Kind, int]]:
@@ -175,64 +202,6 @@ class Plan:
             if n > 1
         )
 
-    def apply(
-        self,
-        model: nn.Module,
-        *,
-        on_mismatch: str = "error",
-        loss: Callable[..., Any] | None = None,
-    ) -> nn.Module:
-        """Return a model with the same parameters that runs this schedule.
-
-        Args:
-            model: the one the plan was made for.
-            on_mismatch: what a call that is not the planned one does; see
-                ``planner.running.apply.apply``.
-            loss: the callable the plan was made with, needed if the plan comes from a file.
-
-        Raises:
-            PlanMismatch: the model is not the one the plan was made for.
-        """
-        from planner.running.apply import apply
-
-        return apply(self, model, on_mismatch=on_mismatch, loss=loss)
-
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON; ``planner.load`` reads it back."""
-        from planner.output.plan_files import save
-
-        save(self, path)
-
-    def export(self, path: str | Path, format: str | None = None) -> None:
-        """Write the plan in a format of ``planner.output.export.FORMATS``, by default the suffix's.
-
-        Raises:
-            BadSpec: an unknown format; the message lists the valid ones.
-        """
-        from planner.output.export import export
-
-        export(self, path, format)
-
-    def report(self, path: str | Path) -> None:
-        """Write a self-contained HTML page: memory over time, and everything ``str`` says."""
-        from planner.output.page import write_page
-
-        write_page(self, path)
-
-    def compare(
-        self, methods: Sequence[str] | None = None, *, limits: Limits | None = None
-    ) -> Comparison:
-        """Run other methods on the same graph and budget; all that are registered by default."""
-        from planner.analysis.compare import compare_graph
-
-        return compare_graph(self.graph, self.budget_bytes, methods, limits=limits or Limits())
-
-    def __str__(self) -> str:
-        """Answer first, explain after; see ``planner.output.plan_text``."""
-        from planner.output.plan_text import render
-
-        return render(self)
-
 
 def _saved_bytes(graph: Graph, schedule: Schedule) -> Counter[int]:
     """For each recomputed op, count the bytes it made again because they had not been held."""
@@ -240,11 +209,18 @@ def _saved_bytes(graph: Graph, schedule: Schedule) -> Counter[int]:
     remade: dict[int, int] = {}  # value -> the op that made it again, until something reads it
     counted = set[int]()
     for step in schedule.steps:
-        if step.action is Action.FREE:
-            live.discard(step.index)
-            remade.pop(step.index, None)
-            continue
-        op = graph.ops[step.index]
+        match step.action.subject:
+            case Subject.VALUE:
+                if step.action.device is Copy.DROPPED:
+                    live.discard(step.index)
+                    remade.pop(step.index, None)
+                elif step.action.device is Copy.TAKEN:
+                    live.add(step.index)
+                continue
+            case Subject.OP:
+                op = graph.ops[step.index]
+            case _:
+                assert_never(step.action.subject)
         for v in op.inputs:
             if v in remade and v not in counted:
                 counted.add(v)

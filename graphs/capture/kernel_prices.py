@@ -1,0 +1,79 @@
+"""The price of every kernel of a joint graph: FLOPs, bytes, seconds and workspace.
+
+Knows which nodes are operator calls. Ops that cannot run here, because the device is another or
+memory is short, get formulas.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.lowering import Price
+from planner.graphs.capture.passes.eager_semantics import with_layout_of
+from planner.graphs.costs import Priced
+from planner.graphs.costs.cache import default_cache
+from planner.graphs.costs.measured import Memory, measure_memory
+from planner.graphs.costs.operator_call import Call, new_storage_bytes
+from planner.graphs.costs.registry import cost_model
+from planner.graphs.costs.roofline import op_cost, tensors_in
+from planner.graphs.costs.workspace import estimate_workspace
+from planner.graphs.hardware import devices
+
+
+def prices(joint: Joint, device: devices.Device, *, here: bool, costs: str) -> dict[fx.Node, Price]:
+    """Price every kernel of a step.
+
+    The formula of workspace speaks of a CPU's kernels, so planning for an accelerator elsewhere
+    counts none.
+
+    Args:
+        joint: the step.
+        device: to plan for.
+        here: whether it is at hand and kernels may be run.
+        costs: a name of ``graphs.costs.COSTS``.
+    """
+    kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
+    calls = {n: _call(n) for n in kernels if _runs(n)}
+    work = {n: op_cost(c.target, c.args, c.kwargs, n.meta.get("val")) for n, c in calls.items()}
+    known = list(calls.values())
+    if here:
+        memory = measure_memory(known, cache=default_cache(), fallback=estimate_workspace)
+    else:
+        on_cpu = device.name == devices.cpu().name
+        memory = [Memory(estimate_workspace(c) if on_cpu else 0) for c in known]
+    seconds = cost_model(costs)(Priced(known, list(work.values()), device, here))
+    memory = [_matched(m, c, n) for m, (n, c) in zip(memory, calls.items(), strict=True)]
+    found = {
+        n: Price(s, work[n].flops, work[n].moved_bytes, m.workspace_bytes, m.output_bytes)
+        for n, s, m in zip(calls, seconds, memory, strict=True)
+    }
+    return found | {n: _copy_price(n, device) for n in kernels if n not in calls}
+
+
+def _matched(memory: Memory, call: Call, node: fx.Node) -> Memory:
+    """Count as workspace what a kernel returns in more, or other, storages than its fake does."""
+    made = new_storage_bytes(call, node.meta.get("val"))
+    if len(memory.output_bytes) in (0, len(made)):
+        return memory
+    return Memory(memory.workspace_bytes + max(0, sum(memory.output_bytes) - sum(made)))
+
+
+def _runs(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload)
+
+
+def _call(node: fx.Node) -> Call:
+    value = lambda n: n.meta.get("val")  # noqa: E731
+    args = fx.node.map_arg(node.args, value)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    return Call(node.target, tuple(args), dict(fx.node.map_arg(node.kwargs, value)))
+
+
+def _copy_price(node: fx.Node, device: devices.Device) -> Price:
+    """Price what is not an operator: a copy into a layout moves its bytes twice, getitem none."""
+    moved = 0
+    if node.target is with_layout_of:
+        moved = 2 * sum(t.untyped_storage().nbytes() for t in tensors_in(node.meta["val"]))
+    return Price(moved / device.bytes_per_second(), 0, moved, 0)

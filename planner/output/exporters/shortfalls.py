@@ -1,0 +1,46 @@
+"""What a format that knows stages and switches cannot say of a plan, and facts it is told by.
+
+Shared by the formats of DeepSpeed and accelerate. Knows nothing of their fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from planner.byte_sizes import format_bytes
+from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
+
+
+def recomputation_notes(plan: ShardedStepPlan, instead: str) -> Iterator[str]:
+    if units := recomputing(plan):
+        yield (
+            f"the plan recomputes ops chosen one by one in {units} of {len(plan.units)} units; "
+            f"{instead}. With nothing recomputed one rank would hold "
+            f"{format_bytes(plan.step.plain_peak_bytes)}, the budget is "
+            f"{format_bytes(plan.budget_bytes)}; the format fsdp2 is a script that does follow "
+            "the plan"
+        )
+
+
+def mixed_notes(plan: ShardedStepPlan, instead: str) -> Iterator[str]:
+    if plan.stage.mixed:
+        yield (
+            f"the plan keeps the gathered weight of {plan.kept} of {len(plan.units)} units until "
+            f"backward; {instead}"
+        )
+
+
+def recomputing(plan: ShardedStepPlan) -> int:
+    """Return how many units run an op again."""
+    return sum(len(u.schedule.order) > len(plan.kinds[u.kind].graph.ops) for u in plan.units)
+
+
+def computes_in_half(plan: ShardedStepPlan) -> bool:
+    """Tell whether compute is in bfloat16, by policy or because the model is."""
+    stored = {dtype for kind in plan.kinds for _, _, dtype, _ in parameters_of(kind)}
+    return plan.configuration.precision == "bfloat16" or stored == {"bfloat16"}
+
+
+def parameters_of(kind: UnitKind) -> list[Any]:
+    return list(kind.signature.get("parameters", ()))

@@ -1,0 +1,134 @@
+"""From a captured step and a budget to a plan: solve, judge, say why not.
+
+Knows which error each step can end in. How steps are captured and run is the engines' to know.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from planner.byte_sizes import format_both
+from planner.errors import UnknownMethod
+from planner.plan.advice import infeasible
+from planner.plan.step_plan import StepPlan
+from planner.request import Request, request_of
+from planner.solvers import SOLVERS, Solution, minimum_budget, solve
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from planner.graphs.capture.step_function import Arguments
+    from planner.graphs.capture.training_step import Captured
+
+
+def captured_step(request: Request) -> Captured:
+    """Capture the step that a person asked for, as the graph that its engine will run.
+
+    Raises:
+        CaptureError: the step cannot be captured.
+    """
+    from planner.running.engines import engine_of  # torch: only where something is captured
+
+    return engine_of(request.engine).captured(request)
+
+
+def plan_step(request: Request, budget_bytes: int) -> StepPlan:
+    """Capture a step and plan it within a budget of bytes.
+
+    Raises:
+        CaptureError: the step cannot be captured.
+        InfeasibleBudget: no schedule found fits; the error has the least budget that works.
+    """
+    start = time.perf_counter()
+    captured = captured_step(request)
+    spent = time.perf_counter() - start
+    plan = plan_captured(captured, request, budget_bytes)
+    return replace(plan, capture_seconds=spent)
+
+
+def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> StepPlan:
+    """Plan a captured step within a budget of bytes.
+
+    Raises:
+        InfeasibleBudget: no schedule found fits; the error has the least budget that works.
+    """
+    graph, start = captured.graph, time.perf_counter()
+    within = f"within {format_both(budget_bytes)} by {request.method}"
+    request.tell(f"solving {len(graph.ops):,} ops {within}")
+    solution = solve(graph, budget_bytes, method=request.method, limits=request.limits)
+    if solution.schedule is None:
+        request.tell("looking for the least budget that works")
+        least = minimum_budget(graph, limits=request.limits)
+        raise infeasible(graph, budget_bytes, least, solution.message)
+    plan = plan_of(captured, request, budget_bytes, solution)
+    return replace(plan, solve_seconds=time.perf_counter() - start)
+
+
+def plan_of(
+    captured: Captured, request: Request, budget_bytes: int, solution: Solution
+) -> StepPlan:
+    """Return the plan that a solution with a schedule is for a captured step.
+
+    Args:
+        captured: what was solved.
+        request: what the plan says of its device, optimizer, costs, method and engine.
+        budget_bytes: the budget it was solved for.
+        solution: what was found.
+    """
+    assert solution.schedule is not None, "there is nothing to plan with"
+    return StepPlan(
+        graph=captured.graph,
+        schedule=solution.schedule,
+        budget_bytes=budget_bytes,
+        status=solution.status,
+        bound_seconds=solution.bound_seconds,
+        method=request.method,
+        signature=captured.signature,
+        device=request.hardware.name,
+        optimizer=request.optimizer_name,
+        costs=request.costs,
+        engine=request.engine,
+        rewrite=captured.rewrite,
+        message=solution.message,
+        loss=request.loss,
+    )
+
+
+def plan_again(
+    plan: StepPlan, model: nn.Module, call: Arguments, loss: Callable[..., Any] | None
+) -> StepPlan:
+    """Plan another call of a model with the budget, method, device, costs and engine of a plan.
+
+    Args:
+        plan: what to go by.
+        model: in the modes of the call.
+        call: what the model is called with.
+        loss: the callable that the plan was made with.
+
+    Raises:
+        CaptureError, InfeasibleBudget: as ``planner.fit`` does.
+    """
+    from planner.graphs.capture.training_step import optimizer_of
+
+    said = {
+        "inputs": call,
+        "loss": loss,
+        "optimizer": optimizer_of(plan.graph),
+        "device": plan.device,
+        "costs": plan.costs,
+        "engine": plan.engine,
+        "method": plan.method,
+        "accumulate": bool(plan.signature["accumulate"]),
+        "progress": "off",
+    }
+    again = plan_step(request_of(model, said), plan.budget_bytes)
+    return replace(again, optimizer=plan.optimizer)
+
+
+def check_method(method: str) -> None:
+    """Raise ``UnknownMethod`` unless a solver has this name."""
+    if method not in SOLVERS:
+        raise UnknownMethod(method, SOLVERS)

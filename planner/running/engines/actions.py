@@ -1,0 +1,43 @@
+"""How a program carries an action out: one row for each, in the words of ``ProgramWriter``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from planner.errors import InvalidPlan
+from planner.graphs import Action, Graph, Step
+from planner.running.engines.program_writer import ProgramWriter
+
+Carry = Callable[[ProgramWriter, Step, Graph], None]
+
+
+def _compute(writer: ProgramWriter, step: Step, graph: Graph) -> None:
+    writer.run(writer.lowering.ops[step.index], graph.ops[step.index].outputs)
+
+
+def _free(writer: ProgramWriter, step: Step, graph: Graph) -> None:
+    del graph
+    writer.forget((step.index,))
+
+
+CARRIED_OUT: dict[Action, Carry] = {Action.COMPUTE: _compute, Action.FREE: _free}
+
+
+def carry_out(writer: ProgramWriter, step: Step, graph: Graph) -> None:
+    """Write one step of a schedule.
+
+    Args:
+        writer: of the program that the step belongs to.
+        step: what is to be done.
+        graph: the ops and values that its index counts.
+
+    Raises:
+        InvalidPlan: no row says how the action is carried out.
+    """
+    if step.action not in CARRIED_OUT:
+        known = ", ".join(action.name for action in CARRIED_OUT)
+        raise InvalidPlan(
+            f"the schedule has a step {step.action.name!r}, which this engine cannot carry out "
+            f"(it can: {known}); make the plan again with planner.fit"
+        )
+    CARRIED_OUT[step.action](writer, step, graph)

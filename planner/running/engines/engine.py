@@ -1,0 +1,56 @@
+"""The seam of every engine: the graph that it will run, and the programs of a plan on that graph.
+
+A schedule of one engine's graph is none of another's, so a plan names its engine. An engine is a
+file of this folder that enters itself, and a line in the folder's ``__init__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from planner.errors import UnknownEngine
+from planner.graphs.capture.training_step import Captured
+from planner.plan.features import register_feature
+from planner.plan.step_plan import StepPlan
+from planner.request import Request
+from planner.running.program import Program
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Two functions: the graph for a request, and the program of a plan for a model and a loss.
+
+    ``version`` rises when plans made with an older one can no longer be carried out as they are.
+    """
+
+    name: str
+    captured: Callable[[Request], Captured]
+    program: Callable[[StepPlan, nn.Module, Callable[..., Any] | None], Program]
+    version: int = 1
+
+
+ENGINES: dict[str, Engine] = {}
+
+
+def register_engine(engine: Engine) -> Engine:
+    """Enter an engine under its name; a name taken twice raises ``ValueError``."""
+    if engine.name in ENGINES:
+        raise ValueError(f"an engine named {engine.name!r} is already registered")
+    register_feature("engine", engine.name, engine.version)
+    ENGINES[engine.name] = engine
+    return engine
+
+
+def engine_of(name: str) -> Engine:
+    """Return the engine of a name.
+
+    Raises:
+        UnknownEngine: none has it; the message lists those there are.
+    """
+    if name not in ENGINES:
+        raise UnknownEngine(f"unknown engine {name!r}; valid engines: {', '.join(ENGINES)}")
+    return ENGINES[name]

@@ -1,0 +1,161 @@
+"""One program of a planned step, forward or backward, written call by call.
+
+Every call is a node of the joint graph. Values die early because the generated code drops each
+variable after its last use and the arguments are given up by the caller. Knows how each kernel is
+written, first and again.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.graph import _BoxedCodeGen
+
+from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.lowering import Lowered, Lowering, Role
+from planner.graphs.capture.node_kinds import (
+    RECURRENT,
+    is_functional_batch_norm,
+    is_random,
+    is_view,
+)
+from planner.graphs.costs.roofline import tensors_in
+from planner.running.rng import rng_state, run_for_backward, run_with_rng_state
+
+_WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
+
+
+@dataclass
+class ProgramWriter:
+    """One program being written; ``env`` maps joint nodes that are live to nodes of this graph."""
+
+    joint: Joint
+    lowering: Lowering
+    repeated: frozenset[fx.Node]
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    env: dict[Any, fx.Node] = field(default_factory=dict)
+    arguments: list[Any] = field(default_factory=list)
+    placeholders: dict[Any, fx.Node] = field(default_factory=dict)
+    ran: set[fx.Node] = field(default_factory=set)
+    can_save: bool = False
+
+    def get(self, node: fx.Node) -> fx.Node:
+        """Return the live copy of a joint node, writing views anew and asking for arguments."""
+        if node not in self.env:
+            if node.op == "call_function" and not self._is_root(node):
+                self.env[node] = self.graph.node_copy(node, self.get)
+            elif node.op == "get_attr":
+                self.env[node] = self.graph.node_copy(node)
+            else:
+                self.env[node] = self.argument(node, node.meta.get("val"))
+        return self.env[node]
+
+    def _is_root(self, node: fx.Node) -> bool:
+        if node.target is operator.getitem:
+            parent = node.args[0]
+            assert isinstance(parent, fx.Node)
+            return not is_view(parent)
+        return not is_view(node)
+
+    def argument(self, key: Any, value: Any) -> fx.Node:
+        """Add a placeholder for a joint node or the RNG state of one."""
+        kernel = isinstance(key, tuple) or key.op == "call_function"
+        assert self.can_save or not kernel, f"{key} is used before it is computed"
+        assert key not in self.placeholders, f"{key} is used after it is freed"
+        label = f"{key[1].name}_rng" if isinstance(key, tuple) else key.name
+        spot = self.placeholders[self.arguments[-1]] if self.arguments else self.graph._root
+        with self.graph.inserting_after(spot):
+            made = self.graph.placeholder(label)
+        made.meta["val"] = value
+        self.arguments.append(key)
+        self.env[key] = self.placeholders[key] = made
+        return made
+
+    def run(self, lowered: Lowered, outputs: Sequence[int]) -> None:
+        """Write one COMPUTE step."""
+        node = lowered.node
+        if node is None or lowered.role is Role.TANGENT:
+            return
+        if lowered.role is Role.RNG_STATE:
+            if node in self.repeated:
+                state = self.graph.call_function(rng_state, (_device(node),))
+                self.env[(Role.RNG_STATE, node)] = state
+        elif lowered.role is Role.BUFFER_UPDATE:
+            buffer = self.joint.buffers[lowered.buffer]
+            self.graph.call_function(
+                torch.ops.aten.copy_.default, (self.get(buffer), self.get(node))
+            )
+        else:
+            self.forget(outputs)
+            self._kernel(node)
+            for follower, overwrite in lowered.then:
+                operand = self.get(overwrite.operand)
+                args = fx.node.map_arg(follower.args, self.get)
+                kwargs = fx.node.map_arg(follower.kwargs, self.get) | {overwrite.keyword: operand}
+                self.env[follower] = self.graph.call_function(overwrite.target, args, kwargs)
+
+    def _kernel(self, node: fx.Node) -> None:
+        again = node in self.ran
+        self.ran.add(node)
+        blind = again and is_functional_batch_norm(node)
+        if again and is_random(node):
+            made = self._replayed(node)
+        elif blind:
+            # other forward passes may have changed the statistics, which it ignores, meanwhile
+            args = fx.node.map_arg((*node.args[:3], *node.args[5:]), self.get)
+            made = self.graph.call_function(_WITHOUT_STATISTICS, args)
+        elif node.target is RECURRENT:
+            args = (RECURRENT, *fx.node.map_arg(node.args, self.get))
+            made = self.graph.call_function(run_for_backward, args)
+        else:
+            made = self.graph.node_copy(node, self.get)
+        self.env[node] = made
+        for user in node.users:
+            if user.target is operator.getitem and not (blind and user.args[1] in (3, 4)):
+                self.env[user] = self.graph.node_copy(user, self.get)
+
+    def _replayed(self, node: fx.Node) -> fx.Node:
+        key = (Role.RNG_STATE, node)
+        state = self.env.get(key) or self.argument(key, None)
+        args = fx.node.map_arg(node.args, self.get)
+        kwargs = fx.node.map_arg(node.kwargs, self.get)
+        head: tuple[Any, ...] = (state, _device(node), node.target)
+        return self.graph.call_function(run_with_rng_state, (*head, *args), kwargs)
+
+    def forget(self, values: Sequence[int]) -> None:
+        """Drop every node that lives in one of these values: they are dead, or made anew."""
+        dead = set(values)
+        lives_in = self.lowering.value_of
+        for key in [k for k in self.env if not isinstance(k, tuple) and k.op == "call_function"]:
+            if dead.intersection(lives_in.get(key, ())):
+                del self.env[key]
+
+    def reorder(self, keys: Sequence[Any]) -> None:
+        """Put the placeholders in the order of these keys."""
+        for key in reversed(keys):
+            self.graph._root.append(self.placeholders[key])
+
+    def compile(self, results: Sequence[Any]) -> Callable[[list[Any]], list[Any]]:
+        """Finish the program: drop what nobody reads, generate boxed code."""
+        self.graph.output(list(results))
+        for made in reversed(list(self.graph.nodes)):
+            cheap = made.target is operator.getitem or made.op == "get_attr" or _is_view_call(made)
+            if made.op != "placeholder" and cheap and not made.users:
+                self.graph.erase_node(made)
+        self.graph.set_codegen(_BoxedCodeGen())
+        module = fx.GraphModule(self.joint.module, self.graph)
+        return module.forward
+
+
+def _is_view_call(node: fx.Node) -> bool:
+    """Tell a written call that only makes a view, by the operator's own schema."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+
+
+def _device(node: fx.Node) -> torch.device:
+    return next(iter(tensors_in(node.meta["val"]))).device
