@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planner.graphs.capture.training_step import Captured
-    from planner.graphs.hardware.devices import Device
+    from planner.graphs.hardware.devices import Device, DeviceSpec
 
 
 def capture_step(
@@ -26,7 +26,7 @@ def capture_step(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: DeviceSpec = "auto",
     costs: str = "roofline",
     accumulate: bool = False,
     progress: Progress | None = None,
@@ -57,7 +57,7 @@ def capture_step(
         raise CaptureError(str(error)) from error
 
 
-def find_device(name: str, model: nn.Module) -> Device:
+def find_device(name: DeviceSpec, model: nn.Module) -> Device:
     """Look a device up; "auto" is the one the model lives on (meta stands for this machine's cpu).
 
     Raises:
@@ -66,25 +66,25 @@ def find_device(name: str, model: nn.Module) -> Device:
     from planner.graphs.hardware.devices import device
 
     try:
-        return device(_home(model) if name == "auto" else name)
+        return _home(model) if name == "auto" else device(name)
     except ValueError as error:
         raise UnknownDevice(str(error)) from error
 
 
-def _home(model: nn.Module) -> str:
+def _home(model: nn.Module) -> Device:
     import torch
 
+    from planner.graphs.hardware.detect import device_at
+
     members = (*model.parameters(), *model.buffers())
-    kind = next((t.device.type for t in members if not t.is_meta), "cpu")
-    if kind == "cpu":
-        return kind
-    module = torch.get_device_module(kind)
-    if not module.is_available():
+    where = next((t.device for t in members if not t.is_meta), torch.device("cpu"))
+    try:
+        return device_at(where.type, where.index or 0)
+    except ValueError as error:
         raise UnknownDevice(
-            f"the model lives on {kind!r}, which this machine does not have: say which device to "
-            "plan for, for example device='H100 SXM'"
-        )
-    return str(module.get_device_name())
+            f"the model lives on {where.type!r}, but {error}: say which device to plan for, for "
+            "example device='H100 SXM'"
+        ) from error
 
 
 def example_inputs(model: nn.Module) -> Any:

@@ -47,7 +47,7 @@ def capture(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: devices.DeviceSpec = "auto",
     costs: str = "roofline",
     accumulate: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -61,7 +61,7 @@ def capture(
             one named ``loss`` is differentiated, else every output.
         targets: further arguments of ``loss``: a tensor or a tuple.
         optimizer: what ``optimizer_step`` takes; ``None`` leaves it out.
-        device: a name of ``graphs.hardware.devices``; "auto" is where the model lives.
+        device: what ``graphs.hardware.devices.device`` takes; "auto" is where the model lives.
         costs: "roofline" or "measured" (times every distinct op on the model's device once).
             Kernel scratch is measured, too, if the model is real and on ``device``; for a model on
             meta, or for another device, both are formulas.
@@ -105,7 +105,7 @@ def capture_joint(
     *,
     loss: Callable[..., Any] | None = None,
     optimizer: Any = None,
-    device: str = "auto",
+    device: devices.DeviceSpec = "auto",
     costs: str = "roofline",
     accumulate: bool = False,
     eager: bool = False,
@@ -123,7 +123,7 @@ def capture_joint(
     tell = progress or (lambda _: None)
     kind = device_type(model, call)
     home = devices.cpu() if kind == "cpu" else local_device()
-    where = home if device == "auto" else devices.device(device)
+    where = home if device in ("auto", home.name) else devices.device(device)
     tell("capturing forward and backward")
     lean = not (eager and where.name == "cpu")
     joint = normalized(trace(model, call, loss=loss, lean=lean))
