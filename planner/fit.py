@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from planner.graphs.capture.step_function import Arguments
     from planner.graphs.capture.training_step import Captured
     from planner.graphs.hardware.cluster import LinkSpec
+    from planner.graphs.hardware.devices import DeviceSpec
     from planner.plan.sharded import ShardedPlan
 
 DEFAULT_LIMITS = Limits()
@@ -38,7 +39,7 @@ def fit(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: DeviceSpec = "auto",
     method: str = "auto",
     limits: Limits = DEFAULT_LIMITS,
     costs: str = "roofline",
@@ -58,7 +59,7 @@ def fit(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: DeviceSpec = "auto",
     method: str = "auto",
     limits: Limits = DEFAULT_LIMITS,
     costs: str = "roofline",
@@ -79,7 +80,7 @@ def fit(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: DeviceSpec = "auto",
     method: str = "auto",
     limits: Limits = DEFAULT_LIMITS,
     costs: str = "roofline",
@@ -105,7 +106,8 @@ def fit(
         loss: called with the model's output and ``targets``; without it the output is the loss,
             has a ``.loss``, or is differentiated by the caller.
         optimizer: a name, a class, a factory or an instance; ``None`` leaves its state out.
-        device: a name of ``graphs.DEVICES``, or "auto" for the device at hand.
+        device: a name as people or drivers write it, the path of a JSON file, or a ``Device`` of
+            ``graphs.hardware.devices``; "auto" is the device at hand.
         method: a name of ``solvers.SOLVERS``.
         costs: "roofline" estimates times, "measured" runs each distinct op once.
         accumulate: keep the gradients of earlier micro-steps through forward.
@@ -166,7 +168,7 @@ def fit(
         loss=loss,
         targets=targets,
         optimizer=optimizer,
-        device=hardware.name,
+        device=hardware,
         costs=costs,
         accumulate=accumulate,
         progress=progress,

@@ -21,6 +21,7 @@ from planner.byte_sizes import (
 )
 from planner.fit import DEFAULT_LIMITS, check_method
 from planner.graphs import Graph, simulate, store_all
+from planner.graphs.hardware.devices import DeviceSpec
 from planner.output.layout import table, wrap
 from planner.progress import Progress, silent
 from planner.request import capture_step, find_device
@@ -149,7 +150,7 @@ def compare(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: DeviceSpec = "auto",
     limits: Limits = DEFAULT_LIMITS,
     costs: str = "roofline",
     accumulate: bool = False,
@@ -172,7 +173,7 @@ def compare(
         loss=loss,
         targets=targets,
         optimizer=optimizer,
-        device=hardware.name,
+        device=hardware,
         costs=costs,
         accumulate=accumulate,
         progress=progress,

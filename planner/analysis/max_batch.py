@@ -15,6 +15,7 @@ from planner.analysis.batch_search import Batches
 from planner.byte_sizes import format_both, format_percent, parse_budget
 from planner.errors import BadBudget, CaptureError
 from planner.fit import DEFAULT_LIMITS, plan_from_solution, plan_graph
+from planner.graphs.hardware.devices import DeviceSpec
 from planner.output.layout import wrap
 from planner.plan.single import Plan
 from planner.progress import Progress, silent
@@ -87,7 +88,7 @@ def max_batch(
     loss: Callable[..., Any] | None = None,
     targets: Callable[[int], Any] | None = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: DeviceSpec = "auto",
     limits: Limits = DEFAULT_LIMITS,
     costs: str = "roofline",
     progress: Progress | None = None,
@@ -125,7 +126,7 @@ def max_batch(
             loss=loss,
             targets=None if targets is None else targets(batch),
             optimizer=optimizer,
-            device=hardware.name,
+            device=hardware,
             costs=costs,
         )
 

@@ -21,6 +21,7 @@ from planner.byte_sizes import (
 )
 from planner.fit import DEFAULT_LIMITS
 from planner.graphs import Graph
+from planner.graphs.hardware.devices import DeviceSpec
 from planner.output.layout import table, wrap
 from planner.plan.advice import infeasible
 from planner.plan.single import Plan
@@ -234,7 +235,7 @@ def pareto(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: DeviceSpec = "auto",
     limits: Limits = DEFAULT_LIMITS,
     costs: str = "roofline",
     accumulate: bool = False,
@@ -269,7 +270,7 @@ def pareto(
         loss=loss,
         targets=targets,
         optimizer=optimizer,
-        device=hardware.name,
+        device=hardware,
         costs=costs,
         accumulate=accumulate,
         progress=progress,

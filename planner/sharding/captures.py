@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.graphs import Phase
 from planner.graphs.hardware.cluster import Cluster
+from planner.graphs.hardware.devices import DeviceSpec
 from planner.plan.configuration import Configuration, Strategy
 from planner.progress import Progress, silent
 from planner.sharding.pricing import ShardedStep
@@ -33,7 +34,7 @@ class Workshop:
     loss: Callable[..., Any] | None = None
     targets: Any = None
     optimizer: Any = "adamw"
-    device: str = "cpu"
+    device: DeviceSpec = "cpu"
     costs: str = "roofline"
     tell: Progress = silent
 

@@ -16,6 +16,7 @@ from planner.errors import BadCluster, InfeasibleBudget
 from planner.fit import check_method
 from planner.graphs.binding import binding
 from planner.graphs.hardware.cluster import Cluster, LinkSpec
+from planner.graphs.hardware.devices import DeviceSpec
 from planner.plan.configuration import Configuration, Strategy
 from planner.plan.sharded import ShardedPlan, UnitKind
 from planner.plan.single import Plan
@@ -46,7 +47,7 @@ def fit_sharded(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str = "auto",
+    device: DeviceSpec = "auto",
     method: str = "auto",
     limits: Limits | None = None,
     costs: str = "roofline",
@@ -68,7 +69,7 @@ def fit_sharded(
     cluster = of(world_size)
     example = example_inputs(model) if inputs is None else inputs
     batch = samples_in(example) * world_size if global_batch is None else global_batch
-    shop = Workshop(model, example, loss, targets, optimizer, hardware.name, costs, tell)
+    shop = Workshop(model, example, loss, targets, optimizer, hardware, costs, tell)
     among = _among(cluster, batch, precisions, offload=offload)
     found = explore(
         shop.space(cluster, among), budget_bytes, method=method, limits=limits, tell=tell
@@ -101,7 +102,7 @@ def plan_found(
         bound_seconds=found.bound_seconds,
         method=method,
         signature=captured.root.signature,
-        device=shop.device,
+        device=cluster.device.name,
         optimizer=optimizer_name(shop.optimizer),
         costs=shop.costs,
         message=message(found),
