@@ -1,8 +1,8 @@
 """How a row of the table is written: figures as data sheets print them, names as people say them.
 
 Rates are dense, without sparsity; where a sheet prints only the sparse rate, half of it. Memory is
-the GiB that torch reports on the card, the least seen where reports differ (for cards of which no
-report was seen, the box less 2%); on the card itself its own report is taken.
+the GiB that torch reports on the card, the least seen where reports differ; for cards of which no
+report was seen, what others with such memory lose of it. On the card itself its own report counts.
 """
 
 from __future__ import annotations
