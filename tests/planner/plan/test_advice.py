@@ -69,7 +69,9 @@ def test_the_reserve_takes_of_the_budget_but_is_no_state() -> None:
     text = advice(100 * MB, Tightest(45 * MB, 45 * MB, MB, Phase.FORWARD, 60 * MB))
     assert "The model states alone hold 45.0 MB beside the 60.0 MB that the device keeps" in text
     text = advice(100 * MB, Tightest(20 * MB, 45 * MB, MB, Phase.FORWARD, 60 * MB))
-    assert "45.0 MB there is model states beside the 60.0 MB that the device keeps for itself" in text
+    assert (
+        "45.0 MB there is model states beside the 60.0 MB that the device keeps for itself" in text
+    )
     # 40 MB are left, half of what grows
     text = advice(100 * MB, Tightest(0, 0, 80 * MB, Phase.BACKWARD, 60 * MB))
     assert "micro-batch 2 times smaller" in text
