@@ -93,6 +93,7 @@ def plan_of(
         engine=request.engine,
         rewrite=captured.rewrite,
         message=solution.message,
+        hardware=request.hardware,
         loss=request.loss,
     )
 
@@ -117,7 +118,7 @@ def plan_again(
         "inputs": call,
         "loss": loss,
         "optimizer": optimizer_of(plan.graph),
-        "device": plan.device,
+        "device": plan.hardware or plan.device,
         "costs": plan.costs,
         "engine": plan.engine,
         "method": plan.method,

@@ -20,7 +20,7 @@ from planner.errors import (
     UnknownDevice,
     UnknownMethod,
 )
-from planner.graphs.hardware.devices import Device, device
+from planner.graphs.hardware.devices import Device, DeviceSpec, device
 from planner.progress import Told, telling
 from planner.solvers import SOLVERS, Limits
 
@@ -37,7 +37,7 @@ class BatchOptions(TypedDict, total=False):
 
     loss: Callable[..., Any] | None
     optimizer: Any
-    device: str | Device
+    device: DeviceSpec
     costs: str
     engine: str
     limits: Limits
@@ -117,7 +117,7 @@ class Request:
     loss: Callable[..., Any] | None = None
     targets: Any = None
     optimizer: Any = "adamw"
-    device: str | Device = "auto"
+    device: DeviceSpec = "auto"
     costs: str = "roofline"
     engine: str = "op_by_op"
     method: str = "auto"
@@ -224,34 +224,32 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
         )
 
 
-def find_device(name: str | Device, model: nn.Module) -> Device:
+def find_device(spec: DeviceSpec, model: nn.Module) -> Device:
     """Look a device up; "auto" is the one the model lives on (meta stands for this machine's cpu).
 
     Raises:
         UnknownDevice: no device has this name.
     """
-    if isinstance(name, Device):
-        return name
     try:
-        return device(_home(model) if name == "auto" else name)
+        return _home(model) if spec == "auto" else device(spec)
     except ValueError as error:
         raise UnknownDevice(str(error)) from error
 
 
-def _home(model: nn.Module) -> str:
+def _home(model: nn.Module) -> Device:
     import torch
 
+    from planner.graphs.hardware.detect import device_at
+
     members = (*model.parameters(), *model.buffers())
-    kind = next((t.device.type for t in members if not t.is_meta), "cpu")
-    if kind == "cpu":
-        return kind
-    module = torch.get_device_module(kind)
-    if not module.is_available():
+    where = next((t.device for t in members if not t.is_meta), torch.device("cpu"))
+    try:
+        return device_at(where.type, where.index or 0)
+    except ValueError as error:
         raise UnknownDevice(
-            f"the model lives on {kind!r}, which this machine does not have: say which device to "
-            "plan for, for example device='H100 SXM'"
-        )
-    return str(module.get_device_name())
+            f"the model lives on {where.type!r}, but {error}: say which device to plan for, for "
+            "example device='H100 SXM'"
+        ) from error
 
 
 def example_inputs(model: nn.Module) -> Any:

@@ -1,34 +1,67 @@
-"""The page on sharding says what the code does."""
+"""The pages on devices and on sharding say what the code does."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from planner.graphs.hardware.cluster import cluster
+from planner.graphs.hardware.columns import Device
+from planner.graphs.hardware.device_files import load_device
 from planner.graphs.hardware.devices import DEVICES
 
-PAGE = (Path(__file__).parents[1] / "docs" / "sharding.md").read_text(encoding="utf-8")
-ROW = re.compile(
-    r"^\| (\S+) \| (\d+) \| (\S+) GB/s \| (\S+) GB/s( \(assumed\))? \| (\S+) GB/s \|$", re.M
-)
-ROWS = {row[0]: row for row in ROW.findall(PAGE)}
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [path.name for path in DOCS.glob("*.md")]
+ABOVE = "|---|---|---|---|---|---|---|---|---|---|---|\n"
 
 
-@pytest.mark.parametrize("name", DEVICES)
-def test_links(name: str) -> None:
-    made = cluster(name, 16)
-    _, per_node, inside, between, assumed, host = ROWS[name]
-    assert made.devices_per_node == int(per_node)
-    rates = (made.scale_up, made.scale_out, made.host)
-    assert [rate.bytes_per_second / 1e9 for rate in rates] == [
-        pytest.approx(float(rate)) for rate in (inside, between, host)
+def row(card: Device) -> str:
+    assert card.node is not None
+    made = cluster(card, 2 * card.node.devices)
+    peak = card.peak_flops
+    rates = (
+        peak["float32"],
+        peak.get("tf32"),
+        peak.get("bfloat16", peak["float16"]),
+        peak.get("float8_e4m3fn"),
+    )
+    cells = [
+        card.name,
+        *("-" if rate is None else f"{rate / 1e12:.5g}" for rate in rates),
+        f"{card.memory_bytes / 2**30:.5g}",
+        f"{card.bandwidth / 1e9:.5g}",
+        made.devices_per_node,
+        *(
+            f"{link.bytes_per_second / 1e9:.5g}" + " (assumed)" * link.assumed
+            for link in (made.scale_up, made.scale_out, made.host)
+        ),
     ]
-    assert made.scale_out.source.startswith("assumed") == bool(assumed)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-def test_named_files_exist() -> None:
-    for path in re.findall(r"`((?:graphs|planner)/[\w/]+\.py)`", PAGE):
-        assert (Path(__file__).parents[1] / path).exists(), path
+def test_the_table_is_the_table(request: pytest.FixtureRequest) -> None:
+    page = DOCS / "devices.md"
+    above, _, found = page.read_text(encoding="utf-8").partition(ABOVE)
+    expected = "".join(f"{row(card)}\n" for card in DEVICES.values())
+    if request.config.getoption("--overwrite"):
+        page.write_text(above + ABOVE + expected, encoding="utf-8")
+        found = expected
+    assert found == expected, "run pytest tests/test_docs.py --overwrite and look at the page"
+
+
+def test_the_page_describes_one_device_twice(tmp_path: Path) -> None:
+    page = (DOCS / "devices.md").read_text(encoding="utf-8")
+    code, text = (re.findall(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("python", "json"))
+    said: dict[str, Any] = {}
+    exec(code[0], said)
+    (tmp_path / "card.json").write_text(text[0])
+    assert load_device(tmp_path / "card.json") == said["card"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_exist(page: str) -> None:
+    for path in re.findall(r"`((?:graphs|planner)/[\w/]+(?:\.py|/))`", (DOCS / page).read_text()):
+        assert (DOCS.parent / path).exists(), path

@@ -45,7 +45,7 @@ def capture(
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
     optimizer: Any = "adamw",
-    device: str | devices.Device = "auto",
+    device: devices.DeviceSpec = "auto",
     costs: str = "roofline",
     accumulate: bool = False,
     rewrite: str = AS_CAPTURED.name,
@@ -107,7 +107,7 @@ def capture_joint(
     *,
     loss: Callable[..., Any] | None = None,
     optimizer: Any = None,
-    device: str | devices.Device = "auto",
+    device: devices.DeviceSpec = "auto",
     costs: str = "roofline",
     accumulate: bool = False,
     eager: bool = False,
@@ -125,9 +125,7 @@ def capture_joint(
     tell = progress or (lambda _: None)
     kind = device_type(model, call)
     home = devices.cpu() if kind == "cpu" else local_device()
-    where = device if isinstance(device, devices.Device) else home
-    if isinstance(device, str) and device != "auto":
-        where = devices.device(device)
+    where = home if device in ("auto", home.name) else devices.device(device)
     target = Target(where, kind, lean=not (eager and where.name == "cpu"))
     tell("capturing forward and backward")
     joint = normalized(trace(model, call, loss=loss, lean=target.lean))

@@ -1,17 +1,18 @@
 """Several devices as one machine: how many, how they hang together, and how fast.
 
-Knows the links that data sheets and reference systems give, each with its source, and what share
-of them a collective reaches. Knows nothing of collectives (see ``graphs.hardware.collectives``), of
-models or of torch. Rates are bytes/s for one device and one direction.
+A device's row has its node and its links; this file knows what share of them a collective reaches,
+and how a row and what a person says make a ``Cluster``. A link that nobody gave is an error, never
+a guess in silence. Knows nothing of collectives (see ``graphs.hardware.collectives``), of models or
+of torch. Rates are bytes/s for one device and one direction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from planner.graphs.hardware.devices import Device, device
+from planner.graphs.hardware.devices import Device, DeviceSpec, device
+from planner.graphs.hardware.table.row import ASSUMED
 
 _MICRO = 1e-6
 
@@ -44,6 +45,11 @@ class Link:
     def achieved(self) -> float:
         """Return the bytes/s that large messages reach."""
         return self.bytes_per_second * self.efficiency
+
+    @property
+    def assumed(self) -> bool:
+        """Tell whether nobody's documentation says so: a guess, to be replaced by ``link=``."""
+        return self.source.startswith("assumed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,35 +107,6 @@ def _uneven(world_size: int, per_node: int) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """What a common server of a device looks like: devices, bytes/s of network for each."""
-
-    devices: int
-    network: float
-    source: str
-
-
-_DGX = "NVIDIA {} data sheet: {}"
-_ASSUMED = "assumed: servers of this card differ, pass link= and devices_per_node="
-_V100_NODE = _Node(8, 6.25e9, _DGX.format("DGX-1", "4 x EDR InfiniBand of 100 Gb/s for 8 GPUs"))
-_A100_NODE = _Node(8, 25e9, _DGX.format("DGX A100", "8 x HDR InfiniBand of 200 Gb/s for 8 GPUs"))
-_H100_NODE = _Node(8, 50e9, _DGX.format("DGX H100", "8 x NDR InfiniBand of 400 Gb/s for 8 GPUs"))
-_NODES: Mapping[str, _Node] = {
-    "V100-16GB": _V100_NODE,
-    "V100-32GB": _V100_NODE,
-    "A100-40GB": _A100_NODE,
-    "A100-80GB": _A100_NODE,
-    "H100-SXM": _H100_NODE,
-    "H100-PCIe": _Node(8, 25e9, _ASSUMED),
-    "H200": replace(_H100_NODE, source=_DGX.format("DGX H200", "8 x NDR of 400 Gb/s for 8 GPUs")),
-    "B200": replace(_H100_NODE, source=_DGX.format("DGX B200", "8 x NDR of 400 Gb/s for 8 GPUs")),
-    "MI300X": _Node(8, 50e9, "Azure ND MI300X v5 documentation: 400 Gb/s InfiniBand a GPU"),
-    "L40S": _Node(4, 12.5e9, _ASSUMED),
-    "L4": _Node(8, 1.5625e9, "AWS g6.48xlarge documentation: 100 Gb/s for 8 GPUs"),
-    "RTX-4090": _Node(8, 1.5625e9, _ASSUMED),
-}
-
 # bytes/s of one network port, as users name them
 NETWORKS: Mapping[str, float] = {"HDR": 25e9, "NDR": 50e9, "XDR": 100e9}
 
@@ -146,12 +123,16 @@ _NETWORK = (9.6 * _MICRO, 0.86)
 # Between processes of one machine (gloo), nobody's data sheet: a guess on the safe side.
 _PROCESSES = Link(1e9, 100 * _MICRO, 1.0, "assumed: gloo between processes")
 _LINKS = ("scale_up", "scale_out", "host")
+# Latency and efficiency of a link that is given as a rate and that the device's row lacks.
+_UNKNOWN = {"scale_up": _PCIE, "scale_out": _NETWORK}
+# Beyond this many, devices of which no server is known do not sit in one.
+_LARGEST_UNKNOWN_NODE = 8
 
 LinkSpec = float | str | Mapping[str, float | str | Link] | None
 
 
 def cluster(
-    kind: str | Device,
+    kind: DeviceSpec,
     world_size: int,
     *,
     devices_per_node: int | None = None,
@@ -160,7 +141,7 @@ def cluster(
     """Put a common server of a device in as many nodes as the world size asks for.
 
     Args:
-        kind: a device, or its name in the table.
+        kind: a device, its name in the table, or the path of its JSON file.
         world_size: devices in all.
         devices_per_node: by default what the usual server has, or fewer if there are fewer.
         link: bytes/s of one device in one direction, or a network's name ("HDR", "NDR", "XDR"),
@@ -168,7 +149,8 @@ def cluster(
             mapping from "scale_up", "scale_out" and "host" to such a number, name or ``Link``.
 
     Raises:
-        ValueError: unknown names, rates that are not positive, or devices that do not divide.
+        ValueError: unknown names, rates that are not positive, devices that do not divide, or a
+            link that is neither given nor known.
 
     >>> print(cluster("A100-40GB", 8))
     8 x A100-40GB in 1 node
@@ -178,41 +160,73 @@ def cluster(
     Traceback (most recent call last):
     ValueError: 12 devices do not divide into nodes of 8: pass devices_per_node=6, or a world ...
     """
-    row = device(kind) if isinstance(kind, str) else kind
+    row = device(kind)
     if isinstance(world_size, bool) or not isinstance(world_size, int) or world_size < 1:
         raise ValueError(f"a world size of {world_size!r}: expected a whole number of devices")
-    node = _NODES.get(row.name, _Node(world_size, _PROCESSES.bytes_per_second, _ASSUMED))
-    per_node = min(node.devices, world_size) if devices_per_node is None else devices_per_node
-    links = _presets(row, node)
-    made = Cluster(row, world_size, per_node, *links)
-    if link is None:
-        return made
+    per_node = _per_node(row, world_size) if devices_per_node is None else devices_per_node
+    several = per_node < world_size
     if not isinstance(link, Mapping):
-        link = {"scale_out" if made.nodes > 1 else "scale_up": link}
-    given: dict[str, Any] = {name: _link(made, name, rate) for name, rate in link.items()}
-    return replace(made, **given)
+        link = {} if link is None else {"scale_out" if several else "scale_up": link}
+    links = _known_links(row)
+    links |= {name: _link(name, rate, links.get(name)) for name, rate in link.items()}
+    if "host" in link:  # devices of a node that have no link of their own pass over it
+        links.setdefault("scale_up", links["host"])
+    passed = {"scale_up": world_size > 1 and per_node > 1, "scale_out": several}
+    if lacking := [name for name in passed if passed[name] and name not in links]:
+        raise ValueError(_unknown_link(row, lacking[0]))
+    up, out = (links.get(name, links["host"]) for name in passed)
+    return Cluster(row, world_size, per_node, up, out, links["host"])
 
 
-def _presets(row: Device, node: _Node) -> tuple[Link, Link, Link]:
-    """Return the links within a node, between nodes, and to the host."""
-    host = Link(row.host_link or _PCIE_3, *_PCIE, row.source if row.host_link else _ASSUMED)
+def _per_node(row: Device, world_size: int) -> int:
+    if row.node is not None:
+        return min(row.node.devices, world_size)
+    if row.name == "cpu" or world_size <= _LARGEST_UNKNOWN_NODE:
+        return world_size
+    raise ValueError(
+        f"how many {row.name} are in a node is not known, and {world_size} are too many to take "
+        "them for one: pass devices_per_node= and link="
+    )
+
+
+def _known_links(row: Device) -> dict[str, Link]:
+    """Return the links that a device's row has; the host's is there in any case."""
     if row.name == "cpu":
-        return _PROCESSES, _PROCESSES, host
-    up = Link(row.scale_up, *_PEERS, f"{row.source}; {_NCCL}") if row.scale_up else host
-    return up, Link(node.network, *_NETWORK, f"{node.source}; {_NCCL}"), host
+        host = Link(row.host_link, *_PCIE, row.source)
+        return {"scale_up": _PROCESSES, "scale_out": _PROCESSES, "host": host}
+    known = {
+        "host": Link(row.host_link or _PCIE_3, *_PCIE, row.source if row.host_link else ASSUMED)
+    }
+    if row.scale_up:
+        known["scale_up"] = Link(row.scale_up, *_PEERS, f"{row.source}; {_NCCL}")
+    elif row.host_link:
+        known["scale_up"] = known["host"]
+    if row.node is not None:
+        known["scale_out"] = Link(row.node.network, *_NETWORK, f"{row.node.source}; {_NCCL}")
+    return known
 
 
-def _link(made: Cluster, name: str, rate: float | str | Link) -> Link:
+def _unknown_link(row: Device, name: str) -> str:
+    where = "devices of one node" if name == "scale_up" else "nodes"
+    return (
+        f"the link between {where} of {row.name} is not known: pass link= its bytes/s for one "
+        f"device in one direction, or a network's name ({', '.join(NETWORKS)}), or "
+        f"link={{{name!r}: ...}}; devices_per_node= says how many are in a node"
+    )
+
+
+def _link(name: str, rate: float | str | Link, known: Link | None) -> Link:
     if name not in _LINKS:
         raise ValueError(f"unknown link {name!r}; the links are {', '.join(_LINKS)}")
     if isinstance(rate, Link):
         return rate
     if isinstance(rate, str):
         if rate.upper() not in NETWORKS:
-            known = ", ".join(NETWORKS)
-            raise ValueError(f"unknown network {rate!r}; known: {known}, or a rate in bytes/s")
+            names = ", ".join(NETWORKS)
+            raise ValueError(f"unknown network {rate!r}; known: {names}, or a rate in bytes/s")
         return Link(NETWORKS[rate.upper()], *_NETWORK, f"{rate.upper()}; {_NCCL}")
     if isinstance(rate, bool) or not isinstance(rate, int | float):
         raise ValueError(f"{name} is {rate!r}: expected bytes/s, a network's name or a Link")  # noqa: TRY004
-    preset: Link = getattr(made, name)
-    return replace(preset, bytes_per_second=float(rate), source="given")
+    if known is None:
+        return Link(float(rate), *_UNKNOWN[name], "given")
+    return replace(known, bytes_per_second=float(rate), source="given")

@@ -1,7 +1,8 @@
-"""What a device can do: peak speed, memory, links, and what it keeps for itself.
+"""Which device a name means: a row of the table, a file, or the CPU this runs on.
 
-Knows data-sheet figures, each with its source, and a conservative guess of the CPU it runs on.
-Knows nothing of operators or of torch; what a device really achieves is measured elsewhere.
+Knows how people and drivers write names, and a conservative guess of the CPU. The figures are in
+``graphs.hardware.table``, one row a device with its node and links; a card that is in no row is
+described by ``graphs.hardware.detect``. Knows nothing of operators or of torch.
 """
 
 from __future__ import annotations
@@ -9,170 +10,80 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-_GIB = 2**30
+from planner.graphs.hardware.columns import Device, Kernel, Node
+from planner.graphs.hardware.device_files import load_device
+from planner.graphs.hardware.table.amd_devices import AMD
+from planner.graphs.hardware.table.nvidia_cards import CARDS
+from planner.graphs.hardware.table.nvidia_servers import SERVERS
+from planner.graphs.hardware.table.row import Row
+
+__all__ = [
+    "DEVICES",
+    "ROWS",
+    "Device",
+    "DeviceSpec",
+    "Kernel",
+    "Node",
+    "cpu",
+    "device",
+    "in_table",
+    "reported",
+]
+
+ROWS: tuple[Row, ...] = (*SERVERS, *CARDS, *AMD)
+DEVICES: Mapping[str, Device] = {row.device.name: row.device for row in ROWS}
+
+DeviceSpec = str | Path | Device
+"""What stands for a device: its name, the path of a JSON file, or the device itself."""
+
+# Words that say who made a card, or what it is, but not which.
+_MAKERS = frozenset({"nvidia", "amd", "tesla", "geforce", "instinct", "radeon", "gpu"})
+_FORMS = frozenset({"sxm", "pcie", "nvl"})
+_SERIES = ("RTX-", "RX-")
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One device. Rates are the data sheet's, dense; the efficiencies say what is achieved.
+def device(kind: DeviceSpec = "cpu") -> Device:
+    """Look a device up by name, in any case and the forms in which people and drivers write it.
 
-    ``peak_flops`` maps a dtype's name ("float32", "bfloat16", ...) to FLOP/s; "tf32" is float32
-    on tensor cores, which torch leaves off by default. ``memory_bytes`` is what the driver
-    reports, below the number on the box. ``scale_up`` and ``host_link`` are bytes/s in one
-    direction, 0 for no such link. ``reserve_bytes`` is the context and the segments' rounding,
-    gone before the first tensor; fragmentation is not in it.
-    """
-
-    name: str
-    peak_flops: Mapping[str, float] = field(hash=False)
-    memory_bytes: int
-    bandwidth: float
-    scale_up: float
-    host_link: float
-    source: str
-    reserve_bytes: int = _GIB
-    granularity_bytes: int = 512
-    compute_efficiency: float = 0.7
-    bandwidth_efficiency: float = 0.75
-    launch_seconds: float = 5e-6
-
-    def __post_init__(self) -> None:
-        if "float32" not in self.peak_flops or min(self.peak_flops.values()) <= 0:
-            raise ValueError(f"{self.name}: peak_flops needs a positive rate for float32 at least")
-        if self.bandwidth <= 0 or self.memory_bytes <= self.reserve_bytes:
-            raise ValueError(f"{self.name}: bandwidth or memory is not positive")
-
-    def flops_per_second(self, dtype: str) -> float:
-        """Return the rate a matrix product reaches; an unlisted dtype runs at float32's.
-
-        >>> round(device("A100-80GB").flops_per_second("bfloat16") / 1e12, 1)
-        218.4
-        """
-        return self.peak_flops.get(dtype, self.peak_flops["float32"]) * self.compute_efficiency
-
-    def bytes_per_second(self) -> float:
-        """Return the memory rate that is reached."""
-        return self.bandwidth * self.bandwidth_efficiency
-
-
-def _sheet(product: str) -> str:
-    return (
-        f"NVIDIA {product.upper()} data sheet, https://www.nvidia.com/en-us/data-center/{product}/"
-    )
-
-
-def _accelerator(
-    name: str,
-    teraflops: tuple[float, float | None, float, float | None],
-    memory_gib: float,
-    gigabytes_per_second: tuple[float, float, float],
-    source: str,
-) -> Device:
-    """Build a row: TFLOP/s of (float32, tf32, 16 bit, 8 bit) and GB/s of (memory, peers, host)."""
-    single, tf32, half, eighth = teraflops
-    rates = {"float32": single, "tf32": tf32, "float16": half, "bfloat16": half}
-    if name.startswith("V100"):  # no bfloat16 units: it runs at float32's rate
-        del rates["bfloat16"]
-    rates |= {"float8_e4m3fn": eighth, "float8_e5m2": eighth}
-    peak = {dtype: rate * 1e12 for dtype, rate in rates.items() if rate is not None}
-    memory, peers, host = (rate * 1e9 for rate in gigabytes_per_second)
-    capacity = int(memory_gib * _GIB)
-    return Device(name, peak, capacity, memory, peers, host, source)
-
-
-# Memory is the GiB that torch reports on the card, the least seen where reports differ.
-_TABLE = (
-    _accelerator("V100-16GB", (15.7, None, 125, None), 15.77, (900, 150, 16), _sheet("v100")),
-    _accelerator("V100-32GB", (15.7, None, 125, None), 31.73, (900, 150, 16), _sheet("v100")),
-    _accelerator("A100-40GB", (19.5, 156, 312, None), 39.39, (1555, 300, 31), _sheet("a100")),
-    _accelerator("A100-80GB", (19.5, 156, 312, None), 79.15, (2039, 300, 31), _sheet("a100")),
-    _accelerator("H100-SXM", (67, 494.5, 989, 1979), 79.1, (3350, 450, 63), _sheet("h100")),
-    _accelerator("H100-PCIe", (51, 378, 756, 1513), 79.1, (2000, 0, 63), _sheet("h100")),
-    _accelerator("H200", (67, 494.5, 989, 1979), 139.72, (4800, 450, 63), _sheet("h200")),
-    _accelerator("B200", (80, 1125, 2250, 4500), 178.35, (8000, 900, 63), _sheet("hgx")),
-    _accelerator(
-        "MI300X",
-        (163.4, 653.7, 1307.4, 2614.9),
-        191.69,
-        (5300, 448, 63),
-        "AMD MI300X data sheet, https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html",
-    ),
-    _accelerator("L40S", (91.6, 183, 362, 733), 44.32, (864, 0, 31), _sheet("l40s")),
-    _accelerator("L4", (30.3, 60, 121, 242), 21.95, (300, 0, 31), _sheet("l4")),
-    _accelerator(
-        "RTX-4090",
-        (82.6, 82.6, 165.2, 330.3),
-        23.53,
-        (1008, 0, 31),
-        "NVIDIA Ada GPU architecture white paper, appendix A",
-    ),
-)
-DEVICES: Mapping[str, Device] = {row.name: row for row in _TABLE}
-
-# What else is true of a row, and people say: its form, its only capacity.
-_MAKERS = frozenset({"nvidia", "amd", "tesla", "geforce", "instinct"})
-_ALSO: Mapping[str, frozenset[str]] = {
-    "V100-16GB": frozenset({"sxm"}),
-    "V100-32GB": frozenset({"sxm"}),
-    "A100-40GB": frozenset({"sxm"}),
-    "A100-80GB": frozenset({"sxm"}),
-    "H100-SXM": frozenset({"80gb", "hbm3"}),
-    "H100-PCIe": frozenset({"80gb"}),
-    "H200": frozenset({"141gb", "sxm"}),
-    "B200": frozenset({"180gb", "sxm"}),
-    "MI300X": frozenset({"192gb", "oam"}),
-    "L40S": frozenset({"48gb", "pcie"}),
-    "L4": frozenset({"24gb", "pcie"}),
-    "RTX-4090": frozenset({"24gb", "pcie"}),
-}
-
-
-def device(name: str = "cpu") -> Device:
-    """Look a device up by name, in any case and the forms in which people write it.
+    A path that ends in .json is read as a device's file; a ``Device`` is returned as it is.
 
     Raises:
-        ValueError: no such device, or one of several; the message lists those there are.
+        ValueError: no such device, one of several, or a file that is not one; the message lists
+            the devices there are.
 
     >>> device("h100 sxm").memory_bytes // 2**30
     79
-    >>> device("NVIDIA A100-SXM4-40GB").name
-    'A100-40GB'
+    >>> device("NVIDIA A100-PCIE-40GB").name
+    'A100-PCIe-40GB'
     >>> device("TPU")
     Traceback (most recent call last):
     ValueError: unknown device 'TPU'; known: cpu, V100-16GB, ...
     """
+    if isinstance(kind, Device):
+        return kind
+    name = str(kind)
+    if name.lower().endswith(".json"):
+        return load_device(name)
     if _plain(name) == "cpu":
         return cpu()
-    for row in _TABLE:
-        if _plain(row.name) == _plain(name):
-            return row
-    said = _words(name)
-    rows = [row for row in _TABLE if _main_word(row) in said and said <= _known_words(row)]
+    rows = _rows(name)
     if len(rows) == 1:
         return rows[0]
-    which = f"; {name!r} may be {' or '.join(row.name for row in rows)}" if rows else ""
-    raise ValueError(f"unknown device {name!r}; known: {', '.join(('cpu', *DEVICES))}{which}")
-
-
-def _words(name: str) -> set[str]:
-    """Split a name into words; "80 GB", "80g" and "80gib" are all "80gb", SXM4 is SXM."""
-    text = re.sub(r"(?<![a-z0-9])(\d+)\s*g(i?b)?(?![a-z])", r"\1gb", name.lower())
-    words = re.findall(r"[a-z0-9]+", text)
-    return {"sxm" if re.fullmatch(r"sxm\d?", word) else word for word in words}
-
-
-def _main_word(row: Device) -> str:
-    return _plain(row.name.removeprefix("RTX-").partition("-")[0])
-
-
-def _known_words(row: Device) -> set[str]:
-    return _words(row.name) | _ALSO[row.name] | _MAKERS
+    if rows:
+        *names, last = (row.name for row in rows)
+        raise ValueError(
+            f"unknown device {name!r}; it may be {', '.join(names)} or {last}: say which"
+        )
+    raise ValueError(
+        f"unknown device {name!r}; known: {', '.join(('cpu', *DEVICES))}; or pass a Device, or the "
+        "path of a JSON file that describes one"
+    )
 
 
 def reported(name: str, memory_bytes: int) -> Device:
@@ -184,23 +95,54 @@ def reported(name: str, memory_bytes: int) -> Device:
     >>> reported("NVIDIA A100-SXM4-80GB", 85_000_000_000).name
     'A100-80GB'
     """
-    words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    rows = [row for row in _TABLE if words >= _driver_words(row.name)]
-    if not rows or words & {"nvl", "laptop"}:
+    # A card of a known name with other memory (an RTX 3060 of 8 GB) is another card.
+    rows = [r for r in _rows(name) if 0.85 < memory_bytes / r.memory_bytes < 1.15]
+    if not rows:
         raise ValueError(
-            f"no figures for {name!r}; name the nearest of {', '.join(DEVICES)}, or pass a Device"
+            f"no figures for {name!r} with {memory_bytes / 2**30:.1f} GiB in the table; name the "
+            "nearest device of it, or pass a Device"
         )
-    # The more words a row asks for the better it fits: "H100 PCIe" before "H100".
-    best = max(len(_driver_words(row.name)) for row in rows)
-    rows = [row for row in rows if len(_driver_words(row.name)) == best]
-    nearest = min(rows, key=lambda row: abs(row.memory_bytes - memory_bytes))
+    nearest = min(rows, key=lambda r: (abs(r.memory_bytes - memory_bytes), r.bandwidth))
     return replace(nearest, memory_bytes=memory_bytes)
 
 
-def _driver_words(name: str) -> set[str]:
-    """Return the words a driver uses for a row: the form SXM and the capacity go unsaid."""
-    words = name.lower().split("-")
-    return {word for word in words if word != "sxm" and not word.endswith("gb")}
+def in_table(name: str) -> bool:
+    """Tell whether a device's figures are the table's, or those of the CPU.
+
+    >>> in_table("A100-40GB"), in_table("mine")
+    (True, False)
+    """
+    return name == "cpu" or name in DEVICES
+
+
+def _rows(name: str) -> Sequence[Device]:
+    """Return what a name may mean: devices whose whole name is in it, else all that it fits."""
+    said = _words(name)
+    for row in ROWS:
+        if _plain(row.device.name) == _plain(name):
+            return (row.device,)
+    fits = [row for row in ROWS if _needed(row.device.name) <= said <= _known(row)]
+    whole = [row for row in fits if _words(row.device.name) <= said]
+    return [row.device for row in whole or fits]
+
+
+def _words(name: str) -> set[str]:
+    """Split a name into words; "80 GB", "80g" and "80gib" are all "80gb", SXM4 is SXM."""
+    text = re.sub(r"(?<![a-z0-9])(\d+)\s*g(i?b)?(?![a-z])", r"\1gb", name.lower())
+    words = re.findall(r"[a-z0-9]+", text)
+    return {"sxm" if re.fullmatch(r"sxm\d?", word) else word for word in words}
+
+
+def _needed(name: str) -> set[str]:
+    """Return the words that tell a device from others: not its form, capacity or series."""
+    for series in _SERIES:
+        name = name.removeprefix(series)
+    words = _words(name) - _FORMS - _MAKERS
+    return {word for word in words if not re.fullmatch(r"\d+gb", word)}
+
+
+def _known(row: Row) -> set[str]:
+    return _words(row.device.name) | row.words | _MAKERS
 
 
 def _plain(name: str) -> str:

@@ -79,6 +79,11 @@ class Curve:
         return self.captured.graph
 
     @property
+    def device(self) -> str:
+        """What it is planned for."""
+        return self.request.hardware.name
+
+    @property
     def points(self) -> tuple[CurvePoint, ...]:
         """The points from the least budget known to work to what plain training needs."""
         return tuple(

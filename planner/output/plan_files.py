@@ -23,6 +23,9 @@ from planner.graphs import (
     graph_from_dict,
     graph_to_dict,
 )
+from planner.graphs.hardware.columns import Device
+from planner.graphs.hardware.device_files import device_from_dict, device_to_dict
+from planner.graphs.hardware.devices import in_table
 from planner.graphs.schedule import action_of
 from planner.output import checksummed_json
 from planner.plan.step_plan import StepPlan
@@ -62,6 +65,7 @@ class Body(BaseModel):
     memory_model: str
     capture_seconds: Seconds
     solve_seconds: Seconds
+    hardware: dict[str, Any] | None = None
     signature: dict[str, Any]
     steps: Steps
     graph: dict[str, Any]
@@ -85,10 +89,17 @@ def body_of(plan: StepPlan) -> dict[str, Any]:
         "memory_model": plan.memory_model,
         "capture_seconds": plan.capture_seconds,
         "solve_seconds": plan.solve_seconds,
+        "hardware": _own(plan.hardware),
         "signature": dict(plan.signature),
         "steps": steps_of(plan.schedule),
         "graph": graph_to_dict(plan.graph),
     }
+
+
+def _own(hardware: Device | None) -> dict[str, Any] | None:
+    """Write the figures of a device that only the user has: those of the table go without."""
+    known = hardware is None or hardware.name == "cpu" or in_table(hardware.name)
+    return None if known or hardware is None else device_to_dict(hardware)
 
 
 def plan_of(fields: Body, path: str | Path, judged_by: Mapping[str, int]) -> StepPlan:
@@ -193,10 +204,12 @@ def schedule_of(steps: Steps, ops: int) -> Schedule:
 
 def _plan(fields: Body) -> StepPlan:
     graph = graph_from_dict(fields.graph)
-    stated = fields.model_dump(exclude={"peak_bytes", "seconds", "steps", "graph", "status"})
+    given = {"peak_bytes", "seconds", "steps", "graph", "status", "hardware"}
+    own = None if fields.hardware is None else device_from_dict(fields.hardware, "hardware")
     return StepPlan(
         graph=graph,
         schedule=schedule_of(fields.steps, len(graph.ops)),
         status=Status[fields.status],
-        **stated,
+        hardware=own,
+        **fields.model_dump(exclude=given),
     )

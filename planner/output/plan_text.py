@@ -11,6 +11,7 @@ from typing import Any
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
 from planner.graphs import Kind, Live, Phase, phase_peaks
 from planner.graphs.binding import Binding, largest_live, short_source
+from planner.output.device_notes import device_notes
 from planner.output.folding import fold
 from planner.output.layout import table, wrap
 from planner.plan.step_plan import StepPlan
@@ -164,6 +165,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
         yield f"times were measured op by op on {plan.device}"
     else:
         yield f"times are {plan.costs} estimates for {plan.device}; costs='measured' times real ops"
+    yield from device_notes(plan.device)
     peak = plan.binding
     if peak.phase is Phase.OPTIMIZER:
         yield "the peak is in the optimizer step, where recomputing layers cannot lower it"

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
+from planner.output.device_notes import cluster_notes
 from planner.output.layout import table, wrap
 from planner.output.plan_text import binding_text, memory_table, recomputation, summary
 from planner.plan.sharded_step_plan import Alternative, ShardedStepPlan
@@ -186,6 +187,7 @@ def notes(plan: ShardedStepPlan) -> Iterator[str]:
         f"times are {plan.step.costs} estimates for {plan.cluster}; communication counts where "
         "compute does not hide it"
     )
+    yield from cluster_notes(plan.cluster)
     if plan.step.message:
         yield f"solver: {plan.step.message}"
 

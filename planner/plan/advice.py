@@ -1,7 +1,8 @@
 """Why a budget is out of reach, and what to try next in the order practitioners try it.
 
 A smaller micro-batch first (activations shrink with it, the result does not change), then
-precision, then sharding, then the model. Knows sizes by kind; knows nothing of solvers.
+precision, then sharding, then the model. What the device keeps for itself is none of these: no
+change to the model lowers it. Knows sizes by kind; knows nothing of solvers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from planner.graphs.binding import Binding, binding
 if TYPE_CHECKING:
     from planner.solvers import MinimumBudget
 
-_STATE = (Kind.PARAMETER, Kind.GRADIENT, Kind.OPTIMIZER, Kind.BUFFER, Kind.GATHERED, Kind.RESERVE)
+_STATE = (Kind.PARAMETER, Kind.GRADIENT, Kind.OPTIMIZER, Kind.BUFFER, Kind.GATHERED)
 
 
 def infeasible(
@@ -56,13 +57,14 @@ class Tightest:
 
     ``fixed_bytes`` are model states held all the time, ``state_bytes`` adds the gradients of
     parameters held there, and ``other_bytes``, the rest, grows with the batch: activations, their
-    gradients, inputs and temporaries.
+    gradients, inputs and temporaries. ``reserve_bytes`` is the device's own, in none of them.
     """
 
     fixed_bytes: int
     state_bytes: int
     other_bytes: int
     phase: Phase
+    reserve_bytes: int = 0
 
 
 def tightest(graph: Graph, schedule: Schedule, peak: Binding) -> Tightest:
@@ -75,14 +77,24 @@ def tightest(graph: Graph, schedule: Schedule, peak: Binding) -> Tightest:
     fixed = sum(x.value.size_bytes for x in held if x.op is None and x.value.kind in _STATE)
     grown = (x.value for x in held if x.op is not None and x.value.kind is Kind.GRADIENT)
     state = fixed + sum(value.size_bytes for value in grown if value in lasting)
-    return Tightest(fixed, state, peak.peak_bytes - state, peak.phase)
+    reserve = sum(x.value.size_bytes for x in held if x.value.kind is Kind.RESERVE)
+    return Tightest(fixed, state, peak.peak_bytes - state - reserve, peak.phase, reserve)
 
 
 def advice(budget_bytes: int, tight: Tightest) -> str:
     """Name the next thing to try, given what is held at the tightest moment."""
-    if tight.fixed_bytes >= budget_bytes:
+    room = budget_bytes - tight.reserve_bytes
+    kept = f"{format_bytes(tight.reserve_bytes)} that the device keeps for itself"
+    beside = f" beside the {kept}" if tight.reserve_bytes else ""
+    if room <= 0:
         return (
-            f"The model states alone hold {format_bytes(tight.fixed_bytes)}, so neither "
+            f"A budget covers the {kept} (its context, and what its allocator rounds up), and that "
+            "is all of this one: no precision, optimizer or batch changes it. Next: a larger "
+            "budget; or, if your device keeps less, device= a Device with its reserve_bytes."
+        )
+    if tight.fixed_bytes >= room:
+        return (
+            f"The model states alone hold {format_bytes(tight.fixed_bytes)}{beside}, so neither "
             "recomputation nor a smaller batch can help. Next: lower precision for parameters and "
             "optimizer state, or an optimizer with less state; then shard over more devices; then "
             "a smaller model."
@@ -94,15 +106,15 @@ def advice(budget_bytes: int, tight: Tightest) -> str:
             "with fewer temporaries (fused=True or foreach=False) or less state; then lower "
             "precision; then shard over more devices; then a smaller model."
         )
-    if tight.state_bytes < budget_bytes:
-        parts = math.ceil(tight.other_bytes / (budget_bytes - tight.state_bytes))
+    if tight.state_bytes < room:
+        parts = math.ceil(tight.other_bytes / (room - tight.state_bytes))
         return (
             f"Recomputation is used up. Next: a micro-batch {parts} times smaller with gradient "
             f"accumulation ({format_bytes(tight.other_bytes)} there grows with the batch); then "
             "lower precision; then shard over more devices; then a smaller model."
         )
     return (
-        f"Recomputation is used up, and {format_bytes(tight.state_bytes)} there is model states, "
-        "which no smaller batch lowers. Next: lower precision or an optimizer with less state and "
-        "fewer temporaries; then shard over more devices; then a smaller model."
+        f"Recomputation is used up, and {format_bytes(tight.state_bytes)} there is model "
+        f"states{beside}, which no smaller batch lowers. Next: lower precision or an optimizer "
+        "with less state and fewer temporaries; then shard over more devices; then a smaller model."
     )

@@ -29,6 +29,7 @@ from planner.graphs import (
     store_all,
 )
 from planner.graphs.binding import Binding, binding
+from planner.graphs.hardware.columns import Device
 from planner.plan.stage import Stage
 from planner.solvers import Status
 
@@ -50,9 +51,9 @@ class StepPlan:
     ``bound_seconds`` is proved: no schedule of this graph whose first computations keep its order
     fits the budget in less; nor, if the plan is ``reordered``, any in another order. ``signature``
     says what the plan is for; ``engine`` carries the schedule out, ``rewrite`` is the variant of
-    the captured step that the graph is of, ``memory_model`` judged the bytes. ``message``,
-    ``remarks``, the seconds spent capturing and solving, and ``loss`` (the callable given to
-    ``fit``, which no file can hold) do not count for equality.
+    the captured step that the graph is of, ``memory_model`` judged the bytes. ``hardware`` has the
+    figures of the device, ``loss`` is the callable given to ``fit``, which no file can hold; like
+    ``message``, ``remarks`` and the seconds spent they do not count for equality.
 
     Raises:
         ValueError: a graph without ops, a budget that is not positive, a bound that is not a finite
@@ -73,6 +74,7 @@ class StepPlan:
     rewrite: str = "as_captured"
     memory_model: str = EXACT.name
     message: str = field(default="", compare=False)
+    hardware: Device | None = field(default=None, compare=False, repr=False)
     loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
     remarks: tuple[str, ...] = field(default=(), compare=False)
     capture_seconds: float = field(default=0.0, compare=False)

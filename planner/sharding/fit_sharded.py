@@ -92,6 +92,7 @@ def plan_found(
         costs=request.costs,
         engine=request.engine,
         message=message(found),
+        hardware=request.hardware,
         loss=request.loss,
     )
     return ShardedStepPlan(

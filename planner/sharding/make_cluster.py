@@ -12,11 +12,11 @@ from planner.byte_sizes import parse_rate
 from planner.errors import BadCluster, UnknownDevice
 from planner.graphs.hardware.cluster import NETWORKS, Cluster, LinkSpec
 from planner.graphs.hardware.cluster import cluster as build
-from planner.graphs.hardware.devices import Device, device
+from planner.graphs.hardware.devices import DeviceSpec, device
 
 
 def make_cluster(
-    kind: str | Device,
+    kind: DeviceSpec,
     world_size: int,
     *,
     devices_per_node: int | None = None,
@@ -25,14 +25,15 @@ def make_cluster(
     """Describe ``world_size`` devices; rates may be texts such as "300GB/s" or "400Gb/s".
 
     Args:
-        kind: a device, or its name.
+        kind: a device, its name, or the path of its JSON file.
         world_size: devices in all.
         devices_per_node: by default what the usual server of the device has.
         link: see ``graphs.hardware.cluster.cluster``.
 
     Raises:
         UnknownDevice: no device has this name.
-        BadCluster: the devices do not divide into nodes, or a link is not a rate.
+        BadCluster: the devices do not divide into nodes, or a link is not a rate, or is neither
+            given nor known.
 
     >>> print(make_cluster("A100-40GB", 16, link="200Gb/s"))
     16 x A100-40GB in 2 nodes of 8
@@ -41,7 +42,7 @@ def make_cluster(
     planner.errors.BadCluster: 'fast' is not a rate: write '300GB/s' (bytes) or '400Gb/s' (bits)...
     """
     try:
-        row = device(kind) if isinstance(kind, str) else kind
+        row = device(kind)
     except ValueError as error:
         raise UnknownDevice(str(error)) from error
     try:

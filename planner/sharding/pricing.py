@@ -156,7 +156,9 @@ def what_fills(planned: Planned, budget_bytes: int) -> str:
     """Say what fills the device where a schedule holds most."""
     found = binding(planned.graph, planned.schedule, planned.trace)
     tight = tightest(planned.graph, planned.schedule, found)
-    if tight.fixed_bytes >= budget_bytes:
+    if tight.reserve_bytes >= budget_bytes:
+        return f"the device keeps {format_bytes(tight.reserve_bytes)} for itself"
+    if tight.fixed_bytes + tight.reserve_bytes >= budget_bytes:
         return f"model states alone hold {format_bytes(tight.fixed_bytes)}"
     if found.phase is Phase.OPTIMIZER:
         return "peak is in optimizer.step; recomputation cannot help"

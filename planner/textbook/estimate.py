@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.byte_sizes import parse_budget, parse_count
 from planner.errors import BadBudget, BadEstimate, UnknownDevice
+from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.hardware.devices import device as find_device
 from planner.textbook import formulas
 from planner.textbook.architecture import Architecture, of_config, of_module, of_spec
@@ -105,7 +106,7 @@ def estimate(
     seq: int | None = None,
     batch: int = 1,
     gpus: int = 8,
-    device: str = "80GB",
+    device: DeviceSpec = "80GB",
     precision: str = "bfloat16",
     optimizer: str = "adamw",
     stage: int | None = None,
@@ -120,7 +121,8 @@ def estimate(
         layers, hidden, heads, kv_heads, head_dim, vocab: override what the model says.
         seq, batch: tokens and samples of one micro-batch on one device.
         gpus: data-parallel devices.
-        device: a name of the device table, or a size such as "80GB" that counts as it is printed.
+        device: what ``graphs.hardware.devices.device`` takes, or a size such as "80GB" that counts
+            as it is printed.
         precision: of compute, "bfloat16", "float16" (both mixed: float32 copies) or "float32".
         optimizer: whose state is counted.
         stage: one ZeRO stage, all by default.
@@ -219,13 +221,13 @@ def _one_of(what: str, name: Any, valid: Any) -> None:
         raise BadEstimate(f"unknown {what} {name!r}; valid: {', '.join(map(str, valid))}")
 
 
-def _memory(device: str) -> tuple[str, int, int]:
+def _memory(device: DeviceSpec) -> tuple[str, int, int]:
     """Return a device's name, memory and reserve; a size is memory of which all can be used."""
     try:
         row = find_device(device)
     except ValueError as unknown:
         try:
-            return device, parse_budget(device), RESERVE_BYTES
+            return str(device), parse_budget(str(device)), RESERVE_BYTES
         except BadBudget:
             raise UnknownDevice(f"{unknown}; or a size such as '80GB'") from unknown
     return row.name, row.memory_bytes, row.reserve_bytes

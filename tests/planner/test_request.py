@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +11,12 @@ import torch
 from torch import nn
 
 import planner
-from planner import CaptureError
-from planner.request import example_inputs, optimizer_name
+from planner import CaptureError, UnknownDevice
+from planner.graphs.capture.training_step import capture
+from planner.graphs.hardware import detect
+from planner.graphs.hardware.device_files import save_device
+from planner.graphs.hardware.devices import Device, device
+from planner.request import example_inputs, find_device, optimizer_name
 
 
 def test_the_models_own_example_is_used(make_net: Callable[[], nn.Module]) -> None:
@@ -46,3 +52,54 @@ def test_no_inputs_says_what_to_pass(make_net: Callable[[], nn.Module]) -> None:
 )
 def test_optimizer_names(optimizer: Any, name: str | None) -> None:
     assert optimizer_name(optimizer) == name
+
+
+MINE = Device("my card", {"float32": 1e12}, 2**34, 1e11)
+
+
+def test_a_device_is_a_name_a_file_or_itself(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    save_device(MINE, tmp_path / "card.json")
+    assert find_device(MINE, model) is MINE
+    assert find_device(str(tmp_path / "card.json"), model) == MINE
+    assert find_device(tmp_path / "card.json", model) == MINE
+    assert find_device("NVIDIA A100-PCIE-40GB", model).name == "A100-PCIe-40GB"
+    assert find_device("auto", model) == find_device("auto", model.to("meta")) == device("cpu")
+    for unknown in ("TPU", str(tmp_path / "none.json")):
+        with pytest.raises(UnknownDevice, match=unknown):
+            find_device(unknown, model)
+
+
+class Elsewhere(nn.Module):
+    """A model on an accelerator, as far as anybody can tell here."""
+
+    def __init__(self, kind: str, index: int | None) -> None:
+        super().__init__()
+        self.where = SimpleNamespace(type=kind, index=index)
+
+    def parameters(self, recurse: bool = True) -> Any:
+        yield SimpleNamespace(is_meta=False, device=self.where)
+
+
+def test_the_device_of_a_model_is_that_of_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [
+        SimpleNamespace(name="NVIDIA L4", total_memory=22 * 2**30),
+        SimpleNamespace(name="NVIDIA Whatever", total_memory=2**34, multi_processor_count=30),
+    ]
+    fake = SimpleNamespace(is_available=lambda: True, get_device_properties=cards.__getitem__)
+    monkeypatch.setattr(detect.torch, "get_device_module", lambda _: fake)
+    assert find_device("auto", Elsewhere("cuda", 0)).name == "L4"
+    assert find_device("auto", Elsewhere("cuda", None)).name == "L4"
+    found = find_device("auto", Elsewhere("cuda", 1))
+    assert (found.name, found.memory_bytes) == ("NVIDIA Whatever", 2**34)
+    fake.is_available = lambda: False
+    with pytest.raises(UnknownDevice, match="lives on 'cuda', but this machine has no 'cuda': say"):
+        find_device("auto", Elsewhere("cuda", 0))
+
+
+def test_capture_takes_a_device_of_ones_own(tmp_path: Path) -> None:
+    model, inputs = nn.Linear(64, 64), torch.zeros(4, 64)
+    save_device(MINE, tmp_path / "card.json")
+    mine = capture(model, inputs, device=MINE).graph
+    assert mine == capture(model, inputs, device=tmp_path / "card.json").graph
+    assert mine.seconds > capture(model, inputs, device="H100 SXM").graph.seconds

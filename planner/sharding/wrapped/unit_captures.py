@@ -30,7 +30,7 @@ from planner.graphs.capture.step_function import (
 )
 from planner.graphs.capture.training_step import Traced, capture_joint, has_data
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
-from planner.graphs.hardware.devices import Device
+from planner.graphs.hardware.devices import DeviceSpec
 from planner.sharding.wrapped.boundary import Region, calls_of, region_of, stub_of
 from planner.sharding.wrapped.unit_choice import called_once, find_units, kinds_of
 
@@ -63,7 +63,7 @@ def capture_regions(
     *,
     loss: Callable[..., Any] | None = None,
     targets: Any = None,
-    device: str | Device = "auto",
+    device: DeviceSpec = "auto",
     costs: str = "roofline",
     precision: str = "float32",
     units: Sequence[str] | None = None,

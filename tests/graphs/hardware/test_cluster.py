@@ -9,13 +9,17 @@ from dataclasses import replace
 import pytest
 
 from planner.graphs.hardware.cluster import NETWORKS, Cluster, Link, cluster
-from planner.graphs.hardware.devices import DEVICES, device
+from planner.graphs.hardware.devices import DEVICES, Device, Node, device
 
 
 @pytest.mark.parametrize("name", DEVICES)
 def test_every_device_has_a_server_with_sourced_links(name: str) -> None:
-    made = cluster(name, 16)
-    assert made.nodes > 1
+    node = device(name).node
+    assert node is not None
+    made = cluster(name, 2 * node.devices)
+    assert made.nodes == 2
+    assert made.scale_out.bytes_per_second == node.network
+    assert made.scale_out.assumed == node.source.startswith("assumed")
     for link in (made.scale_up, made.scale_out, made.host):
         assert link.source
         assert 0.5 < link.efficiency < 1
@@ -70,10 +74,54 @@ def test_few_devices_fill_part_of_a_node() -> None:
     assert cluster("cpu", 3).nodes == 1
 
 
-def test_a_device_of_ones_own() -> None:
-    mine = replace(device("L4"), name="mine", host_link=0, scale_up=0)
-    assert cluster(mine, 6).nodes == 1
-    assert cluster(mine, 6).host.source.startswith("assumed")
+MINE = Device("mine", {"float32": 1e12}, 2**34, 1e11)
+
+
+@pytest.mark.parametrize("world_size", [2, 6, 8])
+def test_devices_of_ones_own_hang_together_by_their_hosts(world_size: int) -> None:
+    made = cluster(replace(MINE, host_link=31e9), world_size)
+    assert (made.nodes, made.scale_up.bytes_per_second) == (1, 31e9)
+    assert made.scale_up == made.host
+
+
+@pytest.mark.parametrize(
+    ("mine", "world_size", "per_node", "message"),
+    [
+        (MINE, 2, None, "the link between devices of one node of mine is not known: pass link="),
+        (MINE, 4, 2, "the link between devices of one node of mine is not known"),
+        (MINE, 2, 1, r"between nodes of mine is not known.*link=\{'scale_out': \.\.\.\}"),
+        (replace(MINE, scale_up=3e11), 4, 2, "the link between nodes of mine is not known"),
+        (replace(MINE, host_link=3e10), 16, None, "how many mine are in a node is not known"),
+    ],
+)
+def test_a_link_nobody_knows_is_an_error_not_a_guess(
+    mine: Device, world_size: int, per_node: int | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cluster(mine, world_size, devices_per_node=per_node)
+
+
+def test_an_unknown_link_may_be_given() -> None:
+    assert cluster(MINE, 1).host.assumed
+    assert cluster(MINE, 2, link=3e11).scale_up.bytes_per_second == 3e11
+    assert cluster(MINE, 2, link={"host": 16e9}).scale_up.bytes_per_second == 16e9
+    both = cluster(MINE, 4, devices_per_node=2, link={"scale_up": 3e11, "scale_out": "NDR"})
+    assert (both.scale_up.source, both.scale_out.bytes_per_second) == ("given", 50e9)
+    assert cluster(MINE, 2, devices_per_node=1, link="HDR").scale_out.bytes_per_second == 25e9
+
+
+def test_a_device_of_ones_own_may_have_a_node() -> None:
+    mine = replace(MINE, scale_up=3e11, node=Node(4, 25e9, "mine"))
+    made = cluster(mine, 16)
+    assert (made.nodes, made.scale_out.bytes_per_second) == (4, 25e9)
+
+
+def test_only_processes_of_a_cpu_are_taken_for_one_gigabyte_a_second() -> None:
+    assert cluster("cpu", 2).scale_up.bytes_per_second == 1e9
+    assert cluster("cpu", 2).scale_up.assumed
+    for name in DEVICES:
+        made = cluster(name, 144)
+        assert min(made.scale_up.bytes_per_second, made.scale_out.bytes_per_second) > 1.5e9
 
 
 @pytest.mark.parametrize(

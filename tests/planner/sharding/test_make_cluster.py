@@ -9,7 +9,10 @@ import pytest
 import planner
 from planner.byte_sizes import parse_rate
 from planner.graphs.hardware.cluster import Link
+from planner.graphs.hardware.devices import Device
 from planner.sharding.make_cluster import make_cluster
+
+MINE = Device("mine", {"float32": 1e12}, 2**34, 1e11)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,8 @@ def test_a_link_passes_as_it_is() -> None:
             "'fast' is not a rate: write '300GB/s'.*, or one of HDR, NDR, XDR",
         ),
         ({"kind": "L4", "world_size": 8, "link": "0GB/s"}, planner.BadCluster, "more than 0"),
+        ({"kind": "none.json", "world_size": 8}, planner.UnknownDevice, "none.json cannot be read"),
+        ({"kind": MINE, "world_size": 8}, planner.BadCluster, "of mine is not known: pass link="),
     ],
 )
 def test_errors(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 import planner
 from planner.cli import cli
+from planner.graphs.hardware.devices import Device
 
 LLAMA_70B = {"layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "vocab": 128256}
 
@@ -199,3 +200,9 @@ def test_the_command_refuses(arguments: tuple[str, ...], message: str) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(message)
+
+
+def test_a_device_of_ones_own() -> None:
+    mine = Device("mine", {"float32": 1e12}, 20 * 10**9, 1e11, reserve_bytes=10**9)
+    found = planner.estimate("1B", device=mine)
+    assert (found.device, found.memory_bytes, found.reserve_bytes) == ("mine", 20 * 10**9, 10**9)

@@ -1,0 +1,79 @@
+"""How a row of the table is written: figures as data sheets print them, names as people say them.
+
+Rates are dense, without sparsity; where a sheet prints only the sparse rate, half of it. Memory is
+the GiB that torch reports on the card, the least seen where reports differ; for cards of which no
+report was seen, what others with such memory lose of it. On the card itself its own report counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.graphs.hardware.columns import GIB, Device, Node
+
+NO = None
+"""No units for a dtype: it runs at float32's rate."""
+
+ASSUMED = "assumed: servers of this card differ, pass link= and devices_per_node="
+MACHINE = Node(8, 1.5625e9, ASSUMED)
+"""A desktop or a rented machine: 100 Gb/s for eight cards."""
+
+_DTYPES = (
+    ("float32",),
+    ("tf32",),
+    ("float16",),
+    ("bfloat16",),
+    ("float8_e4m3fn", "float8_e5m2"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A device and the words, beside those of its name, that are true of it."""
+
+    device: Device
+    words: frozenset[str]
+
+
+def row(  # noqa: PLR0917 - it is read like the line of a table that it is
+    name: str,
+    teraflops: tuple[float | None, ...],
+    memory_gib: float,
+    gigabytes_per_second: tuple[float, float, float],
+    node: Node,
+    source: str,
+    also: str = "",
+) -> Row:
+    """Write a row.
+
+    Args:
+        name: what plans call it.
+        teraflops: TFLOP/s of (float32, tf32, float16, bfloat16, 8 bit).
+        memory_gib: GiB that torch reports.
+        gigabytes_per_second: GB/s of (memory, peers in a node, host), one direction; 0 peers are
+            reached over the host's link.
+        node: its usual server.
+        source: the vendor's paper that the figures are from; "{}" stands for the name.
+        also: words that people or drivers add to the name: the form, its only capacity.
+
+    >>> row("X", (10, NO, 20, NO, NO), 8, (300, 0, 31), MACHINE, "{} sheet").device.peak_flops
+    {'float32': 10000000000000.0, 'float16': 20000000000000.0}
+    """
+    memory, peers, host = (rate * 1e9 for rate in gigabytes_per_second)
+    peak = {
+        dtype: rate * 1e12
+        for dtypes, rate in zip(_DTYPES, teraflops, strict=True)
+        for dtype in dtypes
+        if rate is not None
+    }
+    said, capacity = source.format(name.replace("-", " ")), int(memory_gib * GIB)
+    return Row(
+        Device(name, peak, capacity, memory, peers, host, said, node=node), frozenset(also.split())
+    )
+
+
+def sheet(product: str) -> str:
+    """Name the data sheet of a product of NVIDIA's data centers."""
+    return (
+        f"NVIDIA {product.upper()} data sheet, https://www.nvidia.com/en-us/data-center/{product}/"
+    )
