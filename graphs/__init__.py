@@ -72,6 +72,6 @@ __all__ = [
 ]
 
 if __name__ == "graphs":  # in a checkout: be the package that is inside planner
-    from planner.checkout import become
+    from planner.graphs.checkout import become
 
     become("graphs")

@@ -55,6 +55,6 @@ __all__ = [
 ]
 
 if __name__ == "solvers":  # in a checkout: be the package that is inside planner
-    from planner.checkout import become
+    from planner.graphs.checkout import become
 
     become("solvers")

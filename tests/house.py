@@ -66,11 +66,37 @@ def arrows() -> nx.DiGraph:
     return found
 
 
+ORDER = (
+    *(f"graphs/{name}" for name in ("checkout.py", "capture_error.py", "graph.py", "schedule.py")),
+    *(f"graphs/{name}" for name in ("memory.py", "simulate.py", "snapshot.py", "binding.py")),
+    *(f"graphs/{name}" for name in ("files.py", "instances.py", "scaling.py", "__init__.py")),
+    *(f"graphs/{name}" for name in ("hardware", "torch_api", "costs", "capture")),
+    *(f"solvers/{name}" for name in ("api.py", "tuning.py", "model", "bounds", "exact")),
+    *(f"solvers/{name}" for name in ("baselines", "search", "minimum_budget.py", "auto.py")),
+    *(f"solvers/{name}" for name in ("reorder.py", "frontier.py", "__init__.py")),
+    *(f"planner/{name}" for name in ("errors.py", "byte_sizes.py", "progress.py")),
+    *(f"planner/{name}" for name in ("model_argument.py", "request.py", "plan", "output")),
+    *(f"planner/{name}" for name in ("textbook", "running", "planning.py", "sharding")),
+    *(f"planner/{name}" for name in ("verification", "comparison.py", "plans.py", "fit.py")),
+    *(f"planner/{name}" for name in ("analysis", "cli", "__init__.py")),
+)
+"""The rooms, lower first: a file may use its own room and those before."""
+
+
 def room(module: str) -> str:
-    """Return the folder of a module; files at the top of a floor are rooms of their own."""
-    path = sources()[module]
-    folder = path.parent.relative_to(ROOT).as_posix()
-    return f"{folder}/{path.name}" if folder in FLOORS and path.stem != "__init__" else folder
+    """Return the room of a module: its folder on a floor, or a file at the top of one."""
+    parts = sources()[module].relative_to(ROOT).parts
+    return "/".join(parts[:2])
+
+
+def arrows_up() -> list[str]:
+    """Return the imports that point up in the order of the rooms."""
+    place = {name: i for i, name in enumerate(ORDER)}
+    return sorted(
+        f"{one} -> {other}"
+        for one, other in arrows().edges
+        if place[room(one)] < place[room(other)]
+    )
 
 
 def circles() -> list[list[str]]:
@@ -149,19 +175,26 @@ def report() -> str:
         if room(one) != room(other):
             uses[room(one)].add(room(other))
     out = ["room, files, lines -> what it uses"]
-    condensed = nx.condensation(nx.DiGraph([(a, b) for a in uses for b in uses[a]]))
-    for group in reversed(list(nx.lexicographical_topological_sort(condensed))):
-        for name in sorted(condensed.nodes[group]["members"]):
-            out.append(f"  {name} {count[name]} {size[name]} -> {', '.join(sorted(uses[name]))}")
+    for name in (r for r in ORDER if r in count):
+        used = ", ".join(r for r in ORDER if r in uses[name])
+        out.append(f"  {name} {count[name]} {size[name]} -> {used}")
     longest = sorted(((n.end_lineno or 0) - n.lineno + 1, f"{m}.{n.name}") for m, n in functions())[
         -10:
     ]
     names = Counter(p.name for p in sources().values() if p.name not in ("__init__.py",))
+    classes = Counter(
+        node.name
+        for path in sources().values()
+        for node in tree(path).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
     private = private_torch()
     out += [
         f"files {len(sources())}, lines {sum(size.values())}, doctest lines {doctests()}",
-        f"circles: {[len(c) for c in circles()]}",
+        f"circles: {circles() or 'none'}",
+        f"arrows up: {arrows_up() or 'none'}",
         f"file names used twice: {sorted(n for n, c in names.items() if c > 1)}",
+        f"class names used twice: {sorted(n for n, c in classes.items() if c > 1)}",
         f"private torch in {len(private)} files: {', '.join(sorted(private))}",
         f"public functions that do not say what their parameters are: {len(undocumented())}",
         "longest functions: " + ", ".join(f"{name} {n}" for n, name in reversed(longest)),

@@ -6,8 +6,7 @@ the steps of a real model: ``planner.fit`` captures those and finds what these n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.hardware.devices import device as find_device
 from planner.textbook import formulas
 from planner.textbook.architecture import Architecture, of_config, of_module, of_spec
+from planner.textbook.estimate_text import render
+from planner.textbook.estimated import Activations, Estimated, StageStates, Weights
 from planner.textbook.formulas import Recompute, Stack
 
 if TYPE_CHECKING:
@@ -26,68 +27,10 @@ RESERVE_BYTES = 2**30
 """What a context takes of a device that is given by its size alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Weights in one format. ``serving_devices`` hold a cache and the reserve as well."""
-
-    format: str
-    size_bytes: int
-    devices: int
-    serving_devices: int
-
-
-@dataclass(frozen=True, slots=True)
-class Activations:
-    """What backward needs of a micro-batch, for one way to recompute."""
-
-    recompute: str
-    layer_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Model states at one ZeRO stage, and the least number of devices to train on.
-
-    ``state_bytes`` is by bookkeeping ("ZeRO paper", "torch", "DeepSpeed"); ``devices`` by what is
-    held beside the paper's states: "states" nothing, or the activations of a way to recompute and
-    the reserve. ``None`` means that no number of devices is enough.
-    """
-
-    stage: int
-    state_bytes: Mapping[str, int]
-    largest_parameters: int
-    moved_bytes: int
-    devices: Mapping[str, int | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Estimated):
     """Everything that was asked and found; ``str`` lays it out for people."""
 
-    architecture: Architecture
-    gpus: int
-    device: str
-    memory_bytes: int
-    reserve_bytes: int
-    precision: str
-    optimizer: str
-    seq: int | None
-    batch: int
-    cache_token_bytes: int | None
-    cache_bytes: int | None
-    weights: tuple[Weights, ...]
-    stages: tuple[Stage, ...]
-    activations: tuple[Activations, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
-        return asdict(self)
-
     def __str__(self) -> str:
-        """Lay the estimate out as tables."""
-        from planner.textbook.estimate_text import render
-
         return render(self)
 
 
@@ -270,7 +213,7 @@ def _activations(e: Estimate) -> tuple[Activations, ...]:
     )
 
 
-def _stage(e: Estimate, stage: int) -> Stage:
+def _stage(e: Estimate, stage: int) -> StageStates:
     a = e.architecture
     frozen = a.parameters - a.trainable
     states = {
@@ -290,7 +233,7 @@ def _stage(e: Estimate, stage: int) -> Stage:
     for row in e.activations:
         devices[row.recompute] = paper.least_ranks(usable - row.total_bytes)
     moved = formulas.moved_elements(a.trainable, frozen, stage=stage, ranks=e.gpus)
-    return Stage(
+    return StageStates(
         stage=stage,
         state_bytes={stack.value: held.on(e.gpus) for stack, held in states.items()},
         largest_parameters=e.memory_bytes * a.parameters // max(1, paper.on(e.gpus)),

@@ -9,19 +9,19 @@ from collections.abc import Iterator
 
 from planner.byte_sizes import format_both, format_bytes, format_count
 from planner.output.layout import table, wrap
-from planner.textbook.estimate import Estimate
+from planner.textbook.estimated import Estimated
 from planner.textbook.formulas import Stack, stage_limit
 
 _SHARDS = ("nothing", "optimizer state", "+ gradients", "+ parameters")
 
 
-def render(e: Estimate) -> str:
+def render(e: Estimated) -> str:
     """Write what an estimate found, the weights first, and what it rests on last."""
     sections = (_head(e), _weights(e), _stages(e), _devices(e), _activations(e), _notes(e))
     return "\n\n".join(section for section in sections if section)
 
 
-def _head(e: Estimate) -> str:
+def _head(e: Estimated) -> str:
     a = e.architecture
     trained = "" if a.trainable == a.parameters else f" ({format_count(a.trainable)} trained)"
     shape = [
@@ -43,7 +43,7 @@ def _head(e: Estimate) -> str:
     return "\n".join(lines)
 
 
-def _weights(e: Estimate) -> str:
+def _weights(e: Estimated) -> str:
     cached = e.cache_bytes is not None
     header = ("format", "weights", "devices for them alone", "to serve")
     rows = [
@@ -64,7 +64,7 @@ def _weights(e: Estimate) -> str:
     return f"{text}\n{wrap(serve, '  ', '  ')}"
 
 
-def _stages(e: Estimate) -> str:
+def _stages(e: Estimated) -> str:
     names = [stack.value for stack in Stack]
     rows = [
         (
@@ -85,7 +85,7 @@ def _stages(e: Estimate) -> str:
     return f"{title}\n{table('llrrrrr', header, rows)}"
 
 
-def _devices(e: Estimate) -> str:
+def _devices(e: Estimated) -> str:
     keys = list(e.stages[0].devices)
     rows = [(str(s.stage), *(_or_never(s.devices[key]) for key in keys)) for s in e.stages]
     names = {"none": "+ all activations", "selective": "selective", "full": "full recomputation"}
@@ -100,7 +100,7 @@ def _or_never(count: int | None) -> str:
     return "never" if count is None else f"{count:,}"
 
 
-def _activations(e: Estimate) -> str:
+def _activations(e: Estimated) -> str:
     if not e.activations:
         return "Activations\n  give layers, hidden, heads and seq, or a config and seq"
     rows = [
@@ -111,15 +111,15 @@ def _activations(e: Estimate) -> str:
     return f"{title}\n{table('lrr', header, rows)}"
 
 
-def _tokens(e: Estimate) -> str:
+def _tokens(e: Estimated) -> str:
     return f"{e.batch:,} x {e.seq:,} tokens"
 
 
-def _notes(e: Estimate) -> str:
+def _notes(e: Estimated) -> str:
     return "\n".join(["Notes", *(wrap(note, "  - ", "    ") for note in _said(e))])
 
 
-def _said(e: Estimate) -> Iterator[str]:
+def _said(e: Estimated) -> Iterator[str]:
     yield (
         "formulas: ZeRO (arXiv 1910.02054), Korthikanti et al. (2205.05198) for a GPT layer with "
         "dropout; real layers keep 24 to 48 bytes for each token and hidden unit where it says 34"
