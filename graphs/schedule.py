@@ -60,6 +60,9 @@ class Action:
     host: Copy = Copy.KEPT
     clock: Clock = Clock.NONE
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def __reduce__(self) -> tuple[object, ...]:
         return action_of, (self.name,)
 
@@ -115,6 +118,11 @@ class Schedule:
     def order(self) -> tuple[int, ...]:
         """The ops computed, in order, repetitions included."""
         return tuple(s.index for s in self.steps if s.action.subject is Subject.OP)
+
+    @cached_property
+    def clocks(self) -> frozenset[Clock]:
+        """Whose time the steps take."""
+        return frozenset(action.clock for action in {s.action for s in self.steps})
 
     @property
     def is_store_all(self) -> bool:

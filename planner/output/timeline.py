@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.byte_sizes import format_bytes, format_seconds
-from planner.graphs import Graph, Phase, Schedule, Subject, Trace, step_phases
+from planner.graphs import Phase, Schedule, Subject, Trace, step_phases
 from planner.output.svg import GRID, document, line, text, ticks
 from planner.plan.step_plan import StepPlan
 
@@ -40,8 +40,8 @@ class _Scale:
 
 def render_timeline_svg(plan: StepPlan) -> str:
     """Draw memory over time before and after, with the budget, as a self-contained SVG."""
-    plain = _starts(plan.graph, plan.plain)
-    planned = _starts(plan.graph, plan.schedule)
+    plain = _starts(plan.plain, plan.plain_trace)
+    planned = _starts(plan.schedule, plan.trace)
     most = max(plan.budget_bytes, plan.peak_bytes, plan.plain_peak_bytes, 1)
     scale = _Scale(float(max(plain[-1], planned[-1])), int(most * 1.08) + 1)
     body = [
@@ -56,20 +56,23 @@ def render_timeline_svg(plan: StepPlan) -> str:
     return document(WIDTH, HEIGHT, "Memory over one training step, plain and planned", body)
 
 
-def _starts(graph: Graph, schedule: Schedule) -> NDArray[np.float64]:
-    """Return when each computation starts, and at the end when the last one stops.
+def _starts(schedule: Schedule, trace: Trace) -> NDArray[np.float64]:
+    """Return when each computation starts, and at the end when the last clock stops.
 
-    A graph whose ops take no time is drawn with one unit an op.
+    A step that takes no time is drawn with one unit an op.
     """
-    seconds = np.array([graph.ops[i].seconds for i in schedule.order])
-    if not seconds.sum():
-        seconds = np.ones(len(schedule.order))
-    return np.concatenate([[0.0], np.cumsum(seconds)])
+    if not trace.seconds:
+        return np.arange(len(schedule.order) + 1.0)
+    return np.append(trace.start_seconds[_computes(schedule)], trace.seconds)
+
+
+def _computes(schedule: Schedule) -> list[bool]:
+    return [s.action.subject is Subject.OP for s in schedule.steps]
 
 
 def _held(schedule: Schedule, trace: Trace) -> NDArray[np.int64]:
     """Return what is held during each computation."""
-    return trace.live_bytes[[s.action.subject is Subject.OP for s in schedule.steps]]
+    return trace.live_bytes[_computes(schedule)]
 
 
 def _area(scale: _Scale, starts: NDArray[np.float64], held: NDArray[np.int64], fill: str) -> str:

@@ -17,6 +17,7 @@ from planner.byte_sizes import format_bytes, format_percent
 from planner.graphs import (
     EXACT,
     MEMORY_MODELS,
+    Clock,
     Copy,
     Graph,
     Kind,
@@ -30,6 +31,7 @@ from planner.graphs import (
 )
 from planner.graphs.binding import Binding, binding
 from planner.graphs.hardware.columns import Device
+from planner.graphs.hardware.devices import device
 from planner.plan.stage import Stage
 from planner.solvers import Status
 
@@ -115,7 +117,7 @@ class StepPlan:
     @cached_property
     def trace(self) -> Trace:
         """What the schedule costs and holds, step by step."""
-        return simulate(self.graph, self.schedule, memory=MEMORY_MODELS[self.memory_model])
+        return self._simulated(self.schedule)
 
     @cached_property
     def plain(self) -> Schedule:
@@ -125,7 +127,15 @@ class StepPlan:
     @cached_property
     def plain_trace(self) -> Trace:
         """What plain training costs and holds, step by step."""
-        return simulate(self.graph, self.plain, memory=MEMORY_MODELS[self.memory_model])
+        return self._simulated(self.plain)
+
+    def _simulated(self, schedule: Schedule) -> Trace:
+        memory = MEMORY_MODELS[self.memory_model]
+        rates: dict[Clock, float] = {}
+        if schedule.clocks - {Clock.NONE, Clock.DEVICE}:
+            link = (self.hardware or device(self.device)).host_link
+            rates = {Clock.TO_HOST: link, Clock.FROM_HOST: link} if link else {}
+        return simulate(self.graph, schedule, memory=memory, link_bytes_per_second=rates)
 
     @property
     def peak_bytes(self) -> int:
