@@ -53,6 +53,10 @@ class Binding:
 def binding(graph: Graph, schedule: Schedule, trace: Trace) -> Binding:
     """Find what binds a schedule. The graph must have an op.
 
+    Args:
+        graph, schedule: what runs, and in which order.
+        trace: what ``simulate`` found of it.
+
     >>> from planner.graphs import Graph, Op, Value, simulate, store_all
     >>> values = (Value("a", 3), Value("b", 4))
     >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), values)
@@ -84,7 +88,13 @@ def binding(graph: Graph, schedule: Schedule, trace: Trace) -> Binding:
 
 
 def largest_live(graph: Graph, schedule: Schedule, step: int, count: int) -> tuple[Live, ...]:
-    """List the largest values an op made that are held at a step: what a schedule could change."""
+    """List the largest values an op made that are held at a step: what a schedule could change.
+
+    Args:
+        graph, schedule: what runs, and in which order.
+        step: a step of the schedule.
+        count: how many values at most.
+    """
     made = (item for item in live_at(graph, schedule, step) if item.op is not None)
     return tuple(item for item, _ in zip(made, range(count), strict=False))
 

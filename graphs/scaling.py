@@ -30,6 +30,10 @@ def on_the_line(one: Graph, other: Graph, share: float) -> Graph:
 
     Shares below 0 and above 1 lie beyond the ends. Nothing becomes negative.
 
+    Args:
+        one, other: the graphs at the ends.
+        share: how far along, 0 for the first and 1 for the other.
+
     >>> x = [Graph((Op("f", "f", (), (0,), float(n)),), (Value("v", 10 * n),)) for n in (1, 2)]
     >>> far = on_the_line(*x, share=4.0)
     >>> far.values[0].size_bytes, far.ops[0].seconds

@@ -23,6 +23,10 @@ class Live:
 def live_at(graph: Graph, schedule: Schedule, step: int) -> tuple[Live, ...]:
     """List what is held while a step runs, largest first.
 
+    Args:
+        graph, schedule: what runs, and in which order.
+        step: a step of the schedule.
+
     >>> from planner.graphs.graph import Graph, Op, Value
     >>> from planner.graphs.schedule import store_all
     >>> values = (Value("a", 3), Value("b", 4))
@@ -66,7 +70,13 @@ _GROUPINGS: Mapping[str, Callable[[Live], str]] = {
 
 
 def breakdown(graph: Graph, schedule: Schedule, step: int, by: str = "kind") -> dict[str, int]:
-    """Add up the bytes held at a step by "kind", "module" or "source", largest first."""
+    """Add up the bytes held at a step by "kind", "module" or "source", largest first.
+
+    Args:
+        graph, schedule: what runs, and in which order.
+        step: a step of the schedule.
+        by: "kind", "module" or "source".
+    """
     totals: defaultdict[str, int] = defaultdict(int)
     for item in live_at(graph, schedule, step):
         totals[_GROUPINGS[by](item)] += item.value.size_bytes
@@ -77,6 +87,10 @@ def phase_peaks(graph: Graph, schedule: Schedule, trace: Trace) -> dict[Phase, i
     """Return for each phase the step at which it holds most; a recomputation counts where it runs.
 
     A step belongs to the phase of the next op that runs for the first time.
+
+    Args:
+        graph, schedule: what runs, and in which order.
+        trace: what ``simulate`` found of it.
     """
     peaks: dict[Phase, int] = {}
     for i, phase in enumerate(step_phases(graph, schedule)):

@@ -52,6 +52,11 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
 def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> StepPlan:
     """Plan a captured step within a budget of bytes.
 
+    Args:
+        captured: the step.
+        request: by which method, within which limits, and what the plan says of itself.
+        budget_bytes: what the step may hold.
+
     Raises:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """

@@ -135,7 +135,7 @@ def undocumented() -> list[str]:
     for module, node in functions():
         names = [a.arg for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in _SELF]
         said = ast.get_docstring(node) or ""
-        public = not node.name.startswith("_") and _is_top(module, node)
+        public = not node.name.startswith("_") and _is_top(module, node) and not _is_told(node)
         if public and len(names) > 2 and not all(_tells(said, name) for name in names):
             found.append(f"{module}.{node.name}")
     return found
@@ -148,6 +148,13 @@ def _is_top(module: str, function: ast.FunctionDef) -> bool:
     body = tree(sources()[module]).body
     classes = [n for n in body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
     return function in body or any(function in c.body for c in classes)
+
+
+def _is_told(function: ast.FunctionDef) -> bool:
+    """Tell a command, whose options explain themselves, and the overloads of a function."""
+    return any(
+        "command" in (d := ast.unparse(x)) or d == "overload" for x in function.decorator_list
+    )
 
 
 def _tells(docstring: str, name: str) -> bool:

@@ -52,6 +52,11 @@ def group(cluster: Cluster, ranks: int, stride: int = 1) -> Group:
 
     Where groups lie unevenly over the nodes the worst of them counts: all wait for it.
 
+    Args:
+        cluster: where the ranks are.
+        ranks: how many.
+        stride: from one to the next, in ranks of the cluster.
+
     Raises:
         ValueError: more ranks than the cluster has.
 
@@ -80,6 +85,13 @@ def all_gather_seconds(
 ) -> float:
     """Return the time until every rank holds all of a tensor of which each had 1/ranks.
 
+    Args:
+        total_bytes: of the whole tensor.
+        ranks: how many take part.
+        cluster: where they are.
+        stride: from one rank of the group to the next.
+        algorithm: how the collective goes about it.
+
     >>> from planner.graphs.hardware.cluster import cluster
     >>> round(all_gather_seconds(1e9, 8, cluster("A100-40GB", 8)) * 1e3, 3)
     3.772
@@ -101,6 +113,13 @@ def reduce_scatter_seconds(
     """Return the time until each rank holds the sum of its 1/ranks of a tensor.
 
     An all-gather run backwards: the same steps and bytes.
+
+    Args:
+        total_bytes: of the whole tensor.
+        ranks: how many take part.
+        cluster: where they are.
+        stride: from one rank of the group to the next.
+        algorithm: how the collective goes about it.
     """
     return all_gather_seconds(total_bytes, ranks, cluster, stride=stride, algorithm=algorithm)
 
@@ -114,6 +133,13 @@ def all_reduce_seconds(
     algorithm: Algorithm = Algorithm.RING,
 ) -> float:
     """Return the time until every rank holds the sum of all of a tensor.
+
+    Args:
+        total_bytes: of the whole tensor.
+        ranks: how many take part.
+        cluster: where they are.
+        stride: from one rank of the group to the next.
+        algorithm: how the collective goes about it.
 
     >>> from planner.graphs.hardware.cluster import cluster
     >>> round(all_reduce_seconds(1e9, 8, cluster("A100-40GB", 8)) * 1e3, 3)
@@ -129,6 +155,12 @@ def broadcast_seconds(
     total_bytes: float, ranks: int, cluster: Cluster, *, stride: int = 1
 ) -> float:
     """Return the time until every rank holds what one rank had: a pipeline along the ring.
+
+    Args:
+        total_bytes: of the whole tensor.
+        ranks: how many take part.
+        cluster: where they are.
+        stride: from one rank of the group to the next.
 
     >>> from planner.graphs.hardware.cluster import cluster
     >>> round(broadcast_seconds(1e9, 8, cluster("A100-40GB", 8)) * 1e3, 3)

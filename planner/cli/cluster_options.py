@@ -70,6 +70,13 @@ def cluster_arguments(
 ) -> dict[str, Any]:
     """Turn the options into arguments of ``planner.fit``.
 
+    Args:
+        world_size, devices_per_node: how many devices, and how many a node.
+        links: one rate, or each as name=rate.
+        global_batch: samples of a step over all devices.
+        precisions: what compute may run in.
+        no_offload: whether states stay on the devices.
+
     Raises:
         BadCluster: more than one unnamed link, or options of several devices for one.
 

@@ -75,7 +75,13 @@ def _writable(_context: click.Context, _option: click.Parameter, path: Path | No
 def arguments(
     *, optimizer: str, device: str, costs: str, time_limit: float, budget: str | None = None
 ) -> dict[str, Any]:
-    """Turn the shared options into arguments of ``planner.fit``."""
+    """Turn the shared options into arguments of ``planner.fit``.
+
+    Args:
+        optimizer, device, costs: as ``Request`` has them; "none" leaves the optimizer out.
+        time_limit: seconds of a solver.
+        budget: a text, or bytes as digits.
+    """
     asked = {} if budget is None else {"budget": int(budget) if budget.isdecimal() else budget}
     return asked | {
         "optimizer": None if optimizer == "none" else optimizer,

@@ -85,6 +85,13 @@ def model_states(
     has 4P more of float32 gradients, always sharded, and keeps no rules for stages 0 and 1: the
     paper's stand in. A frozen parameter is its compute copy alone, sharded at stage 3 only.
 
+    Args:
+        trainable, frozen: how many parameters.
+        stage: of ZeRO, 0 to 3.
+        stack: whose bookkeeping.
+        precision: of compute, a key of ``ITEM_BYTES``.
+        optimizer: whose state is counted, a key of ``OPTIMIZER_BYTES``.
+
     >>> [round(model_states(7_500_000_000, stage=s).on(64) / 1e9, 1) for s in STAGES]
     [120.0, 31.4, 16.6, 1.9]
     """
@@ -121,6 +128,11 @@ def moved_elements(trainable: int, frozen: int = 0, *, stage: int, ranks: int) -
     Gradients are reduced and their sums, or the weights they make, spread: 2P. At stage 3 weights
     are gathered for forward and for backward instead, frozen ones too: 3P.
 
+    Args:
+        trainable, frozen: how many parameters.
+        stage: of ZeRO, 0 to 3.
+        ranks: over which the model is spread.
+
     >>> [moved_elements(1000, stage=s, ranks=4) for s in STAGES]
     [1500, 1500, 1500, 2250]
     """
@@ -151,6 +163,12 @@ def layer_activations(
     fused attention that never writes them), 2 sbh with the layer's input alone. Of the 34, 2 are
     masks of one byte, of the 5, 1 is; the others double in float32.
 
+    Args:
+        recompute: how much of the layer runs again.
+        seq, batch: tokens of a sample, and samples.
+        hidden, heads: width of the layer, and attention heads.
+        precision: of compute, a key of ``ITEM_BYTES``.
+
     >>> gpt3 = {"seq": 2048, "batch": 1, "hidden": 12288, "heads": 96}
     >>> [layer_activations(r, **gpt3) // 2**20 for r in Recompute]
     [2736, 816, 48]
@@ -165,6 +183,10 @@ def layer_activations(
 def logits_bytes(seq: int, batch: int, vocab: int, precision: str = "bfloat16") -> int:
     """Return what the logits take: as computed, and once in float32 for the loss.
 
+    Args:
+        seq, batch, vocab: tokens of a sample, samples, and size of the vocabulary.
+        precision: of compute, a key of ``ITEM_BYTES``.
+
     >>> logits_bytes(4096, 1, 128256) / 1e9
     3.152019456
     """
@@ -173,6 +195,10 @@ def logits_bytes(seq: int, batch: int, vocab: int, precision: str = "bfloat16") 
 
 def cache_bytes_per_token(layers: int, kv_heads: int, head_dim: int, item: int = 2) -> int:
     """Return what inference keeps of every token: a key and a value in each layer.
+
+    Args:
+        layers, kv_heads, head_dim: of the model.
+        item: bytes of an element.
 
     >>> cache_bytes_per_token(40, 40, 128)  # OPT 13B: vLLM's 800 KB
     819200
