@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Unpack, overload
 
+from planner.errors import BadRequest
 from planner.planning import plan_step
 from planner.plans import Plan, ShardedPlan, with_verbs
 from planner.request import AnyOptions, FitOptions, Request, ShardedOptions, requested
@@ -65,6 +66,10 @@ def fit(
         budget_bytes = request.budget_bytes(budget)
         if request.world_size == 1:
             return Plan.of(plan_step(request, budget_bytes))
+        from planner.running.engines import engine_of
         from planner.sharding.fit_sharded import fit_sharded
+
+        if not engine_of(request.engine).sharded:
+            raise BadRequest(f"engine={request.engine!r} is for one device so far")
 
         return with_verbs(fit_sharded(request, budget_bytes))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from planner.byte_sizes import format_both
-from planner.errors import UnknownMethod
+from planner.errors import InfeasibleBudget, UnknownMethod
 from planner.plan.advice import infeasible
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from planner.graphs.capture.training_step import Captured
 
 
-def captured_step(request: Request) -> Captured:
+def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
     """Capture the step that a person asked for, as the graph that its engine will run.
 
     Raises:
@@ -32,21 +32,28 @@ def captured_step(request: Request) -> Captured:
     """
     from planner.running.engines import engine_of  # torch: only where something is captured
 
-    return engine_of(request.engine).captured(request)
+    return engine_of(request.engine).captured(request, rewrite)
 
 
 def plan_step(request: Request, budget_bytes: int) -> StepPlan:
-    """Capture a step and plan it within a budget of bytes.
+    """Capture a step and plan it within a budget of bytes: the best of its variants.
 
     Raises:
         CaptureError: the step cannot be captured.
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
     start = time.perf_counter()
-    captured = captured_step(request)
+    variants = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
     spent = time.perf_counter() - start
-    plan = plan_captured(captured, request, budget_bytes)
-    return replace(plan, capture_seconds=spent)
+    plans, refused = list[StepPlan](), list[InfeasibleBudget]()
+    for captured in variants.values():
+        try:
+            plans.append(plan_captured(captured, request, budget_bytes))
+        except InfeasibleBudget as error:
+            refused.append(error)
+    if not plans:
+        raise min(refused, key=lambda error: error.least_bytes)
+    return replace(min(plans, key=lambda plan: plan.seconds), capture_seconds=spent)
 
 
 def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> StepPlan:
@@ -126,6 +133,7 @@ def plan_again(
         "device": plan.hardware or plan.device,
         "costs": plan.costs,
         "engine": plan.engine,
+        "rewrites": (plan.rewrite,),
         "method": plan.method,
         "accumulate": bool(plan.signature["accumulate"]),
         "progress": "off",

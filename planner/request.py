@@ -61,6 +61,7 @@ class FitOptions(SingleOptions, total=False):
     """What ``fit`` may be told for one device."""
 
     method: str
+    rewrites: Sequence[str]
 
 
 class ShardedOptions(StepOptions, total=False):
@@ -97,6 +98,8 @@ class Request:
         costs: a name of ``graphs.costs.COSTS``: "roofline" estimates times, "measured" runs each
             distinct op once.
         engine: a name of ``running.engines.ENGINES``, what carries the plan out.
+        rewrites: names of ``graphs.capture.rewrites.REWRITES``: the variants of the step that the
+            plan may choose between.
         method: a name of ``solvers.SOLVERS``.
         limits: when a solver stops.
         progress: "auto" shows on a terminal and in a notebook what is going on; "off"; or a
@@ -120,6 +123,7 @@ class Request:
     device: DeviceSpec = "auto"
     costs: str = "roofline"
     engine: str = "op_by_op"
+    rewrites: Sequence[str] = ("as_captured",)
     method: str = "auto"
     limits: Limits = DEFAULT_LIMITS
     progress: Told = "auto"
@@ -216,6 +220,8 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
             "accumulate=True is for one device: over several, how many micro-steps are "
             "accumulated is planned; pass global_batch="
         )
+    if request.world_size != 1 and "rewrites" in said:
+        raise BadCluster("rewrites= are for one device so far: leave them out")
     several = ShardedOptions.__annotations__.keys() - FitOptions.__annotations__.keys()
     if request.world_size == 1 and (used := sorted(several & said.keys())):
         raise BadCluster(

@@ -101,6 +101,8 @@ def test_an_engine(engine: Engine, tmp_path: Path) -> None:
     assert isinstance(again, planner.Plan)
     assert again.engine == "steam"
     assert torch.equal(again.apply(net())(INPUTS), net()(INPUTS))
+    with pytest.raises(planner.BadRequest, match="'steam' is for one device so far"):
+        planner.fit(net(), "1GB", inputs=INPUTS, engine="steam", world_size=2)
     with pytest.raises(planner.UnknownEngine, match="valid engines: op_by_op, steam"):
         planner.fit(net(), "1GB", inputs=INPUTS, engine="sail")
 
@@ -168,7 +170,7 @@ def test_a_rewrite(tmp_path: Path) -> None:
 
     register_rewrite(Rewrite("tidy", without_dead_code))
     try:
-        plan = replace(planner.fit(net(), "1GB", inputs=INPUTS), rewrite="tidy")
+        plan = planner.fit(net(), "1GB", inputs=INPUTS, rewrites=["tidy", "as_captured"])
         plan.save(tmp_path / "plan.json")
         again = planner.load(tmp_path / "plan.json")
         assert isinstance(again, planner.Plan)

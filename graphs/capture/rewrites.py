@@ -33,6 +33,16 @@ def register_rewrite(rewrite: Rewrite) -> Rewrite:
     return rewrite
 
 
+def rewritten(joint: Joint, name: str) -> tuple[Joint, str]:
+    """Return a variant of a step and its name: as captured, where there is nothing to rewrite.
+
+    Raises:
+        ValueError: no rewrite has this name.
+    """
+    changed = rewrite_of(name).apply(joint)
+    return (joint, AS_CAPTURED.name) if changed is None else (changed, name)
+
+
 def rewrite_of(name: str) -> Rewrite:
     """Return the rewrite of a name.
 

@@ -18,7 +18,7 @@ from planner.graphs.capture.kernel_prices import prices
 from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble
 from planner.graphs.capture.optimizer_step import OptimizerStep, optimizer_step
 from planner.graphs.capture.passes.eager_semantics import normalized
-from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of
+from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of, rewritten
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.capture.target import Target
 from planner.graphs.capture.trace import trace
@@ -128,8 +128,9 @@ def capture_joint(
     where = home if device in ("auto", home.name) else devices.device(device)
     target = Target(where, kind, lean=not (eager and where.name == "cpu"))
     tell("capturing forward and backward")
+    rewrite_of(rewrite)  # an unknown one is said before any work
     joint = normalized(trace(model, call, loss=loss, lean=target.lean))
-    joint = rewrite_of(rewrite).apply(joint) or joint
+    joint, rewrite = rewritten(joint, rewrite)
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
     here = where.name == home.name and (has_data(model) if real is None else real)
@@ -182,7 +183,7 @@ def recapture(
     mode = next((t.fake_mode for t in members if isinstance(t, FakeTensor)), None)
     call = fake_call(signature, mode)
     joint = normalized(trace(model, call, loss=loss, answers=signature["answers"]))
-    joint = rewrite_of(rewrite).apply(joint) or joint
+    joint, _ = rewritten(joint, rewrite)
     target = Target(devices.cpu(), device_type(model, call))
     free = Price(0.0, 0, 0, 0)
     graph, lowering = assemble(

@@ -1,6 +1,7 @@
 """What a person says of a training step, and what a model says of itself."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from planner.graphs.capture.training_step import capture
 from planner.graphs.hardware import detect
 from planner.graphs.hardware.device_files import save_device
 from planner.graphs.hardware.devices import Device, device
-from planner.request import example_inputs, find_device, optimizer_name
+from planner.request import AnyOptions, example_inputs, optimizer_name
 
 
 def test_the_models_own_example_is_used(make_net: Callable[[], nn.Module]) -> None:
@@ -103,3 +104,50 @@ def test_capture_takes_a_device_of_ones_own(tmp_path: Path) -> None:
     mine = capture(model, inputs, device=MINE).graph
     assert mine == capture(model, inputs, device=tmp_path / "card.json").graph
     assert mine.seconds > capture(model, inputs, device="H100 SXM").graph.seconds
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"precisions": ("bfloat16",)}, "precisions= would have no effect on one device"),
+        ({"global_batch": 8, "link": "NDR"}, "global_batch=, link= would have no effect"),
+        ({"world_size": 2, "accumulate": True}, "accumulate=True is for one device"),
+        ({"world_size": 2, "rewrites": ["as_captured"]}, "rewrites= are for one device"),
+        ({"world_sice": 2}, "did you mean 'world_size'"),
+        ({"colour": "red"}, "'colour' cannot be said here; it takes accumulate, costs, "),
+        ({"progress": "loud"}, "progress='loud': expected 'auto', 'off'"),
+        ({"engine": "steam"}, "unknown engine 'steam'"),
+        ({"costs": "free"}, "unknown costs 'free'"),
+        ({"method": "atuo"}, "did you mean 'auto'"),
+    ],
+)
+def test_nothing_is_dropped_in_silence(
+    make_net: Callable[[], nn.Module], said: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        planner.fit(make_net(), "1GB", inputs=torch.zeros(8, 16), **said)
+
+
+@pytest.mark.parametrize("ask", [planner.pareto, partial(planner.compare, budget="1GB")])
+def test_every_door_refuses_what_it_does_not_take(
+    make_net: Callable[[], nn.Module], ask: Callable[..., Any]
+) -> None:
+    with pytest.raises(planner.BadRequest, match="'world_size' cannot be said here"):
+        ask(make_net(), inputs=torch.zeros(8, 16), world_size=2)
+
+
+def test_a_request_is_asked_many_things(make_net: Callable[[], nn.Module]) -> None:
+    inputs = torch.zeros(64, 16)
+    asked = planner.Request(make_net(), inputs, optimizer=None, progress="off")
+    plan = planner.fit(asked, "1GB")
+    assert (plan.optimizer, plan.fits) == (None, True)
+    assert planner.fit(asked, "1GB", optimizer="sgd").optimizer == "sgd"
+    assert planner.compare(asked, "1GB", methods=["store_all"]).rows[0].fits
+    assert planner.pareto(asked, points=2).points
+
+
+def test_the_options_are_the_fields_of_a_request() -> None:
+    names = {f.name for f in fields(planner.Request)}
+    assert names - {"model"} == set(AnyOptions.__annotations__)
+    said = planner.Request.__doc__ or ""
+    assert all(f"        {name}: " in said for name in names)

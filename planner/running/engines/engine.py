@@ -22,15 +22,17 @@ from planner.running.program import Program
 
 @dataclass(frozen=True)
 class Engine:
-    """Two functions: the graph for a request, and the program of a plan for a model and a loss.
+    """Two functions: the graph for a request and the name of a rewrite, and the program of a plan.
 
     ``version`` rises when plans made with an older one can no longer be carried out as they are.
     """
 
     name: str
-    captured: Callable[[Request], Captured]
+    captured: Callable[[Request, str], Captured]
     program: Callable[[StepPlan, nn.Module, Callable[..., Any] | None], Program]
     version: int = 1
+    sharded: bool = False
+    """Whether it also carries out the units of a sharded step, as they are captured for one."""
 
 
 ENGINES: dict[str, Engine] = {}

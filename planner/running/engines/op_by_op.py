@@ -30,8 +30,8 @@ from planner.running.planned_module import unplanned
 from planner.running.program import Program
 
 
-def captured(request: Request) -> Captured:
-    """Capture the step that a person asked for.
+def captured(request: Request, rewrite: str) -> Captured:
+    """Capture a variant of the step that a person asked for.
 
     Raises:
         CaptureError: the step cannot be captured.
@@ -48,6 +48,7 @@ def captured(request: Request) -> Captured:
             device=request.hardware,
             costs=request.costs,
             accumulate=request.accumulate,
+            rewrite=rewrite,
             progress=request.tell,
         )
     except ValueError as error:  # a CaptureError of graphs, or an argument it does not know
@@ -213,4 +214,4 @@ def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ..
     return tuple(frozenset() if g is None else found[g] for g in made)
 
 
-OP_BY_OP = register_engine(Engine("op_by_op", captured, program))
+OP_BY_OP = register_engine(Engine("op_by_op", captured, program, sharded=True))
