@@ -22,7 +22,7 @@ from planner.graphs import Graph, simulate, store_all
 from planner.output.layout import table, wrap
 from planner.planning import captured_step, check_method
 from planner.progress import Progress, silent
-from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested
+from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested, takes
 from planner.solvers import SOLVERS, Limits, Status, solve
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def _why(row: Row) -> str:
     return said if said.startswith(f"{row.method}:") else f"{row.method}: {said}"
 
 
+@takes(SingleOptions)
 def compare(
     model: nn.Module | Request,
     budget: str | float,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Unpack, overload
 from planner.errors import BadRequest
 from planner.planning import plan_step
 from planner.plans import Plan, ShardedPlan, with_verbs
-from planner.request import AnyOptions, FitOptions, Request, ShardedOptions, requested
+from planner.request import AnyOptions, FitOptions, Request, ShardedOptions, requested, takes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +33,7 @@ def fit(
 ) -> Plan | ShardedPlan: ...
 
 
+@takes(AnyOptions)
 def fit(
     model: nn.Module | Request, budget: str | float, **said: Unpack[AnyOptions]
 ) -> Plan | ShardedPlan:

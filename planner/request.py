@@ -7,10 +7,11 @@ are told; whatever comes after takes that. The parameters are spelled here and n
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from planner.byte_sizes import parse_budget
 from planner.errors import (
@@ -79,6 +80,36 @@ class AnyOptions(FitOptions, ShardedOptions, total=False):
     """All that ``fit`` may be told."""
 
     world_size: int
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def takes(allowed: type) -> Callable[[_Function], _Function]:
+    """Let the signature of a function that takes ``**said`` show what may be said, with defaults.
+
+    What a type checker knows from ``Unpack``, ``help`` and notebooks then know, too.
+    """
+
+    def shown(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        named = {p.name for p in own}
+        fields_of = {f.name: f for f in fields(Request)}
+        said = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=fields_of[name].default,
+                annotation=fields_of[name].type,
+            )
+            for name in allowed.__annotations__
+            if name not in named
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *said])  # type: ignore[attr-defined]
+        return function
+
+    return shown
 
 
 @dataclass(frozen=True)

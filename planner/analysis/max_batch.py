@@ -17,7 +17,7 @@ from planner.errors import BadBudget, CaptureError
 from planner.output.layout import wrap
 from planner.planning import captured_step, plan_captured, plan_of
 from planner.plans import Plan
-from planner.request import BatchOptions, Request, check_said, requested
+from planner.request import BatchOptions, Request, check_said, requested, takes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,6 +76,7 @@ class MaxBatch:
         }
 
 
+@takes(BatchOptions)
 def max_batch(
     model: nn.Module | Request,
     budget: str | float,

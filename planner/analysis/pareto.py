@@ -24,7 +24,7 @@ from planner.output.layout import table, wrap
 from planner.plan.advice import infeasible
 from planner.planning import captured_step, plan_of
 from planner.plans import Plan
-from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested
+from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested, takes
 from planner.solvers import Limits, MinimumBudget, Solution, Status
 from planner.solvers.baselines.pareto_marks import Mark, rivals
 from planner.solvers.frontier import Frontier, frontier, refined
@@ -220,6 +220,7 @@ class Curve:
         }
 
 
+@takes(SingleOptions)
 def pareto(
     model: nn.Module | Request,
     *,

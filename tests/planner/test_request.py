@@ -1,5 +1,6 @@
 """What a person says of a training step, and what a model says of itself."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -17,7 +18,7 @@ from planner.graphs.capture.training_step import capture
 from planner.graphs.hardware import detect
 from planner.graphs.hardware.device_files import save_device
 from planner.graphs.hardware.devices import Device, device
-from planner.request import AnyOptions, example_inputs, optimizer_name
+from planner.request import AnyOptions, example_inputs, find_device, optimizer_name
 
 
 def test_the_models_own_example_is_used(make_net: Callable[[], nn.Module]) -> None:
@@ -151,3 +152,13 @@ def test_the_options_are_the_fields_of_a_request() -> None:
     assert names - {"model"} == set(AnyOptions.__annotations__)
     said = planner.Request.__doc__ or ""
     assert all(f"        {name}: " in said for name in names)
+
+
+def test_signatures_show_what_may_be_said() -> None:
+    shown = inspect.signature(planner.fit).parameters
+    assert set(shown) == {"model", "budget", *AnyOptions.__annotations__}
+    assert (shown["optimizer"].default, shown["world_size"].default) == ("adamw", 1)
+    assert "world_size" not in inspect.signature(planner.pareto).parameters
+    assert (
+        inspect.signature(planner.max_batch).parameters["inputs"].default is inspect.Parameter.empty
+    )
