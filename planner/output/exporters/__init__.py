@@ -3,7 +3,7 @@
 from planner.output.exporters import (  # noqa: F401 (each enters itself)
     accelerate,
     deepspeed,
-    fsdp2,
+    fsdp2_script,
     own_formats,
 )
 from planner.output.exporters.exporter import EXPORTERS, Exporter, export, register_exporter
