@@ -27,7 +27,7 @@ from planner.plan.step_plan import StepPlan
 from planner.plans import ShardedPlan
 from planner.sharding.apply_sharded import precision_of
 from planner.sharding.step_graph.assembly import assemble
-from planner.sharding.wrapped.unit_captures import Regions, capture_regions
+from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from planner.solvers import Status, solve
 from planner.verification.ranks import ShardedTrial, run_ranks
 
@@ -147,32 +147,32 @@ MODELS: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {"gpt2": gp
 
 
 @functools.cache
-def regions_of(model: str, precision: str) -> Regions:
-    """Capture a model's pieces once."""
+def captures_of(model: str, precision: str) -> ModelCapture:
+    """Capture a model's units once."""
     made, inputs = MODELS[model](0)
-    return capture_regions(made, inputs, device="cpu", precision=precision)
+    return capture_units(made, inputs, device="cpu", precision=precision)
 
 
 def plan_of(model: str, ranks: int, case: Case) -> ShardedPlan:
     """Plan a case with one method in every unit; the budget is what that is said to need."""
     configuration = case.configuration(ranks)
-    regions = regions_of(model, precision_of(configuration))
-    step = assemble(regions, configuration, cluster("cpu", ranks))
+    captures = captures_of(model, precision_of(configuration))
+    step = assemble(captures, configuration, cluster("cpu", ranks))
     method = METHODS[case.recomputed]
-    found = [solve(kind.graph, 10**12, method=method).schedule for kind in regions.kinds]
+    found = [solve(kind.graph, 10**12, method=method).schedule for kind in captures.kinds]
     units = []
-    for i, (path, kind) in enumerate(zip(regions.units, regions.kind_of, strict=True)):
+    for i, (path, kind) in enumerate(zip(captures.units, captures.kind_of, strict=True)):
         schedule = found[kind]
         assert schedule is not None
         kept = case.stage == "2" or (case.stage == "2/3" and i % 2 == 0)
         units.append(UnitPlan(path, kind, schedule, keep_gathered=kept))
     realized = step.realize_units(units)
-    signature = regions.root.signature
+    signature = captures.root.signature
     inner = StepPlan(
         step.graph, realized.schedule, 10**12, Status.FEASIBLE, 0.0, method, signature,
         optimizer="adamw",
     )  # fmt: skip
-    kinds = tuple(UnitKind(k.graph, k.signature) for k in regions.kinds)
+    kinds = tuple(UnitKind(k.graph, k.signature) for k in captures.kinds)
     return ShardedPlan(inner, configuration, step.cluster, realized.units, kinds)
 
 

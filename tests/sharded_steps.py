@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from planner.graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order
 from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.sharding.step_graph.sharded_step import Realized
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,6 @@ class Builder:
 
 
 @dataclass(frozen=True)
-class FakeRealized:
-    """What an order comes to."""
-
-    units: tuple[UnitPlan, ...]
-    schedule: Schedule
-
-
-@dataclass(frozen=True)
 class FakeStep:
     """What ``assemble`` returns, as far as the search looks."""
 
@@ -64,7 +57,7 @@ class FakeStep:
     units: tuple[str, ...]
     host_bytes: int = 0
 
-    def realize(self, order: Sequence[int]) -> FakeRealized:
+    def realize(self, order: Sequence[int]) -> Realized:
         gathers = {op.module: i for i, op in enumerate(self.graph.ops) if op.target == "all_gather"}
         units = tuple(
             UnitPlan(
@@ -72,7 +65,7 @@ class FakeStep:
             )
             for path in self.units
         )
-        return FakeRealized(units, schedule_from_order(self.graph, order))
+        return Realized(schedule_from_order(self.graph, order), units)
 
 
 def step(c: Configuration, sizes: Sizes) -> FakeStep:

@@ -31,7 +31,7 @@ from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import Alternative, ShardedStepPlan, UnitKind
 
 
-class _Unit(BaseModel):
+class _UnitFields(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     path: str
@@ -40,7 +40,7 @@ class _Unit(BaseModel):
     steps: Steps
 
 
-class _Kind(BaseModel):
+class _KindFields(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     signature: dict[str, Any]
@@ -55,8 +55,8 @@ class _Sharded(BaseModel):
     step: Body
     configuration: dict[str, Any]
     cluster: dict[str, Any]
-    units: list[_Unit]
-    kinds: list[_Kind]
+    units: list[_UnitFields]
+    kinds: list[_KindFields]
     alternatives: list[dict[str, Any]]
     host_bytes: int
 
@@ -124,7 +124,7 @@ def sharded_plan_of(body: Any, path: str | Path, judged_by: Mapping[str, int]) -
         checksummed_json.refuse(path, str(error), cause=error)
 
 
-def _unit(unit: _Unit, kinds: tuple[UnitKind, ...]) -> UnitPlan:
+def _unit(unit: _UnitFields, kinds: tuple[UnitKind, ...]) -> UnitPlan:
     if not 0 <= unit.kind < len(kinds):
         raise ValueError(f"unit {unit.path!r} names kind {unit.kind} of {len(kinds)}")
     graph = kinds[unit.kind].graph

@@ -106,7 +106,7 @@ def make_optimizer(
 
 
 def precision_of(configuration: Configuration) -> str:
-    """Return how regions are captured for a configuration: see ``regions.PRECISIONS``.
+    """Return how units are captured for a configuration: see ``unit_captures.PRECISIONS``.
 
     >>> precision_of(Configuration(Strategy.DDP, 1, 2, precision="bfloat16"))
     'autocast'

@@ -1,6 +1,6 @@
 """What to train, as the user gave it, and the steps that can be assembled from it.
 
-Knows which regions a configuration runs and captures each distinct one once. Searches nothing.
+Searches nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from planner.graphs import Phase
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, Strategy
 from planner.request import Request
-from planner.sharding.pricing import ShardedStep
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.search import Space
 from planner.sharding.step_graph.assembly import assemble
-from planner.sharding.wrapped.unit_captures import Regions, capture_regions
+from planner.sharding.step_graph.sharded_step import ShardedStep
+from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Captures:
     request: Request
 
     @cached_property
-    def regions(self) -> Callable[[Configuration], Regions]:
-        """Capture the regions that a configuration runs, each distinct ones once."""
+    def captured(self) -> Callable[[Configuration], ModelCapture]:
+        """Capture the units that a configuration runs, each distinct ones once."""
         request = self.request
         samples = samples_in(request.inputs)
 
         @cache
-        def captured(precision: str, micro_batch: int) -> Regions:
+        def capture(precision: str, micro_batch: int) -> ModelCapture:
             request.tell(f"capturing {micro_batch} samples in {precision}")
             inputs, targets = with_samples((request.inputs, request.targets), samples, micro_batch)
-            return capture_regions(
+            return capture_units(
                 request.model,
                 inputs,
                 loss=request.loss,
@@ -46,28 +46,28 @@ class Captures:
                 precision=precision,
             )
 
-        def of(c: Configuration) -> Regions:
+        def of(c: Configuration) -> ModelCapture:
             cast = c.precision == "bfloat16" and c.strategy is not Strategy.FSDP
-            return captured("autocast" if cast else c.precision, c.micro_batch)
+            return capture("autocast" if cast else c.precision, c.micro_batch)
 
         return of
 
     def step(self, c: Configuration, cluster: Cluster) -> ShardedStep:
         """Assemble one rank's step."""
-        return assemble(self.regions(c), c, cluster, self.request.optimizer)
+        return assemble(self.captured(c), c, cluster, self.request.optimizer)
 
     def space(self, cluster: Cluster, among: Sequence[Configuration]) -> Space:
         """Return the search space of these configurations on a cluster."""
         return Space(
             tuple(among),
-            lambda c: c.accumulation * compute_seconds(self.regions(c)),
+            lambda c: c.accumulation * compute_seconds(self.captured(c)),
             lambda c: self.step(c, cluster),
         )
 
 
-def compute_seconds(regions: Regions) -> float:
+def compute_seconds(captures: ModelCapture) -> float:
     """Return the time of forward and backward of one micro-step, nothing run again."""
-    stubs = {op for call in regions.root.calls for op in (call.forward, call.backward)}
-    ops = [op for i, op in enumerate(regions.root.graph.ops) if i not in stubs]
-    ops += [op for kind in regions.kind_of for op in regions.kinds[kind].graph.ops]
+    stubs = {op for call in captures.root.calls for op in (call.forward, call.backward)}
+    ops = [op for i, op in enumerate(captures.root.graph.ops) if i not in stubs]
+    ops += [op for kind in captures.kind_of for op in captures.kinds[kind].graph.ops]
     return sum(op.seconds for op in ops if op.phase in (Phase.FORWARD, Phase.BACKWARD))

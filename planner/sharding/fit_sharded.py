@@ -1,4 +1,4 @@
-"""From a model and a cluster to a sharded plan: capture its regions, search, say why.
+"""From a model and a cluster to a sharded plan: capture its units, search, say why.
 
 Knows the order of the steps and which error each can end in. Knows nothing of how they are done.
 """
@@ -21,10 +21,10 @@ from planner.request import Request
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
 from planner.sharding.make_cluster import make_cluster
-from planner.sharding.pricing import ShardedStep, plan_step, price_recipes, what_fills
+from planner.sharding.pricing import CanRealize, plan_step, price_recipes, what_fills
 from planner.sharding.reasons import alternatives
 from planner.sharding.samples import samples_in
-from planner.sharding.search import Found, explore
+from planner.sharding.search import SearchResult, explore
 from planner.solvers import Limits, Status
 
 MOST_RANKS = 65_536
@@ -67,7 +67,7 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
 
 
 def plan_found(
-    shop: Captures, cluster: Cluster, found: Found, budget_bytes: int
+    shop: Captures, cluster: Cluster, found: SearchResult, budget_bytes: int
 ) -> ShardedStepPlan:
     """Make the plan of what a search found.
 
@@ -78,7 +78,7 @@ def plan_found(
         budget_bytes: of each rank.
     """
     assert found.best is not None
-    captured, request = shop.regions(found.best.configuration), shop.request
+    captured, request = shop.captured(found.best.configuration), shop.request
     step = StepPlan(
         graph=found.best.graph,
         schedule=found.best.schedule,
@@ -121,13 +121,13 @@ def _among(
         raise BadCluster(str(error)) from error
 
 
-def _status(found: Found, limits: Limits) -> Status:
+def _status(found: SearchResult, limits: Limits) -> Status:
     assert found.best is not None
     met = found.bound_seconds >= found.best.seconds * (1 - max(limits.gap, 2e-6))
     return Status.OPTIMAL if met else Status.FEASIBLE
 
 
-def message(found: Found) -> str:
+def message(found: SearchResult) -> str:
     """Say how much of the space was looked at."""
     opened = sum(o.spent is not None for o in found.outcomes)
     solved = sum(o.solved for o in found.outcomes)
@@ -139,7 +139,7 @@ def message(found: Found) -> str:
 
 
 def fits_nowhere(
-    found: Found, budget_bytes: int, cluster: Cluster, ranks: int | None
+    found: SearchResult, budget_bytes: int, cluster: Cluster, ranks: int | None
 ) -> InfeasibleBudget:
     """Make the error that says what was asked, how close it came, and how many devices would do."""
     closest = found.closest
@@ -204,7 +204,7 @@ def _fits_on(
     return any(_fits(c, shop.step(c, cluster), budget_bytes) for c in smallest)
 
 
-def _fits(c: Configuration, step: ShardedStep, budget_bytes: int) -> bool:
+def _fits(c: Configuration, step: CanRealize, budget_bytes: int) -> bool:
     if any(planned.peak_bytes <= budget_bytes for planned in price_recipes(c, step)):
         return True
     return plan_step(c, step, budget_bytes, limits=Limits(seconds=5.0)) is not None

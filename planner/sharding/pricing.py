@@ -17,26 +17,15 @@ from planner.graphs.binding import binding
 from planner.plan.advice import tightest
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.sharding.recipes import Recipe, recipes
+from planner.sharding.step_graph.sharded_step import Realized
 from planner.solvers import Limits, solve
 
 TRIES = 6
 """How often the solver is asked for less than the budget because what runs holds more."""
 
 
-class Realized(Protocol):
-    """What an order comes to when it is carried out."""
-
-    @property
-    def units(self) -> tuple[UnitPlan, ...]:
-        """What it decides for each unit."""
-
-    @property
-    def schedule(self) -> Schedule:
-        """What then really runs, as a schedule of the step's graph."""
-
-
-class ShardedStep(Protocol):
-    """One rank's whole step under a configuration; see ``planner.sharding.step_graph.assembly``."""
+class CanRealize(Protocol):
+    """One rank's whole step under a configuration, as far as it is priced: a ``ShardedStep``."""
 
     @property
     def graph(self) -> Graph:
@@ -75,7 +64,7 @@ class Planned:
 
 def price(
     configuration: Configuration,
-    step: ShardedStep,
+    step: CanRealize,
     order: Sequence[int],
     recipe: Recipe | None = None,
 ) -> Planned:
@@ -87,7 +76,7 @@ def price(
     )
 
 
-def price_recipes(configuration: Configuration, step: ShardedStep) -> Iterator[Planned]:
+def price_recipes(configuration: Configuration, step: CanRealize) -> Iterator[Planned]:
     """Yield what every fixed recipe costs under a configuration, the one that holds least first."""
     for recipe, order in recipes(configuration, step.graph):
         yield price(configuration, step, order, recipe)
@@ -95,7 +84,7 @@ def price_recipes(configuration: Configuration, step: ShardedStep) -> Iterator[P
 
 def plan_step(
     configuration: Configuration,
-    step: ShardedStep,
+    step: CanRealize,
     budget_bytes: int,
     *,
     bound_seconds: float = 0.0,

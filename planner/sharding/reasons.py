@@ -12,7 +12,7 @@ from planner.byte_sizes import format_bytes, format_percent, format_seconds
 from planner.plan.sharded_step_plan import Alternative
 from planner.plan.time_parts import Spent, spent
 from planner.sharding.pricing import Planned
-from planner.sharding.search import Found, Outcome
+from planner.sharding.search import Outcome, SearchResult
 
 _WHY = {
     "compute": "compute takes",
@@ -35,7 +35,7 @@ def why_slower(mine: Spent, best: Spent, samples: int) -> str:
     return f"slower: {_WHY[part]} {format_seconds(more[part] / samples)} more a sample"
 
 
-def alternatives(found: Found, budget_bytes: int) -> tuple[Alternative, ...]:
+def alternatives(found: SearchResult, budget_bytes: int) -> tuple[Alternative, ...]:
     """List every configuration but the best one, and the recipes of the best one's, best first."""
     assert found.best is not None
     best = found.best

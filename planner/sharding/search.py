@@ -18,8 +18,8 @@ from planner.graphs import Graph, Kind
 from planner.plan.configuration import Configuration
 from planner.plan.time_parts import Spent, spent
 from planner.sharding.pricing import (
+    CanRealize,
     Planned,
-    ShardedStep,
     plan_step,
     price_recipes,
     what_fills,
@@ -37,7 +37,7 @@ class Space:
 
     configurations: tuple[Configuration, ...]
     floor_seconds: Callable[[Configuration], float]
-    open: Callable[[Configuration], ShardedStep]
+    open: Callable[[Configuration], CanRealize]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What the search ends with.
 
     ``bound_seconds`` holds for every configuration; ``recipes`` are the fixed ones of the best;
@@ -83,7 +83,7 @@ def explore(
     method: str = "auto",
     limits: Limits | None = None,
     tell: Callable[[str], None] = lambda _: None,
-) -> Found:
+) -> SearchResult:
     """Find the fastest plan over all configurations, and a bound for all of them.
 
     Every configuration is opened whose bound is below the best plan, and every recipe is priced
@@ -98,10 +98,10 @@ def explore(
     outcomes, best = tuple(search.outcomes[c] for c in space.configurations), search.best
     bound = min(outcome.bound_seconds for outcome in outcomes)
     if best is None:
-        return Found(None, bound, outcomes, (), search.closest, search.finished)
+        return SearchResult(None, bound, outcomes, (), search.closest, search.finished)
     priced = tuple(price_recipes(best.configuration, space.open(best.configuration)))
     bound = min(bound, best.seconds)
-    return Found(best, bound, outcomes, priced, search.closest, search.finished)
+    return SearchResult(best, bound, outcomes, priced, search.closest, search.finished)
 
 
 class _Search:
@@ -120,7 +120,7 @@ class _Search:
         self.best: Planned | None = None
         self.closest: Planned | None = None
         self.finished = True
-        self.steps: dict[Configuration, ShardedStep] = {}
+        self.steps: dict[Configuration, CanRealize] = {}
         self.outcomes: dict[Configuration, Outcome] = {}
         self.optimizer: dict[Configuration, float] = {}
         self.full: list[Full] = []

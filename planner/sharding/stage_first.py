@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from planner.graphs import Graph, Kind, Phase
 from planner.plan.configuration import Configuration, Strategy
 from planner.sharding.pricing import (
+    CanRealize,
     Planned,
-    Realized,
-    ShardedStep,
     keeping_gathered,
     plan_step,
 )
 from planner.sharding.search import Space
+from planner.sharding.step_graph.sharded_step import Realized
 from planner.solvers import Limits
 
 _STAGES = (
@@ -72,7 +72,7 @@ def _checkpointed(
 
     At stage 3 the solver may even keep some weights gathered, which is more than the order has.
     """
-    step: ShardedStep = space.open(configuration)
+    step: CanRealize = space.open(configuration)
     if stage == 2:
         step = _Kept(step, keeping_gathered(step.graph))
     return plan_step(configuration, step, budget_bytes, limits=limits)
@@ -82,7 +82,7 @@ def _checkpointed(
 class _Kept:
     """A step whose weights stay gathered."""
 
-    step: ShardedStep
+    step: CanRealize
     graph: Graph
 
     @property

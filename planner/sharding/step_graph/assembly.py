@@ -17,11 +17,11 @@ from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.forward_pass import forward
 from planner.sharding.step_graph.resident import reside
 from planner.sharding.step_graph.sharded_step import ShardedStep
-from planner.sharding.wrapped.unit_captures import Regions
+from planner.sharding.wrapped.unit_captures import ModelCapture
 
 
 def assemble(
-    regions: Regions,
+    captures: ModelCapture,
     configuration: Configuration,
     cluster: Cluster,
     optimizer: OptimizerLike | None = "adamw",
@@ -33,7 +33,7 @@ def assemble(
     unit hides behind the forward of the unit before it, a gather in backward and the reduction of
     a gradient behind the backward of the unit between. Recomputation hides nothing.
     """
-    draft = Draft(regions, configuration, cluster)
+    draft = Draft(captures, configuration, cluster)
     reside(draft)
     forward(draft)
     backward(draft)
@@ -42,9 +42,9 @@ def assemble(
         graph=draft.graph(),
         configuration=configuration,
         cluster=cluster,
-        units=regions.units,
-        kind_of=regions.kind_of,
-        kinds=tuple(kind.graph for kind in regions.kinds),
+        units=captures.units,
+        kind_of=captures.kind_of,
+        kinds=tuple(kind.graph for kind in captures.kinds),
         layouts=tuple(draft.layouts),
         root_backward=draft.turn,
         host_bytes=_host_bytes(draft, step),

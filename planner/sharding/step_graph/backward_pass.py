@@ -11,8 +11,8 @@ from dataclasses import replace
 from planner.graphs import Kind, Op, Phase
 from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep
 from planner.sharding.step_graph.builder import ROOT, Draft
+from planner.sharding.step_graph.parameter_groups import optimizer_of, optimizer_seconds
 from planner.sharding.step_graph.resident import saved_inputs
-from planner.sharding.step_graph.rules import optimizer_of, optimizer_seconds
 
 
 def backward(draft: Draft) -> None:
@@ -40,18 +40,18 @@ def _handed_over(draft: Draft, op: Op) -> Op:
 
 
 def _unit_backward(draft: Draft, u: int) -> None:
-    region, call, mapped = draft.regions.kind(u), draft.root.calls[u], draft.maps[u]
-    for v, r in zip(region.tangents, call.tangents, strict=True):
+    capture, call, mapped = draft.captures.kind(u), draft.root.calls[u], draft.maps[u]
+    for v, r in zip(capture.tangents, call.tangents, strict=True):
         if v is not None and r is not None:
             mapped[v] = draft.maps[ROOT][r]
     layout = draft.layouts[u]
     indices: list[int | None] = list(layout.ops)
-    for op in region.graph.ops[layout.forward_ops :]:
+    for op in capture.graph.ops[layout.forward_ops :]:
         given = op.target == "tangent" and all(v in mapped for v in op.outputs)
         indices.append(None if given else draft.own(u, op, again=True))
-    saved = [mapped[v] for v in saved_inputs(region)]  # by autograd, until the node ends
+    saved = [mapped[v] for v in saved_inputs(capture)]  # by autograd, until the node ends
     draft.op(f"ended.{draft.name(u)}", saved)
-    for v, r in zip(region.input_gradients, call.gradients, strict=True):
+    for v, r in zip(capture.input_gradients, call.gradients, strict=True):
         if v is not None and r is not None:
             draft.maps[ROOT][r] = mapped[v]
     draft.layouts[u] = replace(layout, ops=tuple(indices))
@@ -60,10 +60,10 @@ def _unit_backward(draft: Draft, u: int) -> None:
 
 def _reduce(draft: Draft, i: int) -> None:
     """Add the reduction of a group's gradients, which first frees the buffer of the last."""
-    region = draft.root if i == ROOT else draft.regions.kind(i)
+    capture = draft.root if i == ROOT else draft.captures.kind(i)
     name, group, module = draft.name(i), draft.groups[i], "" if i == ROOT else draft.name(i)
     mapped = draft.maps[i]
-    gradients = [mapped[p.gradient] for p in region.parameters if p.gradient is not None]
+    gradients = [mapped[p.gradient] for p in capture.parameters if p.gradient is not None]
     behind = draft.backward_seconds(i - 1) if i != ROOT else 0.0
     exposed = max(0.0, draft.seconds[i].reduce - behind)
     if not draft.sharded:
@@ -104,7 +104,7 @@ def _release(draft: Draft) -> None:
 
 def add_optimizer(draft: Draft, optimizer: OptimizerLike | None) -> OptimizerStep:
     """Add the optimizer's step on this rank's part and the state it keeps."""
-    parameters = [p for _, region in draft.regions_by_index() for p in region.parameters]
+    parameters = [p for _, capture in draft.captures_by_index() for p in capture.parameters]
     step = optimizer_of(
         parameters,
         draft.configuration,

@@ -12,10 +12,16 @@ from dataclasses import dataclass, field, replace
 from planner.graphs import Graph, Kind, Op, Phase, Value
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, Strategy
-from planner.sharding.step_graph.rules import GLOO_COPIES, Group, Seconds, group_of, seconds_of
+from planner.sharding.step_graph.parameter_groups import (
+    GLOO_COPIES,
+    GroupSeconds,
+    ParameterGroup,
+    group_of,
+    seconds_of,
+)
 from planner.sharding.step_graph.sharded_step import Layout
-from planner.sharding.wrapped.boundary import Region
-from planner.sharding.wrapped.unit_captures import Regions
+from planner.sharding.wrapped.boundary import UnitCapture
+from planner.sharding.wrapped.unit_captures import ModelCapture
 
 ROOT = -1
 """Stands for the root where units are counted."""
@@ -30,7 +36,7 @@ class Draft:
     begins.
     """
 
-    regions: Regions
+    captures: ModelCapture
     configuration: Configuration
     cluster: Cluster
     values: list[Value] = field(default_factory=list)
@@ -45,33 +51,33 @@ class Draft:
     turn: int = 0
 
     def __post_init__(self) -> None:
-        self.root = self.regions.root
+        self.root = self.captures.root
         self.sharded = self.configuration.strategy is Strategy.FSDP
         self.elsewhere = self.configuration.offload and self.cluster.device.name != "cpu"
         grain = self.cluster.device.granularity_bytes
-        self.groups: dict[int, Group] = {
-            i: group_of(region.parameters, self.configuration, grain, elsewhere=self.elsewhere)
-            for i, region in self.regions_by_index()
+        self.groups: dict[int, ParameterGroup] = {
+            i: group_of(capture.parameters, self.configuration, grain, elsewhere=self.elsewhere)
+            for i, capture in self.captures_by_index()
         }
-        self.seconds: dict[int, Seconds] = {
+        self.seconds: dict[int, GroupSeconds] = {
             i: seconds_of(group, self.configuration, self.cluster)
             for i, group in self.groups.items()
         }
         compute = {
             k: (_seconds(kind.graph, Phase.FORWARD), _seconds(kind.graph, Phase.BACKWARD))
-            for k, kind in enumerate(self.regions.kinds)
+            for k, kind in enumerate(self.captures.kinds)
         }
-        self.compute = [compute[k] for k in self.regions.kind_of]
+        self.compute = [compute[k] for k in self.captures.kind_of]
 
-    def regions_by_index(self) -> Iterable[tuple[int, Region]]:
+    def captures_by_index(self) -> Iterable[tuple[int, UnitCapture]]:
         """Yield the root and every unit."""
         yield ROOT, self.root
-        for i in range(len(self.regions.units)):
-            yield i, self.regions.kind(i)
+        for i in range(len(self.captures.units)):
+            yield i, self.captures.kind(i)
 
     def name(self, index: int) -> str:
         """Name the root or a unit."""
-        return "root" if index == ROOT else self.regions.units[index]
+        return "root" if index == ROOT else self.captures.units[index]
 
     def value(self, name: str, size: int, kind: Kind) -> int:
         """Add a value and return its index."""
@@ -110,7 +116,7 @@ class Draft:
     def own(self, index: int, op: Op, *, again: bool) -> int:
         """Add an op of the root or of a unit; return its index."""
         mapped = self.maps[index]
-        graph = self.root.graph if index == ROOT else self.regions.kind(index).graph
+        graph = self.root.graph if index == ROOT else self.captures.kind(index).graph
         for v in op.outputs:
             if v not in mapped:
                 size, kind = graph.values[v].size_bytes, graph.values[v].kind

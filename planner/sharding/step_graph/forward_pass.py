@@ -34,18 +34,20 @@ def forward(draft: Draft) -> None:
 
 
 def _unit_forward(draft: Draft, u: int, before: int, hidden: float) -> None:
-    region, call = draft.regions.kind(u), draft.root.calls[u]
+    capture, call = draft.captures.kind(u), draft.root.calls[u]
     again = _exposed_in_backward(draft, u)
     exposed = max(0.0, draft.seconds[u].gather - hidden - again)
     gather = _gather(draft, u, seconds=again, exposed=exposed, before=before)
     mapped = draft.maps[u]
-    mapped.update((v, draft.maps[ROOT][r]) for v, r in zip(region.inputs, call.inputs, strict=True))
+    mapped.update(
+        (v, draft.maps[ROOT][r]) for v, r in zip(capture.inputs, call.inputs, strict=True)
+    )
     indices: list[int | None] = []
-    for op in region.graph.ops:
+    for op in capture.graph.ops:
         if op.target == "tangent":
             break
         indices.append(draft.own(u, op, again=True))
-    for v, r in zip(region.outputs, call.outputs, strict=True):
+    for v, r in zip(capture.outputs, call.outputs, strict=True):
         draft.maps[ROOT][r] = mapped[v]
     if draft.sharded:
         draft.op(f"used.{draft.name(u)}", (draft.weights[u],))
@@ -80,8 +82,8 @@ def _gather(
         gathered: tuple[int, ...] = (first, second)
     else:
         gathered = ()
-    region = draft.root if i == ROOT else draft.regions.kind(i)
-    draft.maps.setdefault(i, {}).update((p.value, draft.weights[i]) for p in region.parameters)
+    capture = draft.root if i == ROOT else draft.captures.kind(i)
+    draft.maps.setdefault(i, {}).update((p.value, draft.weights[i]) for p in capture.parameters)
     return gathered
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from planner.graphs import Kind, Phase
 from planner.sharding.step_graph.builder import ROOT, Draft
-from planner.sharding.step_graph.rules import gloo_reserve_bytes
-from planner.sharding.wrapped.boundary import Region
+from planner.sharding.step_graph.parameter_groups import gloo_reserve_bytes
+from planner.sharding.wrapped.boundary import UnitCapture
 
 _SCALAR_BYTES = 8
 
@@ -31,10 +31,10 @@ def reside(draft: Draft) -> None:
         else:
             assert value.kind is Kind.PARAMETER or v in taken
     constants: dict[tuple[int, int], int] = {}
-    for i, region in draft.regions_by_index():
+    for i, capture in draft.captures_by_index():
         _parameters(draft, i)
         if i != ROOT:
-            _unit_buffers(draft, i, region, buffers, constants)
+            _unit_buffers(draft, i, capture, buffers, constants)
     if draft.configuration.accumulation > 1:
         _accumulated(draft)
     if not draft.sharded:
@@ -45,7 +45,7 @@ def reside(draft: Draft) -> None:
 
 def _reserves(draft: Draft) -> None:
     """Add what may be held, and is not expected."""
-    if late_inputs := max(map(_late_input_bytes, draft.regions.kinds)):
+    if late_inputs := max(map(_late_input_bytes, draft.captures.kinds)):
         draft.value("inputs of a unit that runs again", late_inputs, Kind.RESERVE)
     if draft.sharded and draft.cluster.device.name == "cpu":
         units = [group for i, group in draft.groups.items() if i != ROOT]
@@ -81,39 +81,39 @@ def _parameters(draft: Draft, i: int) -> None:
 def _unit_buffers(
     draft: Draft,
     i: int,
-    region: Region,
+    capture: UnitCapture,
     buffers: Mapping[str, int],
     constants: dict[tuple[int, int], int],
 ) -> None:
     """Map a unit's resident values: its buffers are among the root's, constants are its own."""
     mapped = draft.maps[i] = {}
-    known = {*(p.value for p in region.parameters), *region.inputs}
-    for v in sorted(region.graph.resident - known):
-        value = region.graph.values[v]
+    known = {*(p.value for p in capture.parameters), *capture.inputs}
+    for v in sorted(capture.graph.resident - known):
+        value = capture.graph.values[v]
         if value.kind is Kind.RESERVE:
             continue
         path = f"{draft.name(i)}.{value.name}"
         if path in buffers:
             mapped[v] = buffers[path]
             continue
-        key = (draft.regions.kind_of[i], v)
+        key = (draft.captures.kind_of[i], v)
         if key not in constants:
             constants[key] = draft.value(path, value.size_bytes, value.kind)
         mapped[v] = constants[key]
 
 
-def saved_inputs(region: Region) -> list[int]:
+def saved_inputs(capture: UnitCapture) -> list[int]:
     """Return the inputs that a unit's backward reads even if nothing runs again."""
-    read = {v for op in region.graph.ops if op.phase is Phase.BACKWARD for v in op.inputs}
-    return [v for v in region.inputs if v in read]
+    read = {v for op in capture.graph.ops if op.phase is Phase.BACKWARD for v in op.inputs}
+    return [v for v in capture.inputs if v in read]
 
 
-def _late_input_bytes(region: Region) -> int:
+def _late_input_bytes(capture: UnitCapture) -> int:
     """Return what else autograd may save: the inputs that only ops that run again would read.
 
     Whether one does is the schedule's to say, so this is a reserve: one unit's, as no two are in
     backward at once.
     """
-    values, saved = region.graph.values, saved_inputs(region)
-    activations = [v for v in region.inputs if v not in saved and values[v].kind is Kind.INPUT]
+    values, saved = capture.graph.values, saved_inputs(capture)
+    activations = [v for v in capture.inputs if v not in saved and values[v].kind is Kind.INPUT]
     return sum(values[v].size_bytes for v in activations)

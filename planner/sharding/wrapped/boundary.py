@@ -1,7 +1,4 @@
-"""A captured piece of a model and its border: parameters, inputs, outputs, calls of other pieces.
-
-Knows how to find them among the values of a graph. Knows nothing of how pieces are chosen.
-"""
+"""A captured unit, or the root, and its border: parameters, inputs, outputs, calls of units."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of a region: where its compute copy and its gradient live in the graph.
+    """A parameter of a unit: where its compute copy and its gradient live in the graph.
 
     ``itemsize`` is that of the dtype the model stores it in, ``compute_itemsize`` that of the copy.
     """
@@ -36,7 +33,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class UnitCall:
     """Where the root calls a unit: the two opaque ops and the root's values at its border.
 
     ``inputs`` and ``outputs`` are in the order of the unit's; ``tangents`` has ``None`` where no
@@ -52,8 +49,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Region:
-    """A captured piece of the model and its border, as values of its graph.
+class UnitCapture:
+    """A captured unit, or the root around all units, and its border as values of its graph.
 
     ``calls`` are the root's, one a unit in the order of execution.
     """
@@ -64,29 +61,29 @@ class Region:
     input_gradients: tuple[int | None, ...]
     outputs: tuple[int, ...]
     tangents: tuple[int | None, ...]
-    calls: tuple[Call, ...] = ()
+    calls: tuple[UnitCall, ...] = ()
 
     @property
     def graph(self) -> Graph:
-        """What the region runs."""
+        """What the unit runs."""
         return self.captured.graph
 
     @property
     def signature(self) -> dict[str, Any]:
-        """What the region's capture is valid for."""
+        """What its capture is valid for."""
         return self.captured.signature
 
 
 def stub_of(traced: Traced) -> Stub:
-    """Return what stands in for a captured piece."""
+    """Return what stands in for a captured unit."""
     nodes = traced.joint.forward_outputs
     return Stub(traced.joint.outputs, tuple(n.meta["val"] for n in nodes))
 
 
-def region_of(
+def unit_capture_of(
     traced: Traced, stored: Mapping[str, int], skip: set[str] | frozenset[str] = frozenset()
-) -> Region:
-    """Find the border of a captured piece among the values of its graph."""
+) -> UnitCapture:
+    """Find the border of a unit or of the root among the values of its graph."""
     joint = traced.joint
     value = functools.partial(_value, traced)
     gradients = dict(zip((*joint.parameters, *joint.inputs), joint.gradients, strict=True))
@@ -104,7 +101,7 @@ def region_of(
         for name, node in joint.parameters.items()
         if name not in skip
     )
-    return Region(
+    return UnitCapture(
         captured=traced.captured,
         parameters=parameters,
         inputs=tuple(_must(value(n)) for n in joint.inputs),
@@ -123,7 +120,7 @@ def _must(value: int | None) -> int:
     return value
 
 
-def calls_of(around: Traced, paths: Sequence[str]) -> tuple[Call, ...]:
+def calls_of(around: Traced, paths: Sequence[str]) -> tuple[UnitCall, ...]:
     """Find the two opaque ops of every unit in the root's graph."""
     value_of = around.lowering.value_of
     position = {
@@ -145,7 +142,7 @@ def calls_of(around: Traced, paths: Sequence[str]) -> tuple[Call, ...]:
         arrived = dict(zip(spec["arrived"], given, strict=True))
         made = dict(zip(spec["wanted"], _storages(two, value_of), strict=True))
         calls.append(
-            Call(
+            UnitCall(
                 forward=position[one],
                 backward=position[two],
                 inputs=tuple(inputs),

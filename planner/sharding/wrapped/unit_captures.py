@@ -31,7 +31,7 @@ from planner.graphs.capture.step_function import (
 from planner.graphs.capture.training_step import Traced, capture_joint, has_data
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.devices import DeviceSpec
-from planner.sharding.wrapped.boundary import Region, calls_of, region_of, stub_of
+from planner.sharding.wrapped.boundary import UnitCapture, calls_of, stub_of, unit_capture_of
 from planner.sharding.wrapped.unit_choice import called_once, find_units, kinds_of
 
 PRECISIONS = ("float32", "bfloat16", "autocast")
@@ -39,25 +39,25 @@ PRECISIONS = ("float32", "bfloat16", "autocast")
 
 
 @dataclass(frozen=True)
-class Regions:
+class ModelCapture:
     """A model taken apart. ``units`` are module paths in the order of execution.
 
     ``kinds[kind_of[i]]`` is unit ``i``. The root's parameters are those no unit has, a tied one
     once.
     """
 
-    root: Region
+    root: UnitCapture
     units: tuple[str, ...]
     kind_of: tuple[int, ...]
-    kinds: tuple[Region, ...]
+    kinds: tuple[UnitCapture, ...]
     precision: str
 
-    def kind(self, unit: int) -> Region:
+    def kind(self, unit: int) -> UnitCapture:
         """Return what a unit is."""
         return self.kinds[self.kind_of[unit]]
 
 
-def capture_regions(
+def capture_units(
     model: nn.Module,
     inputs: Inputs | Arguments,
     *,
@@ -67,8 +67,8 @@ def capture_regions(
     costs: str = "roofline",
     precision: str = "float32",
     units: Sequence[str] | None = None,
-) -> Regions:
-    """Take a model apart and capture every distinct piece of its step, allocating nothing.
+) -> ModelCapture:
+    """Take a model apart and capture every distinct unit of its step, allocating nothing.
 
     Args:
         model, inputs, loss, targets, device, costs: as for ``capture``.
@@ -76,11 +76,11 @@ def capture_regions(
         units: paths of the modules to shard and plan one by one, instead of those found.
 
     Raises:
-        CaptureError: no units, or a piece that cannot be captured.
+        CaptureError: no units, or one that cannot be captured.
 
     >>> block = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
     >>> model = nn.Sequential(nn.Linear(4, 4), block(), block())
-    >>> found = capture_regions(model, torch.zeros(2, 4), loss=torch.mean, units=["1", "2"])
+    >>> found = capture_units(model, torch.zeros(2, 4), loss=torch.mean, units=["1", "2"])
     >>> found.units, found.kind_of, [p.name for p in found.root.parameters]
     (('1', '2'), (0, 0), ['0.weight', '0.bias'])
     """
@@ -110,7 +110,7 @@ def _taken_apart(
     chosen: bool,
     options: dict[str, Any],
     precision: str,
-) -> Regions:
+) -> ModelCapture:
     dtype = torch.bfloat16 if precision == "bfloat16" else None
     call = cast_call(call, dtype)
     kind = kinds_of(candidates)
@@ -129,19 +129,19 @@ def _taken_apart(
     with stubbed(units, stubs, dtype):
         around = capture_joint(model, call, loss=loss, eager=True, **options)
     inside = {name for p in paths for name in _names_inside(model, p)}
-    root = region_of(around, stored, skip=inside)
+    root = unit_capture_of(around, stored, skip=inside)
     calls = calls_of(around, paths)
-    regions = []
+    captures = []
     for k, traced in enumerate(kinds):
         path = paths[kind_of.index(k)]
         prefix = f"{path}." if path else ""
         local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
-        regions.append(region_of(traced, local))
-    return Regions(
+        captures.append(unit_capture_of(traced, local))
+    return ModelCapture(
         root=replace(root, calls=calls),
         units=paths,
         kind_of=kind_of,
-        kinds=tuple(regions),
+        kinds=tuple(captures),
         precision=precision,
     )
 

@@ -10,7 +10,7 @@ from planner.plan.configuration import Configuration, Strategy
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.step_graph.sharded_step import ShardedStep
 from planner.sharding.wrapped.boundary import Parameter
-from planner.sharding.wrapped.unit_captures import Regions, capture_regions
+from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from tests.planner.sharding.blocks import batch, decoder
 
 DDP = Configuration(Strategy.DDP, 1, 2, micro_batch=2)
@@ -19,12 +19,12 @@ FSDP = Configuration(Strategy.FSDP, 2, micro_batch=2)
 
 
 @functools.cache
-def regions() -> Regions:
-    return capture_regions(decoder(3), batch())
+def captures() -> ModelCapture:
+    return capture_units(decoder(3), batch())
 
 
 def step(configuration: Configuration, device: str = "cpu") -> ShardedStep:
-    return assemble(regions(), configuration, cluster(device, configuration.world_size))
+    return assemble(captures(), configuration, cluster(device, configuration.world_size))
 
 
 def resident(found: ShardedStep, kind: Kind) -> int:
@@ -33,4 +33,4 @@ def resident(found: ShardedStep, kind: Kind) -> int:
 
 
 def unit_parameters() -> list[Parameter]:
-    return list(regions().kind(0).parameters)
+    return list(captures().kind(0).parameters)

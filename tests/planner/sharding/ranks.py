@@ -27,7 +27,7 @@ from planner.plan.sharded_step_plan import UnitKind
 from planner.plans import Plan, ShardedPlan
 from planner.sharding.apply_sharded import apply, make_optimizer, precision_of, wrap
 from planner.sharding.step_graph.assembly import assemble
-from planner.sharding.wrapped.unit_captures import Regions, capture_regions
+from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from planner.solvers import Status, solve
 from planner.verification.ranks import precision_context, whole
 from tests.planner.sharding.blocks import batch, decoder
@@ -50,25 +50,25 @@ CASES: dict[str, tuple[Configuration, tuple[bool, ...], float]] = {
 
 
 def plan_of(
-    regions: Regions,
+    captures: ModelCapture,
     configuration: Configuration,
     kept: tuple[bool, ...],
     *,
     method: str = "recompute_all",
 ) -> ShardedPlan:
     """Return a plan in which every unit follows one solver's schedule with ample memory."""
-    step = assemble(regions, configuration, cluster("cpu", configuration.world_size))
-    schedules = [solve(kind.graph, 10**12, method=method).schedule for kind in regions.kinds]
+    step = assemble(captures, configuration, cluster("cpu", configuration.world_size))
+    schedules = [solve(kind.graph, 10**12, method=method).schedule for kind in captures.kinds]
     units = []
-    for path, kind, keep in zip(regions.units, regions.kind_of, kept, strict=True):
+    for path, kind, keep in zip(captures.units, captures.kind_of, kept, strict=True):
         schedule = schedules[kind]
         assert schedule is not None
         units.append(UnitPlan(path, kind, schedule, keep))
     realized = step.realize_units(units)
     plan = Plan(
-        step.graph, realized.schedule, 10**12, Status.FEASIBLE, 0.0, method, regions.root.signature
+        step.graph, realized.schedule, 10**12, Status.FEASIBLE, 0.0, method, captures.root.signature
     )
-    kinds = tuple(UnitKind(k.graph, k.signature) for k in regions.kinds)
+    kinds = tuple(UnitKind(k.graph, k.signature) for k in captures.kinds)
     return ShardedPlan(plan, configuration, step.cluster, realized.units, kinds)
 
 
@@ -117,13 +117,13 @@ def named(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
 def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     """Run everything that two ranks are needed for."""
     found: dict[str, Any] = {}
-    regions: dict[tuple[str, float], Regions] = {}
+    captures: dict[tuple[str, float], ModelCapture] = {}
     for name, (configuration, kept, dropout) in CASES.items():
         key = (precision_of(configuration), dropout)
-        if key not in regions:
+        if key not in captures:
             example = decoder(LAYERS, dropout=dropout)
-            regions[key] = capture_regions(example, batch(), device="cpu", precision=key[0])
-        plan = plan_of(regions[key], configuration, kept)
+            captures[key] = capture_units(example, batch(), device="cpu", precision=key[0])
+        plan = plan_of(captures[key], configuration, kept)
         plain = wrap(decoder(LAYERS, dropout=dropout), configuration, plan.units)
         planned = apply(plan, decoder(LAYERS, dropout=dropout))
         for kind, model in (("plain", plain), ("planned", planned)):
@@ -137,9 +137,9 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
             found["names"] = sorted(get_model_state_dict(planned))
             found["evaluated"] = _evaluate(planned, batch(rank, samples=5))
             found["other shape"] = _refused(functools.partial(planned, batch(rank, samples=3)))
-    other = plan_of(regions["float32", 0.0], replace(FSDP, shard_ranks=4), (False, False))
+    other = plan_of(captures["float32", 0.0], replace(FSDP, shard_ranks=4), (False, False))
     found["other world"] = _refused(lambda: apply(other, decoder(LAYERS)))
-    ours = plan_of(regions["float32", 0.0], FSDP, (False, False))
+    ours = plan_of(captures["float32", 0.0], FSDP, (False, False))
     found["other model"] = _refused(lambda: apply(ours, decoder(LAYERS, dropout=0.1)))
     mesh = dist.init_device_mesh("cpu", (1, 2))
     found["other mesh"] = _refused(lambda: apply(ours, decoder(LAYERS), mesh=mesh))
@@ -148,11 +148,11 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
 
 def four(rank: int, folder: Path) -> dict[str, Any]:
     """Shard over four ranks, and over two groups of two."""
-    regions = capture_regions(decoder(LAYERS, dropout=0.1), batch(), device="cpu")
+    captures = capture_units(decoder(LAYERS, dropout=0.1), batch(), device="cpu")
     found: dict[str, Any] = {}
     for name, (shards, replicas) in {"flat": (4, 1), "hybrid": (2, 2)}.items():
         configuration = replace(FSDP, shard_ranks=shards, replicas=replicas)
-        plan = plan_of(regions, configuration, (True, False))
+        plan = plan_of(captures, configuration, (True, False))
         plain = wrap(decoder(LAYERS, dropout=0.1), configuration, plan.units)
         planned = apply(plan, decoder(LAYERS, dropout=0.1))
         for kind, model in (("plain", plain), ("planned", planned)):

@@ -9,7 +9,7 @@ import torch
 
 from planner.errors import PlanMismatch
 from planner.sharding.apply_sharded import apply
-from planner.sharding.wrapped.unit_captures import capture_regions
+from planner.sharding.wrapped.unit_captures import capture_units
 from tests.planner.sharding.blocks import batch, decoder
 from tests.planner.sharding.ranks import (
     CASES,
@@ -123,7 +123,7 @@ def test_a_plan_for_other_ranks_or_another_model_is_refused(found: list[dict[str
 
 
 def test_without_a_process_group_the_message_says_how_to_start() -> None:
-    plan = plan_of(capture_regions(decoder(LAYERS), batch()), FSDP, (False, False))
+    plan = plan_of(capture_units(decoder(LAYERS), batch()), FSDP, (False, False))
     with pytest.raises(PlanMismatch, match="start with torchrun"):
         apply(plan, decoder(LAYERS))
 

@@ -11,9 +11,10 @@ from planner.graphs import schedule_from_order
 from planner.plan.configuration import Configuration, Strategy
 from planner.sharding.configurations import configurations
 from planner.sharding.pricing import Planned, plan_step, price_recipes
-from planner.sharding.search import Found, Space, explore
+from planner.sharding.search import SearchResult, Space, explore
+from planner.sharding.step_graph.sharded_step import Realized
 from planner.solvers import Limits, lower_bound, minimum_budget
-from tests.sharded_steps import FakeRealized, FakeStep, Sizes, step
+from tests.sharded_steps import FakeStep, Sizes, step
 
 EXACT = Limits(gap=0.0)
 
@@ -107,13 +108,13 @@ def test_keeping_and_gathering_again_are_mixed() -> None:
 class Prefetching(FakeStep):
     """What runs gathers again three ops earlier than the solver says."""
 
-    def realize(self, order: Sequence[int]) -> FakeRealized:
+    def realize(self, order: Sequence[int]) -> Realized:
         early, seen = list[int](), set[int]()
         for op in order:
             again = op in seen and self.graph.ops[op].target == "all_gather"
             early.insert(len(early) - 3 if again else len(early), op)
             seen.add(op)
-        return FakeRealized(super().realize(order).units, schedule_from_order(self.graph, early))
+        return Realized(schedule_from_order(self.graph, early), super().realize(order).units)
 
 
 def test_what_runs_fits_even_if_it_holds_more_than_the_solver_thought() -> None:
@@ -135,5 +136,5 @@ def test_what_runs_fits_even_if_it_holds_more_than_the_solver_thought() -> None:
     assert asked_again
 
 
-def _seconds(found: Found) -> float:
+def _seconds(found: SearchResult) -> float:
     return math.inf if found.best is None else found.best.seconds

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from planner.plan.configuration import Configuration, Strategy
 from planner.plans import ShardedPlan
 from planner.sharding.apply_sharded import precision_of
-from planner.sharding.wrapped.unit_captures import Regions, capture_regions
+from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from planner.verification.ranks import RankMeasurement, ShardedTrial, run_ranks
 from tests.planner.sharding.ranks import plan_of
 
@@ -61,14 +61,14 @@ def build(rank: int, samples: int = SAMPLES, hidden: int = 1024) -> tuple[nn.Mod
 
 
 @functools.cache
-def regions(precision: str, hidden: int) -> Regions:
+def captures(precision: str, hidden: int) -> ModelCapture:
     model, x = build(0, hidden=hidden)
     units = ["h.0", "h.1"]
-    return capture_regions(model, x, device="cpu", precision=precision, units=units)
+    return capture_units(model, x, device="cpu", precision=precision, units=units)
 
 
 def planned(configuration: Configuration, kept: tuple[bool, ...], hidden: int) -> ShardedPlan:
-    return plan_of(regions(precision_of(configuration), hidden), configuration, kept)
+    return plan_of(captures(precision_of(configuration), hidden), configuration, kept)
 
 
 def trial(plan: ShardedPlan, hidden: int) -> ShardedTrial:

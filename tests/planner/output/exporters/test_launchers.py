@@ -25,7 +25,7 @@ from planner.plan.configuration import Configuration, Strategy, UnitPlan
 from planner.plan.sharded_step_plan import UnitKind
 from planner.plans import Plan, ShardedPlan
 from planner.sharding.apply_sharded import precision_of
-from planner.sharding.wrapped.unit_captures import capture_regions
+from planner.sharding.wrapped.unit_captures import capture_units
 from planner.solvers import Status
 from tests.planner.sharding.blocks import batch, decoder
 from tests.planner.sharding.ranks import CASES, plan_of
@@ -287,9 +287,9 @@ def test_the_script_trains(case: str, tmp_path: Path) -> None:
     made, kept, _ = CASES[case]
     made = replace(made, accumulation=2)
     example = decoder(2)
-    regions = capture_regions(example, batch(), device="cpu", precision=precision_of(made))
+    captures = capture_units(example, batch(), device="cpu", precision=precision_of(made))
     tolerance = 1e-2 if made.precision == "bfloat16" else 1e-5
-    losses = _started(plan_of(regions, made, kept), tmp_path)
+    losses = _started(plan_of(captures, made, kept), tmp_path)
     assert losses == pytest.approx(_plain_losses(), rel=tolerance)
 
 

@@ -6,7 +6,7 @@ from planner.graphs import simulate, store_all
 from planner.graphs.hardware.cluster import cluster
 from planner.plan.configuration import Configuration, Strategy
 from planner.sharding.step_graph.assembly import assemble
-from planner.sharding.wrapped.unit_captures import capture_regions
+from planner.sharding.wrapped.unit_captures import capture_units
 from tests.planner.sharding.assembled import DDP, step, unit_parameters
 from tests.planner.sharding.blocks import batch, decoder
 
@@ -36,7 +36,7 @@ def test_replicated_groups_keep_their_reduced_shards_until_all_are_done() -> Non
 
 def test_under_ddp_the_roots_gradients_go_into_the_buckets_one_by_one() -> None:
     """What a unit's node makes is held until the node ends; the head's gradient is gone before."""
-    untied = capture_regions(decoder(3, tied=False), batch())
+    untied = capture_units(decoder(3, tied=False), batch())
     graph = assemble(untied, DDP, cluster("cpu", 2)).graph
     reduced = {op.name: op.inputs for op in graph.ops if op.target == "all_reduce"}
     assert reduced["all_reduce.root"] == ()

@@ -10,7 +10,7 @@ from tests.planner.sharding.assembled import (
     DDP,
     FSDP,
     ZERO1,
-    regions,
+    captures,
     resident,
     step,
     unit_parameters,
@@ -19,7 +19,7 @@ from tests.planner.sharding.assembled import (
 
 def test_states_are_divided_as_the_stage_says() -> None:
     whole = 4 * (64 * 32 + 2 * 32)  # the tied embedding and the norm
-    whole += sum(regions().kind(0).graph.values[p.value].size_bytes for p in unit_parameters()) * 3
+    whole += sum(captures().kind(0).graph.values[p.value].size_bytes for p in unit_parameters()) * 3
     assert resident(step(DDP), Kind.PARAMETER) == whole
     assert resident(step(ZERO1), Kind.PARAMETER) == whole
     assert resident(step(FSDP), Kind.PARAMETER) == whole // 2

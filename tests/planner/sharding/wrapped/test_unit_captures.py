@@ -7,12 +7,12 @@ from torch import nn
 
 from planner.graphs import Phase
 from planner.graphs.capture.training_step import capture
-from planner.sharding.wrapped.unit_captures import Regions, capture_regions
+from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from tests.planner.sharding.blocks import Decoder, batch, decoder
 
 
-def taken_apart(model: nn.Module, **options: object) -> Regions:
-    return capture_regions(model, batch(), **options)  # type: ignore[arg-type]
+def taken_apart(model: nn.Module, **options: object) -> ModelCapture:
+    return capture_units(model, batch(), **options)  # type: ignore[arg-type]
 
 
 def test_alike_units_share_one_capture() -> None:
@@ -35,7 +35,7 @@ def test_an_int_that_happens_to_be_the_units_number_is_not_its_position() -> Non
     assert taken_apart(model).kind_of == (0, 0, 0)
 
 
-def test_the_pieces_cost_what_the_whole_does() -> None:
+def test_root_and_units_cost_what_the_whole_does() -> None:
     model = decoder(3)
     found, whole = taken_apart(model), capture(model, batch(), optimizer=None).graph
     opaque = {i for call in found.root.calls for i in (call.forward, call.backward)}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from planner.errors import CaptureError
-from planner.sharding.wrapped.unit_captures import capture_regions
+from planner.sharding.wrapped.unit_captures import capture_units
 from planner.sharding.wrapped.unit_choice import find_units
 from tests.planner.sharding.blocks import batch, decoder
 
@@ -20,8 +20,8 @@ def test_units_that_are_called_twice_or_share_parameters_stay_with_the_root() ->
 
 def test_units_can_be_named() -> None:
     model = decoder(2)
-    assert capture_regions(model, batch(), units=["h.1"]).units == ("h.1",)
+    assert capture_units(model, batch(), units=["h.1"]).units == ("h.1",)
     with pytest.raises(CaptureError, match=r"unit 'h\.7' is not the path"):
-        capture_regions(model, batch(), units=["h.7"])
+        capture_units(model, batch(), units=["h.7"])
     with pytest.raises(CaptureError, match="no repeated blocks"):
-        capture_regions(nn.Linear(2, 2), torch.zeros(1, 2))
+        capture_units(nn.Linear(2, 2), torch.zeros(1, 2))

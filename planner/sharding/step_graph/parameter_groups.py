@@ -34,7 +34,7 @@ works in buffers of its own: the device's reserve."""
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ParameterGroup:
     """Parameters that are gathered and reduced together, as bytes on one rank.
 
     ``shard`` is what stays: rows of dimension 0, as many on every rank (``FSDPParam`` pads).
@@ -60,7 +60,7 @@ def group_of(
     granularity: int,
     *,
     elsewhere: bool = False,
-) -> Group:
+) -> ParameterGroup:
     """Add up a group's parameters, whose shards may be ``elsewhere``: on the host.
 
     Sources: ``_fsdp_param.py`` (padding, ``all_gather_outputs``), ``_fsdp_collectives.py``
@@ -69,8 +69,9 @@ def group_of(
 
     >>> weight = Parameter("w", (3, 10), 4, 2, True, 0, 1)
     >>> c = Configuration(Strategy.FSDP, shard_ranks=2, precision="bfloat16")
-    >>> group_of([weight], c, 1)
-    Group(shard=80, flat=80, gathered=80, staged=40, reduced=160, gradient_shard=80, padded=80)
+    >>> group = group_of([weight], c, 1)
+    >>> group.shard, group.flat, group.staged, group.reduced, group.gradient_shard, group.padded
+    (80, 80, 40, 160, 80, 80)
     """
     ranks = configuration.shard_ranks if configuration.strategy is Strategy.FSDP else 1
     up = functools.partial(_round_up, granularity)
@@ -78,7 +79,7 @@ def group_of(
     reduced = sum(n * p.itemsize for p, n in padded if p.trainable)
     staged = [p for p in padded if elsewhere or p[0].compute_itemsize != p[0].itemsize]
     uneven = [(p, n) for p, n in padded if p.trainable and n != math.prod(p.shape)]
-    return Group(
+    return ParameterGroup(
         shard=sum(up(n // ranks * p.itemsize) for p, n in padded),
         flat=up(sum(n * p.compute_itemsize for p, n in padded)),
         gathered=sum(up(n * p.compute_itemsize) for p, n in padded),
@@ -89,7 +90,7 @@ def group_of(
     )
 
 
-def gloo_reserve_bytes(units: Sequence[Group], root: Group) -> int:
+def gloo_reserve_bytes(units: Sequence[ParameterGroup], root: ParameterGroup) -> int:
     """Return what gloo's threads may hold longer than torch does: measured, now and then.
 
     A step was seen to hold two flat buffers of units more than usual, or one and the root's. When
@@ -168,14 +169,16 @@ def _optimizer_step(
 
 
 @dataclass(frozen=True, slots=True)
-class Seconds:
+class GroupSeconds:
     """How long a group's communication takes, if nothing hides it."""
 
     gather: float
     reduce: float
 
 
-def seconds_of(group: Group, configuration: Configuration, cluster: Cluster) -> Seconds:
+def seconds_of(
+    group: ParameterGroup, configuration: Configuration, cluster: Cluster
+) -> GroupSeconds:
     """Return the times of gathering and reducing a group.
 
     HSDP reduces within a group of ranks, then all-reduces the shard across the groups. Offloaded
@@ -183,7 +186,7 @@ def seconds_of(group: Group, configuration: Configuration, cluster: Cluster) -> 
     """
     ranks, replicas = configuration.shard_ranks, configuration.replicas
     if configuration.strategy is not Strategy.FSDP:
-        return Seconds(0.0, all_reduce_seconds(group.reduced, ranks * replicas, cluster))
+        return GroupSeconds(0.0, all_reduce_seconds(group.reduced, ranks * replicas, cluster))
     gather = all_gather_seconds(group.flat, ranks, cluster)
     reduce = reduce_scatter_seconds(group.reduced, ranks, cluster)
     if replicas > 1:
@@ -191,7 +194,7 @@ def seconds_of(group: Group, configuration: Configuration, cluster: Cluster) -> 
     if configuration.offload:
         gather += host_copy_seconds(group.shard, cluster)
         reduce += host_copy_seconds(group.gradient_shard, cluster)
-    return Seconds(gather, reduce)
+    return GroupSeconds(gather, reduce)
 
 
 def optimizer_seconds(
