@@ -12,9 +12,10 @@ from __future__ import annotations
 from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
-from planner.sharding.step_graph.backward_pass import add_optimizer, backward
+from planner.sharding.step_graph.backward_pass import backward
 from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.forward_pass import forward
+from planner.sharding.step_graph.optimizer_pass import add_optimizer
 from planner.sharding.step_graph.resident import reside
 from planner.sharding.step_graph.sharded_step import ShardedStep
 from planner.sharding.wrapped.unit_captures import ModelCapture

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.graphs import Kind, Op, Phase
-from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep
 from planner.sharding.step_graph.builder import ROOT, Draft
-from planner.sharding.step_graph.parameter_groups import optimizer_of, optimizer_seconds
 from planner.sharding.step_graph.resident import saved_inputs
 
 
@@ -100,33 +98,3 @@ def _release(draft: Draft) -> None:
     if draft.reducing is not None:
         draft.op(f"release.{draft.values[draft.reducing].name}", (draft.reducing,))
         draft.reducing = None
-
-
-def add_optimizer(draft: Draft, optimizer: OptimizerLike | None) -> OptimizerStep:
-    """Add the optimizer's step on this rank's part and the state it keeps."""
-    parameters = [p for _, capture in draft.captures_by_index() for p in capture.parameters]
-    step = optimizer_of(
-        parameters,
-        draft.configuration,
-        optimizer,
-        accelerated=draft.cluster.device.name != "cpu",
-    )
-    if optimizer is None:
-        return step
-    total = sum(group.shard for group in draft.groups.values())
-    if step.state_bytes and not draft.elsewhere:
-        draft.value(f"{step.name} state", step.state_bytes, Kind.OPTIMIZER)
-    draft.ops.append(
-        Op(
-            "optimizer.step",
-            step.name,
-            tuple(draft.shards),
-            (),
-            optimizer_seconds(step, total, draft.configuration, draft.cluster),
-            moved_bytes=step.moved_bytes,
-            workspace_bytes=0 if draft.elsewhere else step.workspace_bytes,
-            phase=Phase.OPTIMIZER,
-            recomputable=False,
-        )
-    )
-    return step

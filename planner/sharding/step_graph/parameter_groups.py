@@ -12,21 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep, optimizer_step
 from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.collectives import (
     all_gather_seconds,
     all_reduce_seconds,
-    broadcast_seconds,
     host_copy_seconds,
     reduce_scatter_seconds,
 )
 from planner.plan.configuration import Configuration, Strategy
 from planner.sharding.wrapped.boundary import Parameter
-
-HOST_BYTES_PER_SECOND = 20e9
-"""What one rank gets of its host's memory, when the optimizer runs there: assumed, on the safe side
-(eight channels of DDR4 or DDR5 move 200 GB/s and more, for eight ranks)."""
 
 GLOO_COPIES = 1
 """How many further copies of the flat buffer are held while gloo gathers or reduces: measured. NCCL
@@ -75,7 +69,7 @@ def group_of(
     """
     ranks = configuration.shard_ranks if configuration.strategy is Strategy.FSDP else 1
     up = functools.partial(_round_up, granularity)
-    padded = [(p, _rows(p, ranks) * ranks * _row(p)) for p in parameters]
+    padded = [(p, rows_of(p, ranks) * ranks * _row(p)) for p in parameters]
     reduced = sum(n * p.itemsize for p, n in padded if p.trainable)
     staged = [p for p in padded if elsewhere or p[0].compute_itemsize != p[0].itemsize]
     uneven = [(p, n) for p, n in padded if p.trainable and n != math.prod(p.shape)]
@@ -104,68 +98,12 @@ def _round_up(granularity: int, size: int) -> int:
     return -(-size // granularity) * granularity
 
 
-def _rows(p: Parameter, ranks: int) -> int:
+def rows_of(p: Parameter, ranks: int) -> int:
     return -(-p.shape[0] // ranks) if p.shape else 1
 
 
 def _row(p: Parameter) -> int:
     return math.prod(p.shape[1:])
-
-
-def optimizer_of(
-    parameters: Sequence[Parameter],
-    configuration: Configuration,
-    optimizer: OptimizerLike | None,
-    *,
-    accelerated: bool,
-) -> OptimizerStep:
-    """Run the optimizer on fakes of the fullest rank's part.
-
-    FSDP gives the first rank the most rows of every parameter. ``ZeroRedundancyOptimizer`` hands
-    out whole parameters, the largest first, each to the rank that has least
-    (``_partition_parameters``). An accelerator's default is foreach, also for ``DTensor``.
-    """
-    trained = [p for p in parameters if p.trainable]
-    if configuration.strategy is Strategy.FSDP:
-        ranks = configuration.shard_ranks
-        shapes = [(_rows(p, ranks), *p.shape[1:]) for p in trained]
-    elif configuration.strategy is Strategy.ZERO1:
-        loads = partition([math.prod(p.shape) for p in trained], configuration.world_size)
-        fullest = max(loads, key=lambda part: sum(math.prod(trained[i].shape) for i in part))
-        trained = [trained[i] for i in sorted(fullest)]
-        shapes = [p.shape for p in trained]
-    else:
-        shapes = [p.shape for p in trained]
-    if isinstance(optimizer, str) and accelerated and "_" not in optimizer:
-        optimizer = f"{optimizer}_foreach"
-    described = tuple((shape, p.itemsize) for shape, p in zip(shapes, trained, strict=True))
-    return _optimizer_step(described, optimizer)  # type: ignore[arg-type] # all can be hashed
-
-
-def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
-    """Hand out sizes, the largest first, each to the rank that has least.
-
-    >>> partition([5, 9, 4, 3], 2)
-    [[1, 3], [0, 2]]
-    """
-    parts: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        rank = loads.index(min(loads))
-        parts[rank].append(i)
-        loads[rank] += sizes[i]
-    return parts
-
-
-@functools.lru_cache(maxsize=64)
-def _optimizer_step(
-    described: tuple[tuple[tuple[int, ...], int], ...], optimizer: OptimizerLike | None
-) -> OptimizerStep:
-    import torch
-
-    dtypes = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
-    fakes = [torch.empty(s, dtype=dtypes[size], device="meta") for s, size in described]
-    return optimizer_step(fakes, optimizer, device="cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +133,3 @@ def seconds_of(
         gather += host_copy_seconds(group.shard, cluster)
         reduce += host_copy_seconds(group.gradient_shard, cluster)
     return GroupSeconds(gather, reduce)
-
-
-def optimizer_seconds(
-    step: OptimizerStep, parameter_bytes: int, configuration: Configuration, cluster: Cluster
-) -> float:
-    """Return the time of the optimizer's step; ZeRO-1 then sends every rank's part to all."""
-    if configuration.offload and cluster.device.name != "cpu":
-        return step.moved_bytes / HOST_BYTES_PER_SECOND
-    seconds = step.moved_bytes / cluster.device.bytes_per_second()
-    if configuration.strategy is Strategy.ZERO1:
-        seconds += broadcast_seconds(parameter_bytes, configuration.world_size, cluster)
-    return seconds
