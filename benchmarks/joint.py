@@ -178,7 +178,7 @@ def rivals(case: Case, found: ShardedStepPlan, space: Space) -> Iterator[Rival]:
 
 
 def _named(pair: tuple[Recipe, Planned]) -> tuple[int, str]:
-    return pair[0].stage, pair[0].checkpoint.name
+    return pair[0].stage.number, pair[0].checkpoint.name
 
 
 def best_recipes(space: Space, budget_bytes: int) -> dict[Recipe, Planned]:

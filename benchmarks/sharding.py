@@ -21,11 +21,11 @@ from torch import nn
 
 from benchmarks.record import record, show
 from planner.graphs.hardware.cluster import cluster
-from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import UnitKind
 from planner.plan.step_plan import StepPlan
+from planner.plan.strategy import Strategy
 from planner.plans import ShardedPlan
-from planner.sharding.apply_sharded import precision_of
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from planner.solvers import Status, solve
@@ -156,7 +156,7 @@ def captures_of(model: str, precision: str) -> ModelCapture:
 def plan_of(model: str, ranks: int, case: Case) -> ShardedPlan:
     """Plan a case with one method in every unit; the budget is what that is said to need."""
     configuration = case.configuration(ranks)
-    captures = captures_of(model, precision_of(configuration))
+    captures = captures_of(model, configuration.computes_in)
     step = assemble(captures, configuration, cluster("cpu", ranks))
     method = METHODS[case.recomputed]
     found = [solve(kind.graph, 10**12, method=method).schedule for kind in captures.kinds]

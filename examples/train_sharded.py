@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import planner
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 from planner.verification.ranks import RankMeasurement, ShardedTrial, measure_rank
 
 SAMPLES, LENGTH, SHARE = 2, 256, 0.45  # per rank, tokens, of what DDP needs

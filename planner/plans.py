@@ -23,6 +23,7 @@ from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.plan.step_plan import StepPlan
 from planner.planning import plan_again
 from planner.request import DEFAULT_LIMITS
+from planner.sharding import strategies  # noqa: F401 (plans name them)
 from planner.solvers import Limits
 
 if TYPE_CHECKING:

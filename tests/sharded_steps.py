@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order
-from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.plan.configuration import Configuration, UnitPlan
+from planner.plan.strategy import Strategy
 from planner.sharding.step_graph.sharded_step import Realized
 
 

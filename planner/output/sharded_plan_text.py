@@ -79,8 +79,7 @@ def chosen(plan: ShardedStepPlan) -> str:
 
 def _groups(plan: ShardedStepPlan) -> Iterator[str]:
     c = plan.configuration
-    names = {"ddp": "DDP", "zero1": "DDP + ZeroRedundancyOptimizer", "fsdp": "FSDP2"}
-    yield names[c.strategy.value]
+    yield c.strategy.title
     if c.shard_ranks > 1 and c.replicas > 1:
         yield f"HSDP: {c.replicas} replicas, each over {c.shard_ranks} ranks"
     elif c.shard_ranks > 1:
@@ -114,8 +113,7 @@ def units_text(plan: ShardedStepPlan) -> str:
         unit, graph = members[0], plan.kinds[members[0].kind].graph
         again = len(unit.schedule.order) - len(graph.ops) if graph.ops else 0
         span = unit.path if len(members) == 1 else f"{unit.path} ... {members[-1].path}"
-        kept = "kept to backward" if unit.keep_gathered else "gathered again"
-        weight = kept if plan.configuration.strategy.value == "fsdp" else "whole on every rank"
+        weight = plan.configuration.strategy.stage(keep_gathered=unit.keep_gathered).weight
         rows.append((span, f"x{len(members)}", weight, f"{max(0, again):,} of {len(graph.ops):,}"))
     head, tail = rows[:ROWS], rows[ROWS:]
     if tail:
@@ -197,7 +195,7 @@ def sharded_summary(plan: ShardedStepPlan) -> dict[str, Any]:
     c = plan.configuration
     return summary(plan.step) | {
         "stage": plan.stage.to_json(),
-        "strategy": c.strategy.value,
+        "strategy": c.strategy.name,
         "world_size": c.world_size,
         "shard_ranks": c.shard_ranks,
         "replicas": c.replicas,

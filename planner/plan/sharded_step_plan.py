@@ -13,7 +13,7 @@ from typing import Any
 from planner.byte_sizes import format_bytes, format_percent
 from planner.graphs import Graph, Kind, Phase
 from planner.graphs.hardware.cluster import Cluster
-from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.stage import Stage
 from planner.plan.step_plan import StepPlan
 from planner.solvers import Status
@@ -157,12 +157,11 @@ class ShardedStepPlan:
 
     @property
     def stage(self) -> Stage:
-        """The stage of ZeRO; FSDP is stage 2 where a unit's weight is kept, 3 where it is not."""
-        if self.configuration.strategy is not Strategy.FSDP:
-            return {Strategy.DDP: Stage(0, 0), Strategy.ZERO1: Stage(1, 1)}[
-                self.configuration.strategy
-            ]
-        return Stage(2 if self.kept else 3, 2 if self.kept == len(self.units) else 3)
+        """The stage of ZeRO, from the least to the most that a unit is in."""
+        strategy = self.configuration.strategy
+        stages = [strategy.stage(keep_gathered=u.keep_gathered).number for u in self.units]
+        most = strategy.stages[-1].number
+        return Stage(min(stages, default=most), max(stages, default=most))
 
     @property
     def memory(self) -> dict[Phase, dict[Kind, int]]:

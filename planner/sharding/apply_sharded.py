@@ -1,8 +1,8 @@
 """``apply``: from a plan for several ranks to a model that torch.distributed trains.
 
 Every unit gets its own schedule and is wrapped by itself, so that torch's hooks, its reduction of
-gradients and its prefetch work as they always do; the root stays as it is. Knows how decisions are
-spelled in PyTorch. Knows nothing of how they were made.
+gradients and its prefetch work as they always do; the root stays as it is. How a decision is
+spelled in PyTorch, the strategy says.
 
 A rank that dies ends the others with an error: at once where the connection breaks, and after the
 process group's timeout (30 minutes unless ``init_process_group(timeout=...)`` says otherwise) where
@@ -11,7 +11,6 @@ it merely falls silent.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from planner.errors import PlanMismatch
 from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.step_function import arguments
-from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.step_plan import StepPlan
 from planner.running.apply import checked_mismatch, planned_class
 from planner.sharding.wrapped.unit_captures import in_precision
+from planner.sharding.wrapping import Wrapping
 from planner.solvers import Status
 
 if TYPE_CHECKING:
@@ -82,12 +75,16 @@ def wrap(
     units: Sequence[UnitPlan],
     mesh: DeviceMesh | None = None,
 ) -> nn.Module:
-    """Shard a model as a configuration says, its units running as they are."""
+    """Shard a model as a configuration says, its units running as they are.
+
+    Args:
+        model: to be taken over.
+        configuration: what to shard over which ranks.
+        units: which modules are units, and whose weight is kept from forward to backward.
+        mesh: the ranks, as for ``apply``.
+    """
     ranks = _ranks(configuration, model, mesh)
-    if configuration.strategy is Strategy.FSDP:
-        return _fully_sharded(model, configuration, units, ranks)
-    group = ranks.get_group()
-    return DistributedDataParallel(model, process_group=group, gradient_as_bucket_view=True)
+    return configuration.strategy.part(Wrapping).wrap(model, configuration, units, ranks)
 
 
 def make_optimizer(
@@ -96,24 +93,15 @@ def make_optimizer(
     optimizer: type[Optimizer] = torch.optim.AdamW,
     **options: Any,
 ) -> Optimizer:
-    """Make an optimizer for an applied model: under ZeRO-1 one that keeps this rank's part only."""
-    if configuration.strategy is Strategy.ZERO1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # importing it compiles, which torch itself deprecates
-            from torch.distributed.optim import ZeroRedundancyOptimizer
-        return ZeroRedundancyOptimizer(model.parameters(), optimizer, **options)
-    return optimizer(model.parameters(), **options)
+    """Make an optimizer for an applied model, which keeps what the strategy leaves to this rank.
 
-
-def precision_of(configuration: Configuration) -> str:
-    """Return how units are captured for a configuration: see ``unit_captures.PRECISIONS``.
-
-    >>> precision_of(Configuration(Strategy.DDP, 1, 2, precision="bfloat16"))
-    'autocast'
+    Args:
+        configuration: of the plan.
+        model: what ``apply`` returned.
+        optimizer: its class.
+        options: of the class.
     """
-    if configuration.precision == "float32":
-        return "float32"
-    return "bfloat16" if configuration.strategy is Strategy.FSDP else "autocast"
+    return configuration.strategy.part(Wrapping).make_optimizer(model, optimizer, options)
 
 
 def _ranks(configuration: Configuration, model: nn.Module, mesh: DeviceMesh | None) -> DeviceMesh:
@@ -123,18 +111,15 @@ def _ranks(configuration: Configuration, model: nn.Module, mesh: DeviceMesh | No
             f"the plan is for {configuration.world_size} ranks, but there is no process group: "
             "start with torchrun and call torch.distributed.init_process_group first"
         )
-    hybrid = configuration.strategy is Strategy.FSDP and configuration.replicas > 1
-    if hybrid:
-        shape: tuple[int, ...] = (configuration.replicas, configuration.shard_ranks)
-    else:
-        shape = (configuration.world_size,)
+    dimensions = configuration.strategy.mesh(configuration.spread)
+    shape = tuple(ranks for _, ranks in dimensions)
     if mesh is None:
         if (found := dist.get_world_size()) != configuration.world_size:
             raise PlanMismatch(
                 f"the plan is for {configuration.world_size} ranks, the process group has {found}; "
                 f"make a plan with world_size={found}"
             )
-        names = ("replicate", "shard") if hybrid else ("shard",)
+        names = tuple(name for name, _ in dimensions)
         return init_device_mesh(_device(model), shape, mesh_dim_names=names)
     if tuple(mesh.shape) != shape:
         raise PlanMismatch(f"the mesh has shape {tuple(mesh.shape)}, the plan is for {shape}")
@@ -152,8 +137,8 @@ def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mappi
     if missing := [unit.path for unit in plan.units if unit.path not in modules]:
         raise PlanMismatch(f"{type(model).__name__} has no module {missing[0]!r}, a planned unit")
     found = {}
-    precision = precision_of(plan.configuration)
-    with in_precision(model, precision, device_type(model, arguments((), {}))):
+    device = device_type(model, arguments((), {}))
+    with in_precision(model, plan.configuration.computes_in, device):
         for unit in plan.units:
             inner = _unit_plan(plan, unit)
             try:
@@ -178,24 +163,3 @@ def _unit_plan(plan: ShardedStepPlan, unit: UnitPlan) -> StepPlan:
         costs=plan.step.costs,
         engine=plan.step.engine,
     )
-
-
-def _fully_sharded(
-    model: nn.Module,
-    configuration: Configuration,
-    units: Sequence[UnitPlan],
-    mesh: DeviceMesh,
-) -> nn.Module:
-    """Call ``fully_shard`` on every unit, then on the root, whose weight stays gathered."""
-    policy = MixedPrecisionPolicy()
-    if configuration.precision == "bfloat16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    offload = OffloadPolicy()
-    if configuration.offload:
-        offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
-    shared: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload}
-    for unit in units:
-        module = model.get_submodule(unit.path)
-        fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared)
-    fully_shard(model, reshard_after_forward=False, **shared)
-    return model

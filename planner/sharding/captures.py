@@ -11,7 +11,7 @@ from functools import cache, cached_property
 
 from planner.graphs import Phase
 from planner.graphs.hardware.cluster import Cluster
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
 from planner.request import Request
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.search import Space
@@ -47,8 +47,7 @@ class Captures:
             )
 
         def of(c: Configuration) -> ModelCapture:
-            cast = c.precision == "bfloat16" and c.strategy is not Strategy.FSDP
-            return capture("autocast" if cast else c.precision, c.micro_batch)
+            return capture(c.computes_in, c.micro_batch)
 
         return of
 

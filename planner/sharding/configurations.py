@@ -1,15 +1,15 @@
 """Which configurations there are: every way to spread a global batch over a cluster.
 
-Knows divisors and what the user allows. Knows nothing of costs; nothing is left out here because it
-looks slow.
+Nothing is left out here because it looks slow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 
-from planner.plan.configuration import PRECISIONS, Configuration, Strategy
+from planner.plan.configuration import PRECISIONS, Configuration
+from planner.plan.strategy import STRATEGIES
 
 
 def configurations(
@@ -20,10 +20,14 @@ def configurations(
     precisions: Sequence[str] = ("float32",),
     offload: bool = True,
 ) -> tuple[Configuration, ...]:
-    """List every configuration: strategy, groups, offload, micro-batch and precision.
+    """List every configuration of every strategy, those that shard least first.
 
-    Groups that shard are part of a node, or whole nodes: no other is ever faster or smaller than
-    the next one of these that is as large.
+    Args:
+        world_size: the ranks there are.
+        global_batch: samples of one optimizer step.
+        devices_per_node: how many ranks share a node.
+        precisions: what compute may run in.
+        offload: whether states may lie on the host.
 
     Raises:
         ValueError: the ranks do not divide the global batch, or a precision is unknown.
@@ -43,29 +47,26 @@ def configurations(
             f"unknown precision {min(unknown)!r}; expected some of {', '.join(PRECISIONS)}"
         )
     each = samples_per_rank(world_size, global_batch)
-    spreads = tuple(_spreads(world_size, devices_per_node, offload=offload))
-    batches = divisors(each)
+    spreads = [
+        (strategy, spread)
+        for strategy in sorted(STRATEGIES.values(), key=lambda s: s.stages[0].number)
+        for spread in strategy.spreads(world_size, devices_per_node)
+        if offload or not spread.offload
+    ]
     return tuple(
-        Configuration(strategy, ranks, world_size // ranks, batch, each // batch, precision, moved)
-        for (strategy, ranks, moved), precision, batch in product(
-            spreads, dict.fromkeys(precisions), batches
+        Configuration(
+            strategy,
+            spread.shard_ranks,
+            spread.replicas,
+            batch,
+            each // batch,
+            precision,
+            spread.offload,
         )
-        if strategy is not Strategy.ZERO1 or ranks == world_size
+        for (strategy, spread), precision, batch in product(
+            spreads, dict.fromkeys(precisions), divisors(each)
+        )
     )
-
-
-def _spreads(
-    world_size: int, devices_per_node: int, *, offload: bool
-) -> Iterator[tuple[Strategy, int, bool]]:
-    """Yield strategy, ranks of a group, and whether it is offloaded."""
-    yield Strategy.DDP, 1, False
-    if world_size > 1:
-        yield Strategy.ZERO1, world_size, False
-    groups = [n for n in divisors(world_size) if n > 1 or world_size == 1]
-    aligned = [n for n in groups if devices_per_node % n == 0 or n % devices_per_node == 0]
-    for ranks in reversed(aligned):
-        for moved in (False, True) if offload else (False,):
-            yield Strategy.FSDP, ranks, moved
 
 
 def samples_per_rank(world_size: int, global_batch: int) -> int:

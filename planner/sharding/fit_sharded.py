@@ -9,12 +9,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from planner.byte_sizes import format_both
 from planner.errors import BadCluster, InfeasibleBudget
 from planner.graphs.binding import binding
 from planner.graphs.hardware.cluster import Cluster
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
@@ -191,15 +192,23 @@ def _fits_on(
     ranks: int,
     budget_bytes: int,
 ) -> bool | None:
-    """Say whether one sample a rank fits on so many, all states sharded over all of them."""
+    """Say whether one sample a rank fits on so many, sharded by what shards most."""
     try:
         cluster = of(ranks)
     except BadCluster:
         return None
+    most = max(c.strategy.stages[-1].number for c in among)
     smallest = dict.fromkeys(
-        replace(c, shard_ranks=ranks, replicas=1, micro_batch=1, accumulation=1)
+        replace(
+            c,
+            shard_ranks=least.shard_ranks,
+            replicas=least.replicas,
+            micro_batch=1,
+            accumulation=1,
+        )
         for c in among
-        if c.strategy is Strategy.FSDP
+        if c.strategy.stages[-1].number == most
+        for least in islice(c.strategy.spreads(ranks, cluster.devices_per_node), 1)
     )
     return any(_fits(c, shop.step(c, cluster), budget_bytes) for c in smallest)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from planner.graphs import Graph, Kind
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import UnitStage
 from planner.solvers.model.order_from_kept import order_from_kept, turning_point
 
 
@@ -33,17 +34,17 @@ class Checkpoint(enum.Enum):
 class Recipe:
     """A stage of ZeRO for all units alike, and one way to checkpoint them.
 
-    >>> print(Recipe(3, Checkpoint.FULL))
+    >>> from planner.plan.strategy import strategy_of
+    >>> print(Recipe(strategy_of("fsdp").stages[1], Checkpoint.FULL))
     ZeRO-3, full checkpointing
     """
 
-    stage: int
+    stage: UnitStage
     checkpoint: Checkpoint
 
     def __str__(self) -> str:
         """Name it as people do."""
-        stage = f"ZeRO-{self.stage}" if self.stage else "DDP"
-        return f"{stage}, {self.checkpoint.value}"
+        return f"{self.stage.recipe}, {self.checkpoint.value}"
 
 
 def recipes(configuration: Configuration, graph: Graph) -> Iterator[tuple[Recipe, list[int]]]:
@@ -51,19 +52,10 @@ def recipes(configuration: Configuration, graph: Graph) -> Iterator[tuple[Recipe
 
     The one that holds least comes first.
     """
-    turn = turning_point(graph)
-    for checkpoint, stage in product(reversed(Checkpoint), reversed(stages(configuration))):
-        kept = _kept(graph, turn, checkpoint, keep_gathered=stage < 3)
+    turn, stages = turning_point(graph), configuration.strategy.stages
+    for checkpoint, stage in product(reversed(Checkpoint), reversed(stages)):
+        kept = _kept(graph, turn, checkpoint, keep_gathered=stage is stages[0])
         yield Recipe(stage, checkpoint), order_from_kept(graph, kept, turn)
-
-
-def stages(configuration: Configuration) -> tuple[int, ...]:
-    """Return the stages of ZeRO that a configuration can be.
-
-    >>> stages(Configuration(Strategy.FSDP, 8))
-    (2, 3)
-    """
-    return {Strategy.DDP: (0,), Strategy.ZERO1: (1,), Strategy.FSDP: (2, 3)}[configuration.strategy]
 
 
 def _kept(graph: Graph, turn: int, checkpoint: Checkpoint, *, keep_gathered: bool) -> set[int]:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.graphs import Graph, Kind, Phase
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy, UnitStage
 from planner.sharding.pricing import (
     CanRealize,
     Planned,
@@ -21,15 +22,6 @@ from planner.sharding.pricing import (
 from planner.sharding.search import Space
 from planner.sharding.step_graph.sharded_step import Realized
 from planner.solvers import Limits
-
-_STAGES = (
-    (0, Strategy.DDP, False),
-    (1, Strategy.ZERO1, False),
-    (2, Strategy.FSDP, False),
-    (3, Strategy.FSDP, False),
-    (2, Strategy.FSDP, True),
-    (3, Strategy.FSDP, True),
-)
 
 
 @dataclass(frozen=True)
@@ -43,37 +35,59 @@ class StageFirst:
 
 
 def stage_first(space: Space, budget_bytes: int, *, limits: Limits | None = None) -> StageFirst:
-    """Choose the lowest stage whose states fit, sharded over all ranks, and then the rest."""
+    """Choose the lowest stage whose states fit, sharded over all ranks, and then the rest.
+
+    Args:
+        space: what there is to choose from.
+        budget_bytes: of each rank.
+        limits: of each solve.
+    """
     limits = limits or Limits()
     least = 0
-    for stage, strategy, offload in _STAGES:
-        among = [
-            c
-            for c in space.configurations
-            if (c.strategy, c.offload) == (strategy, offload)
-            and (strategy is Strategy.DDP or c.replicas == 1)
-        ]
+    for offload, stage, among in _stages(space.configurations):
+        kept = stage is among[0].strategy.stages[0]
         small = [c for c in among if c.micro_batch == 1]
-        if not small:
-            continue
-        least = min(state_bytes(space.open(c).graph, stage) for c in small)
+        least = min(state_bytes(space.open(c).graph, keep_gathered=kept) for c in small)
         if least <= budget_bytes:
-            plans = (_checkpointed(space, c, stage, budget_bytes, limits) for c in among)
+            plans = (
+                _checkpointed(space, c, budget_bytes, limits, keep_gathered=kept) for c in among
+            )
             fitting = [planned for planned in plans if planned is not None]
             best = min(fitting, key=lambda planned: planned.seconds, default=None)
-            return StageFirst(stage, offload, least, best)
+            return StageFirst(stage.number, offload, least, best)
     return StageFirst(stage=None, offload=True, state_bytes=least, planned=None)
 
 
+def _stages(
+    configurations: Sequence[Configuration],
+) -> list[tuple[bool, UnitStage, list[Configuration]]]:
+    """Return offload, stage and what shards most, the lowest stage first, offloaded ones last."""
+    ways: dict[tuple[bool, Strategy], list[Configuration]] = {}
+    for c in configurations:
+        ways.setdefault((c.offload, c.strategy), []).append(c)
+    found = [
+        (offload, stage, [c for c in among if c.shard_ranks == max(c.shard_ranks for c in among)])
+        for (offload, strategy), among in ways.items()
+        for stage in strategy.stages
+    ]
+    return sorted(found, key=lambda way: (way[0], way[1].number))
+
+
 def _checkpointed(
-    space: Space, configuration: Configuration, stage: int, budget_bytes: int, limits: Limits
+    space: Space,
+    configuration: Configuration,
+    budget_bytes: int,
+    limits: Limits,
+    *,
+    keep_gathered: bool,
 ) -> Planned | None:
     """Make the activations fit at a stage, with as little recomputation as there is.
 
-    At stage 3 the solver may even keep some weights gathered, which is more than the order has.
+    Where weights are gathered again the solver may even keep some, which is more than the order
+    has.
     """
     step: CanRealize = space.open(configuration)
-    if stage == 2:
+    if keep_gathered:
         step = _Kept(step, keeping_gathered(step.graph))
     return plan_step(configuration, step, budget_bytes, limits=limits)
 
@@ -93,15 +107,15 @@ class _Kept:
         return self.step.realize(order)
 
 
-def state_bytes(graph: Graph, stage: int) -> int:
-    """Return what the model's states hold at a stage: what is chosen by where stage comes first.
+def state_bytes(graph: Graph, *, keep_gathered: bool) -> int:
+    """Return what the model's states hold: what is chosen by where the stage comes first.
 
-    Residents, gradients where the optimizer reads them, and at stage 2 the gathered weights.
+    Residents, gradients where the optimizer reads them, and the gathered weights if they are kept.
     """
     step = [op for op in graph.ops if op.phase is Phase.OPTIMIZER]
     read = {v for op in step for v in op.inputs if v not in graph.resident}
     held = graph.resident_bytes + sum(graph.values[v].size_bytes for v in read)
-    if stage == 2:
+    if keep_gathered:
         late = {v for op in graph.ops if op.phase is Phase.BACKWARD for v in op.inputs}
         weights = (graph.values[v] for v in late if graph.values[v].kind is Kind.GATHERED)
         held += sum(weight.size_bytes for weight in weights)

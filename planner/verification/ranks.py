@@ -23,13 +23,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
 
 from planner.graphs.capture.step_function import arguments_of
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import ShardedStepPlan
-from planner.sharding.apply_sharded import apply, make_optimizer, precision_of, wrap
+from planner.sharding.apply_sharded import apply, make_optimizer, wrap
+from planner.sharding.wrapping import Wrapping
 from planner.verification.training_run import scalar_of
 
 TIMEOUT_SECONDS = 300
@@ -175,12 +175,13 @@ def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[
     whole_call = arguments_of(inputs)
     chunks = [t.chunk(parts) for t in whole_call.tensors]
     device = next(model.parameters()).device.type
+    unreduced = trial.configuration.strategy.part(Wrapping).unreduced
     waiting = sum({t.data_ptr(): t.nbytes for t in whole_call.tensors}.values())
 
     def micro_step(i: int) -> float:
         given = whole_call.tensors if parts == 1 else [c[i].clone() for c in chunks]
         args, kwargs, _ = whole_call.rebuild(given)
-        with nullcontext() if i == parts - 1 else _unreduced(model):
+        with nullcontext() if i == parts - 1 else unreduced(model):
             with precision_context(trial.configuration, device):
                 output = model(*args, **kwargs)  # held to the end, as in a user's loop
                 loss = scalar_of(output) / parts if parts > 1 else scalar_of(output)
@@ -197,14 +198,9 @@ def precision_context(
     configuration: Configuration, device: str
 ) -> AbstractContextManager[torch.autocast | None]:
     """Return what an applied model is called in: autocast, where no policy lowers the precision."""
-    if precision_of(configuration) != "autocast":
+    if configuration.computes_in != "autocast":
         return nullcontext()
     return torch.autocast(device, torch.bfloat16)
-
-
-def _unreduced(model: nn.Module) -> AbstractContextManager[None]:
-    """Let DDP reduce after the last micro-step only; FSDP2 reduces after each."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def _tensor_bytes() -> int:

@@ -12,19 +12,19 @@ from typing import Any
 
 from planner.graphs.files import write_atomically
 from planner.output.exporters.exporter import AnyPlan, Exporter, register_exporter
+from planner.output.exporters.launch import Launch
 from planner.output.exporters.shortfalls import mixed_notes, recomputation_notes, recomputing
-from planner.plan.configuration import Strategy
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 
 
 def accelerate(plan: ShardedStepPlan) -> str:
     """Write the configuration that ``accelerate launch --config_file`` takes."""
     c, on_cpu = plan.configuration, plan.cluster.device.name == "cpu"
-    kinds = {Strategy.DDP: "MULTI_CPU" if on_cpu else "MULTI_GPU", Strategy.FSDP: "FSDP"}
+    kind = _distributed_type(plan)
     fields: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
-        "distributed_type": kinds.get(c.strategy, "DEEPSPEED"),
+        "distributed_type": _ON_CPU.get(kind, kind) if on_cpu else kind,
         "downcast_bf16": False,
         "machine_rank": 0,
         "main_training_function": "main",
@@ -35,15 +35,15 @@ def accelerate(plan: ShardedStepPlan) -> str:
         "same_network": True,
         "use_cpu": on_cpu,
     }
-    if c.strategy is Strategy.ZERO1:
+    if kind == "DEEPSPEED":
         fields["deepspeed_config"] = {
             "gradient_accumulation_steps": c.accumulation,
             "zero3_init_flag": False,
-            "zero_stage": 1,
+            "zero_stage": plan.stage.least,
         }
-    if c.strategy is Strategy.FSDP:
+    if kind == "FSDP":
         fields["fsdp_config"] = _fsdp(plan)
-    if c.strategy is Strategy.FSDP and c.replicas > 1:
+    if kind == "FSDP" and c.replicas > 1:
         fields["parallelism_config"] = {
             "parallelism_config_dp_replicate_size": c.replicas,
             "parallelism_config_dp_shard_size": c.shard_ranks,
@@ -53,6 +53,13 @@ def accelerate(plan: ShardedStepPlan) -> str:
         f"# written by planner export; what accelerate does otherwise than the plan:\n{notes}"
         + ("".join(_yaml(fields)))
     )
+
+
+_ON_CPU = {"MULTI_GPU": "MULTI_CPU"}
+
+
+def _distributed_type(plan: ShardedStepPlan) -> str:
+    return plan.configuration.strategy.part(Launch).distributed_type
 
 
 def _fsdp(plan: ShardedStepPlan) -> dict[str, Any]:
@@ -70,8 +77,8 @@ def _fsdp(plan: ShardedStepPlan) -> dict[str, Any]:
 
 def accelerate_notes(plan: ShardedStepPlan) -> Iterator[str]:
     """Say what the file leaves out or does otherwise."""
-    c = plan.configuration
-    sharded = c.strategy is Strategy.FSDP
+    c, kind = plan.configuration, _distributed_type(plan)
+    sharded = kind == "FSDP"
     yield from recomputation_notes(
         plan,
         "accelerate has one switch, on here, that recomputes all of every unit: more time"
@@ -81,8 +88,11 @@ def accelerate_notes(plan: ShardedStepPlan) -> Iterator[str]:
     if sharded and plan.cluster.device.name == "cpu":
         yield "accelerate shards on accelerators only: on a CPU it runs one process, or plain DDP"
     yield from mixed_notes(plan, "accelerate has one switch, here every unit gathers again")
-    if c.strategy is Strategy.ZERO1:
-        yield "accelerate shards optimizer state by DeepSpeed's stage 1, which must be installed"
+    if kind == "DEEPSPEED":
+        yield (
+            f"accelerate shards optimizer state by DeepSpeed's stage {plan.stage}, which must be "
+            "installed"
+        )
     if c.accumulation > 1:
         yield (
             f"create Accelerator(gradient_accumulation_steps={c.accumulation}) and batches of "

@@ -19,7 +19,6 @@ from planner.output.exporters.shortfalls import (
     parameters_of,
     recomputation_notes,
 )
-from planner.plan.configuration import Strategy
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 
 NOTES_KEY = "_remat_planner"
@@ -78,9 +77,9 @@ def _zero(plan: ShardedStepPlan) -> dict[str, Any]:
 
 def deepspeed_stage(plan: ShardedStepPlan) -> int:
     """Return the stage that holds no more than the plan: 3 where units differ or groups exist."""
-    if plan.configuration.strategy is not Strategy.FSDP:
-        return plan.stage.least
-    return 2 if plan.stage == 2 and plan.configuration.replicas == 1 else 3
+    if plan.stage.mixed or plan.configuration.replicas > 1:
+        return plan.configuration.strategy.stages[-1].number
+    return plan.stage.least
 
 
 def deepspeed_notes(plan: ShardedStepPlan) -> Iterator[str]:

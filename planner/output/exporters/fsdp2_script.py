@@ -15,9 +15,9 @@ from pathlib import Path
 from planner.byte_sizes import format_both
 from planner.graphs.files import write_atomically
 from planner.output.exporters.exporter import AnyPlan, Exporter, register_exporter
+from planner.output.exporters.launch import Launch
 from planner.output.saved_plans import save
 from planner.output.sharded_plan_text import chosen
-from planner.plan.configuration import Strategy
 from planner.plan.sharded_step_plan import ShardedStepPlan
 
 _TEMPLATE = '''"""Train a model as {plan} says, on {world} devices.
@@ -80,7 +80,7 @@ def train(model, inputs, steps):
     {optimizer}
     loader = batches(inputs)
     for step in range(steps):
-        for micro in range(ACCUMULATION):{sync}
+        for micro in range(ACCUMULATION):{every}
             {loss}
             (loss / ACCUMULATION).backward()
         optimizer.step()
@@ -111,7 +111,8 @@ def fsdp2(plan: ShardedStepPlan, plan_path: str) -> str:
     start = f"torchrun --nproc-per-node {cluster.devices_per_node}"
     if cluster.nodes > 1:
         start += f" --nnodes {cluster.nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500"
-    wrapped = c.strategy is not Strategy.FSDP
+    launch = c.strategy.part(Launch)
+    every = launch.every_micro_step if c.accumulation > 1 else ""
     return _TEMPLATE.format(
         plan=Path(plan_path).name,
         plan_path=json.dumps(Path(plan_path).as_posix()),
@@ -123,11 +124,11 @@ def fsdp2(plan: ShardedStepPlan, plan_path: str) -> str:
         micro_batch=c.micro_batch,
         accumulation=c.accumulation,
         mesh=_mesh(plan),
-        model="model.train().to(DEVICE)" if wrapped else "model.train()",
+        model=launch.model,
         optimizer=_optimizer(plan),
-        sync=_SYNC if wrapped and c.accumulation > 1 else "",
+        every=f"\n            {every}" if every else "",
         result=_MISSING if has_own_loss(plan) else _RESULT,
-        loss=_AUTOCAST if wrapped and c.precision == "bfloat16" else _LOSS,
+        loss=_AUTOCAST if c.computes_in == "autocast" else _LOSS,
     )
 
 
@@ -136,15 +137,14 @@ _MISSING = 'raise NotImplementedError("call here the loss that planner.fit was g
 _LOSS = "loss = loss_of(model, on_device(next(loader)))"
 _AUTOCAST = f"""with torch.autocast(DEVICE, torch.bfloat16):
                 {_LOSS}"""
-_SYNC = """
-            model.require_backward_grad_sync = micro == ACCUMULATION - 1"""
 
 
 def _mesh(plan: ShardedStepPlan) -> str:
     c = plan.configuration
-    if c.strategy is Strategy.FSDP and c.replicas > 1:
-        return f'({c.replicas}, {c.shard_ranks}), ("replicate", "shard")'
-    return f'({c.world_size},), ("{"shard" if c.strategy is Strategy.FSDP else "replicate"}",)'
+    mesh = c.strategy.mesh(c.spread)
+    names, sizes = (", ".join(map(json.dumps, column)) for column in zip(*mesh, strict=True))
+    comma = "," if len(mesh) == 1 else ""
+    return f"({sizes}{comma}), ({names}{comma})"
 
 
 def _optimizer(plan: ShardedStepPlan) -> str:

@@ -3,8 +3,8 @@
 The root's ops run in their order with every unit's own in the place of its opaque ones; around each
 unit lie the ops that gather its weight and reduce its gradient. Ops that take no time ("anchors")
 read a buffer where torch lets go of it, so that a value lives as long as it really does. Only a
-unit's own ops and its gather may run again: every schedule is one schedule a unit. Knows torch's
-order of things; sizes and times are the rules'.
+unit's own ops and its gather may run again: every schedule is one schedule a unit. This is torch's
+order of things; what is gathered and reduced is the strategy's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from planner.sharding.step_graph.backward_pass import backward
 from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.forward_pass import forward
 from planner.sharding.step_graph.optimizer_pass import add_optimizer
+from planner.sharding.step_graph.parameter_groups import group_of
 from planner.sharding.step_graph.resident import reside
 from planner.sharding.step_graph.sharded_step import ShardedStep
+from planner.sharding.step_graph.step_rules import StepRules
 from planner.sharding.wrapped.unit_captures import ModelCapture
 
 
@@ -33,12 +35,20 @@ def assemble(
     ``accumulation`` times. Communication costs what compute beside it cannot hide: the gather of a
     unit hides behind the forward of the unit before it, a gather in backward and the reduction of
     a gradient behind the backward of the unit between. Recomputation hides nothing.
+
+    Args:
+        captures: the root and the units, in the precision of the configuration.
+        configuration: how the step is spread.
+        cluster: on what it runs.
+        optimizer: a name or a class; none leaves its state and step out.
     """
     draft = Draft(captures, configuration, cluster)
-    reside(draft)
-    forward(draft)
-    backward(draft)
-    step = add_optimizer(draft, optimizer)
+    rules = configuration.strategy.part(StepRules)
+    _groups(draft, rules)
+    reside(draft, rules)
+    forward(draft, rules)
+    backward(draft, rules)
+    step = add_optimizer(draft, rules, optimizer)
     return ShardedStep(
         graph=draft.graph(),
         configuration=configuration,
@@ -50,6 +60,15 @@ def assemble(
         root_backward=draft.turn,
         host_bytes=_host_bytes(draft, step),
     )
+
+
+def _groups(draft: Draft, rules: StepRules) -> None:
+    spread, grain = draft.configuration.spread, draft.cluster.device.granularity_bytes
+    ranks = rules.parameter_ranks(spread)
+    for i, capture in draft.captures_by_index():
+        group = group_of(capture.parameters, ranks, grain, elsewhere=draft.elsewhere)
+        draft.groups[i] = group
+        draft.seconds[i] = rules.group_seconds(group, spread, draft.cluster)
 
 
 def _host_bytes(draft: Draft, step: OptimizerStep) -> int:

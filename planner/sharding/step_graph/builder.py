@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from planner.graphs import Graph, Kind, Op, Phase, Value
 from planner.graphs.hardware.cluster import Cluster
-from planner.plan.configuration import Configuration, Strategy
-from planner.sharding.step_graph.parameter_groups import (
-    GLOO_COPIES,
-    GroupSeconds,
-    ParameterGroup,
-    group_of,
-    seconds_of,
-)
+from planner.plan.configuration import Configuration
+from planner.sharding.step_graph.parameter_groups import GLOO_COPIES, GroupSeconds, ParameterGroup
 from planner.sharding.step_graph.sharded_step import Layout
-from planner.sharding.wrapped.boundary import UnitCapture
-from planner.sharding.wrapped.unit_captures import ModelCapture
+
+if TYPE_CHECKING:
+    from planner.sharding.wrapped.boundary import UnitCapture
+    from planner.sharding.wrapped.unit_captures import ModelCapture
 
 ROOT = -1
 """Stands for the root where units are counted."""
@@ -31,9 +28,10 @@ ROOT = -1
 class Draft:
     """A step being put together; ``maps`` hold, for root and units, values of their own graphs.
 
-    ``shards`` are the gradients that the optimizer reads, ``reduced`` those that are held until
-    backward ends, ``reducing`` the buffer of the reduction before; ``turn`` is where backward
-    begins.
+    ``groups`` and ``seconds`` are the sizes and the communication of root and units, ``weights``
+    what they compute with, ``flats`` the buffers that is gathered in. ``shards`` are the gradients
+    that the optimizer reads, ``reduced`` those that are held until backward ends, ``reducing`` the
+    buffer of the reduction before; ``turn`` is where backward begins.
     """
 
     captures: ModelCapture
@@ -42,6 +40,8 @@ class Draft:
     values: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     layouts: list[Layout] = field(default_factory=list)
+    groups: dict[int, ParameterGroup] = field(default_factory=dict)
+    seconds: dict[int, GroupSeconds] = field(default_factory=dict)
     maps: dict[int, dict[int, int]] = field(default_factory=dict)
     weights: dict[int, int] = field(default_factory=dict)
     flats: dict[int, int] = field(default_factory=dict)
@@ -52,17 +52,7 @@ class Draft:
 
     def __post_init__(self) -> None:
         self.root = self.captures.root
-        self.sharded = self.configuration.strategy is Strategy.FSDP
         self.elsewhere = self.configuration.offload and self.cluster.device.name != "cpu"
-        grain = self.cluster.device.granularity_bytes
-        self.groups: dict[int, ParameterGroup] = {
-            i: group_of(capture.parameters, self.configuration, grain, elsewhere=self.elsewhere)
-            for i, capture in self.captures_by_index()
-        }
-        self.seconds: dict[int, GroupSeconds] = {
-            i: seconds_of(group, self.configuration, self.cluster)
-            for i, group in self.groups.items()
-        }
         compute = {
             k: (_seconds(kind.graph, Phase.FORWARD), _seconds(kind.graph, Phase.BACKWARD))
             for k, kind in enumerate(self.captures.kinds)
@@ -71,13 +61,20 @@ class Draft:
 
     def captures_by_index(self) -> Iterable[tuple[int, UnitCapture]]:
         """Yield the root and every unit."""
-        yield ROOT, self.root
-        for i in range(len(self.captures.units)):
-            yield i, self.captures.kind(i)
+        for i in (ROOT, *range(len(self.captures.units))):
+            yield i, self.capture(i)
+
+    def capture(self, index: int) -> UnitCapture:
+        """Return the root or a unit."""
+        return self.root if index == ROOT else self.captures.kind(index)
 
     def name(self, index: int) -> str:
         """Name the root or a unit."""
         return "root" if index == ROOT else self.captures.units[index]
+
+    def module(self, index: int) -> str:
+        """Return the path of a unit, or of the root: none."""
+        return "" if index == ROOT else self.captures.units[index]
 
     def value(self, name: str, size: int, kind: Kind) -> int:
         """Add a value and return its index."""
@@ -116,19 +113,17 @@ class Draft:
     def own(self, index: int, op: Op, *, again: bool) -> int:
         """Add an op of the root or of a unit; return its index."""
         mapped = self.maps[index]
-        graph = self.root.graph if index == ROOT else self.captures.kind(index).graph
+        graph, inside = self.capture(index).graph, self.module(index)
         for v in op.outputs:
             if v not in mapped:
                 size, kind = graph.values[v].size_bytes, graph.values[v].kind
                 name = graph.values[v].name
-                label = name if index == ROOT else f"{self.name(index)}.{name}"
+                label = f"{inside}.{name}" if inside else name
                 mapped[v] = self.value(label, size, kind)
-        label = op.name if index == ROOT else f"{self.name(index)}.{op.name}"
-        inside = "" if index == ROOT else self.name(index)
         self.ops.append(
             replace(
                 op,
-                name=label,
+                name=f"{inside}.{op.name}" if inside else op.name,
                 inputs=tuple(dict.fromkeys(mapped[v] for v in op.inputs if v in mapped)),
                 outputs=tuple(mapped[v] for v in op.outputs),
                 seconds=op.seconds * self.configuration.accumulation,
@@ -137,6 +132,17 @@ class Draft:
             )
         )
         return len(self.ops) - 1
+
+    def drop(self, index: int) -> None:
+        """Let go of the buffer that a weight was gathered in, if there is one."""
+        if index in self.flats:
+            self.op(f"drop.{self.name(index)}", (self.flats[index],))
+
+    def release(self) -> None:
+        """Let go of the buffer of the reduction before, if there is one."""
+        if self.reducing is not None:
+            self.op(f"release.{self.values[self.reducing].name}", (self.reducing,))
+            self.reducing = None
 
     def scratch(self, size: int) -> int:
         """Return what a collective takes beside its buffers, if it is gloo's."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 from planner.graphs import Kind, Op, Phase
 from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep, optimizer_step
-from planner.graphs.hardware.cluster import Cluster
-from planner.graphs.hardware.collectives import broadcast_seconds
-from planner.plan.configuration import Configuration, Strategy
 from planner.sharding.step_graph.builder import Draft
-from planner.sharding.step_graph.parameter_groups import rows_of
+from planner.sharding.step_graph.step_rules import StepRules
 from planner.sharding.wrapped.boundary import Parameter
 
 HOST_BYTES_PER_SECOND = 20e9
@@ -20,18 +16,19 @@ HOST_BYTES_PER_SECOND = 20e9
 (eight channels of DDR4 or DDR5 move 200 GB/s and more, for eight ranks)."""
 
 
-def add_optimizer(draft: Draft, optimizer: OptimizerLike | None) -> OptimizerStep:
-    """Add the optimizer's step on this rank's part and the state it keeps."""
-    parameters = [p for _, capture in draft.captures_by_index() for p in capture.parameters]
-    step = optimizer_of(
-        parameters,
-        draft.configuration,
-        optimizer,
-        accelerated=draft.cluster.device.name != "cpu",
-    )
+def add_optimizer(draft: Draft, rules: StepRules, optimizer: OptimizerLike | None) -> OptimizerStep:
+    """Add the optimizer's step on the fullest rank's part and the state it keeps.
+
+    Args:
+        draft: with forward and backward.
+        rules: of the strategy.
+        optimizer: a name or a class; none adds nothing.
+    """
+    trained = [p for _, c in draft.captures_by_index() for p in c.parameters if p.trainable]
+    part = rules.optimizer_part(trained, draft.configuration.spread)
+    step = _optimizer_of(part, optimizer, accelerated=draft.cluster.device.name != "cpu")
     if optimizer is None:
         return step
-    total = sum(group.shard for group in draft.groups.values())
     if step.state_bytes and not draft.elsewhere:
         draft.value(f"{step.name} state", step.state_bytes, Kind.OPTIMIZER)
     draft.ops.append(
@@ -40,7 +37,7 @@ def add_optimizer(draft: Draft, optimizer: OptimizerLike | None) -> OptimizerSte
             step.name,
             tuple(draft.shards),
             (),
-            optimizer_seconds(step, total, draft.configuration, draft.cluster),
+            _seconds(draft, rules, step.moved_bytes),
             moved_bytes=step.moved_bytes,
             workspace_bytes=0 if draft.elsewhere else step.workspace_bytes,
             phase=Phase.OPTIMIZER,
@@ -50,49 +47,14 @@ def add_optimizer(draft: Draft, optimizer: OptimizerLike | None) -> OptimizerSte
     return step
 
 
-def optimizer_of(
-    parameters: Sequence[Parameter],
-    configuration: Configuration,
-    optimizer: OptimizerLike | None,
-    *,
-    accelerated: bool,
+def _optimizer_of(
+    parameters: Sequence[Parameter], optimizer: OptimizerLike | None, *, accelerated: bool
 ) -> OptimizerStep:
-    """Run the optimizer on fakes of the fullest rank's part.
-
-    FSDP gives the first rank the most rows of every parameter. ``ZeroRedundancyOptimizer`` hands
-    out whole parameters, the largest first, each to the rank that has least
-    (``_partition_parameters``). An accelerator's default is foreach, also for ``DTensor``.
-    """
-    trained = [p for p in parameters if p.trainable]
-    if configuration.strategy is Strategy.FSDP:
-        ranks = configuration.shard_ranks
-        shapes = [(rows_of(p, ranks), *p.shape[1:]) for p in trained]
-    elif configuration.strategy is Strategy.ZERO1:
-        loads = partition([math.prod(p.shape) for p in trained], configuration.world_size)
-        fullest = max(loads, key=lambda part: sum(math.prod(trained[i].shape) for i in part))
-        trained = [trained[i] for i in sorted(fullest)]
-        shapes = [p.shape for p in trained]
-    else:
-        shapes = [p.shape for p in trained]
+    """Run the optimizer on fakes; an accelerator's default is foreach, also for ``DTensor``."""
     if isinstance(optimizer, str) and accelerated and "_" not in optimizer:
         optimizer = f"{optimizer}_foreach"
-    described = tuple((shape, p.itemsize) for shape, p in zip(shapes, trained, strict=True))
+    described = tuple((p.shape, p.itemsize) for p in parameters)
     return _optimizer_step(described, optimizer)  # type: ignore[arg-type] # all can be hashed
-
-
-def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
-    """Hand out sizes, the largest first, each to the rank that has least.
-
-    >>> partition([5, 9, 4, 3], 2)
-    [[1, 3], [0, 2]]
-    """
-    parts: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        rank = loads.index(min(loads))
-        parts[rank].append(i)
-        loads[rank] += sizes[i]
-    return parts
 
 
 @functools.lru_cache(maxsize=64)
@@ -106,13 +68,9 @@ def _optimizer_step(
     return optimizer_step(fakes, optimizer, device="cpu")
 
 
-def optimizer_seconds(
-    step: OptimizerStep, parameter_bytes: int, configuration: Configuration, cluster: Cluster
-) -> float:
-    """Return the time of the optimizer's step; ZeRO-1 then sends every rank's part to all."""
-    if configuration.offload and cluster.device.name != "cpu":
-        return step.moved_bytes / HOST_BYTES_PER_SECOND
-    seconds = step.moved_bytes / cluster.device.bytes_per_second()
-    if configuration.strategy is Strategy.ZERO1:
-        seconds += broadcast_seconds(parameter_bytes, configuration.world_size, cluster)
-    return seconds
+def _seconds(draft: Draft, rules: StepRules, moved_bytes: int) -> float:
+    if draft.elsewhere:
+        return moved_bytes / HOST_BYTES_PER_SECOND
+    parameter_bytes = sum(group.shard for group in draft.groups.values())
+    after = rules.after_update_seconds(parameter_bytes, draft.configuration.spread, draft.cluster)
+    return moved_bytes / draft.cluster.device.bytes_per_second() + after

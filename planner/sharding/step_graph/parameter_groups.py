@@ -1,8 +1,8 @@
-"""What torch's sharding holds and moves: sizes of shards, gathered weights and reductions.
+"""Sizes of parameters that are gathered and reduced together: shards, weights, buffers.
 
 Each rule was read in the sources named at it, in torch 2.13, and checked on gloo by
 ``python -m benchmarks.sharding``. What accelerators do beside it (streams that hold a block a
-little longer, NCCL's own buffers) was read and not measured. Knows nothing of graphs.
+little longer, NCCL's own buffers) was read and not measured.
 """
 
 from __future__ import annotations
@@ -11,16 +11,10 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from planner.graphs.hardware.cluster import Cluster
-from planner.graphs.hardware.collectives import (
-    all_gather_seconds,
-    all_reduce_seconds,
-    host_copy_seconds,
-    reduce_scatter_seconds,
-)
-from planner.plan.configuration import Configuration, Strategy
-from planner.sharding.wrapped.boundary import Parameter
+if TYPE_CHECKING:
+    from planner.sharding.wrapped.boundary import Parameter
 
 GLOO_COPIES = 1
 """How many further copies of the flat buffer are held while gloo gathers or reduces: measured. NCCL
@@ -49,26 +43,26 @@ class ParameterGroup:
 
 
 def group_of(
-    parameters: Sequence[Parameter],
-    configuration: Configuration,
-    granularity: int,
-    *,
-    elsewhere: bool = False,
+    parameters: Sequence[Parameter], ranks: int, granularity_bytes: int, *, elsewhere: bool = False
 ) -> ParameterGroup:
-    """Add up a group's parameters, whose shards may be ``elsewhere``: on the host.
+    """Add up a group's parameters.
+
+    Args:
+        parameters: of the group.
+        ranks: over which rows of each are parted.
+        granularity_bytes: what every allocation is rounded up to.
+        elsewhere: the shards are on the host.
 
     Sources: ``_fsdp_param.py`` (padding, ``all_gather_outputs``), ``_fsdp_collectives.py``
     (``_get_param_all_gather_inputs``, ``foreach_all_gather``, ``foreach_reduce``), ``reducer.cpp``
     (one bucket view a gradient), ATen's ``_pad_chunk``.
 
-    >>> weight = Parameter("w", (3, 10), 4, 2, True, 0, 1)
-    >>> c = Configuration(Strategy.FSDP, shard_ranks=2, precision="bfloat16")
-    >>> group = group_of([weight], c, 1)
+    >>> from planner.sharding.wrapped.boundary import Parameter
+    >>> group = group_of([Parameter("w", (3, 10), 4, 2, True, 0, 1)], 2, 1)
     >>> group.shard, group.flat, group.staged, group.reduced, group.gradient_shard, group.padded
     (80, 80, 40, 160, 80, 80)
     """
-    ranks = configuration.shard_ranks if configuration.strategy is Strategy.FSDP else 1
-    up = functools.partial(_round_up, granularity)
+    up = functools.partial(_round_up, granularity_bytes)
     padded = [(p, rows_of(p, ranks) * ranks * _row(p)) for p in parameters]
     reduced = sum(n * p.itemsize for p, n in padded if p.trainable)
     staged = [p for p in padded if elsewhere or p[0].compute_itemsize != p[0].itemsize]
@@ -84,21 +78,12 @@ def group_of(
     )
 
 
-def gloo_reserve_bytes(units: Sequence[ParameterGroup], root: ParameterGroup) -> int:
-    """Return what gloo's threads may hold longer than torch does: measured, now and then.
-
-    A step was seen to hold two flat buffers of units more than usual, or one and the root's. When
-    is up to the threads, so it is a reserve: within the budget, but not expected.
-    """
-    flats = sorted([*(max(g.flat for g in units),) * 2, root.flat]) if units else [root.flat]
-    return sum(flats[-2:])
-
-
 def _round_up(granularity: int, size: int) -> int:
     return -(-size // granularity) * granularity
 
 
 def rows_of(p: Parameter, ranks: int) -> int:
+    """Return how many rows of a parameter each of so many ranks has, the last ones padded."""
     return -(-p.shape[0] // ranks) if p.shape else 1
 
 
@@ -112,24 +97,3 @@ class GroupSeconds:
 
     gather: float
     reduce: float
-
-
-def seconds_of(
-    group: ParameterGroup, configuration: Configuration, cluster: Cluster
-) -> GroupSeconds:
-    """Return the times of gathering and reducing a group.
-
-    HSDP reduces within a group of ranks, then all-reduces the shard across the groups. Offloaded
-    shards travel from the host, their gradients back.
-    """
-    ranks, replicas = configuration.shard_ranks, configuration.replicas
-    if configuration.strategy is not Strategy.FSDP:
-        return GroupSeconds(0.0, all_reduce_seconds(group.reduced, ranks * replicas, cluster))
-    gather = all_gather_seconds(group.flat, ranks, cluster)
-    reduce = reduce_scatter_seconds(group.reduced, ranks, cluster)
-    if replicas > 1:
-        reduce += all_reduce_seconds(group.gradient_shard, replicas, cluster, stride=ranks)
-    if configuration.offload:
-        gather += host_copy_seconds(group.shard, cluster)
-        reduce += host_copy_seconds(group.gradient_shard, cluster)
-    return GroupSeconds(gather, reduce)

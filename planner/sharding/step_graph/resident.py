@@ -1,6 +1,6 @@
 """What a step holds from end to end: weights or shards, buffers, inputs, buckets, reserves.
 
-Knows what is always there under which configuration. Knows nothing of the order of ops.
+What is there of parameters and gradients is the strategy's.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from collections.abc import Mapping
 
 from planner.graphs import Kind, Phase
 from planner.sharding.step_graph.builder import ROOT, Draft
-from planner.sharding.step_graph.parameter_groups import gloo_reserve_bytes
+from planner.sharding.step_graph.step_rules import StepRules
 from planner.sharding.wrapped.boundary import UnitCapture
 
 _SCALAR_BYTES = 8
 
 
-def reside(draft: Draft) -> None:
-    """Add parameters or their shards, buffers, inputs, buckets and the device's reserve."""
+def reside(draft: Draft, rules: StepRules) -> None:
+    """Add parameters or their shards, buffers, inputs, buckets and the device's reserve.
+
+    A loss is divided by the number of micro-steps, so there are two of it.
+    """
     mapped = draft.maps[ROOT] = {}
     taken = {p.value for p in draft.root.parameters}
     buffers: dict[str, int] = {}
@@ -32,50 +35,14 @@ def reside(draft: Draft) -> None:
             assert value.kind is Kind.PARAMETER or v in taken
     constants: dict[tuple[int, int], int] = {}
     for i, capture in draft.captures_by_index():
-        _parameters(draft, i)
+        rules.reside(draft, i)
         if i != ROOT:
             _unit_buffers(draft, i, capture, buffers, constants)
     if draft.configuration.accumulation > 1:
-        _accumulated(draft)
-    if not draft.sharded:
-        size = sum(group.reduced for group in draft.groups.values())
-        draft.value("gradient buckets", size, Kind.GRADIENT)
-    _reserves(draft)
-
-
-def _reserves(draft: Draft) -> None:
-    """Add what may be held, and is not expected."""
+        draft.value("divided loss", 2 * _SCALAR_BYTES, Kind.ACTIVATION)
+    rules.hold(draft)
     if late_inputs := max(map(_late_input_bytes, draft.captures.kinds)):
         draft.value("inputs of a unit that runs again", late_inputs, Kind.RESERVE)
-    if draft.sharded and draft.cluster.device.name == "cpu":
-        units = [group for i, group in draft.groups.items() if i != ROOT]
-        late = gloo_reserve_bytes(units, draft.groups[ROOT])
-        draft.value("late releases of gloo", late, Kind.RESERVE)
-
-
-def _accumulated(draft: Draft) -> None:
-    """Add what micro-steps leave to the later ones.
-
-    Under DDP gradients become views of the buckets in the last one: they are gone before the
-    optimizer's step. A loss is divided by the number of micro-steps, so there are two of it.
-    """
-    draft.value("divided loss", 2 * _SCALAR_BYTES, Kind.ACTIVATION)
-    groups = draft.groups.values()
-    if not draft.sharded:
-        size = sum(group.reduced for group in groups)
-        draft.reduced.append(draft.value("accumulated gradients", size, Kind.GRADIENT))
-        draft.op("micro_steps", (), draft.reduced)
-    elif not draft.elsewhere:
-        size = sum(group.gradient_shard for group in groups)
-        draft.value("accumulated gradients", size, Kind.GRADIENT)
-
-
-def _parameters(draft: Draft, i: int) -> None:
-    group = draft.groups[i]
-    if not draft.sharded:
-        draft.weights[i] = draft.value(f"parameters.{draft.name(i)}", group.shard, Kind.PARAMETER)
-    elif not draft.elsewhere:
-        draft.value(f"shards.{draft.name(i)}", group.shard, Kind.PARAMETER)
 
 
 def _unit_buffers(

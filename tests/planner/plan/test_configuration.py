@@ -2,7 +2,8 @@
 
 import pytest
 
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 
 
 def test_sizes_follow_from_the_parts() -> None:

@@ -16,8 +16,9 @@ from planner import InvalidPlan, ShardedPlan
 from planner.cli import cli
 from planner.graphs import Graph, Op, Phase, Value, store_all
 from planner.graphs.hardware.cluster import cluster
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import UnitKind
+from planner.plan.strategy import Strategy
 from planner.plans import Plan, load_plan
 from planner.sharding.configurations import configurations
 from planner.sharding.reasons import alternatives

@@ -6,7 +6,8 @@ import functools
 
 from planner.graphs import Kind
 from planner.graphs.hardware.cluster import cluster
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.step_graph.sharded_step import ShardedStep
 from planner.sharding.wrapped.boundary import Parameter

@@ -22,10 +22,11 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 
 from planner.errors import PlanMismatch
 from planner.graphs.hardware.cluster import cluster
-from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import UnitKind
+from planner.plan.strategy import Strategy
 from planner.plans import Plan, ShardedPlan
-from planner.sharding.apply_sharded import apply, make_optimizer, precision_of, wrap
+from planner.sharding.apply_sharded import apply, make_optimizer, wrap
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from planner.solvers import Status, solve
@@ -119,7 +120,7 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     captures: dict[tuple[str, float], ModelCapture] = {}
     for name, (configuration, kept, dropout) in CASES.items():
-        key = (precision_of(configuration), dropout)
+        key = (configuration.computes_in, dropout)
         if key not in captures:
             example = decoder(LAYERS, dropout=dropout)
             captures[key] = capture_units(example, batch(), device="cpu", precision=key[0])

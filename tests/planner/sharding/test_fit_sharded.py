@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import planner
 from planner import BadCluster, InfeasibleBudget, ShardedPlan
 from planner.cli import cli
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
 from planner.sharding.fit_sharded import least_ranks

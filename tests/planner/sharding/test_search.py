@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from planner.graphs import schedule_from_order
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 from planner.sharding.configurations import configurations
 from planner.sharding.pricing import Planned, plan_step, price_recipes
 from planner.sharding.search import SearchResult, Space, explore

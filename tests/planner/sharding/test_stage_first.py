@@ -61,11 +61,11 @@ def test_states_by_stage() -> None:
     """Weights w, state 3w and gradients w of three units of 100 bytes over four ranks."""
     found = {}
     for c in _whole():
-        found[c.strategy.value] = step(c, Sizes(activation=0)).graph
-    assert state_bytes(found["ddp"], 0) == 300 + 900 + 300
-    assert state_bytes(found["zero1"], 1) == 300 + 225 + 300
-    assert state_bytes(found["fsdp"], 3) == 75 + 225 + 75
-    assert state_bytes(found["fsdp"], 2) == 75 + 225 + 75 + 300
+        found[c.strategy.name] = step(c, Sizes(activation=0)).graph
+    assert state_bytes(found["ddp"], keep_gathered=True) == 300 + 900 + 300
+    assert state_bytes(found["zero1"], keep_gathered=True) == 300 + 225 + 300
+    assert state_bytes(found["fsdp"], keep_gathered=False) == 75 + 225 + 75
+    assert state_bytes(found["fsdp"], keep_gathered=True) == 75 + 225 + 75 + 300
 
 
 def test_weights_that_stay_are_never_gathered_again() -> None:

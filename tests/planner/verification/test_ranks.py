@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 from planner.plans import ShardedPlan
-from planner.sharding.apply_sharded import precision_of
 from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from planner.verification.ranks import RankMeasurement, ShardedTrial, run_ranks
 from tests.planner.sharding.ranks import plan_of
@@ -68,7 +68,7 @@ def captures(precision: str, hidden: int) -> ModelCapture:
 
 
 def planned(configuration: Configuration, kept: tuple[bool, ...], hidden: int) -> ShardedPlan:
-    return plan_of(captures(precision_of(configuration), hidden), configuration, kept)
+    return plan_of(captures(configuration.computes_in, hidden), configuration, kept)
 
 
 def trial(plan: ShardedPlan, hidden: int) -> ShardedTrial:

@@ -21,10 +21,10 @@ from planner.cli import cli
 from planner.graphs import Graph, Op, Phase, Schedule, Value, schedule_from_order, store_all
 from planner.graphs.hardware.cluster import cluster
 from planner.output.exporters import EXPORTERS, export
-from planner.plan.configuration import Configuration, Strategy, UnitPlan
+from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import UnitKind
+from planner.plan.strategy import Strategy
 from planner.plans import Plan, ShardedPlan
-from planner.sharding.apply_sharded import precision_of
 from planner.sharding.wrapped.unit_captures import capture_units
 from planner.solvers import Status
 from tests.planner.sharding.blocks import batch, decoder
@@ -287,7 +287,7 @@ def test_the_script_trains(case: str, tmp_path: Path) -> None:
     made, kept, _ = CASES[case]
     made = replace(made, accumulation=2)
     example = decoder(2)
-    captures = capture_units(example, batch(), device="cpu", precision=precision_of(made))
+    captures = capture_units(example, batch(), device="cpu", precision=made.computes_in)
     tolerance = 1e-2 if made.precision == "bfloat16" else 1e-5
     losses = _started(plan_of(captures, made, kept), tmp_path)
     assert losses == pytest.approx(_plain_losses(), rel=tolerance)

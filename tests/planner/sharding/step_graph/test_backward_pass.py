@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from planner.graphs import simulate, store_all
 from planner.graphs.hardware.cluster import cluster
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.wrapped.unit_captures import capture_units
 from tests.planner.sharding.assembled import DDP, step, unit_parameters

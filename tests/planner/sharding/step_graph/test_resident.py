@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from planner.graphs import Kind, Phase
-from planner.plan.configuration import Configuration, Strategy
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 from tests.planner.sharding.assembled import (
     DDP,
     FSDP,

@@ -1,0 +1,223 @@
+"""FSDP2: parameters, gradients and optimizer state are sharded; a unit's weight is gathered.
+
+Where a gathered weight is kept from forward to backward this is stage 2 of ZeRO, where it is
+gathered again stage 3. Groups of ranks that shard may be replicated (HSDP). Sources: the folder
+``torch/distributed/fsdp/_fully_shard`` of torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from planner.graphs import Kind
+from planner.graphs.hardware.cluster import Cluster
+from planner.graphs.hardware.collectives import (
+    all_gather_seconds,
+    all_reduce_seconds,
+    host_copy_seconds,
+    reduce_scatter_seconds,
+)
+from planner.output.exporters.launch import Launch
+from planner.plan.configuration import Configuration, UnitPlan
+from planner.plan.strategy import Spread, Strategy, UnitStage, register_strategy
+from planner.sharding.step_graph.builder import ROOT, Draft
+from planner.sharding.step_graph.parameter_groups import GroupSeconds, ParameterGroup, rows_of
+from planner.sharding.step_graph.step_rules import StepRules
+from planner.sharding.wrapping import Wrapping, optimizer_of_all
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from planner.sharding.wrapped.boundary import Parameter
+
+
+def _spreads(world_size: int, devices_per_node: int) -> Iterator[Spread]:
+    """Yield groups that are part of a node or whole nodes, the largest first.
+
+    No other group is ever faster or smaller than the next one of these that is as large.
+    """
+    for ranks in range(world_size, min(2, world_size) - 1, -1):
+        aligned = devices_per_node % ranks == 0 or ranks % devices_per_node == 0
+        if aligned and world_size % ranks == 0:
+            for offload in (False, True):
+                yield Spread(ranks, world_size // ranks, offload)
+
+
+def _mesh(spread: Spread) -> tuple[tuple[str, int], ...]:
+    if spread.replicas > 1:
+        return (("replicate", spread.replicas), ("shard", spread.shard_ranks))
+    return (("shard", spread.shard_ranks),)
+
+
+def _fullest(parameters: Sequence[Parameter], spread: Spread) -> list[Parameter]:
+    """Return the first rank's part, which has the most rows of every parameter."""
+    ranks = spread.shard_ranks
+    return [replace(p, shape=(rows_of(p, ranks), *p.shape[1:])) for p in parameters]
+
+
+def _seconds(group: ParameterGroup, spread: Spread, cluster: Cluster) -> GroupSeconds:
+    """Return the times of gathering and reducing a group.
+
+    HSDP reduces within a group of ranks, then all-reduces the shard across the groups. Offloaded
+    shards travel from the host, their gradients back.
+    """
+    ranks, replicas = spread.shard_ranks, spread.replicas
+    gather = all_gather_seconds(group.flat, ranks, cluster)
+    reduce = reduce_scatter_seconds(group.reduced, ranks, cluster)
+    if replicas > 1:
+        reduce += all_reduce_seconds(group.gradient_shard, replicas, cluster, stride=ranks)
+    if spread.offload:
+        gather += host_copy_seconds(group.shard, cluster)
+        reduce += host_copy_seconds(group.gradient_shard, cluster)
+    return GroupSeconds(gather, reduce)
+
+
+def _reside(draft: Draft, i: int) -> None:
+    if not draft.elsewhere:
+        draft.value(f"shards.{draft.name(i)}", draft.groups[i].shard, Kind.PARAMETER)
+
+
+def _hold(draft: Draft) -> None:
+    """Add what micro-steps leave to the later ones, and what gloo may let go of late."""
+    if draft.configuration.accumulation > 1 and not draft.elsewhere:
+        size = sum(group.gradient_shard for group in draft.groups.values())
+        draft.value("accumulated gradients", size, Kind.GRADIENT)
+    if draft.cluster.device.name == "cpu":
+        units = [group for i, group in draft.groups.items() if i != ROOT]
+        late = _gloo_reserve_bytes(units, draft.groups[ROOT])
+        draft.value("late releases of gloo", late, Kind.RESERVE)
+
+
+def _gloo_reserve_bytes(units: Sequence[ParameterGroup], root: ParameterGroup) -> int:
+    """Return what gloo's threads may hold longer than torch does: measured, now and then.
+
+    A step was seen to hold two flat buffers of units more than usual, or one and the root's. When
+    is up to the threads, so it is a reserve: within the budget, but not expected.
+    """
+    flats = sorted([*(max(g.flat for g in units),) * 2, root.flat]) if units else [root.flat]
+    return sum(flats[-2:])
+
+
+def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[int, ...]:
+    """Add an all-gather into a flat buffer and the copy out of it, which frees the last one."""
+    name, module, group = draft.name(i), draft.module(i), draft.groups[i]
+    again = 0.0 if i == ROOT else _exposed_in_backward(draft, i)
+    flat = draft.flats[i] = draft.value(f"flat.{name}", group.flat, Kind.GATHERED)
+    weight = draft.weights[i] = draft.value(f"gathered.{name}", group.gathered, Kind.GATHERED)
+    first = draft.op(
+        f"all_gather.{name}",
+        (),
+        (flat,),
+        seconds=again,
+        again=i != ROOT,
+        moved=group.flat,
+        scratch=group.staged + draft.scratch(group.flat),
+        module=module,
+    )
+    if before is not None:
+        draft.drop(before)
+    second = draft.op(f"copy_out.{name}", (flat,), (weight,), again=i != ROOT, module=module)
+    exposed = max(0.0, draft.seconds[i].gather - hidden - again)
+    draft.op(f"wait.{name}", (), (), seconds=exposed, module=module)
+    return first, second
+
+
+def _exposed_in_backward(draft: Draft, u: int) -> float:
+    """Return what the backward of the unit after this one cannot hide of a second gather.
+
+    The reduction of the unit after that one is hidden first.
+    """
+    behind = draft.backward_seconds(u + 1)
+    reduction = draft.seconds[u + 2].reduce if u + 2 < len(draft.compute) else 0.0
+    free = max(0.0, behind - reduction)
+    return max(0.0, draft.seconds[u].gather - free)
+
+
+def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
+    """Add the reduction of a group's gradients, which first frees the buffer of the last."""
+    name, module, group = draft.name(i), draft.module(i), draft.groups[i]
+    behind = draft.backward_seconds(i - 1) if i != ROOT else 0.0
+    draft.op(f"reshard.{name}", (draft.weights[i],))
+    draft.release()
+    if not gradients:
+        return
+    buffer = draft.value(f"reduce_input.{name}", group.reduced, Kind.GRADIENT)
+    shard = draft.value(f"gradient_shard.{name}", group.gradient_shard, Kind.GRADIENT)
+    copies = group.padded if draft.cluster.device.name == "cpu" else 0
+    draft.op(f"copy_in.{name}", gradients, (buffer,), scratch=copies, module=module)
+    draft.op(
+        f"reduce_scatter.{name}",
+        (buffer,),
+        (shard,),
+        seconds=max(0.0, draft.seconds[i].reduce - behind),
+        moved=group.reduced,
+        scratch=draft.scratch(group.reduced),
+        module=module,
+    )
+    draft.reducing = buffer
+    if draft.configuration.replicas > 1:
+        draft.reduced.append(shard)  # ``_all_reduce_state``, until all groups are done
+    if not draft.elsewhere and draft.configuration.accumulation == 1:
+        draft.shards.append(shard)
+
+
+def _wrap(
+    model: nn.Module, configuration: Configuration, units: Sequence[UnitPlan], mesh: DeviceMesh
+) -> nn.Module:
+    """Call ``fully_shard`` on every unit, then on the root, whose weight stays gathered."""
+    import torch
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+    )
+
+    policy = MixedPrecisionPolicy()
+    if configuration.precision == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    offload = OffloadPolicy()
+    if configuration.offload:
+        offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    shared: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload}
+    for unit in units:
+        module = model.get_submodule(unit.path)
+        fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared)
+    fully_shard(model, reshard_after_forward=False, **shared)
+    return model
+
+
+FSDP2 = register_strategy(
+    Strategy(
+        name="fsdp",
+        label="FSDP",
+        title="FSDP2",
+        stages=(
+            UnitStage(2, "ZeRO-2", "kept to backward"),
+            UnitStage(3, "ZeRO-3", "gathered again"),
+        ),
+        half="bfloat16",
+        spreads=_spreads,
+        check=lambda spread: None,
+        mesh=_mesh,
+        parts=(
+            StepRules(
+                parameter_ranks=lambda spread: spread.shard_ranks,
+                group_seconds=_seconds,
+                optimizer_part=_fullest,
+                after_update_seconds=lambda parameter_bytes, spread, cluster: 0.0,
+                reside=_reside,
+                hold=_hold,
+                gather=_gather,
+                reduce=_reduce,
+            ),
+            # gradients are reduced after every micro-step
+            Wrapping(_wrap, optimizer_of_all, lambda model: nullcontext()),
+            Launch(distributed_type="FSDP", model="model.train()"),
+        ),
+    )
+)
