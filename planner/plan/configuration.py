@@ -90,7 +90,7 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class UnitPlan:
-    """What is decided for one unit, a block whose parameters are gathered and reduced together.
+    """What is decided for one unit, whose parameters are gathered and reduced together.
 
     ``path`` is that of the module; ``kind`` the index of its graph among the captured ones, which
     identical units share; ``schedule`` runs that graph. ``keep_gathered`` keeps the gathered weight

@@ -1,4 +1,4 @@
-"""What people do without a planner: a ZeRO stage for the whole model, and per-block checkpointing.
+"""What people do without a planner: a ZeRO stage for the whole model, each unit checkpointed.
 
 Knows how to write each recipe as an order of the assembled graph, so that it is priced by the very
 same rules as a plan. Searches nothing: each recipe is what it is.
@@ -18,11 +18,11 @@ from planner.solvers.model.order_from_kept import order_from_kept, turning_point
 
 
 class Checkpoint(enum.Enum):
-    """What per-block checkpointing recomputes.
+    """What checkpointing of every unit recomputes.
 
     SELECTIVE keeps what products (matrix, convolution, attention) made and runs the rest again, as
-    torch's selective activation checkpointing does. FULL keeps what enters the blocks, and runs no
-    more of a block again than its backward needs.
+    torch's selective activation checkpointing does. FULL keeps what enters the units, and runs no
+    more of a unit again than its backward needs.
     """
 
     NONE = "no recomputation"

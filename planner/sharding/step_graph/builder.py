@@ -89,8 +89,8 @@ class Draft:
         *,
         seconds: float = 0.0,
         again: bool = False,
-        moved: int = 0,
-        scratch: int = 0,
+        moved_bytes: int = 0,
+        workspace_bytes: int = 0,
         module: str = "",
     ) -> int:
         """Add an op of communication, or an anchor."""
@@ -101,8 +101,8 @@ class Draft:
                 tuple(dict.fromkeys(reads)),
                 tuple(makes),
                 seconds * self.configuration.accumulation,
-                moved_bytes=moved,
-                workspace_bytes=scratch,
+                moved_bytes=moved_bytes,
+                workspace_bytes=workspace_bytes,
                 phase=Phase.COMMUNICATION,
                 recomputable=again,
                 module=module,
@@ -144,7 +144,7 @@ class Draft:
             self.op(f"release.{self.values[self.reducing].name}", (self.reducing,))
             self.reducing = None
 
-    def scratch(self, size: int) -> int:
+    def gloo_bytes(self, size: int) -> int:
         """Return what a collective takes beside its buffers, if it is gloo's."""
         return GLOO_COPIES * size if self.cluster.device.name == "cpu" else 0
 

@@ -114,8 +114,8 @@ def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[in
         (flat,),
         seconds=again,
         again=i != ROOT,
-        moved=group.flat,
-        scratch=group.staged + draft.scratch(group.flat),
+        moved_bytes=group.flat,
+        workspace_bytes=group.staged + draft.gloo_bytes(group.flat),
         module=module,
     )
     if before is not None:
@@ -148,14 +148,14 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
     buffer = draft.value(f"reduce_input.{name}", group.reduced, Kind.GRADIENT)
     shard = draft.value(f"gradient_shard.{name}", group.gradient_shard, Kind.GRADIENT)
     copies = group.padded if draft.cluster.device.name == "cpu" else 0
-    draft.op(f"copy_in.{name}", gradients, (buffer,), scratch=copies, module=module)
+    draft.op(f"copy_in.{name}", gradients, (buffer,), workspace_bytes=copies, module=module)
     draft.op(
         f"reduce_scatter.{name}",
         (buffer,),
         (shard,),
         seconds=max(0.0, draft.seconds[i].reduce - behind),
-        moved=group.reduced,
-        scratch=draft.scratch(group.reduced),
+        moved_bytes=group.reduced,
+        workspace_bytes=draft.gloo_bytes(group.reduced),
         module=module,
     )
     draft.reducing = buffer
