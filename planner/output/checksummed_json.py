@@ -1,7 +1,6 @@
 """JSON files under a checksum: a format, a version, and a body whose sha256 is beside it.
 
-Writes a file whole or not at all; believes nothing that it reads. Knows nothing of what the bodies
-hold.
+Writes a file whole or not at all; believes nothing that it reads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Fold repeated layers: twelve rows of ``h.0.attn`` to ``h.11.attn`` read as one ``h.0-11.attn``.
-
-Knows module paths and recomputed ops. Knows nothing of how they are printed.
-"""
+"""Fold repeated layers: rows of ``h.0.attn`` to ``h.11.attn`` read as one ``h.0-11.attn``."""
 
 from __future__ import annotations
 

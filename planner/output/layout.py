@@ -1,7 +1,4 @@
-"""Tables and sentences of at most 100 columns.
-
-Knows columns and lines. Knows nothing of what stands in them.
-"""
+"""Tables and sentences of at most 100 columns."""
 
 from __future__ import annotations
 
@@ -12,9 +9,14 @@ WIDTH = 100
 
 
 def table(align: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows under a header; ``align`` has an ``l`` or an ``r`` for every column.
+    """Lay out rows under a header.
 
     Cells that do not fit lose their beginning: the end of a path says most.
+
+    Args:
+        align: an ``l`` or an ``r`` for every column.
+        header: what stands above every column.
+        rows: a cell for every column.
 
     >>> print(table("lr", ("op", "bytes"), [("mm", "12 B"), ("relu", "4 B")]))
       op    bytes
@@ -37,7 +39,12 @@ def _line(row: Sequence[str], align: str, widths: Sequence[int]) -> str:
 
 
 def wrap(text: str, first: str, rest: str) -> str:
-    """Break a sentence into lines, the first and the others with their own indent."""
+    """Break a sentence into lines, the first and the others with their own indent.
+
+    Args:
+        text: the sentence.
+        first, rest: what the first line and the others begin with.
+    """
     return textwrap.fill(
         text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
     )

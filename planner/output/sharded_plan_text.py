@@ -1,7 +1,4 @@
-"""The sharded plan as text: the answer first, then why, at most 100 columns.
-
-Knows how to lay out what a plan says. Computes nothing about schedules and prints nothing.
-"""
+"""The sharded plan as text: the answer first, then why, at most 100 columns."""
 
 from __future__ import annotations
 

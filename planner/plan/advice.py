@@ -2,7 +2,7 @@
 
 A smaller micro-batch first (activations shrink with it, the result does not change), then
 precision, then sharding, then the model. What the device keeps for itself is none of these: no
-change to the model lowers it. Knows sizes by kind; knows nothing of solvers.
+change to the model lowers it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ _STATE = (Kind.PARAMETER, Kind.GRADIENT, Kind.OPTIMIZER, Kind.BUFFER, Kind.GATHE
 def infeasible(
     graph: Graph, budget_bytes: int, least: MinimumBudget, reason: str
 ) -> InfeasibleBudget:
-    """Make the error that says what was asked, what would work, what binds and what to try next."""
+    """Make the error that says what was asked, what would work, what binds and what to try next.
+
+    Args:
+        graph: of the step.
+        budget_bytes: what was asked for.
+        least: the least budget known to work.
+        reason: why no schedule was found, if it is known.
+    """
     trace = simulate(graph, least.schedule)
     found = binding(graph, least.schedule, trace)
     asked, needed = format_both(budget_bytes), format_both(trace.peak_bytes)
@@ -68,7 +75,12 @@ class Tightest:
 
 
 def tightest(graph: Graph, schedule: Schedule, peak: Binding) -> Tightest:
-    """Split the bytes at the peak of a schedule by what could make them fewer."""
+    """Split the bytes at the peak of a schedule by what could make them fewer.
+
+    Args:
+        graph, schedule: what runs.
+        peak: where it holds most.
+    """
     held = live_at(graph, schedule, peak.step)
     lasting = {
         graph.values[v] for op in graph.ops if op.phase is Phase.OPTIMIZER for v in op.inputs

@@ -1,4 +1,4 @@
-"""StepPlan a training step over several devices: what to recompute, what to shard and how, at once.
+"""Plan a training step over several devices: what to recompute, what to shard and how, at once.
 
 Imports nothing, so that looking at a configuration does not load torch.
 """

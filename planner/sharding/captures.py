@@ -1,7 +1,4 @@
-"""What to train, as the user gave it, and the steps that can be assembled from it.
-
-Searches nothing.
-"""
+"""What to train, as the user gave it, and the steps that can be assembled from it."""
 
 from __future__ import annotations
 

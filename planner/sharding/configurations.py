@@ -1,6 +1,6 @@
 """Which configurations there are: every way to spread a global batch over a cluster.
 
-Nothing is left out here because it looks slow.
+Nothing is left out because it looks slow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""From a model and a cluster to a sharded plan: capture its units, search, say why.
-
-Knows the order of the steps and which error each can end in. Knows nothing of how they are done.
-"""
+"""From a model and a cluster to a sharded plan: capture its units, search, say why."""
 
 from __future__ import annotations
 
@@ -142,7 +139,14 @@ def message(found: SearchResult) -> str:
 def fits_nowhere(
     found: SearchResult, budget_bytes: int, cluster: Cluster, ranks: int | None
 ) -> InfeasibleBudget:
-    """Make the error that says what was asked, how close it came, and how many devices would do."""
+    """Make the error that says what was asked, how close it came, and how many devices would do.
+
+    Args:
+        found: how the search ended.
+        budget_bytes: of each rank.
+        cluster: what was searched for.
+        ranks: how many devices would do, if any number does.
+    """
     closest = found.closest
     proved = all(o.bound_seconds == math.inf for o in found.outcomes)
     needed = (

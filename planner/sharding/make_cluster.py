@@ -1,7 +1,4 @@
-"""Turn what a person says of a cluster into a ``Cluster``.
-
-Knows how rates are written and which error a wrong one is. Knows nothing of what is planned on it.
-"""
+"""Turn what a person says of a cluster into a ``Cluster``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a schedule of a sharded step really costs, holds, and spends its time on.
 
-Knows how an order of ops is carried out and judged, and how to ask a solver for one. Compares
-nothing: see ``planner.sharding.search``.
+Here an order of ops is carried out and judged, and a solver asked for one. What is compared is in
+``planner.sharding.search``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,14 @@ def price(
     order: Sequence[int],
     recipe: Recipe | None = None,
 ) -> Planned:
-    """Return what really runs when an order is carried out, and what it costs."""
+    """Return what really runs when an order is carried out, and what it costs.
+
+    Args:
+        configuration: what the step was assembled for.
+        step: one rank's.
+        order: of the ops of its graph.
+        recipe: what the order is called, if it is a fixed one.
+    """
     real = step.realize(order)
     trace = simulate(step.graph, real.schedule)
     return Planned(
@@ -97,6 +104,14 @@ def plan_step(
     unit ahead. So the solver is first asked for that much less than the budget; then, unless that
     is within the gap of ``bound_seconds``, for all of it with weights gathered once, in which case
     nothing is fetched ahead; then for all of it, and for as much less as turns out to be lacking.
+
+    Args:
+        configuration: what the step was assembled for.
+        step: one rank's.
+        budget_bytes: what really runs may hold.
+        bound_seconds: no schedule takes less, as far as is known.
+        method: of the solver.
+        limits: of all its calls together.
     """
     limits = replace(limits or Limits(), reorder=False)  # units run one after another
     deadline, found = time.monotonic() + limits.seconds, list[Planned]()

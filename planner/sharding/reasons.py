@@ -1,7 +1,4 @@
-"""Why a configuration was not chosen: what its time goes into, or what its peak is made of.
-
-Knows how to read outcomes of the search. Chooses nothing.
-"""
+"""Why a configuration was not chosen: what its time goes into, or what its peak is made of."""
 
 from __future__ import annotations
 
@@ -24,6 +21,10 @@ _WHY = {
 
 def why_slower(mine: Spent, best: Spent, samples: int) -> str:
     """Name the part of the step that costs most more than in the best plan.
+
+    Args:
+        mine, best: where the seconds of each go.
+        samples: of one step.
 
     >>> why_slower(Spent(2.0, 1.0, 0.0, 0.1), Spent(2.0, 0.2, 0.1, 0.1), 8)
     'slower: communication that compute does not hide takes 100 ms more a sample'

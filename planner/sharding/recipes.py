@@ -1,7 +1,7 @@
 """What people do without a planner: a ZeRO stage for the whole model, each unit checkpointed.
 
-Knows how to write each recipe as an order of the assembled graph, so that it is priced by the very
-same rules as a plan. Searches nothing: each recipe is what it is.
+Each recipe is written as an order of the assembled graph, so that it is priced by the very same
+rules as a plan.
 """
 
 from __future__ import annotations

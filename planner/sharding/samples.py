@@ -1,6 +1,6 @@
 """Example inputs with another number of samples, without looking at their data.
 
-Knows that a batch is the first dimension of the first tensor, and of every tensor as long as it.
+A batch is the first dimension of the first tensor, and of every tensor as long as it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ def samples_in(inputs: Any) -> int:
 
 
 def with_samples(tree: Any, before: int, samples: int) -> Any:
-    """Return the tree with every tensor of ``before`` samples cut or repeated to ``samples``.
+    """Return the tree with every batch cut or repeated to another number of samples.
+
+    Args:
+        tree: nested tensors, and what is beside them.
+        before: the samples of the tensors that change.
+        samples: how many they have then.
 
     >>> out = with_samples((torch.arange(2), torch.zeros(3), "x"), 2, 5)
     >>> out[0].tolist(), out[1].shape, out[2]

@@ -3,7 +3,6 @@
 A bound on the seconds of a step rises as more is looked at: compute and the optimizer alone; then,
 once its graph is assembled, every op once; then the solver's. A configuration whose bound is not
 below the best plan is never looked at again, so the least bound left over holds for all of them.
-Knows nothing of how a configuration becomes a graph.
 """
 
 from __future__ import annotations
@@ -88,7 +87,14 @@ def explore(
 
     Every configuration is opened whose bound is below the best plan, and every recipe is priced
     there, so that no recipe of any configuration is faster than what is found. They are solved
-    until the gap is reached; ``limits.seconds`` are those of all solving together.
+    until the gap is reached.
+
+    Args:
+        space: what there is to choose from.
+        budget_bytes: of each rank.
+        method: of the solver.
+        limits: of all solving together.
+        tell: gets a sentence of what is done next.
     """
     search = _Search(space, budget_bytes, method, limits or Limits(), tell)
     search.open_all()
@@ -277,6 +283,11 @@ def full(graph: Graph, c: Configuration, budget_bytes: int) -> Full | None:
     """Say whether some op alone needs more than the budget, with one sample or with more.
 
     What larger micro-batches may not hold is left out: gradients kept between micro-steps.
+
+    Args:
+        graph: of one rank's step.
+        c: what it was assembled for.
+        budget_bytes: of each rank.
     """
     kept = [v for v in graph.resident if graph.values[v].kind is Kind.GRADIENT]
     spared = sum(graph.values[v].size_bytes for v in kept) if c.accumulation > 1 else 0

@@ -1,6 +1,6 @@
 """The usual order, for comparison: first a ZeRO stage by its model states, then checkpointing.
 
-Knows the rule that guides recommend: take the lowest stage whose states fit, since it communicates
+Guides recommend: take the lowest stage whose states fit, since it communicates
 least; then make the activations fit. Its second half is as good as can be (every micro-batch, and
 the op-level solver), so that whatever a joint plan wins it wins by choosing together.
 """

@@ -1,7 +1,4 @@
-"""How far two sets of named tensors are apart.
-
-Knows bits and numbers. Knows nothing of where the tensors come from.
-"""
+"""How far two sets of named tensors are apart."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The memory of this process as the operating system sees it, and what malloc does about it.
 
-Knows glibc and Linux; elsewhere it says 0 or does nothing. Knows nothing of tensors.
+It is glibc's and Linux's; elsewhere it says 0 or does nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""A few steps of sharded training, really run: one process a rank, on this machine, over gloo.
-
-Knows how to start the ranks, how to train on one of them and what to write down. Knows nothing of
-how plans are made or compared.
-"""
+"""A few steps of sharded training, really run: one process a rank, on this machine, over gloo."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A few training steps, really run, in a process that does nothing else.
 
-Knows how to train a model, plain or patched, and what to write down about it. Knows nothing of how
-two such runs compare. The step is the usual one: ``zero_grad(set_to_none=True)``, forward, loss,
+The step is the usual one: ``zero_grad(set_to_none=True)``, forward, loss,
 backward, ``optimizer.step()``; the model's output is held until the step ends.
 """
 
@@ -115,7 +114,13 @@ def run(trial: Trial, folder: Path) -> Measurement:
 def train_step(
     model: nn.Module, forward: Callable[[], tuple[Any, Tensor]], optimizer: Optimizer | None
 ) -> float:
-    """Run one training step as users write it and return the loss."""
+    """Run one training step as users write it and return the loss.
+
+    Args:
+        model: in training mode.
+        forward: returns the output and the loss.
+        optimizer: none takes no step.
+    """
     model.zero_grad(set_to_none=True)
     output, loss = forward()  # the output is held to the end of the step, as in a user's loop
     loss.backward()  # type: ignore[no-untyped-call]

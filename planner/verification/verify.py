@@ -1,7 +1,4 @@
-"""Check a plan by running it: plain and planned training, each in a fresh process.
-
-Knows how to start two trials and compare what they wrote down. Knows nothing of how a trial runs.
-"""
+"""Check a plan by running it: plain and planned training, each in a fresh process."""
 
 from __future__ import annotations
 
@@ -101,8 +98,12 @@ def verify(
     script that calls this needs the usual ``if __name__ == "__main__":``.
 
     Args:
+        model: what the plan was made for, or a function that makes it.
+        plan: to be checked.
+        inputs, loss, targets: as for ``fit``.
         optimizer: as for ``fit``; "plan" stands for the one the plan was made for.
         steps: how many steps are timed, after three that warm up and measure memory.
+        seed: of parameters and random ops.
 
     Raises:
         VerificationFailed: the model does not survive pickling, or a process died.
@@ -126,7 +127,12 @@ def verify(
 
 
 def conclude(plan: StepPlan, plain: Run, planned: Run) -> Verification:
-    """Compare two runs, and the second with what its plan says."""
+    """Compare two runs, and the second with what its plan says.
+
+    Args:
+        plan: what the second run followed.
+        plain, planned: what each wrote down.
+    """
     from planner.verification.difference import compare_tensors
 
     left, right = plain.tensors, planned.tensors

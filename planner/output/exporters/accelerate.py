@@ -1,6 +1,6 @@
 """A sharded plan as the YAML that ``accelerate launch`` takes, and what it cannot say.
 
-Knows the fields that accelerate reads. The library is not needed to write for it.
+The library is not needed to write for it.
 """
 
 from __future__ import annotations

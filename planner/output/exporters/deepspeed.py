@@ -1,6 +1,6 @@
 """A sharded plan as the JSON that ``deepspeed.initialize`` takes, and what it cannot say.
 
-Knows the fields that DeepSpeed reads. The library is not needed to write for it.
+The library is not needed to write for it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A sharded plan as a training script for ``torchrun``: all of the plan, by torch's own means.
 
-Knows what such a script must do in which order. Knows nothing of what a plan decides: the script
-loads the plan and applies it.
+What the plan decides is not in the script, which loads it and applies it.
 """
 
 from __future__ import annotations

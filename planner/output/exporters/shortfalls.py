@@ -1,6 +1,6 @@
 """What a format that knows stages and switches cannot say of a plan, and facts it is told by.
 
-Shared by the formats of DeepSpeed and accelerate. Knows nothing of their fields.
+Shared by the formats of DeepSpeed and accelerate.
 """
 
 from __future__ import annotations

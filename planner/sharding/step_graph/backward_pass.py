@@ -1,7 +1,7 @@
 """The backward half of a step: gradients and their reductions.
 
-Knows torch's order of things in backward, and where it lets go of what; how a gradient is reduced
-is the strategy's.
+The order of things is torch's, and where it lets go of what; how a gradient is reduced is the
+strategy's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""A step being put together: its values and ops so far, and the names they go by.
-
-Knows the root, the units and how their own graphs' values are called in the step. Knows nothing of
-the order in which torch does things.
-"""
+"""A step being put together: its values and ops so far, and the names they go by."""
 
 from __future__ import annotations
 
@@ -77,7 +73,13 @@ class Draft:
         return "" if index == ROOT else self.captures.units[index]
 
     def value(self, name: str, size: int, kind: Kind) -> int:
-        """Add a value and return its index."""
+        """Add a value and return its index.
+
+        Args:
+            name: what reports call it.
+            size: in bytes.
+            kind: what it is.
+        """
         self.values.append(Value(name, size, kind))
         return len(self.values) - 1
 
@@ -93,7 +95,17 @@ class Draft:
         workspace_bytes: int = 0,
         module: str = "",
     ) -> int:
-        """Add an op of communication, or an anchor."""
+        """Add an op of communication, or an anchor.
+
+        Args:
+            name: what it does, a point, and for which unit.
+            reads, makes: values.
+            seconds: of one micro-step.
+            again: whether it may run again.
+            moved_bytes: what it reads and writes.
+            workspace_bytes: what it holds beside its values.
+            module: the path of the unit; none is the root.
+        """
         self.ops.append(
             Op(
                 name,
@@ -111,7 +123,13 @@ class Draft:
         return len(self.ops) - 1
 
     def own(self, index: int, op: Op, *, again: bool) -> int:
-        """Add an op of the root or of a unit; return its index."""
+        """Add an op of the root or of a unit; return its index.
+
+        Args:
+            index: of the unit, or ``ROOT``.
+            op: as in the graph of its own.
+            again: whether it may run again.
+        """
         mapped = self.maps[index]
         graph, inside = self.capture(index).graph, self.module(index)
         for v in op.outputs:

@@ -1,6 +1,6 @@
 """The forward half of a step: gathers, one unit ahead of its use, and what runs between them.
 
-Knows torch's order of things in forward; the ops around a unit are the strategy's.
+The order of things is torch's; the ops around a unit are the strategy's.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A solver may order the whole step as it likes. What is executed is one schedule a unit, with each
 weight kept or gathered again, and torch's own order of gathers (one unit ahead in backward) and
-reductions around it. Knows how to go from the one to the other. Knows no sizes.
+reductions around it.
 """
 
 from __future__ import annotations

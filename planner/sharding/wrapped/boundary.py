@@ -83,7 +83,13 @@ def stub_of(traced: Traced) -> Stub:
 def unit_capture_of(
     traced: Traced, stored: Mapping[str, int], skip: set[str] | frozenset[str] = frozenset()
 ) -> UnitCapture:
-    """Find the border of a unit or of the root among the values of its graph."""
+    """Find the border of a unit or of the root among the values of its graph.
+
+    Args:
+        traced: the capture.
+        stored: bytes of an element of every parameter, as the model stores it.
+        skip: names of parameters that are not its own.
+    """
     joint = traced.joint
     value = functools.partial(_value, traced)
     gradients = dict(zip((*joint.parameters, *joint.inputs), joint.gradients, strict=True))

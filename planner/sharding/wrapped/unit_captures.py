@@ -2,8 +2,7 @@
 
 A unit is what the model's author repeats: the numbered children of a container, ``h.0`` or
 ``layers.3``. Units that are alike share one capture, so that eighty layers cost one. The root is
-what is around them, captured with an opaque operator in the place of every unit. Knows where the
-borders lie. Knows nothing of ranks, of costs of communication or of schedules.
+what is around them, captured with an opaque operator in the place of every unit.
 """
 
 from __future__ import annotations
@@ -153,7 +152,13 @@ def _names_inside(model: nn.Module, path: str) -> Iterator[str]:
 
 @contextmanager
 def in_precision(model: nn.Module, precision: str, device: str) -> Iterator[None]:
-    """Let a model be captured as it will compute: parameters cast, or under autocast."""
+    """Let a model be captured as it will compute: parameters cast, or under autocast.
+
+    Args:
+        model: is as it was afterwards.
+        precision: one of ``PRECISIONS``.
+        device: where autocast is on, such as "cuda".
+    """
     with ExitStack() as stack:
         if precision == "autocast":
             stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))

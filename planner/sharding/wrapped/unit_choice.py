@@ -1,7 +1,4 @@
-"""What a unit is: the modules that a model repeats, which of them are alike, and how often called.
-
-Knows module paths, parameters and calls. Knows nothing of graphs.
-"""
+"""What a unit is: modules that a model repeats, which are alike, and how often they are called."""
 
 from __future__ import annotations
 
@@ -102,7 +99,13 @@ def called_once(
     *,
     chosen: bool,
 ) -> list[tuple[str, Arguments, Hashable]]:
-    """Leave out what is not called exactly once: it stays part of the root."""
+    """Leave out what is not called exactly once: it stays part of the root.
+
+    Args:
+        recorded: path, arguments and kind of every call, in order.
+        candidates: the modules that may be units.
+        chosen: they were named, so that another number of calls is an error.
+    """
     counts = dict.fromkeys(candidates, 0)
     for path, _, _ in recorded:
         counts[path] += 1
