@@ -62,7 +62,7 @@ def test_what_does_not_depend_on_inputs_is_no_decision() -> None:
 def test_recorded_answers_stand_in_for_data() -> None:
     blank = ONES.to("meta")
     ask = QUESTIONS[0][0]
-    with pytest.raises(CaptureError, match=r"test_observe\.py:\d+ asks .* no data"):
+    with pytest.raises(CaptureError, match=r"test_values\.py:\d+ asks .* no data"):
         traced(ask, blank)
     for answer in (True, False):
         joint = traced(ask, blank, answers=(answer,))
