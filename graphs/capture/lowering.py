@@ -20,6 +20,7 @@ from planner.graphs.capture.passes.inplace import Overwrite, Readers
 from planner.graphs.capture.passes.mutations import once_only, update_points
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
+from planner.graphs.torch_api.storages import storage_key
 
 RNG_STATE_BYTES = {"cpu": 5056, "cuda": 16}
 
@@ -97,13 +98,13 @@ class _Builder:
         found: list[int] = []
         fresh: list[int] = []
         for tensor in tensors_in(node.meta.get("val")):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.storage:
+            key = storage_key(tensor)
+            if key not in self.storage:
                 true = sizes[len(fresh)] if len(fresh) < len(sizes) else 0
-                size = max(true, storage.nbytes())
-                self.storage[storage._cdata] = self.add_value(node.name, size, kind)
-                fresh.append(self.storage[storage._cdata])
-            found.append(self.storage[storage._cdata])
+                size = max(true, tensor.untyped_storage().nbytes())
+                self.storage[key] = self.add_value(node.name, size, kind)
+                fresh.append(self.storage[key])
+            found.append(self.storage[key])
         self.value_of[node] = tuple(dict.fromkeys(found))
         return tuple(fresh)
 
@@ -243,7 +244,7 @@ def _joins_last(
     if taken not in last.outputs or not small or not alike:
         return False
     price = b.price(node)
-    b.storage[node.meta["val"].untyped_storage()._cdata] = taken
+    b.storage[storage_key(node.meta["val"])] = taken
     b.value_of[node] = (taken,)
     b.ops[-1] = replace(
         last,

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
 
 from planner.graphs.capture.step_function import Arguments, Outputs, arguments
 from planner.graphs.capture.trace import blank, run_forward
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.fake_tensors import FakeTensorMode
+from planner.graphs.torch_api.pytree import tree_map
 
 FORWARD, BACKWARD = "remat_planner.unit.default", "remat_planner.unit_backward.default"
 

@@ -6,7 +6,6 @@ nothing of what the traced graph means, nor of costs, values or schedules.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,14 +15,6 @@ from typing import Any
 import torch
 import torch.fx.traceback as fx_traceback
 from torch import Tensor, nn
-from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
-from torch._guards import detect_fake_mode
-from torch._subclasses import functional_tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 
 from planner.graphs.capture.guards.modules import watched_reads
 from planner.graphs.capture.guards.values import Decisions, Observer
@@ -32,8 +23,15 @@ from planner.graphs.capture.step_function import Arguments, Step, unique_tensors
 from planner.graphs.capture.trace_errors import explained
 from planner.graphs.torch_api.decompositions import eager_pieces
 from planner.graphs.torch_api.fake_kernels import lenient_kernels
-
-_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+from planner.graphs.torch_api.fake_tensors import (
+    FakeTensor,
+    FakeTensorMode,
+    detect_fake_mode,
+    without_log,
+)
+from planner.graphs.torch_api.functional_tensors import lists_asked_for
+from planner.graphs.torch_api.joint_export import export_joint
+from planner.graphs.torch_api.module_watch import forwards_watched
 
 
 def trace(
@@ -59,7 +57,7 @@ def trace(
     step = watched.step
     with _capturing(model, lean=lean) as stack:
         reads = stack.enter_context(watched_reads(model))
-        module = aot_export_joint_with_descriptors(stack, watched, inputs).graph_module
+        module = export_joint(stack, watched, inputs)
     assert step.outputs is not None
     refuse_baked_tensors(model, module)
     module.graph.eliminate_dead_code()
@@ -80,7 +78,7 @@ def run_forward(
     watched, inputs, mode = _watch(model, call, loss, None, None)
     try:
         with _capturing(model) as stack:
-            aot_export_joint_with_descriptors(stack, _ForwardOnly(watched), inputs)
+            export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
         return mode
     raise AssertionError("a capture runs the forward pass")
@@ -105,12 +103,11 @@ def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[ExitStack]:
     """Set up everything around a capture."""
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its own internals
-        stack.callback(_FAKE_LOG.setLevel, _FAKE_LOG.level)
-        _FAKE_LOG.setLevel(logging.CRITICAL)  # an operator that fails is told of once, by an error
+        stack.enter_context(without_log())
         stack.enter_context(fx_traceback.preserve_node_meta())
         stack.enter_context(lenient_kernels())
         stack.enter_context(eager_pieces(lean=lean))
-        stack.enter_context(_lists_asked_for())
+        stack.enter_context(lists_asked_for())
         stack.enter_context(_module_paths(model))
         stack.enter_context(explained(model))
         yield stack
@@ -179,36 +176,20 @@ class _Watched(nn.Module):
 
 
 @contextmanager
-def _lists_asked_for() -> Iterator[None]:
-    """Let ``tolist`` be seen by the ``Observer``; the wrapper of AOTAutograd goes past it."""
-    wrapper: Any = functional_tensor.FunctionalTensor
-    own, wrapper.tolist = wrapper.tolist, Tensor.tolist
-    try:
-        yield
-    finally:
-        wrapper.tolist = own
-
-
-@contextmanager
 def _module_paths(model: nn.Module) -> Iterator[None]:
     """Annotate every op with the path of the submodule it runs in."""
     paths = {module: name for name, module in model.named_modules()}
     open_annotations: list[Any] = []
 
-    def enter(module: nn.Module, args: Any) -> None:
+    def enter(module: nn.Module) -> None:
         if module in paths:
             annotation = fx_traceback.annotate({"module": paths[module]})
             annotation.__enter__()
             open_annotations.append(annotation)
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module) -> None:
         if module in paths:
             open_annotations.pop().__exit__(None, None, None)
 
-    first = register_module_forward_pre_hook(enter)
-    last = register_module_forward_hook(leave, always_call=True)
-    try:
+    with forwards_watched(enter, leave):
         yield
-    finally:
-        first.remove()
-        last.remove()

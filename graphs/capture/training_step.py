@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from planner.graphs.capture.guards.call import class_name, device_type, fake_call, signature_of
 from planner.graphs.capture.joint_graph import Joint
@@ -28,6 +26,8 @@ from planner.graphs.costs.workspace import estimate_workspace
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
 from planner.graphs.hardware.detect import local_device
+from planner.graphs.torch_api.fake_tensors import FakeTensor
+from planner.graphs.torch_api.operators import OpOverload
 
 COSTS = ("roofline", "measured")
 
@@ -72,6 +72,7 @@ def capture(
         CaptureError: the step cannot be captured; the message names the user's line.
         ValueError: an unknown device, optimizer or cost mode.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     >>> found = capture(model, torch.zeros(2, 4), loss=torch.mean)
     >>> [op.target for op in found.graph.ops][:3]
@@ -180,6 +181,7 @@ def recapture(
 def optimizer_of(graph: Graph) -> OptimizerStep | None:
     """Return the optimizer step that a captured graph ends with.
 
+    >>> import torch
     >>> found = capture(nn.Linear(4, 1), torch.zeros(2, 4), optimizer="sgd")
     >>> optimizer_of(found.graph).state_bytes
     0
@@ -230,13 +232,13 @@ def _matched(memory: Memory, call: Call, node: fx.Node) -> Memory:
 
 
 def _runs(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload)
+    return isinstance(node.target, OpOverload)
 
 
 def _call(node: fx.Node) -> Call:
     value = lambda n: n.meta.get("val")  # noqa: E731
     args = fx.node.map_arg(node.args, value)
-    assert isinstance(node.target, torch._ops.OpOverload)
+    assert isinstance(node.target, OpOverload)
     return Call(node.target, tuple(args), dict(fx.node.map_arg(node.kwargs, value)))
 
 

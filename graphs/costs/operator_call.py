@@ -12,9 +12,11 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.torch_api.fake_tensors import FakeTensorMode
+from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.storages import storage_key
 
 Fill = Callable[[int, torch.dtype, torch.device, int], Tensor]
 _BLOCK = 2**16
@@ -24,7 +26,7 @@ _BLOCK = 2**16
 class Call:
     """An operator and its arguments, tensors fake, on meta or real: only their shapes are used."""
 
-    target: torch._ops.OpOverload
+    target: OpOverload
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,7 +64,7 @@ def signature(call: Call) -> str:
 def _text(tree: Any, storages: dict[int, int]) -> str:
     if isinstance(tree, Tensor):
         shape, stride = (",".join(map(str, n)) for n in (tree.shape, tree.stride()))
-        number = storages.setdefault(_storage_id(tree), len(storages))
+        number = storages.setdefault(storage_key(tree), len(storages))
         dtype = str(tree.dtype).removeprefix("torch.")
         offset = tree.storage_offset()
         return f"{dtype}[{shape}][{stride}]+{offset}@{number} {tree.device.type}"
@@ -72,10 +74,6 @@ def _text(tree: Any, storages: dict[int, int]) -> str:
         items = (f"{key}: {_text(tree[key], storages)}" for key in sorted(tree))
         return f"{{{', '.join(items)}}}"
     return repr(tree)
-
-
-def _storage_id(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def materialise(call: Call, fill: Fill) -> Call:
@@ -94,7 +92,7 @@ def materialise(call: Call, fill: Fill) -> Call:
 
     def real(tree: Any) -> Any:
         if isinstance(tree, Tensor):
-            key = _storage_id(tree)
+            key = storage_key(tree)
             if key not in storages:
                 storages[key] = fill(sizes[key], tree.dtype, tree.device, limit)
             flat = storages[key].view(tree.dtype)
@@ -164,7 +162,7 @@ def _recurrent_workspace(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args[:-1], forward(image, w1, w2, w3, w4, hx, cx, *flags)[3])
 
 
-_PREPARE: dict[torch._ops.OpOverload, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+_PREPARE: dict[OpOverload, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
     torch.ops.aten._grouped_mm.default: _even_groups,
     torch.ops.aten.mkldnn_rnn_layer_backward.default: _recurrent_workspace,
 }
@@ -199,14 +197,14 @@ def input_bytes(call: Call) -> int:
 
 def new_storage_bytes(call: Call, outputs: Any) -> tuple[int, ...]:
     """Return the bytes of each storage among the outputs that is not one of the arguments'."""
-    given = {_storage_id(t) for t in tensors_of(call)}
-    made = {_storage_id(t): t.untyped_storage().nbytes() for t in tensors_in(outputs)}
+    given = {storage_key(t) for t in tensors_of(call)}
+    made = {storage_key(t): t.untyped_storage().nbytes() for t in tensors_in(outputs)}
     return tuple(size for key, size in made.items() if key not in given)
 
 
 def _storage_bytes(call: Call) -> dict[int, int]:
     sizes: dict[int, int] = {}
     for tensor in tensors_of(call):
-        key = _storage_id(tensor)
+        key = storage_key(tensor)
         sizes[key] = max(sizes.get(key, 0), _end_bytes(tensor))
     return sizes

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from planner.graphs.hardware.devices import Device
+from planner.graphs.torch_api.operators import OpOverload, overwritten
 
 aten = torch.ops.aten
 _Formula = Callable[[Sequence[Any], Sequence[Tensor]], int]
@@ -34,7 +35,7 @@ class OpCost:
 
 
 def op_cost(
-    target: torch._ops.OpOverload,
+    target: OpOverload,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     outputs: Any,
@@ -49,7 +50,8 @@ def op_cost(
     >>> op_cost(aten.mm.default, (x, w), {}, x @ w)
     OpCost(flops=1024, moved_bytes=896, dtype='float32')
     """
-    made = list(tensors_in(outputs)) or list(_overwritten(target, args))
+    # what returns nothing (``_foreach_add_``) makes what it writes to
+    made = list(tensors_in(outputs)) or list(tensors_in(list(overwritten(target, args))))
     read = list(tensors_in((args, kwargs)))
     dtype = next((t.dtype for t in (*read, *made) if t.is_floating_point()), torch.float32)
     name = str(dtype).removeprefix("torch.")
@@ -92,13 +94,6 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
         yield from tensors_in(list(tree.values()))
 
 
-def _overwritten(target: torch._ops.OpOverload, args: Sequence[Any]) -> Iterator[Tensor]:
-    """Yield the arguments that a call with nothing to return (``_foreach_add_``) writes to."""
-    for argument, value in zip(target._schema.arguments, args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from tensors_in(value)
-
-
 def _extent_bytes(tensor: Tensor) -> int:
     """Return the bytes of the distinct elements: an expanded dimension is read once."""
     if 0 in tensor.shape:
@@ -108,7 +103,7 @@ def _extent_bytes(tensor: Tensor) -> int:
 
 
 def _flops(
-    target: torch._ops.OpOverload,
+    target: OpOverload,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     outputs: Any,

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_iter, tree_map
 
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.dispatch import without_modes
+from planner.graphs.torch_api.pytree import tree_iter, tree_map
 
 _LARGEST_SHADOW = 2**24  # elements; a larger tensor is never a question's operand in practice
 _TORCH = str(Path(torch.__file__).parent)
@@ -220,9 +221,7 @@ class Observer(TorchFunctionMode):
 @contextmanager
 def real_tensors() -> Iterator[None]:
     """Compute with real tensors inside a capture."""
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
+    with without_modes(), torch.no_grad():
         yield
 
 

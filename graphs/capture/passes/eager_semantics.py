@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.ops import keep_layout_of_noise
+from planner.graphs.torch_api.storages import storage_key
 
 _BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 _RECURRENT_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
@@ -114,7 +115,7 @@ def _own_gradients(joint: Joint) -> tuple[fx.Node | None, ...]:
 
 
 def _storage(node: fx.Node) -> int:
-    return int(node.meta["val"].untyped_storage()._cdata)
+    return storage_key(node.meta["val"])
 
 
 def _fits(owner: fx.Node, node: fx.Node) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from planner.errors import CaptureError
 from planner.graphs.capture.guards.call import device_type
@@ -30,6 +29,7 @@ from planner.graphs.capture.step_function import (
 )
 from planner.graphs.capture.training_step import Traced, capture_joint, has_data
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
 from planner.sharding.wrapped.boundary import Region, calls_of, region_of, stub_of
 from planner.sharding.wrapped.unit_choice import called_once, find_units, kinds_of
 
