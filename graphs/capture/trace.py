@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.fx.traceback as fx_traceback
 from torch import Tensor, nn
 
 from planner.graphs.capture.guards.modules import watched_reads
@@ -21,6 +20,7 @@ from planner.graphs.capture.guards.values import Decisions, Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
 from planner.graphs.capture.step_function import Arguments, Step, unique_tensors
 from planner.graphs.capture.trace_errors import explained
+from planner.graphs.torch_api.annotations import annotate, preserve_node_meta
 from planner.graphs.torch_api.decompositions import eager_pieces
 from planner.graphs.torch_api.fake_kernels import lenient_kernels
 from planner.graphs.torch_api.fake_tensors import (
@@ -32,6 +32,7 @@ from planner.graphs.torch_api.fake_tensors import (
 from planner.graphs.torch_api.functional_tensors import lists_asked_for
 from planner.graphs.torch_api.joint_export import export_joint
 from planner.graphs.torch_api.module_watch import forwards_watched
+from planner.graphs.torch_api.versions import require_supported
 
 
 def trace(
@@ -101,10 +102,11 @@ class _ForwardOnly(nn.Module):
 @contextmanager
 def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[ExitStack]:
     """Set up everything around a capture."""
+    require_supported()
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its own internals
         stack.enter_context(without_log())
-        stack.enter_context(fx_traceback.preserve_node_meta())
+        stack.enter_context(preserve_node_meta())
         stack.enter_context(lenient_kernels())
         stack.enter_context(eager_pieces(lean=lean))
         stack.enter_context(lists_asked_for())
@@ -183,7 +185,7 @@ def _module_paths(model: nn.Module) -> Iterator[None]:
 
     def enter(module: nn.Module) -> None:
         if module in paths:
-            annotation = fx_traceback.annotate({"module": paths[module]})
+            annotation = annotate({"module": paths[module]})
             annotation.__enter__()
             open_annotations.append(annotation)
 

@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch._higher_order_ops.effects import _register_effectful_op
-from torch._library.effects import EffectType
 from torch._ops import OpOverload
 from torch.fx.node import _side_effectful_functions
+
+from planner.graphs.torch_api.versions import newer
+
+_effect_of = newer("torch._higher_order_ops.effects:_get_effect")
 
 _KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 _DROPOUT = torch.ops.aten.dropout.default
@@ -71,6 +74,7 @@ def _masks_exactly(p: float, dtype: torch.dtype) -> bool:
 @contextmanager
 def _checks_without_tokens() -> Iterator[None]:
     """Keep the check after a factorization as the call it is, which nothing reads."""
+    before = _effect_of(_CHECK)
     handle = _register_effectful_op(_CHECK, None)
     _side_effectful_functions.add(_CHECK)
     try:
@@ -78,7 +82,7 @@ def _checks_without_tokens() -> Iterator[None]:
     finally:
         _side_effectful_functions.remove(_CHECK)
         handle.destroy()
-        _register_effectful_op(_CHECK, EffectType.ORDERED)
+        _register_effectful_op(_CHECK, before)
 
 
 @contextmanager

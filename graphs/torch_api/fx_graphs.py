@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from torch import fx
-from torch.fx.graph import _BoxedCodeGen
+
+from planner.graphs.torch_api.versions import newer
+
+_BoxedCodeGen = newer("torch.fx.graph:_BoxedCodeGen")
 
 
 def before_all(graph: fx.Graph) -> fx.Node:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from torch import Tensor, fx, nn
-from torch._functorch._aot_autograd import descriptors
-from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 
-__all__ = ["descriptors", "export_joint"]
+from planner.graphs.torch_api.versions import newer
+
+descriptors = newer("torch._functorch._aot_autograd.descriptors")
+"""What placeholders and outputs are: a parameter, an input, a gradient."""
+
+_export = newer("torch._functorch.aot_autograd:aot_export_joint_with_descriptors")
 
 
 def export_joint(stack: ExitStack, module: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -20,4 +23,5 @@ def export_joint(stack: ExitStack, module: nn.Module, inputs: Sequence[Tensor]) 
         module: its parameters and buffers become placeholders.
         inputs: what it is called with, fake.
     """
-    return aot_export_joint_with_descriptors(stack, module, tuple(inputs)).graph_module
+    module_of_graph: fx.GraphModule = _export(stack, module, tuple(inputs)).graph_module
+    return module_of_graph

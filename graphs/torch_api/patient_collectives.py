@@ -10,8 +10,10 @@ from typing import Any
 
 import torch.distributed as dist
 
+from planner.graphs.torch_api.versions import present
+
 _PATIENCE_SECONDS = 0.01
-_COLLECTIVES = ("all_gather_single", "reduce_scatter_single", "all_reduce")
+_RENAMED = ("torch.distributed:all_gather_single", "torch.distributed:reduce_scatter_single")
 
 
 @contextmanager
@@ -21,7 +23,8 @@ def patient_collectives() -> Iterator[None]:
     Gloo's threads then let go of its buffers before the caller does: the profiler does not see
     what they free, and the records would drift upwards.
     """
-    before = {name: getattr(dist, name) for name in _COLLECTIVES}
+    names = ["all_reduce", *(str(present(name)).partition(":")[2] for name in _RENAMED)]
+    before = {name: getattr(dist, name) for name in names}
 
     def waiting(name: str) -> Callable[..., Any]:
         @functools.wraps(before[name])
@@ -36,7 +39,7 @@ def patient_collectives() -> Iterator[None]:
         return call
 
     try:
-        for name in _COLLECTIVES:
+        for name in names:
             setattr(dist, name, waiting(name))
         yield
     finally:

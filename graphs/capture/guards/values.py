@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.annotations import annotate
 from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.pytree import tree_iter, tree_map
 
