@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from torch.optim import Optimizer
 from planner.graphs.capture.storage_meter import StorageMeter
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.optimizer_internals import drop_hooks, foreach_on_fakes
+from planner.graphs.torch_api.patches import patching
+from planner.graphs.torch_api.quiet import silence_warnings
 
 OptimizerLike = str | type[Optimizer] | Optimizer | Callable[[list[Tensor]], Optimizer]
 
@@ -90,8 +91,9 @@ def optimizer_step(
     """
     if optimizer is None or not parameters:
         return OptimizerStep("none", 0, 0, 0)
-    with warnings.catch_warnings(), FakeTensorMode(), torch.enable_grad(), foreach_on_fakes():
-        warnings.simplefilter("ignore")  # what its real step will say too
+    with patching() as patches, FakeTensorMode(), torch.enable_grad():
+        silence_warnings(patches)  # its real step will say the same
+        foreach_on_fakes(patches)
         return _observe(parameters, optimizer, device)
 
 

@@ -55,8 +55,9 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
             if tensor.device.type != self._device_type or key in self._known:
                 continue
             self._known.add(key)
-            self.level_bytes += storage.nbytes()
-            weakref.finalize(storage, self._forget, key, storage.nbytes())
+            size_bytes = storage.nbytes()  # first: garbage may be collected, and counted, in it
+            self.level_bytes += size_bytes
+            weakref.finalize(storage, self._forget, key, size_bytes)
         self.peak_bytes = max(self.peak_bytes, self.level_bytes)
 
     def _forget(self, key: int, size_bytes: int) -> None:

@@ -6,7 +6,6 @@ nothing of what the traced graph means, nor of costs, values or schedules.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,15 +22,13 @@ from planner.graphs.capture.trace_errors import explained
 from planner.graphs.torch_api.annotations import annotate, preserve_node_meta
 from planner.graphs.torch_api.decompositions import eager_pieces
 from planner.graphs.torch_api.fake_kernels import lenient_kernels
-from planner.graphs.torch_api.fake_tensors import (
-    FakeTensor,
-    FakeTensorMode,
-    detect_fake_mode,
-    without_log,
-)
-from planner.graphs.torch_api.functional_tensors import lists_asked_for
+from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode, detect_fake_mode
+from planner.graphs.torch_api.functional_tensors import let_lists_be_asked_for
 from planner.graphs.torch_api.joint_export import export_joint
-from planner.graphs.torch_api.module_watch import forwards_watched
+from planner.graphs.torch_api.module_watch import watch_forwards
+from planner.graphs.torch_api.patches import Patches, patching
+from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warnings
+from planner.graphs.torch_api.random_state import leave_generators_alone
 from planner.graphs.torch_api.versions import require_supported
 
 
@@ -56,8 +53,8 @@ def trace(
     parameters, buffers = unique_tensors(model)
     watched, inputs, _ = _watch(model, call, loss, device, answers)
     step = watched.step
-    with _capturing(model, lean=lean) as stack:
-        reads = stack.enter_context(watched_reads(model))
+    with _capturing(model, lean=lean) as (stack, patches):
+        reads = stack.enter_context(watched_reads(model, patches))
         module = export_joint(stack, watched, inputs)
     assert step.outputs is not None
     refuse_baked_tensors(model, module)
@@ -78,7 +75,7 @@ def run_forward(
     """
     watched, inputs, mode = _watch(model, call, loss, None, None)
     try:
-        with _capturing(model) as stack:
+        with _capturing(model) as (stack, _):
             export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
         return mode
@@ -100,19 +97,20 @@ class _ForwardOnly(nn.Module):
 
 
 @contextmanager
-def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[ExitStack]:
+def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[tuple[ExitStack, Patches]]:
     """Set up everything around a capture."""
     require_supported()
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about its own internals
-        stack.enter_context(without_log())
+    with patching() as patches, ExitStack() as stack:
+        silence_warnings(patches)
+        silence_fake_tensors(patches)
+        leave_generators_alone(patches)
+        lenient_kernels(patches)
+        eager_pieces(patches, lean=lean)
+        let_lists_be_asked_for(patches)
         stack.enter_context(preserve_node_meta())
-        stack.enter_context(lenient_kernels())
-        stack.enter_context(eager_pieces(lean=lean))
-        stack.enter_context(lists_asked_for())
-        stack.enter_context(_module_paths(model))
+        stack.enter_context(_module_paths(model, patches))
         stack.enter_context(explained(model))
-        yield stack
+        yield stack, patches
 
 
 def _watch(
@@ -178,7 +176,7 @@ class _Watched(nn.Module):
 
 
 @contextmanager
-def _module_paths(model: nn.Module) -> Iterator[None]:
+def _module_paths(model: nn.Module, patches: Patches) -> Iterator[None]:
     """Annotate every op with the path of the submodule it runs in."""
     paths = {module: name for name, module in model.named_modules()}
     open_annotations: list[Any] = []
@@ -193,5 +191,9 @@ def _module_paths(model: nn.Module) -> Iterator[None]:
         if module in paths:
             open_annotations.pop().__exit__(None, None, None)
 
-    with forwards_watched(enter, leave):
+    watch_forwards(patches, enter, leave)
+    try:
         yield
+    finally:
+        while open_annotations:  # an interrupt goes past what is called after an exception
+            open_annotations.pop().__exit__(None, None, None)

@@ -28,6 +28,7 @@ from planner.graphs.hardware import devices
 from planner.graphs.hardware.detect import local_device
 from planner.graphs.torch_api.fake_tensors import FakeTensor
 from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.patches import capturing
 
 COSTS = ("roofline", "measured")
 
@@ -100,6 +101,7 @@ class Traced:
     lowering: Lowering
 
 
+@capturing()
 def capture_joint(
     model: nn.Module,
     call: Arguments,
@@ -162,6 +164,7 @@ def has_data(model: nn.Module) -> bool:
     return not any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters())
 
 
+@capturing()
 def recapture(
     model: nn.Module, signature: dict[str, Any], loss: Callable[..., Any] | None
 ) -> tuple[Joint, Graph, Lowering]:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 from torch import Tensor
-from torch._subclasses import functional_tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+from planner.graphs.torch_api.patches import Patches
 
 
-@contextmanager
-def lists_asked_for() -> Iterator[None]:
+def let_lists_be_asked_for(patches: Patches) -> None:
     """Let ``tolist`` be seen by a ``TorchFunctionMode``; the wrapper's own goes past it."""
-    wrapper: Any = functional_tensor.FunctionalTensor
-    own, wrapper.tolist = wrapper.tolist, Tensor.tolist
-    try:
-        yield
-    finally:
-        wrapper.tolist = own
+    patches.attribute(FunctionalTensor, "tolist", Tensor.tolist)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import _foreach_supported_types
 
 from planner.graphs.torch_api.fake_tensors import FakeTensor
+from planner.graphs.torch_api.patches import Patches
 
 
-@contextmanager
-def foreach_on_fakes() -> Iterator[None]:
+def foreach_on_fakes(patches: Patches) -> None:
     """Let torch choose foreach kernels as it would for the real parameters of that device."""
-    _foreach_supported_types.append(FakeTensor)
-    try:
-        yield
-    finally:
-        _foreach_supported_types.remove(FakeTensor)
+    patches.member(_foreach_supported_types, FakeTensor)
 
 
 def drop_hooks(optimizer: Optimizer) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from planner.graphs.torch_api.patches import patching
 from planner.graphs.torch_api.versions import present
 
 _PATIENCE_SECONDS = 0.01
@@ -24,24 +25,20 @@ def patient_collectives() -> Iterator[None]:
     what they free, and the records would drift upwards.
     """
     names = ["all_reduce", *(str(present(name)).partition(":")[2] for name in _RENAMED)]
-    before = {name: getattr(dist, name) for name in names}
-
-    def waiting(name: str) -> Callable[..., Any]:
-        @functools.wraps(before[name])
-        def call(*args: Any, async_op: bool = False, **kwargs: Any) -> Any:
-            work = before[name](*args, async_op=True, **kwargs)
-            if async_op:
-                return work
-            work.wait()
-            time.sleep(_PATIENCE_SECONDS)
-            return None
-
-        return call
-
-    try:
+    with patching() as patches:
         for name in names:
-            setattr(dist, name, waiting(name))
+            patches.attribute(dist, name, _waiting(getattr(dist, name)))
         yield
-    finally:
-        for name, own in before.items():
-            setattr(dist, name, own)
+
+
+def _waiting(collective: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(collective)
+    def call(*args: Any, async_op: bool = False, **kwargs: Any) -> Any:
+        work = collective(*args, async_op=True, **kwargs)
+        if async_op:
+            return work
+        work.wait()
+        time.sleep(_PATIENCE_SECONDS)
+        return None
+
+    return call

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs.torch_api.module_internals import hooks_of, tensor_stores
-from planner.graphs.torch_api.module_watch import attributes_watched
+from planner.graphs.torch_api.module_watch import watch_attributes
+from planner.graphs.torch_api.patches import Patches
 
 _CONSTANTS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, type)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
@@ -45,14 +46,15 @@ class Fixed:
 
 
 @contextmanager
-def watched_reads(model: nn.Module) -> Iterator[list[Read]]:
+def watched_reads(model: nn.Module, patches: Patches) -> Iterator[list[Read]]:
     """Collect the attributes that are read of a model's modules inside the block.
 
     Of interest are constants, functions and tensors that are plain attributes. What the block
     itself changes, such as a count of its calls, is left out.
 
+    >>> from planner.graphs.torch_api.patches import patching
     >>> model = nn.Sequential(nn.Dropout(0.1))
-    >>> with watched_reads(model) as found:
+    >>> with patching() as patches, watched_reads(model, patches) as found:
     ...     _ = model(torch.ones(2))
     >>> [(read.path, read.name, read.value) for read in found]
     [('0', 'p', 0.1), ('0', 'inplace', False)]
@@ -68,8 +70,8 @@ def watched_reads(model: nn.Module) -> Iterator[list[Read]]:
                 seen[place, name] = Read(path, place, name, _told(value))
 
     found: list[Read] = []
-    with attributes_watched(look):
-        yield found
+    watch_attributes(patches, look)
+    yield found
     found += [r for r in seen.values() if _same(r.value, _now(modules[r.place], r.name))]
 
 
