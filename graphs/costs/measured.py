@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,12 +148,20 @@ def _guarded(call: Call, one: Callable[[Call], T]) -> T:
                 f"on {device}: it is not run"
             )
         # Only with gradients enabled does a recurrent layer make what its backward needs.
-        with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.enable_grad(), _random_state_kept(call, device):
             return one(call)
     except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError) as error:
         if isinstance(error, MeasureError):
             raise
         raise MeasureError(f"{call.target} does not run on made-up data: {error}") from error
+
+
+def _random_state_kept(call: Call, device: torch.device) -> AbstractContextManager[None]:
+    """Put the generator back after what may draw; else leave it to other threads meanwhile."""
+    drawing = torch.Tag.nondeterministic_seeded in call.target.tags
+    if call.target.namespace == "aten" and not drawing:
+        return nullcontext()
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _available_bytes(device: torch.device) -> int:
