@@ -9,6 +9,7 @@ captured graph is valid for them only if every answer is the same. Knows nothing
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.pytree import tree_iter, tree_map
 
 _LARGEST_SHADOW = 2**24  # elements; a larger tensor is never a question's operand in practice
-_TORCH = str(Path(torch.__file__).parent)
 _QUESTIONS = frozenset(
     {
         Tensor.__bool__,
@@ -49,7 +49,10 @@ _FACTORIES = frozenset(
 _RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "poisson")
 _STEP = str(Path(__file__).parents[1] / "step_function.py")
 """Where the user's code is called from: what is further out did not compute anything."""
-_OURS = str(Path(__file__).parents[3])
+_NOT_THE_USERS = tuple(
+    str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[3])
+)
+"""Torch and this package; the separator tells them from ``torchvision`` and ``planner_app``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +247,7 @@ def user_line(frame: FrameType | None = None, line: int | None = None, *, walk: 
         name = frame.f_code.co_filename
         if name == _STEP and walk:
             return ""
-        if not name.startswith((_TORCH, _OURS)):
+        if not name.startswith(_NOT_THE_USERS):
             return f"{name}:{line or frame.f_lineno}"
         frame, line = (frame.f_back, None) if walk else (None, None)
     return ""
