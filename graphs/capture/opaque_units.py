@@ -44,7 +44,7 @@ def _empty(like: Tensor, shape: list[int], stride: list[int], dtype: str) -> Ten
     return torch.empty_strided(shape, stride, dtype=getattr(torch, dtype), device=like.device)
 
 
-class _Unit(torch.autograd.Function):
+class _UnitFunction(torch.autograd.Function):
     """The operator under autograd; its spec says for which inputs gradients are wanted."""
 
     @staticmethod
@@ -98,7 +98,7 @@ def stubbed(
                 "differentiable": stub.outputs.differentiable,
                 "wanted": [i for i, t in enumerate(inputs) if t.requires_grad],
             }
-            return stub.outputs.rebuild(_Unit.apply(spec, *inputs))  # type: ignore[no-untyped-call]
+            return stub.outputs.rebuild(_UnitFunction.apply(spec, *inputs))  # type: ignore[no-untyped-call]
 
         return forward
 

@@ -165,7 +165,7 @@ def _loss_index(output: Any, tensors: list[Tensor], labels: list[str]) -> int | 
     return 0 if scalar[0] else None
 
 
-class Step(nn.Module):
+class StepFunction(nn.Module):
     """Parameters, buffers and input tensors in; output tensors out. Tied tensors are one argument.
 
     After a call ``outputs`` describes what came out.

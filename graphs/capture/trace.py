@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from planner.graphs.capture.guards.modules import watched_reads
 from planner.graphs.capture.guards.values import Decisions, Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
-from planner.graphs.capture.step_function import Arguments, Step, unique_tensors
+from planner.graphs.capture.step_function import Arguments, StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
 from planner.graphs.torch_api.annotations import annotate, preserve_node_meta
 from planner.graphs.torch_api.decompositions import eager_pieces
@@ -127,7 +127,7 @@ def _watch(
     target = device or torch.device("cpu")
     fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
     inputs = tuple(blank(t, mode, target if t.is_meta else t.device) for t in call.tensors)
-    step = Step(
+    step = StepFunction(
         model,
         {n: fake(p) for n, p in parameters.items()},
         {n: fake(b) for n, b in buffers.items()},
@@ -162,7 +162,7 @@ class _Watched(nn.Module):
     """A step run under an ``Observer``; AOTAutograd runs it several times, the last one counts."""
 
     def __init__(
-        self, step: Step, data: Sequence[Tensor] | None, answers: Sequence[Any] | None
+        self, step: StepFunction, data: Sequence[Tensor] | None, answers: Sequence[Any] | None
     ) -> None:
         super().__init__()
         self.step, self._data, self._answers = step, data, answers

@@ -20,7 +20,7 @@ from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.capture.trace import trace
 from planner.graphs.costs.cache import default_cache
 from planner.graphs.costs.measured import Memory, measure_memory, measure_seconds
-from planner.graphs.costs.operator_call import Call, new_storage_bytes
+from planner.graphs.costs.operator_call import OperatorCall, new_storage_bytes
 from planner.graphs.costs.roofline import op_cost, roofline_seconds, tensors_in
 from planner.graphs.costs.workspace import estimate_workspace
 from planner.graphs.graph import Graph, Kind, Phase
@@ -226,7 +226,7 @@ def _prices(
     return prices | {n: _copy_price(n, device) for n in kernels if n not in calls}
 
 
-def _matched(memory: Memory, call: Call, node: fx.Node) -> Memory:
+def _matched(memory: Memory, call: OperatorCall, node: fx.Node) -> Memory:
     """Count as scratch what a kernel returns in more, or other, storages than its fake does."""
     made = new_storage_bytes(call, node.meta.get("val"))
     if len(memory.output_bytes) in (0, len(made)):
@@ -238,11 +238,11 @@ def _runs(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload)
 
 
-def _call(node: fx.Node) -> Call:
+def _call(node: fx.Node) -> OperatorCall:
     value = lambda n: n.meta.get("val")  # noqa: E731
     args = fx.node.map_arg(node.args, value)
     assert isinstance(node.target, OpOverload)
-    return Call(node.target, tuple(args), dict(fx.node.map_arg(node.kwargs, value)))
+    return OperatorCall(node.target, tuple(args), dict(fx.node.map_arg(node.kwargs, value)))
 
 
 def _copy_price(node: fx.Node, device: devices.Device) -> Price:

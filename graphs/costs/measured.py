@@ -19,7 +19,7 @@ import torch
 
 from planner.graphs.costs.cache import environment, recall, remember
 from planner.graphs.costs.operator_call import (
-    Call,
+    OperatorCall,
     blank,
     device_of,
     input_bytes,
@@ -46,10 +46,10 @@ class MeasureError(RuntimeError):
 
 
 def measure_seconds(
-    calls: Sequence[Call],
+    calls: Sequence[OperatorCall],
     *,
     cache: Path | None = None,
-    fallback: Callable[[Call], float] | None = None,
+    fallback: Callable[[OperatorCall], float] | None = None,
 ) -> list[float]:
     """Time each distinct call: the median of at least three runs, freeing included.
 
@@ -71,10 +71,10 @@ class Memory:
 
 
 def measure_memory(
-    calls: Sequence[Call],
+    calls: Sequence[OperatorCall],
     *,
     cache: Path | None = None,
-    fallback: Callable[[Call], int] | None = None,
+    fallback: Callable[[OperatorCall], int] | None = None,
 ) -> list[Memory]:
     """Find the scratch bytes of each distinct call, and the true sizes of what it returns.
 
@@ -90,7 +90,7 @@ def measure_memory(
         MeasureError: such a call, when there is no ``fallback``.
 
     >>> x = torch.empty(8, 8)
-    >>> measure_memory([Call(torch.ops.aten.add.Tensor, (x, x))])
+    >>> measure_memory([OperatorCall(torch.ops.aten.add.Tensor, (x, x))])
     [Memory(workspace_bytes=0, output_bytes=(256,))]
     """
     estimate = None if fallback is None else (lambda call: [fallback(call)])
@@ -99,11 +99,11 @@ def measure_memory(
 
 
 def _each(
-    calls: Sequence[Call],
+    calls: Sequence[OperatorCall],
     kind: str,
-    one: Callable[[Call], N],
+    one: Callable[[OperatorCall], N],
     cache: Path | None,
-    fallback: Callable[[Call], N] | None,
+    fallback: Callable[[OperatorCall], N] | None,
 ) -> list[N]:
     """Apply ``one`` to each distinct call that the cache does not know."""
     keys = [signature(call) for call in calls]
@@ -129,7 +129,7 @@ def _each(
     return [answers[key] for key in keys]
 
 
-def _check_present(call: Call) -> str:
+def _check_present(call: OperatorCall) -> str:
     """Return the environment the call runs in."""
     device = device_of(call)
     if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available()):
@@ -137,7 +137,7 @@ def _check_present(call: Call) -> str:
     raise MeasureError(f"{call.target} is for {device}, which is not on this machine")
 
 
-def _guarded(call: Call, one: Callable[[Call], T]) -> T:
+def _guarded(call: OperatorCall, one: Callable[[OperatorCall], T]) -> T:
     """Apply ``one``, unless its tensors would not fit; leave the random state alone."""
     device = device_of(call)
     try:
@@ -156,7 +156,7 @@ def _guarded(call: Call, one: Callable[[Call], T]) -> T:
         raise MeasureError(f"{call.target} does not run on made-up data: {error}") from error
 
 
-def _random_state_kept(call: Call, device: torch.device) -> AbstractContextManager[None]:
+def _random_state_kept(call: OperatorCall, device: torch.device) -> AbstractContextManager[None]:
     """Put the generator back after what may draw; else leave it to other threads meanwhile."""
     drawing = torch.Tag.nondeterministic_seeded in call.target.tags
     if call.target.namespace == "aten" and not drawing:
@@ -170,7 +170,7 @@ def _available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _memory(call: Call) -> list[int]:
+def _memory(call: OperatorCall) -> list[int]:
     """Return the most that a run held beyond its outputs, then the outputs.
 
     Zeros cost nothing to make, but a kernel such as the matrix exponential takes another path, and
@@ -188,17 +188,17 @@ def _memory(call: Call) -> list[int]:
     return list(map(max, on_zeros, on_data))
 
 
-def _watched(real: Call) -> list[int]:
+def _watched(real: OperatorCall) -> list[int]:
     record = measure_peak(lambda: _run_and_drop(real), device_of(real), collect=False)
     return [max(0, record.peak_bytes - sum(record.result)), *record.result]
 
 
-def _run_and_drop(call: Call) -> tuple[int, ...]:
+def _run_and_drop(call: OperatorCall) -> tuple[int, ...]:
     """Run a call, free what it returns while still watched, and say how much that was."""
     return new_storage_bytes(call, call.run())
 
 
-def _seconds(call: Call) -> float:
+def _seconds(call: OperatorCall) -> float:
     real = materialise(call, random)
     clock = _cuda_seconds if device_of(call).type == "cuda" else _wall_seconds
     clock(real)  # warm: code paths are chosen and pages mapped on the first run
@@ -210,13 +210,13 @@ def _seconds(call: Call) -> float:
     return statistics.median(runs)
 
 
-def _wall_seconds(call: Call) -> float:
+def _wall_seconds(call: OperatorCall) -> float:
     start = time.perf_counter()
     call.run()
     return time.perf_counter() - start
 
 
-def _cuda_seconds(call: Call) -> float:
+def _cuda_seconds(call: OperatorCall) -> float:
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()

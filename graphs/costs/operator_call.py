@@ -23,7 +23,7 @@ _BLOCK = 2**16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class OperatorCall:
     """An operator and its arguments, tensors fake, on meta or real: only their shapes are used."""
 
     target: OpOverload
@@ -35,26 +35,26 @@ class Call:
         return self.target(*self.args, **self.kwargs)
 
 
-def tensors_of(call: Call) -> Iterator[Tensor]:
+def tensors_of(call: OperatorCall) -> Iterator[Tensor]:
     """Yield the tensor arguments of a call."""
     return tensors_in((call.args, call.kwargs))
 
 
-def device_of(call: Call) -> torch.device:
+def device_of(call: OperatorCall) -> torch.device:
     """Return where a call runs: with its first tensor, else where it is told to."""
     for tensor in tensors_of(call):
         return tensor.device
     return torch.device(call.kwargs.get("device") or "cpu")
 
 
-def signature(call: Call) -> str:
+def signature(call: OperatorCall) -> str:
     """Describe a call by all that a kernel's time and memory depend on, contents apart.
 
     Two calls with the same operator, shapes, strides, dtypes, scalars and sharing of storages
     have the same signature.
 
     >>> x = torch.empty(2, 3, device="meta")
-    >>> signature(Call(torch.ops.aten.add.Tensor, (x, x), {"alpha": 2}))
+    >>> signature(OperatorCall(torch.ops.aten.add.Tensor, (x, x), {"alpha": 2}))
     'aten.add.Tensor((float32[2,3][3,1]+0@0 meta, float32[2,3][3,1]+0@0 meta), {alpha: 2})'
     """
     storages: dict[int, int] = {}
@@ -76,13 +76,13 @@ def _text(tree: Any, storages: dict[int, int]) -> str:
     return repr(tree)
 
 
-def materialise(call: Call, fill: Fill) -> Call:
+def materialise(call: OperatorCall, fill: Fill) -> OperatorCall:
     """Return the call on tensors of the same shapes, strides, dtypes and sharing of storages.
 
     ``fill`` makes the flat tensors; arguments whose contents steer a kernel are then set right.
 
     >>> x = torch.empty(4, 2, device="meta").t()
-    >>> twice = materialise(Call(torch.ops.aten.add.Tensor, (x, x)), blank)
+    >>> twice = materialise(OperatorCall(torch.ops.aten.add.Tensor, (x, x)), blank)
     >>> twice.args[0].stride(), twice.args[0].data_ptr() == twice.args[1].data_ptr()
     ((1, 2), True)
     """
@@ -104,7 +104,7 @@ def materialise(call: Call, fill: Fill) -> Call:
     args = real(call.args)
     kwargs = {key: real(value) for key, value in call.kwargs.items()}
     prepare = _PREPARE.get(call.target, tuple)
-    return Call(call.target, prepare(args), kwargs)
+    return OperatorCall(call.target, prepare(args), kwargs)
 
 
 def blank(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
@@ -176,33 +176,33 @@ def _end_bytes(tensor: Tensor) -> int:
     return int(tensor.storage_offset() + last + 1) * tensor.element_size()
 
 
-def _index_limit(call: Call) -> int:
+def _index_limit(call: OperatorCall) -> int:
     """Return a bound below which an integer indexes any dimension of any argument."""
     sizes = [n for tensor in tensors_of(call) for n in tensor.shape]
     scalars = [a for a in call.args if type(a) is int and a > 0]
     return max(1, min((*sizes, *scalars), default=1))
 
 
-def output_bytes(call: Call) -> int:
+def output_bytes(call: OperatorCall) -> int:
     """Return the bytes of the storages a call makes, by running it on fake tensors."""
     with FakeTensorMode(), torch.no_grad():
         fake = materialise(call, _hollow)
         return sum(new_storage_bytes(fake, fake.run()))
 
 
-def input_bytes(call: Call) -> int:
+def input_bytes(call: OperatorCall) -> int:
     """Return the bytes of the storages a call reads, as far as its arguments reach into them."""
     return sum(_storage_bytes(call).values())
 
 
-def new_storage_bytes(call: Call, outputs: Any) -> tuple[int, ...]:
+def new_storage_bytes(call: OperatorCall, outputs: Any) -> tuple[int, ...]:
     """Return the bytes of each storage among the outputs that is not one of the arguments'."""
     given = {storage_key(t) for t in tensors_of(call)}
     made = {storage_key(t): t.untyped_storage().nbytes() for t in tensors_in(outputs)}
     return tuple(size for key, size in made.items() if key not in given)
 
 
-def _storage_bytes(call: Call) -> dict[int, int]:
+def _storage_bytes(call: OperatorCall) -> dict[int, int]:
     sizes: dict[int, int] = {}
     for tensor in tensors_of(call):
         key = storage_key(tensor)
