@@ -200,11 +200,11 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
     if not made and is_view(node):
         return
     fresh = set(made)
-    scratch = price.workspace_bytes
+    workspace = price.workspace_bytes
     if is_random(node) and recomputable:
         device = next(iter(tensors_in(node.meta["val"]))).device.type
         size = RNG_STATE_BYTES.get(device, 5056)
-        scratch += size  # run again, the op sets the present state aside
+        workspace += size  # run again, the op sets the present state aside
         state = b.add_value(f"{node.name}.rng", size, Kind.ACTIVATION)
         save = Op(f"{node.name}.rng", "rng_state", (), (state,), phase=phase, recomputable=False)
         b.add(save, Lowered(Role.RNG_STATE, node))
@@ -217,7 +217,7 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
         price.seconds,
         price.flops,
         price.moved_bytes,
-        scratch,
+        workspace,
         phase,
         recomputable,
         module_of(node),

@@ -64,7 +64,7 @@ def capture(
         optimizer: what ``optimizer_step`` takes; ``None`` leaves it out.
         device: a name of ``graphs.hardware.devices``; "auto" is where the model lives.
         costs: "roofline" or "measured" (times every distinct op on the model's device once).
-            Kernel scratch is measured, too, if the model is real and on ``device``; for a model on
+            Workspace is measured, too, if the model is real and on ``device``; for a model on
             meta, or for another device, both are formulas.
         accumulate: gradients of earlier micro-batches are held while this one runs.
         progress: called with a word about what begins.
@@ -199,10 +199,10 @@ def optimizer_of(graph: Graph) -> OptimizerStep | None:
 def _prices(
     joint: Joint, device: devices.Device, *, here: bool, timed: bool
 ) -> dict[fx.Node, Price]:
-    """Price every kernel: FLOPs and bytes by formula, scratch and (if asked) time by running it.
+    """Price every kernel: FLOPs and bytes by formula, workspace and (if asked) time by running it.
 
     Ops that cannot run here, because the device is another or memory is short, get the formula;
-    it speaks of a CPU's kernels, so planning for an accelerator elsewhere counts no scratch.
+    it speaks of a CPU's kernels, so planning for an accelerator elsewhere counts no workspace.
     """
     kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
     calls = {n: _call(n) for n in kernels if _runs(n)}
@@ -227,7 +227,7 @@ def _prices(
 
 
 def _matched(memory: Memory, call: OperatorCall, node: fx.Node) -> Memory:
-    """Count as scratch what a kernel returns in more, or other, storages than its fake does."""
+    """Count as workspace what a kernel returns in more, or other, storages than its fake does."""
     made = new_storage_bytes(call, node.meta.get("val"))
     if len(memory.output_bytes) in (0, len(made)):
         return memory

@@ -1,4 +1,4 @@
-"""What an operator really takes here: seconds and scratch memory, measured once and remembered.
+"""What an operator really takes here: seconds and workspace, measured once and remembered.
 
 Knows how to run one operator alone on made-up data. Knows nothing of graphs. The device must be
 present; for one that is not there are ``graphs.costs.workspace`` and the roofline.
@@ -29,7 +29,7 @@ from planner.graphs.costs.operator_call import (
     random,
     signature,
 )
-from planner.graphs.costs.workspace import needs_no_scratch
+from planner.graphs.costs.workspace import needs_no_workspace
 from planner.graphs.torch_api.allocation_records import measure_peak
 
 N = TypeVar("N", float, list[int])
@@ -61,7 +61,7 @@ def measure_seconds(
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What one call holds: scratch beyond inputs and outputs, and each storage it makes.
+    """What one call holds: workspace beyond inputs and outputs, and each storage it makes.
 
     ``output_bytes`` is empty if the call was not run: fake tensors then say what there is to know.
     """
@@ -76,7 +76,7 @@ def measure_memory(
     cache: Path | None = None,
     fallback: Callable[[OperatorCall], int] | None = None,
 ) -> list[Memory]:
-    """Find the scratch bytes of each distinct call, and the true sizes of what it returns.
+    """Find the bytes of workspace of each distinct call, and the true sizes of what it returns.
 
     Some kernels return more than fake tensors know: ``aten.mkldnn_rnn_layer`` a workspace for
     backward, ``aten.mse_loss`` a scalar in a buffer as large as its input.
@@ -84,7 +84,7 @@ def measure_memory(
     Args:
         calls: in any order and with repetitions, which cost nothing.
         cache: a folder that remembers measurements from one process to the next.
-        fallback: the scratch bytes to assume for a call that cannot be run here.
+        fallback: the bytes of workspace to assume for a call that cannot be run here.
 
     Raises:
         MeasureError: such a call, when there is no ``fallback``.
@@ -95,7 +95,7 @@ def measure_memory(
     """
     estimate = None if fallback is None else (lambda call: [fallback(call)])
     found = _each(calls, "memory", _memory, cache, estimate)
-    return [Memory(scratch, tuple(made)) for scratch, *made in found]
+    return [Memory(workspace, tuple(made)) for workspace, *made in found]
 
 
 def _each(
@@ -174,9 +174,9 @@ def _memory(call: OperatorCall) -> list[int]:
     """Return the most that a run held beyond its outputs, then the outputs.
 
     Zeros cost nothing to make, but a kernel such as the matrix exponential takes another path, and
-    more scratch, on other data. So a call that is small, or of such a kernel, runs on both.
+    more workspace, on other data. So a call that is small, or of such a kernel, runs on both.
     """
-    if needs_no_scratch(call):
+    if needs_no_workspace(call):
         return [0]
     on_zeros = _watched(materialise(call, blank))
     if "linalg" not in str(call.target) and input_bytes(call) > _SMALL_BYTES:

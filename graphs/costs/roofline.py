@@ -1,7 +1,7 @@
 """What an operator costs in principle: floating-point operations, bytes moved, roofline seconds.
 
 Knows formulas over shapes, so fake tensors suffice. Knows nothing of what a kernel really takes or
-of the scratch memory it uses: that is measured.
+of the workspace it uses: that is measured.
 """
 
 from __future__ import annotations

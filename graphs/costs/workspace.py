@@ -1,4 +1,4 @@
-"""Formulas for scratch memory, for operators that cannot be run: too large, or not on this device.
+"""Formulas for workspace, for operators that cannot be run: too large, or not on this device.
 
 Knows what oneDNN and ATen allocate on a CPU, as observed. Knows nothing of accelerators, whose
 kernels take little beyond their outputs: for those the answer is 0.
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 def estimate_workspace(call: OperatorCall) -> int:
-    """Estimate the scratch bytes of a call from its shapes; 0 where no formula is known.
+    """Estimate the bytes of workspace of a call from its shapes; 0 where no formula is known.
 
     Formulas: convolutions and their backward (layouts copied to blocked ones), attention on a CPU
     and its backward, dropout, the backward of batch norm, and arithmetic on mixed dtypes.
@@ -34,13 +34,13 @@ def estimate_workspace(call: OperatorCall) -> int:
     return 0 if formula is None or device_of(call).type == "cuda" else formula(call)
 
 
-def needs_no_scratch(call: OperatorCall) -> bool:
+def needs_no_workspace(call: OperatorCall) -> bool:
     """Say of a view, or of a product that BLAS takes as it is, that it allocates nothing else.
 
     >>> x = torch.empty(64, 64)
-    >>> needs_no_scratch(OperatorCall(aten.mm.default, (x, x.t())))
+    >>> needs_no_workspace(OperatorCall(aten.mm.default, (x, x.t())))
     True
-    >>> needs_no_scratch(OperatorCall(aten.mm.default, (x[::2, ::2], x[:32, :])))
+    >>> needs_no_workspace(OperatorCall(aten.mm.default, (x[::2, ::2], x[:32, :])))
     False
     """
     if call.target.is_view:

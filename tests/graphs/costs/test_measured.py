@@ -1,4 +1,4 @@
-"""Scratch memory and time of single operators, measured on made-up data."""
+"""Workspace and time of single operators, measured on made-up data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from planner.graphs.costs.operator_call import (
     random,
     signature,
 )
-from planner.graphs.costs.workspace import estimate_workspace, needs_no_scratch
+from planner.graphs.costs.workspace import estimate_workspace, needs_no_workspace
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.storages import storage_key
@@ -28,7 +28,7 @@ GEOMETRY = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 
 
 def calls() -> dict[str, tuple[OperatorCall, int, float]]:
-    """Return calls on fake tensors, their scratch bytes, and how far a formula may be off."""
+    """Return calls on fake tensors, their bytes of workspace, and how far a formula may be off."""
     with FakeTensorMode():
         image, weight = torch.empty(2, 64, 28, 28), torch.empty(64, 64, 3, 3)
         mixed = torch.empty(64, 64, dtype=torch.bfloat16)
@@ -59,7 +59,7 @@ def calls() -> dict[str, tuple[OperatorCall, int, float]]:
 
 
 @pytest.mark.parametrize("name", calls())
-def test_scratch_memory_is_known_and_its_formula_agrees(name: str) -> None:
+def test_workspace_is_known_and_its_formula_agrees(name: str) -> None:
     call, expected, slack = calls()[name]
     measured = measure_memory([call])[0].workspace_bytes
     assert measured == pytest.approx(expected, rel=slack)
@@ -102,15 +102,15 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("target", [aten.mm.default, aten.addmm.default, aten.bmm.default])
-def test_a_product_said_to_need_no_scratch_needs_none(target: Any, layout: str) -> None:
+def test_a_product_said_to_need_no_workspace_needs_none(target: Any, layout: str) -> None:
     shape = (4, 64, 64) if target is aten.bmm.default else (64, 64)
     left = LAYOUTS[layout](torch.rand(shape))
     right = torch.rand((*shape[:-2], left.shape[-1], 40))
     bias = [torch.rand(40)] if target is aten.addmm.default else []
     call = OperatorCall(target, (*bias, left, right))
     record = measure_peak(lambda: call.run() is None)
-    assert needs_no_scratch(call) == (layout not in {"strided", "expanded"})
-    assert not needs_no_scratch(call) or record.peak_bytes == output_bytes(call)
+    assert needs_no_workspace(call) == (layout not in {"strided", "expanded"})
+    assert not needs_no_workspace(call) or record.peak_bytes == output_bytes(call)
 
 
 def test_repeated_calls_are_measured_once_and_remembered(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_recurrent_layer_keeps_more_than_fake_tensors_know() -> None:
     assert sum(measure_memory([call])[0].output_bytes) > output_bytes(call)
 
 
-def test_scratch_that_depends_on_data_is_measured_on_data() -> None:
+def test_workspace_that_depends_on_data_is_measured_on_data() -> None:
     call = OperatorCall(torch.ops.aten.linalg_matrix_exp.default, (torch.empty(48, 48),))
     zeros = measure_peak(lambda: torch.linalg.matrix_exp(torch.zeros(48, 48)).sum().item())
     (found,) = measure_memory([call])
