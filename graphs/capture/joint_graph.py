@@ -64,7 +64,18 @@ def joint_of(
     parameter_names: tuple[str, ...],
     buffer_names: tuple[str, ...],
 ) -> Joint:
-    """Read the descriptors of a joint graph's placeholders and outputs."""
+    """Read the descriptors of a joint graph's placeholders and outputs.
+
+    Args:
+        module: what AOTAutograd exported of a ``StepFunction``.
+        outputs: how the user's output is built from the step's.
+        decisions: what the model asked of its inputs while it was traced.
+        parameter_names: of the model, in the order of the step's own.
+        buffer_names: likewise.
+
+    Raises:
+        CaptureError: the step does what a plan cannot carry out.
+    """
     where: dict[Any, fx.Node] = {}
     for node in module.graph.find_nodes(op="placeholder"):
         where[node.meta["desc"]] = node

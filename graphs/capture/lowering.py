@@ -128,8 +128,17 @@ def assemble(
     """Build the graph of a training step and the lowering of its ops.
 
     Ops keep the order of the joint graph: forward, buffer updates, tangents, backward, optimizer.
-    ``accumulate`` counts gradients of earlier micro-batches as resident. ``eager`` keeps kernels
-    apart that a plan would run one into the storage of the other.
+
+    Args:
+        joint: the captured step, in its normal form.
+        price: what each kernel costs.
+        optimizer: what its step holds; ``None`` leaves the step out.
+        optimizer_seconds: how long the step takes.
+        granularity_bytes: what the device's allocator rounds sizes up to.
+        reserve_bytes: what the device keeps for itself.
+        accumulate: count gradients of earlier micro-batches as resident.
+        eager: keep kernels apart that a plan would run one into the storage of the other.
+        name: of the graph.
     """
     readers = None if eager else Readers(joint.graph)
     builder = _Builder(joint, price, granularity_bytes, readers)

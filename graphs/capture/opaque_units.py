@@ -82,8 +82,12 @@ def stubbed(
 ) -> Iterator[None]:
     """Replace the forward of every unit by its operator; the spec of each call names the unit.
 
-    One trainable parameter of the unit is the last input, so that a backward always exists. Inputs
-    in floating point are cast to ``dtype`` first, if one is given.
+    One trainable parameter of the unit is the last input, so that a backward always exists.
+
+    Args:
+        units: the modules by their paths.
+        stubs: what each returns, by the same paths.
+        dtype: what inputs in floating point are cast to first, if given.
     """
 
     def replacement(path: str, unit: nn.Module) -> Callable[..., Any]:
@@ -136,8 +140,13 @@ def record_calls(
 ) -> list[tuple[str, Arguments, Hashable]]:
     """Run the model's forward on fake tensors and list the calls of its units, in order.
 
-    Units of one ``kind`` are taken to return alike, so that only the first of them is run. What
-    they are called with is cast to ``dtype``, as ``stubbed`` does.
+    Args:
+        model: whose forward is run.
+        call: what it is called with.
+        units: the modules to watch, by their paths.
+        loss: called with the output, if given.
+        kind: units for which it returns the same are taken to return alike: only one is run.
+        dtype: what a unit's inputs in floating point are cast to first, as ``stubbed`` does.
 
     Raises:
         CaptureError: the model cannot run without data; the message names the user's line.

@@ -47,7 +47,13 @@ class Arguments:
 
 
 def arguments(args: Sequence[Any], kwargs: Mapping[str, Any], targets: Any = None) -> Arguments:
-    """Flatten a call; ``targets`` are the further arguments of the loss callable."""
+    """Flatten a call.
+
+    Args:
+        args: the positional arguments.
+        kwargs: the named ones, in any order.
+        targets: further arguments of the loss callable: one, or a tuple.
+    """
     extra = () if targets is None else targets if isinstance(targets, tuple) else (targets,)
     leaves, spec = tree_flatten((tuple(args), dict(sorted(kwargs.items())), extra))
     return Arguments(tuple(leaves), spec)

@@ -43,9 +43,13 @@ def trace(
 ) -> Joint:
     """Trace forward, loss and backward of one call under fake tensors.
 
-    Parameters on meta are treated as if they were on ``device`` (default cpu). ``answers`` replace
-    the values of integer inputs where the model branches on them and no data is at hand. ``lean``
-    takes the leaner of two equal dropouts, which eager mode on a CPU does not.
+    Args:
+        model: in the modes it will be trained in.
+        call: what it is called with; real, fake or on meta.
+        loss: called with the output and the targets of the call, if given.
+        device: where parameters on meta are taken to be; by default the CPU.
+        answers: what the model is told where it branches on values of inputs without data.
+        lean: take the leaner of two equal dropouts, which eager mode on a CPU does not.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -69,6 +73,11 @@ def run_forward(
     """Run the forward half of a call once, under the conditions of a capture; return their mode.
 
     For what hooks in the model see of it.
+
+    Args:
+        model: whose forward is run.
+        call: what it is called with.
+        loss: called with the output and the targets of the call, if given.
 
     Raises:
         CaptureError: the forward pass cannot run without data.

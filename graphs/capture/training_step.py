@@ -117,9 +117,12 @@ def capture_joint(
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
-    ``eager`` says that torch will run the step itself, with its own dropout and no kernel writing
-    into what the one before it made. ``real`` says that kernels may be run here: by default those
-    of a model that has data.
+    Args:
+        model, loss, optimizer, device, costs, accumulate, progress: as for ``capture``.
+        call: the flattened inputs and targets.
+        eager: torch will run the step itself, with its own dropout and no kernel writing into
+            what the one before it made.
+        real: whether kernels may be run here; by default those of a model that has data.
     """
     if costs not in COSTS:
         raise ValueError(f"unknown costs {costs!r}; expected one of {', '.join(COSTS)}")
@@ -168,7 +171,13 @@ def has_data(model: nn.Module) -> bool:
 def recapture(
     model: nn.Module, signature: dict[str, Any], loss: Callable[..., Any] | None
 ) -> tuple[Joint, Graph, Lowering]:
-    """Capture again, without prices, the step a signature describes, in order to run it."""
+    """Capture again, without prices, the step a signature describes, in order to run it.
+
+    Args:
+        model: the one the signature was made of.
+        signature: of the model and its call.
+        loss: the callable that the step was captured with, if any.
+    """
     members = [*model.parameters(), *model.buffers()]
     mode = next((t.fake_mode for t in members if isinstance(t, FakeTensor)), None)
     call = fake_call(signature, mode)

@@ -60,6 +60,11 @@ def recall(folder: Path, kind: str, where: str) -> dict[str, Any]:
     """Read what was remembered of a kind ("seconds", ...).
 
     A damaged file warns and counts as empty: it is only a cache.
+
+    Args:
+        folder: there or not.
+        kind: what was measured.
+        where: the environment it was measured in.
     """
     path = _path(folder, kind, where)
     if not path.exists():

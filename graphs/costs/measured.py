@@ -54,7 +54,15 @@ def measure_seconds(
     """Time each distinct call: the median of at least three runs, freeing included.
 
     Code paths are warm and caches are cold: in a training step, what an op reads was mostly made
-    long before. Takes what ``measure_memory`` takes, and raises what it raises.
+    long before.
+
+    Args:
+        calls: in any order and with repetitions, which cost nothing.
+        cache: a folder that remembers measurements from one process to the next.
+        fallback: the seconds to assume for a call that cannot be run here.
+
+    Raises:
+        MeasureError: such a call, when there is no ``fallback``.
     """
     return _each(calls, "seconds", _seconds, cache, fallback)
 

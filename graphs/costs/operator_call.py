@@ -108,7 +108,14 @@ def materialise(call: OperatorCall, fill: Fill) -> OperatorCall:
 
 
 def blank(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
-    """Make a flat tensor of zeros whose memory is not touched before it is read."""
+    """Make a flat tensor of zeros whose memory is not touched before it is read.
+
+    Args:
+        size_bytes: at least so long.
+        dtype: of its elements.
+        device: where it is.
+        limit: not used; zeros index anything.
+    """
     if device.type != "cpu":
         return torch.zeros(_count(size_bytes, dtype), dtype=dtype, device=device)
     data = numpy.zeros(_count(size_bytes, dtype) * dtype.itemsize, dtype=numpy.uint8)
@@ -119,7 +126,13 @@ def random(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int
     """Make a flat tensor by repeating a random block: to draw all of it would take longest.
 
     Floats are in [0, 1), which every operator accepts, and never denormal, which would slow it
-    down. Integers are below ``limit``, so that they index anything.
+    down.
+
+    Args:
+        size_bytes: at least so long.
+        dtype: of its elements.
+        device: where it is.
+        limit: what integers are below, so that they index anything.
     """
     generator = torch.Generator().manual_seed(0)
     if dtype.is_floating_point or dtype.is_complex:

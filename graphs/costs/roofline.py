@@ -45,6 +45,12 @@ def op_cost(
     Only products (matrix, convolution, attention, recurrent) count FLOPs: everything else is
     bound by memory on any device. A view does nothing, nor does a question (``prim.device``).
 
+    Args:
+        target: the operator.
+        args: its positional arguments; of tensors only the shapes are used.
+        kwargs: its named arguments.
+        outputs: what it returns; tensors of the right shapes.
+
     >>> x = torch.empty(8, 16, device="meta")
     >>> w = torch.empty(16, 4, device="meta")
     >>> op_cost(aten.mm.default, (x, w), {}, x @ w)
@@ -69,8 +75,13 @@ def op_cost(
 def roofline_seconds(cost: OpCost, device: Device, *, tf32: bool = False) -> float:
     """Return the time a device needs: the slower of compute and memory, plus the launch.
 
-    ``tf32`` lets float32 products use tensor cores where there are any (the user's
-    ``torch.set_float32_matmul_precision``). What moves nothing takes no time.
+    What moves nothing takes no time.
+
+    Args:
+        cost: what a call does.
+        device: what it runs on.
+        tf32: whether float32 products use tensor cores where there are any (the user's
+            ``torch.set_float32_matmul_precision``).
 
     >>> from planner.graphs.hardware.devices import device
     >>> roofline_seconds(OpCost(0, 0, "float32"), device("H200"))

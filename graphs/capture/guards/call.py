@@ -26,6 +26,12 @@ def signature_of(
 ) -> dict[str, Any]:
     """Describe a model and a call of it.
 
+    Args:
+        model: in the modes it is called in.
+        call: its tensors may be real, fake or on meta.
+        answers: what the model was told of the values of its integer inputs, in order.
+        loss: whether a loss callable is part of the step.
+
     Raises:
         CaptureError: an argument is neither a tensor nor a plain constant.
 

@@ -237,7 +237,10 @@ def _mutates(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
 def user_line(frame: FrameType | None = None, line: int | None = None, *, walk: bool = True) -> str:
     """Return ``file:line`` of the innermost frame outside torch and this package, or "".
 
-    Starts at the caller, or at ``frame`` (at ``line``), and looks no further if not ``walk``.
+    Args:
+        frame: where to start; by default at the caller.
+        line: the line of that frame, if not the one it is at now.
+        walk: look further out if that frame is not the user's.
 
     >>> user_line().rsplit(":", 1)[1].isdigit()
     True

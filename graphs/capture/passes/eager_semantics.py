@@ -24,7 +24,13 @@ _RECURRENT_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
 
 
 def with_layout_of(gradient: Tensor, size: Iterable[int], stride: Iterable[int]) -> Tensor:
-    """Return a copy of a gradient in its parameter's layout, as ``AccumulateGrad`` would make."""
+    """Return a copy of a gradient in its parameter's layout, as ``AccumulateGrad`` would make.
+
+    Args:
+        gradient: as backward made it.
+        size: of the parameter, in elements.
+        stride: of the parameter, in elements.
+    """
     fresh = torch.empty_strided(
         tuple(size), tuple(stride), dtype=gradient.dtype, device=gradient.device
     )
