@@ -173,6 +173,6 @@ class _StageRows:
             row = pulp.LpConstraint(pulp.LpAffineExpression(terms), pulp.LpConstraintEQ, rhs=0.0)
             self.problem.addConstraint(row)
             if op.workspace_bytes:
-                scratch = op.workspace_bytes * self.unit
-                self._at_most([(held, 1.0), (self.run[k], scratch)], 1.0)
+                workspace = op.workspace_bytes * self.unit
+                self._at_most([(held, 1.0), (self.run[k], workspace)], 1.0)
             changes = [(held, 1.0), *freed[k]]

@@ -79,14 +79,14 @@ def _reduce(draft: Draft, i: int) -> None:
     buffer = draft.value(f"reduce_input.{name}", group.reduced, Kind.GRADIENT)
     shard = draft.value(f"gradient_shard.{name}", group.gradient_shard, Kind.GRADIENT)
     copies = group.padded if draft.cluster.device.name == "cpu" else 0
-    draft.op(f"copy_in.{name}", gradients, (buffer,), scratch=copies, module=module)
+    draft.op(f"copy_in.{name}", gradients, (buffer,), workspace=copies, module=module)
     draft.op(
         f"reduce_scatter.{name}",
         (buffer,),
         (shard,),
         seconds=exposed,
         moved=group.reduced,
-        scratch=draft.scratch(group.reduced),
+        workspace=draft.workspace(group.reduced),
         module=module,
     )
     draft.reducing = buffer

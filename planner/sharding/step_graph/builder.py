@@ -87,7 +87,7 @@ class Draft:
         seconds: float = 0.0,
         again: bool = False,
         moved: int = 0,
-        scratch: int = 0,
+        workspace: int = 0,
         module: str = "",
     ) -> int:
         """Add an op of communication, or an anchor."""
@@ -99,7 +99,7 @@ class Draft:
                 tuple(makes),
                 seconds * self.configuration.accumulation,
                 moved_bytes=moved,
-                workspace_bytes=scratch,
+                workspace_bytes=workspace,
                 phase=Phase.COMMUNICATION,
                 recomputable=again,
                 module=module,
@@ -132,7 +132,7 @@ class Draft:
         )
         return len(self.ops) - 1
 
-    def scratch(self, size: int) -> int:
+    def workspace(self, size: int) -> int:
         """Return what a collective takes beside its buffers, if it is gloo's."""
         return GLOO_COPIES * size if self.cluster.device.name == "cpu" else 0
 

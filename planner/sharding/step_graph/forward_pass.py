@@ -70,7 +70,7 @@ def _gather(
             seconds=seconds,
             again=again,
             moved=group.flat,
-            scratch=group.staged + draft.scratch(group.flat),
+            workspace=group.staged + draft.workspace(group.flat),
             module=module,
         )
         if before is not None:

@@ -71,7 +71,7 @@ def test_precision_is_that_of_the_compute_copy() -> None:
     assert found.kind(0).graph.values[parameter.value].size_bytes == 2 * 32
 
 
-def test_scratch_is_measured_in_the_precision_of_compute() -> None:
+def test_workspace_is_measured_in_the_precision_of_compute() -> None:
     model = decoder(2).bfloat16()
     cast = taken_apart(decoder(2), precision="bfloat16").kind(0).graph
     own = taken_apart(model).kind(0).graph
