@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from planner.plan.single import Plan
 from torch import Tensor, nn
 
 import planner
+from planner.plans import Plan
 
 
 class Recurrent(nn.Module):
