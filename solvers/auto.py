@@ -1,11 +1,11 @@
-"""The workhorse, ``method="auto"``: coarse stages with lazy time cuts.
+"""The workhorse, ``method="auto"``: coarse stages with time cuts.
 
-Solves the master at few cuts, relaxed and then integer, for a bound and a plan (``lazy``); builds
-an order, repairs and prunes it, sees where it overshot, adds cuts there, until bound and cost meet
-or nothing moves. Large graphs begin with relaxations alone (``relaxed``), which seldom leave more
-to do. What gap is left is for the baselines and a local search. Where the given order is poor,
-``reorder`` is asked. Tiny graphs are ``exact``'s. Effort is counted, not timed, so that the answer
-does not depend on the machine, short of ``limits.seconds``.
+Solves the master at few cuts, relaxed and then integer, for a bound and a plan (``time_cuts``);
+builds an order, makes it fit and prunes it, sees where it overshot, adds cuts there, until bound
+and cost meet or nothing moves. Large graphs begin with relaxations alone (``relaxed_masters``),
+which seldom leave more to do. What gap is left is for the baselines and a local search. Where the
+given order is poor, ``reorder`` is asked. Tiny graphs are ``state_search``'s. Effort is counted,
+not timed, so that the answer does not depend on the machine, short of ``limits.seconds``.
 """
 
 from __future__ import annotations

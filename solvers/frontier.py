@@ -189,7 +189,7 @@ def _lines(graph: Graph, points: Sequence[Point], seconds: float) -> tuple[Line,
 
 
 def _improved(graph: Graph, points: Sequence[Point]) -> list[Point]:
-    """Let every point try its neighbours' schedules, the larger's repaired, the smaller's pruned.
+    """Let every point try its neighbours' schedules: the larger's to fit, the smaller's to prune.
 
     What the smaller budget's schedule costs is never exceeded.
     """

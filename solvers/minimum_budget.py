@@ -24,7 +24,7 @@ from planner.solvers.search.initial import least_checkpointed
 from planner.solvers.search.time_cuts import LARGE
 
 ROUNDS = 2
-"""How many masters are asked for a plan at a budget at which no start can be repaired."""
+"""How many masters are asked for a plan at a budget at which no start can be made to fit."""
 INTEGER_ROUNDS = 2
 """How many integer ones follow in the end on a graph of at most ``LARGE`` ops."""
 HALVINGS = 5
@@ -32,7 +32,7 @@ HALVINGS = 5
 WORK = 100_000
 """What each integer master may cost: see ``solve_master``."""
 GUIDED = 1000
-"""Up to so many ops masters guide the search; above, repairing a start must do."""
+"""Up to so many ops masters guide the search; above, evicting from a start must do."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _halved(problem: Problem, floor: int, best: list[int], deadline: float) -> l
 def try_budget(
     problem: Problem, budget: int, starts: Sequence[list[int]], deadline: float
 ) -> list[int] | None:
-    """Return an order that fits a budget: one of the starts repaired, or a master's plan."""
+    """Return an order that fits a budget: one of the starts with evictions, or a master's plan."""
     patiences = PATIENCES if problem.n <= GUIDED else PATIENCES[:1]
     fitted = fit_any(problem, starts, budget, patiences=patiences, deadline=deadline)
     if fitted is not None:
@@ -150,7 +150,7 @@ def try_budget(
 def guided(
     problem: Problem, budget: int, deadline: float, *, integer_rounds: int = 0
 ) -> list[int] | None:
-    """Return an order that fits a budget: a master's plan repaired, with more cuts each round.
+    """Return an order that fits a budget: a master's plan with evictions, and more cuts each round.
 
     The first masters are relaxed; integer ones may follow, which see what runs again.
     """

@@ -2,7 +2,8 @@
 
 Looks for an order of first runs that overshoots the budget less, and solves what is left in that
 order. The plan runs the same ops on the same data; which orders are allowed is ``freedom``'s to
-say. The bound holds for every order (``anyorder``), so that it is below that of the given order.
+say. The bound holds for every order (``bounds.any_order``), so that it is below that of the given
+order.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The two phases of arXiv 1910.02653: the fractional ``S`` is rounded, by thresholds and at random,
 and the least recomputation that such an ``S`` needs follows. As there, the relaxation aims below
 the budget, because rounding oversteps; the aim is swept. The program has a column for every op in
-every stage, so a graph of more than ``MOST_OPS`` ops is contracted to about that size first.
+every stage, so a graph of more than ``MOST_OPS`` ops is merged to about that size first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pulp
 
 from planner.graphs import Graph
 from planner.solvers.api import Answer, Limits, floor_bytes, register
-from planner.solvers.baselines.merge_runs import contract
+from planner.solvers.baselines.merge_runs import merge_runs
 from planner.solvers.baselines.sweep import cheapest
 from planner.solvers.exact.checkmate import build
 from planner.solvers.model.order_from_kept import order_from_stages, without_unread
@@ -43,7 +43,7 @@ def lp_rounding(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
 def _orders(graph: Graph, budget_bytes: int, limits: Limits) -> Iterator[list[int]]:
     deadline = time.monotonic() + limits.seconds
-    small = contract(graph, min(MOST_OPS, len(graph.ops)))
+    small = merge_runs(graph, min(MOST_OPS, len(graph.ops)))
     yield list(range(len(graph.ops)))
     least = floor_bytes(small.graph)
     for aim in AIMS:

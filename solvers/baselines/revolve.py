@@ -2,7 +2,7 @@
 
 Binomial checkpointing (ACM TOMS 26, 2000) is optimal in recomputed steps if all states weigh the
 same and all steps take the same time. Any graph is read as a chain here: a state is everything that
-crosses a position of the forward pass (as in ``cuts``), at the positions where little enough
+crosses a position of the forward pass (see ``forward_cuts``), at the positions where little enough
 crosses. The number of slots and that "little enough" are swept. On a graph that is no chain the
 result is a valid schedule like any other, without the optimality.
 """

@@ -31,7 +31,7 @@ State = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StateSearchResult:
     """What a search proved: the order of least time (``None``: none fits, or it gave up)."""
 
     order: list[int] | None
@@ -64,7 +64,7 @@ def exact(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     return Answer(Status.UNKNOWN, None, seconds, message)
 
 
-def search_states(problem: Problem, budget: int, *, states: int = MOST_STATES) -> Found:
+def search_states(problem: Problem, budget: int, *, states: int = MOST_STATES) -> StateSearchResult:
     """Return the order of least time within a budget, or what is known after so many states."""
     space = _Space(problem, budget)
     start: State = (0, 0)
@@ -76,16 +76,16 @@ def search_states(problem: Problem, budget: int, *, states: int = MOST_STATES) -
         if state in closed:
             continue
         if space.is_goal(state):
-            return Found(_way(parents, state), bound, finished=True)
+            return StateSearchResult(_way(parents, state), bound, finished=True)
         closed.add(state)
         for op, after in space.moves(state):
             if (seen := seen + 1) > states:
-                return Found(None, bound, finished=False)
+                return StateSearchResult(None, bound, finished=False)
             cost = costs[state] + (problem.seconds[op] if op < state[0] else 0.0)
             if cost < costs.get(after, math.inf) and (left := space.distance(after)) < math.inf:
                 costs[after], parents[after] = cost, (state, op)
                 heapq.heappush(queue, (cost + left, -after[0], after))
-    return Found(None, math.inf, finished=True)
+    return StateSearchResult(None, math.inf, finished=True)
 
 
 def _way(parents: dict[State, tuple[State, int]], state: State) -> list[int]:

@@ -25,7 +25,7 @@ COOLING = 1e-3
 Array = NDArray[np.float64]
 
 
-def rearrange(
+def anneal_order(
     problem: Problem,
     free: Freedom,
     budget: int,
@@ -42,7 +42,7 @@ def rearrange(
     >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (), (1,)), Op("c", "f", (0,), (2,)),
     ...        Op("d", "f", (1,), (3,)))
     >>> g = Graph(ops, tuple(Value(x, size) for x, size in zip("abcd", (5, 5, 1, 1))))
-    >>> rearrange(flatten(g), freedom(g), 6, moves=50)
+    >>> anneal_order(flatten(g), freedom(g), 6, moves=50)
     [1, 3, 0, 2]
     """
     line = _Line(problem, start if start is not None else range(problem.n), budget)
@@ -71,7 +71,7 @@ def best_arrangement(
     """Return the better of the orders found from the given one and from a greedy one."""
     best, least = list(range(problem.n)), math.inf
     for start in (best, greedy(problem, free)):
-        order = rearrange(problem, free, budget, moves=moves, start=start, seed=seed)
+        order = anneal_order(problem, free, budget, moves=moves, start=start, seed=seed)
         if (cost := overshoot(problem, order, budget)) < least:
             best, least = order, cost
     return best

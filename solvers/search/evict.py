@@ -47,7 +47,7 @@ def fit(
     >>> fit(flatten(g), range(5), 3)
     [0, 1, 2, 3, 4]
     """
-    run = _Run(problem, order, budget, patience, most_seconds)
+    run = _Eviction(problem, order, budget, patience, most_seconds)
     try:
         for position, op in enumerate(order):
             if position % 256 == 0 and time.monotonic() > deadline:
@@ -75,7 +75,7 @@ def fit_any(
     return None
 
 
-class _Run:
+class _Eviction:
     """The state of one run: what is live, what is pinned, what was done."""
 
     def __init__(

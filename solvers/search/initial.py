@@ -1,7 +1,7 @@
 """Orders to begin from where the given order holds far too much: checkpoints at even distances.
 
-Knows how to find the number of segments whose order peaks lowest. Knows nothing of cost; what else
-a budget asks for is up to ``repair``.
+Knows how to find the number of segments whose order peaks lowest. What else a budget asks for is up
+to ``evict``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Better orders near a good one: give up a repeated run, or add one, and repair what follows.
+"""Better orders near a good one: give up a repeated run, or add one, and make the rest fit.
 
-Knows how to walk downhill from an order that fits. Giving up a run holds more, so the repair evicts
-something else; adding one holds less, so that pruning can take out another. Knows nothing of
-bounds; it stops when neither helps anywhere, or after so much work.
+Knows how to walk downhill from an order that fits. Giving up a run holds more, so something else is
+evicted; adding one holds less, so that pruning can take out another. It stops when neither helps
+anywhere, or after so much work.
 """
 
 from __future__ import annotations

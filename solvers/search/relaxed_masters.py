@@ -16,7 +16,7 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.solvers.model.master import MasterResult, Plan, solve_master
+from planner.solvers.model.master import CutPlan, MasterResult, solve_master
 from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import Problem, held_bytes
@@ -37,7 +37,7 @@ NEARBY = 5
 FAR = 0.02
 """The part of the budget above which an overshoot is no matter of a few more cuts."""
 STEEPER = 3.0
-"""How much steeper than from store-all to here the curve of time over budget is from here on."""
+"""How much steeper the curve of time over budget is below here than from the plain step to here."""
 
 Pins = frozenset[int]
 
@@ -53,7 +53,7 @@ def run_relaxed(
     if held.max(initial=0) <= search.budget:
         search.offer(range(search.problem.n))
         return []
-    run = _Run(search, held, target, deadline, seed)
+    run = _RelaxedRun(search, held, target, deadline, seed)
     run.add_cuts()
     if search.bound < math.inf and not run.done and search.gap > enough:
         pins = run.choose_pins()
@@ -67,7 +67,7 @@ def run_relaxed(
     return run.cuts
 
 
-class _Run:
+class _RelaxedRun:
     """Cuts, and the order that came nearest to fitting."""
 
     def __init__(
@@ -139,14 +139,14 @@ class _Run:
             step = aim - int(excess * self.search.budget)
             aim = step if low < step < high else (low + high) // 2
 
-    def _offer(self, plan: Plan) -> tuple[list[int], float]:
+    def _offer(self, plan: CutPlan) -> tuple[list[int], float]:
         """Take the order of a plan in; return it, and the part of the budget it overshoots by."""
         search = self.search
         order = order_from_plan(search.problem, plan)
         excess = int(held_bytes(search.problem, order).max()) / search.budget - 1
         small = search.problem.n <= SHARED
         if small or excess <= FAR:
-            search.offer(order, repair=small)
+            search.offer(order, evict=small)
         if excess < self.excess:
             self.nearest, self.excess = order, excess
         return order, excess

@@ -1,7 +1,7 @@
-"""Cuts and bursts added lazily: masters, relaxed and then integer, and what their plans lack.
+"""Time cuts and bursts, added where plans lack them: masters relaxed and then integer.
 
 Adds a cut where a plan's first runs overshoot and a burst where its repeated runs do, until bound
-and cost meet or nothing moves. Knows nothing of baselines and of reordering.
+and cost meet or nothing moves.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def run_cuts(search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
     """Raise the bound and lower the cost with masters at more and more cuts until they meet."""
     search.offer(range(search.problem.n))
     if search.problem.n:
-        run = _Run(search, limits, cuts)
+        run = _CutRun(search, limits, cuts)
         run.relaxations()
         run.integers()
 
 
-class _Run:
+class _CutRun:
     """Cuts and bursts, and how hard to try."""
 
     def __init__(self, search: Search, limits: Limits, cuts: Sequence[int]) -> None:
