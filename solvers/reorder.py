@@ -13,17 +13,18 @@ from collections.abc import Sequence
 
 from planner.graphs import Graph
 from planner.solvers.api import Answer, Limits, Status, register
-from planner.solvers.auto import in_given_order
 from planner.solvers.bounds.any_order import bound_any_order
+from planner.solvers.given_order import in_given_order
 from planner.solvers.model.precedence import freedom, may_reorder, permuted
 from planner.solvers.model.problem import flatten
-from planner.solvers.search.anneal_order import best_arrangement
+from planner.solvers.search.anneal_order import best_arrangement, overshoot
 from planner.solvers.search.time_cuts import LARGE
 
 MOVES = 150
 """Moves tried for each op and each start."""
 BOUND_WORK = 500_000
 """What each integer master of the bound may cost."""
+QUICK_MOVES = 20
 
 
 @register("reorder")
@@ -53,6 +54,18 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     proved = seconds <= bound * (1 + limits.gap)
     status = Status.OPTIMAL if proved else Status.FEASIBLE
     return Answer(status, made, min(bound, seconds), moved(order))
+
+
+def promise(graph: Graph, budget_bytes: int, seed: int) -> tuple[float, float]:
+    """Return by how much the given order overshoots, and one quickly found."""
+    problem = flatten(graph)
+    before = overshoot(problem, range(problem.n), budget_bytes)
+    if before == 0.0:
+        return before, before
+    order = best_arrangement(
+        problem, freedom(graph), budget_bytes, moves=QUICK_MOVES * problem.n, seed=seed
+    )
+    return before, overshoot(problem, order, budget_bytes)
 
 
 def moved(order: Sequence[int]) -> str:

@@ -14,8 +14,8 @@ from planner.solvers import (
     minimum_budget,
     solve,
 )
-from planner.solvers.auto import BASELINES
 from planner.solvers.exact.state_search import search_states
+from planner.solvers.given_order import BASELINES
 from planner.solvers.model.problem import flatten
 from planner.solvers.search.incumbent import Search
 from planner.solvers.search.polish import polish
