@@ -7,16 +7,10 @@ from collections.abc import Sequence
 from planner.graphs import Graph
 from planner.solvers.api import Answer, Limits, register
 from planner.solvers.bounds.parametric import quick_bound
-from planner.solvers.exact.state_search import MOST_OPS
 from planner.solvers.given_order import in_given_order
 from planner.solvers.model.precedence import may_reorder
 from planner.solvers.reorder import promise, reorder
-from planner.solvers.search.time_cuts import LARGE
-
-WORTH_REORDERING = 1e-3
-"""What leaving the given order must save, as a fraction of the step."""
-PROMISING = 0.5
-"""Reordering is tried if a quick try overshoots the budget by this much of what was, or less."""
+from planner.solvers.tuning import LARGE_OPS, PROMISING_OVERSHOOT, TINY_OPS, WORTH_REORDERING
 
 
 @register("auto")
@@ -26,11 +20,11 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     First runs keep the graph's order, unless leaving it saves more than ``WORTH_REORDERING``; then
     the answer is that of ``method="reorder"``, whose bound holds for any order.
     """
-    if not (limits.reorder and MOST_OPS < len(graph.ops) <= LARGE and may_reorder(graph)):
+    if not (limits.reorder and TINY_OPS < len(graph.ops) <= LARGE_OPS and may_reorder(graph)):
         return in_given_order(graph, budget_bytes, limits)
     least = WORTH_REORDERING * graph.seconds
     before, after = promise(graph, budget_bytes, limits.seed)
-    if after > PROMISING * before or before == 0.0:
+    if after > PROMISING_OVERSHOOT * before or before == 0.0:
         return in_given_order(graph, budget_bytes, limits)
     if after == 0.0 and quick_bound(graph, budget_bytes) - graph.seconds > least:
         return reorder(graph, budget_bytes, limits)

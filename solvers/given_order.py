@@ -25,30 +25,27 @@ from planner.solvers.baselines import (  # noqa: F401 (register)
     recompute_all,
     revolve,
 )
-from planner.solvers.exact.state_search import MOST_OPS, exact, search_states
+from planner.solvers.exact.state_search import exact, search_states
 from planner.solvers.minimum_budget import least_order, proven_floor
 from planner.solvers.model.problem import flatten, held_bytes
 from planner.solvers.search.incumbent import Search
 from planner.solvers.search.initial import least_checkpointed
 from planner.solvers.search.polish import polish
 from planner.solvers.search.relaxed_masters import run_relaxed
-from planner.solvers.search.time_cuts import LARGE, fine_target, run_cuts
+from planner.solvers.search.time_cuts import fine_target, run_cuts
+from planner.solvers.tuning import (
+    BRIEF_POLISH_WORK,
+    CLOSE_GAP,
+    CUTS_SHARE,
+    INTEGER_OPS,
+    LARGE_OPS,
+    START_SHARE,
+    TINY_OPS,
+    WORTH_BASELINES_GAP,
+    WORTH_INTEGERS_GAP,
+    WORTH_SWEEPS_GAP,
+)
 
-SHARE = 0.6
-"""The cuts' part of the seconds; the baselines and the local search have the rest."""
-INTEGER = 2000
-"""Above so many ops integer masters and single runs given up or added are too many to help."""
-CLOSE = 1e-3
-"""The gap at which more relaxations are not worth their time."""
-WORTH_COMPARING = 3e-3
-"""The gap above which the baselines are asked on more than ``LARGE`` ops, unless a wider one is
-accepted; below, at any gap."""
-NEAR = 1e-2
-"""The gap from which integer masters do better than more relaxations, up to ``INTEGER`` ops."""
-SELDOM = 1e-2
-"""The same on more than ``INTEGER`` ops, where a sweep takes half a minute."""
-BRIEF = 50_000
-"""The work of the local search above ``LARGE`` ops, where it seldom helps."""
 BASELINES = (
     "blocks_uniform",
     "blocks_greedy",
@@ -65,7 +62,7 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     ``INFEASIBLE`` is proved; ``UNKNOWN`` says how small a budget is known to work. Any budget from
     ``minimum_budget`` up gets a schedule, and none that a baseline beats.
     """
-    if len(graph.ops) <= MOST_OPS:
+    if len(graph.ops) <= TINY_OPS:
         answer = exact(graph, budget_bytes, limits)
         if answer.status is not Status.UNKNOWN:
             return answer
@@ -75,7 +72,7 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         message = f"outputs of ops that cannot run twice raise the floor to {floor} bytes"
         return Answer(Status.INFEASIBLE, None, math.inf, message)
     cuts, least = _relax(search, limits, deadline), 0
-    if search.order is None and search.bound < math.inf and search.problem.n > LARGE:
+    if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor, limits)
     _cut(search, limits, cuts, deadline)
     if search.bound == math.inf:
@@ -86,18 +83,18 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.order is None:
         message = f"nothing found that fits; the least peak found is {least} bytes"
         return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
-    if search.problem.n <= LARGE:
+    if search.problem.n <= LARGE_OPS:
         polish(search, target=fine_target(search, limits), deadline=deadline)
-    elif search.problem.n <= INTEGER:
-        target = max(WORTH_COMPARING, limits.gap)
-        polish(search, target=target, work=BRIEF, deadline=deadline)
+    elif search.problem.n <= INTEGER_OPS:
+        target = max(WORTH_BASELINES_GAP, limits.gap)
+        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=deadline)
     status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
     return Answer(status, search.order, search.base + min(search.bound, search.extra))
 
 
 def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
     """Offer orders that hold little, with time of their own; return the least peak found."""
-    deadline, least = time.monotonic() + limits.seconds / 2, 0
+    deadline, least = time.monotonic() + limits.seconds * START_SHARE, 0
     for find in (least_checkpointed, partial(least_order, floor=floor)):
         if search.order is None:
             order = find(graph, deadline=deadline)
@@ -108,18 +105,18 @@ def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
 
 def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
     """Solve relaxed masters of a large graph; return their cuts."""
-    if (n := search.problem.n) <= LARGE:
+    if (n := search.problem.n) <= LARGE_OPS:
         return []
-    close = min(limits.gap, CLOSE)
-    enough = max(limits.gap, NEAR) if n <= INTEGER else close
+    close = min(limits.gap, CLOSE_GAP)
+    enough = max(limits.gap, WORTH_INTEGERS_GAP) if n <= INTEGER_OPS else close
     return run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
 
 
 def _cut(search: Search, limits: Limits, cuts: Sequence[int], deadline: float) -> None:
     """Solve integer masters where they can do better."""
     n, left = search.problem.n, deadline - time.monotonic()
-    if n <= LARGE or (n <= INTEGER and search.gap > limits.gap and left > 0):
-        run_cuts(search, replace(limits, seconds=SHARE * left), cuts)
+    if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and left > 0):
+        run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
@@ -132,7 +129,7 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     >>> [round(lower_bound(g, budget), 3) for budget in (4, 3, 2)]
     [8.0, 9.0, inf]
     """
-    if len(graph.ops) <= MOST_OPS:
+    if len(graph.ops) <= TINY_OPS:
         return graph.seconds + search_states(flatten(graph), budget_bytes).bound
     search = Search(flatten(graph), budget_bytes)
     if proven_floor(graph) > budget_bytes:
@@ -146,8 +143,9 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
 def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
     """Take the orders of the baselines in, where the gap left is worth their sweeps."""
     worth = fine_target(search, limits)
-    if search.problem.n > LARGE:
-        worth = max(WORTH_COMPARING if search.problem.n <= INTEGER else SELDOM, limits.gap)
+    if search.problem.n > LARGE_OPS:
+        sweeps = WORTH_BASELINES_GAP if search.problem.n <= INTEGER_OPS else WORTH_SWEEPS_GAP
+        worth = max(sweeps, limits.gap)
     if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
         return
     search.offer(least_checkpointed(graph, deadline))

@@ -18,13 +18,7 @@ from planner.solvers.given_order import in_given_order
 from planner.solvers.model.precedence import freedom, may_reorder, permuted
 from planner.solvers.model.problem import flatten
 from planner.solvers.search.anneal_order import best_arrangement, overshoot
-from planner.solvers.search.time_cuts import LARGE
-
-MOVES = 150
-"""Moves tried for each op and each start."""
-BOUND_WORK = 500_000
-"""What each integer master of the bound may cost."""
-QUICK_MOVES = 20
+from planner.solvers.tuning import ANY_ORDER_WORK, LARGE_OPS, MOVES_PER_OP, QUICK_MOVES_PER_OP
 
 
 @register("reorder")
@@ -38,11 +32,13 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     >>> reorder(g, 6, Limits()).order, reorder(g, 6, Limits()).bound_seconds
     ([1, 3, 0, 2], 2.0)
     """
-    if len(graph.ops) > LARGE or not may_reorder(graph):
-        message = f"reorder: only up to {LARGE} ops, and none of them communication"
+    if len(graph.ops) > LARGE_OPS or not may_reorder(graph):
+        message = f"reorder: only up to {LARGE_OPS} ops, and none of them communication"
         return Answer(Status.UNKNOWN, None, message=message)
     problem, free = flatten(graph), freedom(graph)
-    order = best_arrangement(problem, free, budget_bytes, moves=MOVES * problem.n, seed=limits.seed)
+    order = best_arrangement(
+        problem, free, budget_bytes, moves=MOVES_PER_OP * problem.n, seed=limits.seed
+    )
     found = in_given_order(permuted(graph, order), budget_bytes, limits)
     if found.order is None:
         bound = _bound(graph, budget_bytes, math.inf, limits)
@@ -63,7 +59,7 @@ def promise(graph: Graph, budget_bytes: int, seed: int) -> tuple[float, float]:
     if before == 0.0:
         return before, before
     order = best_arrangement(
-        problem, freedom(graph), budget_bytes, moves=QUICK_MOVES * problem.n, seed=seed
+        problem, freedom(graph), budget_bytes, moves=QUICK_MOVES_PER_OP * problem.n, seed=seed
     )
     return before, overshoot(problem, order, budget_bytes)
 
@@ -91,5 +87,5 @@ def _bound(graph: Graph, budget_bytes: int, seconds: float, limits: Limits) -> f
         return graph.seconds
     problem, gap = flatten(graph), limits.gap * graph.seconds / 2
     return graph.seconds + bound_any_order(
-        problem, freedom(graph), budget_bytes, gap=gap, work=BOUND_WORK
+        problem, freedom(graph), budget_bytes, gap=gap, work=ANY_ORDER_WORK
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from planner.graphs import Graph, schedule_from_order, simulate
 from planner.solvers.api import Answer, Status
+from planner.solvers.tuning import EVERY_SIZE_UP_TO, SIZE_STEP
 
 
 def cheapest(
@@ -49,7 +50,7 @@ def cheapest(
     return Answer(Status.UNKNOWN, None, message=message)
 
 
-def sizes_up_to(largest: int, *, dense: int = 32) -> list[int]:
+def sizes_up_to(largest: int, *, dense: int = EVERY_SIZE_UP_TO) -> list[int]:
     """Return every size up to ``dense``, then steps of an eighth: few sizes, none far from any.
 
     >>> sizes_up_to(5), len(sizes_up_to(3_000))
@@ -58,5 +59,5 @@ def sizes_up_to(largest: int, *, dense: int = 32) -> list[int]:
     sizes, size = list[int](), 1
     while size < largest:
         sizes.append(size)
-        size += 1 if size < dense else size // 8
+        size += 1 if size < dense else size // SIZE_STEP
     return [*sizes, largest] if largest > 0 else sizes

@@ -18,13 +18,7 @@ from functools import cache
 from planner.graphs import Graph
 from planner.solvers.api import Answer, Limits, Status, register
 from planner.solvers.model.problem import Problem, flatten
-
-MOST_OPS = 20
-"""Up to so many ops ``auto`` asks here first."""
-LARGEST = 64
-"""The most ops the search is tried on at all; nearly all of them are too many."""
-MOST_STATES = 400_000
-"""The states looked at before the search gives up with a bound: a second or two."""
+from planner.solvers.tuning import MOST_EXACT_OPS, MOST_STATES
 
 State = tuple[int, int]
 """The next op to run for the first time, and the values held, as bits."""
@@ -51,7 +45,7 @@ def exact(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     ([0, 1, 0, 2], 'INFEASIBLE')
     """
     del limits  # the states are counted, not timed
-    if len(graph.ops) > LARGEST:
+    if len(graph.ops) > MOST_EXACT_OPS:
         message = f"exact: {len(graph.ops)} ops are too many; use method='auto'"
         return Answer(Status.UNKNOWN, None, message=message)
     found = search_states(flatten(graph), budget_bytes)

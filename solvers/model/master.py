@@ -36,11 +36,9 @@ from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import Problem
 from planner.solvers.model.symmetry import aggregate, alike, ranks
 from planner.solvers.model.windows import Window, windows
+from planner.solvers.tuning import LEAST_CHECKS
 
 SLACK = 1e-7  # widens the memory rows, so that rounding never cuts off a schedule that fits
-
-LEAST_CHECKS = 8
-
 
 Burst = tuple[int, int]
 """An op, and the cut in whose window it may run again."""

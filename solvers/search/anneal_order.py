@@ -16,11 +16,7 @@ from numpy.typing import NDArray
 
 from planner.solvers.model.precedence import Freedom
 from planner.solvers.model.problem import Problem, held_bytes
-
-TIE = 1e-3
-"""The weight of a byte within the budget, against one above it."""
-COOLING = 1e-3
-"""The last temperature, as a part of the first."""
+from planner.solvers.tuning import BYTE_WITHIN_BUDGET, COLDNESS, COOLING
 
 Array = NDArray[np.float64]
 
@@ -48,7 +44,7 @@ def anneal_order(
     line = _Line(problem, start if start is not None else range(problem.n), budget)
     rng = random.Random(seed)
     best, best_cost, cost = line.order.copy(), line.total(), line.total()
-    hot = max(cost, 1e-9) / 20
+    hot = max(cost, 1e-9) / COLDNESS
     for k in range(moves):
         if line.fits():
             break
@@ -220,7 +216,7 @@ class _Line:
 
 
 def _cost(held: Array) -> float:
-    return float(np.maximum(held - 1.0, 0.0).sum() + TIE * held.sum())
+    return float(np.maximum(held - 1.0, 0.0).sum() + BYTE_WITHIN_BUDGET * held.sum())
 
 
 def _rotated(part: Array, *, last_first: bool) -> Array:

@@ -13,13 +13,7 @@ import numpy as np
 
 from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import Problem, held_bytes
-
-WORK = 500_000
-"""Orders tried times their length."""
-FAR = 1.25
-"""An order that holds so many times the budget is left to others: too much would have to change."""
-TRIED = 12
-"""How many values are tried at a step, the most promising first."""
+from planner.solvers.tuning import DROP_REACH, DROP_TRIES, DROP_WORK
 
 
 def drop_single(problem: Problem, order: Sequence[int], budget: int) -> list[int] | None:
@@ -33,10 +27,10 @@ def drop_single(problem: Problem, order: Sequence[int], budget: int) -> list[int
     >>> drop_single(flatten(Graph(ops, values)), [0, 1, 2, 3], 7)
     [0, 1, 2, 0, 3]
     """
-    if held_bytes(problem, order).max(initial=0) > FAR * budget:
+    if held_bytes(problem, order).max(initial=0) > DROP_REACH * budget:
         return None
     found, excess = list(order), _excess(problem, order, budget)
-    for _ in range(WORK // (TRIED * max(1, len(order)))):
+    for _ in range(DROP_WORK // (DROP_TRIES * max(1, len(order)))):
         if excess == 0:
             return found
         better = _better(problem, found, budget, excess)
@@ -64,7 +58,7 @@ def _better(
             cost = sum(problem.seconds[o] for o in runs)
             ranked.append((cost / min(problem.sizes[v], short), back, v, runs))
     best: tuple[float, list[int], int] | None = None
-    for _, back, _, runs in sorted(ranked)[:TRIED]:
+    for _, back, _, runs in sorted(ranked)[:DROP_TRIES]:
         tried = [*order[:back], *runs, *order[back:]]
         left = _excess(problem, tried, budget)
         if left < excess:

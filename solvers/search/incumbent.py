@@ -11,11 +11,9 @@ from collections.abc import Sequence
 
 from planner.solvers.model.problem import Problem
 from planner.solvers.search.drop_single import drop_single
-from planner.solvers.search.evict import PATIENCES, fit
+from planner.solvers.search.evict import fit
 from planner.solvers.search.prune import prune
-
-LAVISH = 3.0
-"""Pruning seldom saves more than this factor of what evicting spends."""
+from planner.solvers.tuning import LAVISH_EVICTING, PATIENCES
 
 
 class Search:
@@ -48,7 +46,7 @@ class Search:
             self._keep(found)
         if not evict or (found is not None and len(found) == len(order)):
             return
-        most = LAVISH * min(self.extra, self.base)
+        most = LAVISH_EVICTING * min(self.extra, self.base)
         for patience in PATIENCES:
             fitted = fit(
                 self.problem,

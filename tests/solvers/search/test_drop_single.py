@@ -6,8 +6,9 @@ import pytest
 
 from planner.graphs import Graph, Op, Value, schedule_from_order, simulate, store_all
 from planner.solvers.model.problem import flatten, held_bytes
-from planner.solvers.search.drop_single import FAR, drop_single
-from planner.solvers.search.evict import PATIENCES, fit
+from planner.solvers.search.drop_single import drop_single
+from planner.solvers.search.evict import fit
+from planner.solvers.tuning import DROP_REACH, PATIENCES
 from tests.strategies import random_graph, transformer
 
 
@@ -29,7 +30,7 @@ def test_what_fits_stays_and_what_is_far_off_is_left_to_others() -> None:
     problem = flatten(transformer(4))
     peak = int(held_bytes(problem, range(problem.n)).max())
     assert drop_single(problem, range(problem.n), peak) == list(range(problem.n))
-    assert drop_single(problem, range(problem.n), int(peak / FAR) - 1) is None
+    assert drop_single(problem, range(problem.n), int(peak / DROP_REACH) - 1) is None
 
 
 def test_a_small_shortage_is_met_by_a_small_value() -> None:
