@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
-from planner.graphs import Graph
+from planner.graphs import Graph, simulate
 from planner.solvers.api import Answer, Limits, register
 from planner.solvers.bounds.parametric import quick_bound
 from planner.solvers.given_order import in_given_order
@@ -22,21 +22,21 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """
     if not (limits.reorder and TINY_OPS < len(graph.ops) <= LARGE_OPS and may_reorder(graph)):
         return in_given_order(graph, budget_bytes, limits)
-    least = WORTH_REORDERING * graph.seconds
     before, after = promise(graph, budget_bytes, limits.seed)
-    if after > PROMISING_OVERSHOOT * before or before == 0.0:
+    if before == 0.0 or after > PROMISING_OVERSHOOT * before:
         return in_given_order(graph, budget_bytes, limits)
+    least = WORTH_REORDERING * graph.seconds
     if after == 0.0 and quick_bound(graph, budget_bytes) - graph.seconds > least:
-        return reorder(graph, budget_bytes, limits)
+        return reorder(graph, budget_bytes, limits)  # no schedule in the given order comes near
     given = in_given_order(graph, budget_bytes, limits)
-    if given.order is not None and _extra(graph, given.order) <= least:
+    if (extra := _extra(graph, given)) <= least:
         return given
     other = reorder(graph, budget_bytes, limits)
-    if other.order is None:
-        return given
-    saves = given.order is None or _extra(graph, given.order) - _extra(graph, other.order) > least
-    return other if saves else given
+    return other if extra - _extra(graph, other) > least else given
 
 
-def _extra(graph: Graph, order: Sequence[int]) -> float:
-    return sum(graph.ops[o].seconds for o in order) - graph.seconds
+def _extra(graph: Graph, answer: Answer) -> float:
+    """Return the seconds beyond those of running every op once; ``inf`` if nothing was found."""
+    if answer.schedule is None:
+        return math.inf
+    return simulate(graph, answer.schedule).seconds - graph.seconds

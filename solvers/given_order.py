@@ -17,14 +17,12 @@ from dataclasses import replace
 from functools import partial
 
 from planner.graphs import Graph
-from planner.solvers.api import SOLVERS, Answer, Limits, Status
-from planner.solvers.baselines import (  # noqa: F401 (register)
-    blocks,
-    chen_greedy,
-    chen_sqrt,
-    recompute_all,
-    revolve,
-)
+from planner.solvers.api import Answer, Limits, Solver, Status
+from planner.solvers.baselines.blocks import blocks_greedy, blocks_uniform
+from planner.solvers.baselines.chen_greedy import chen_greedy
+from planner.solvers.baselines.chen_sqrt import chen_sqrt
+from planner.solvers.baselines.recompute_all import recompute_all
+from planner.solvers.baselines.revolve import revolve
 from planner.solvers.exact.state_search import exact, search_states
 from planner.solvers.minimum_budget import least_order, proven_floor
 from planner.solvers.model.problem import flatten, held_bytes
@@ -46,14 +44,14 @@ from planner.solvers.tuning import (
     WORTH_SWEEPS_GAP,
 )
 
-BASELINES = (
-    "blocks_uniform",
-    "blocks_greedy",
-    "chen_sqrt",
-    "chen_greedy",
-    "revolve",
-    "recompute_all",
-)
+BASELINES: dict[str, Solver] = {
+    "blocks_uniform": blocks_uniform,
+    "blocks_greedy": blocks_greedy,
+    "chen_sqrt": chen_sqrt,
+    "chen_greedy": chen_greedy,
+    "revolve": revolve,
+    "recompute_all": recompute_all,
+}
 
 
 def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
@@ -89,7 +87,8 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         target = max(WORTH_BASELINES_GAP, limits.gap)
         polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=deadline)
     status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
-    return Answer(status, search.order, search.base + min(search.bound, search.extra))
+    bound = search.base + min(search.bound, search.extra)
+    return Answer.of_order(graph, status, search.order, bound)
 
 
 def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
@@ -149,8 +148,8 @@ def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> N
     if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
         return
     search.offer(least_checkpointed(graph, deadline))
-    for name in BASELINES:
+    for solver in BASELINES.values():
         if time.monotonic() > deadline:
             return
-        if (order := SOLVERS[name](graph, search.budget, limits).order) is not None:
-            search.offer(order)
+        if (schedule := solver(graph, search.budget, limits).schedule) is not None:
+            search.offer(schedule.order)

@@ -29,8 +29,9 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)),
     ...        Op("d", "f", (1,), (3,)))
     >>> g = Graph(ops, tuple(Value(x, size) for x, size in zip("abcd", (5, 5, 1, 1))))
-    >>> reorder(g, 6, Limits()).order, reorder(g, 6, Limits()).bound_seconds
-    ([1, 3, 0, 2], 2.0)
+    >>> found = reorder(g, 6, Limits())
+    >>> found.schedule.order, found.bound_seconds
+    ((1, 3, 0, 2), 2.0)
     """
     if len(graph.ops) > LARGE_OPS or not may_reorder(graph):
         message = f"reorder: only up to {LARGE_OPS} ops, and none of them communication"
@@ -40,16 +41,16 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         problem, free, budget_bytes, moves=MOVES_PER_OP * problem.n, seed=limits.seed
     )
     found = in_given_order(permuted(graph, order), budget_bytes, limits)
-    if found.order is None:
+    if found.schedule is None:
         bound = _bound(graph, budget_bytes, math.inf, limits)
         status = Status.INFEASIBLE if math.isinf(bound) else Status.UNKNOWN
         return Answer(status, None, bound, f"reorder: in the best order found, {found.message}")
-    made = [order[i] for i in found.order]
+    made = [order[i] for i in found.schedule.order]
     seconds = problem.order_seconds(made)
     bound = _bound(graph, budget_bytes, seconds, limits)
     proved = seconds <= bound * (1 + limits.gap)
     status = Status.OPTIMAL if proved else Status.FEASIBLE
-    return Answer(status, made, min(bound, seconds), moved(order))
+    return Answer.of_order(graph, status, made, min(bound, seconds), moved(order))
 
 
 def promise(graph: Graph, budget_bytes: int, seed: int) -> tuple[float, float]:

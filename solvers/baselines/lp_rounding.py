@@ -35,8 +35,8 @@ def lp_rounding(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)))
     >>> g = Graph(ops, (Value("a", 3), Value("b", 4), Value("c", 1)))
-    >>> lp_rounding(g, 6, Limits()).order
-    [0, 1, 0, 2]
+    >>> lp_rounding(g, 6, Limits()).schedule.order
+    (0, 1, 0, 2)
     """
     orders = _orders(graph, budget_bytes, limits)
     return cheapest(graph, budget_bytes, orders, family="lp_rounding")

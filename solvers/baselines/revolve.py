@@ -55,8 +55,8 @@ def revolve(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 1.0))
-    >>> revolve(Graph(ops, (Value("a", 3), Value("b", 4))), 7, Limits()).order
-    [0, 1]
+    >>> revolve(Graph(ops, (Value("a", 3), Value("b", 4))), 7, Limits()).schedule.order
+    (0, 1)
     """
     del limits  # a search of bounded length
     return cheapest(graph, budget_bytes, _orders(graph, budget_bytes), family="revolve")

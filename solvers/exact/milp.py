@@ -61,12 +61,12 @@ def solve_exactly(
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)))
     >>> g = Graph(ops, (Value("a", 3), Value("b", 4), Value("c", 1)))
-    >>> solve_exactly(g, 6, Limits()).order
-    [0, 1, 0, 2]
+    >>> solve_exactly(g, 6, Limits()).schedule.order
+    (0, 1, 0, 2)
     """
     n, deadline = len(graph.ops), time.monotonic() + limits.seconds
-    if simulate(graph, store_all(graph)).peak_bytes <= budget_bytes:
-        return Answer(Status.OPTIMAL, range(n), graph.seconds, "milp: every op runs once")
+    if simulate(graph, plain := store_all(graph)).peak_bytes <= budget_bytes:
+        return Answer(Status.OPTIMAL, plain, graph.seconds, "milp: every op runs once")
     if n * n * passes[0] > MOST_PROGRAM_CELLS:
         message = f"milp: {n} ops are too many for the exact program; use method='auto'"
         return Answer(Status.UNKNOWN, None, message=message)
@@ -84,7 +84,7 @@ def solve_exactly(
         found = _solve(graph, budget_bytes, backend, count)
         best = min(best, found, key=lambda f: f.seconds) if found.order else best
         best = _Found(best.order, best.seconds, found.finished)
-    return _answer(best, bound, limits)
+    return _answer(graph, best, bound, limits)
 
 
 @register("milp")
@@ -99,7 +99,7 @@ def milp_cbc(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     return solve_exactly(graph, budget_bytes, limits, solver="CBC")
 
 
-def _answer(best: _Found, bound: float, limits: Limits) -> Answer:
+def _answer(graph: Graph, best: _Found, bound: float, limits: Limits) -> Answer:
     if best.order is None:
         message = (
             "milp: no schedule of its class fits, which is no proof for other schedules"
@@ -109,7 +109,8 @@ def _answer(best: _Found, bound: float, limits: Limits) -> Answer:
         return Answer(Status.UNKNOWN, None, bound, message)
     proved = best.finished or best.seconds <= bound * (1 + limits.gap)
     status = Status.OPTIMAL if proved else Status.FEASIBLE
-    return Answer(status, best.order, min(bound, best.seconds), "milp: best of its class")
+    bound = min(bound, best.seconds)
+    return Answer.of_order(graph, status, best.order, bound, "milp: best of its class")
 
 
 def _bound(graph: Graph, budget_bytes: int, limits: Limits) -> float:

@@ -41,8 +41,8 @@ def exact(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)))
     >>> g = Graph(ops, (Value("a", 3), Value("b", 4), Value("c", 1)))
-    >>> exact(g, 6, Limits()).order, exact(g, 3, Limits()).status.name
-    ([0, 1, 0, 2], 'INFEASIBLE')
+    >>> exact(g, 6, Limits()).schedule.order, exact(g, 3, Limits()).status.name
+    ((0, 1, 0, 2), 'INFEASIBLE')
     """
     del limits  # the states are counted, not timed
     if len(graph.ops) > MOST_EXACT_OPS:
@@ -51,7 +51,8 @@ def exact(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     found = search_states(flatten(graph), budget_bytes)
     seconds = graph.seconds + found.bound
     if found.order is not None:
-        return Answer(Status.OPTIMAL, found.order, seconds, "exact: every state was considered")
+        message = "exact: every state was considered"
+        return Answer.of_order(graph, Status.OPTIMAL, found.order, seconds, message)
     if found.finished:
         return Answer(Status.INFEASIBLE, None, math.inf, "exact: no sequence of states fits")
     message = f"exact: gave up after {MOST_STATES} states; use method='auto'"
