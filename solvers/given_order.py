@@ -64,31 +64,40 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         answer = exact(graph, budget_bytes, limits)
         if answer.status is not Status.UNKNOWN:
             return answer
-    deadline = time.monotonic() + limits.seconds
+    deadline, least = time.monotonic() + limits.seconds, 0
     search = Search(flatten(graph), budget_bytes, deadline=deadline)
     if (floor := proven_floor(graph)) > budget_bytes:
-        message = f"outputs of ops that cannot run twice raise the floor to {floor} bytes"
-        return Answer(Status.INFEASIBLE, None, math.inf, message)
-    cuts, least = _relax(search, limits, deadline), 0
+        return _infeasible(f"outputs of ops that cannot run twice raise the floor to {floor} bytes")
+    cuts = _relax(search, limits, deadline)
     if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor, limits)
     _cut(search, limits, cuts, deadline)
     if search.bound == math.inf:
-        return Answer(Status.INFEASIBLE, None, math.inf, "proved at the cuts that nothing fits")
+        return _infeasible("proved at the cuts that nothing fits")
     _compare(search, graph, limits, deadline)
     if search.order is None and not least:
         least = _start(search, graph, floor, limits)
     if search.order is None:
         message = f"nothing found that fits; the least peak found is {least} bytes"
         return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
-    if search.problem.n <= LARGE_OPS:
-        polish(search, target=fine_target(search, limits), deadline=deadline)
-    elif search.problem.n <= INTEGER_OPS:
-        target = max(WORTH_BASELINES_GAP, limits.gap)
-        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=deadline)
-    status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
+    _polish(search, limits, deadline)
+    proved = search.gap <= max(limits.gap, 2e-6)  # a millionth is taken off what masters prove
+    status = Status.OPTIMAL if proved else Status.FEASIBLE
     bound = search.base + min(search.bound, search.extra)
     return Answer.of_order(graph, status, search.order, bound)
+
+
+def _infeasible(message: str) -> Answer:
+    return Answer(Status.INFEASIBLE, None, math.inf, message)
+
+
+def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
+    """Solve relaxed masters of a large graph; return their cuts."""
+    if (n := search.problem.n) <= LARGE_OPS:
+        return []
+    close = min(limits.gap, CLOSE_GAP)
+    enough = max(limits.gap, WORTH_INTEGERS_GAP) if n <= INTEGER_OPS else close
+    return run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
 
 
 def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
@@ -102,20 +111,36 @@ def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
     return least
 
 
-def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
-    """Solve relaxed masters of a large graph; return their cuts."""
-    if (n := search.problem.n) <= LARGE_OPS:
-        return []
-    close = min(limits.gap, CLOSE_GAP)
-    enough = max(limits.gap, WORTH_INTEGERS_GAP) if n <= INTEGER_OPS else close
-    return run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
-
-
 def _cut(search: Search, limits: Limits, cuts: Sequence[int], deadline: float) -> None:
     """Solve integer masters where they can do better."""
     n, left = search.problem.n, deadline - time.monotonic()
     if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and left > 0):
         run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
+
+
+def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
+    """Take the orders of the baselines in, where the gap left is worth their sweeps."""
+    worth = fine_target(search, limits)
+    if search.problem.n > LARGE_OPS:
+        sweeps = WORTH_BASELINES_GAP if search.problem.n <= INTEGER_OPS else WORTH_SWEEPS_GAP
+        worth = max(sweeps, limits.gap)
+    if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
+        return
+    search.offer(least_checkpointed(graph, deadline))
+    for solver in BASELINES.values():
+        if time.monotonic() > deadline:
+            return
+        if (schedule := solver(graph, search.budget, limits).schedule) is not None:
+            search.offer(schedule.order)
+
+
+def _polish(search: Search, limits: Limits, deadline: float) -> None:
+    """Improve the best order by small steps, with less effort on large graphs."""
+    if search.problem.n <= LARGE_OPS:
+        polish(search, target=fine_target(search, limits), deadline=deadline)
+    elif search.problem.n <= INTEGER_OPS:
+        target = max(WORTH_BASELINES_GAP, limits.gap)
+        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=deadline)
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
@@ -137,19 +162,3 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     deadline = time.monotonic() + limits.seconds
     _cut(search, limits, _relax(search, limits, deadline), deadline)
     return search.base + min(search.bound, search.extra)
-
-
-def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
-    """Take the orders of the baselines in, where the gap left is worth their sweeps."""
-    worth = fine_target(search, limits)
-    if search.problem.n > LARGE_OPS:
-        sweeps = WORTH_BASELINES_GAP if search.problem.n <= INTEGER_OPS else WORTH_SWEEPS_GAP
-        worth = max(sweeps, limits.gap)
-    if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
-        return
-    search.offer(least_checkpointed(graph, deadline))
-    for solver in BASELINES.values():
-        if time.monotonic() > deadline:
-            return
-        if (schedule := solver(graph, search.budget, limits).schedule) is not None:
-            search.offer(schedule.order)
