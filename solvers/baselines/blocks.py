@@ -2,7 +2,7 @@
 
 A block is what the model's author repeats: the numbered children of a container, ``h.0``, ``h.1``
 or ``layers.3``. Found from ``Op.module``; a graph without such paths has no blocks. A block that is
-checkpointed keeps what other blocks read and recomputes the rest lazily, which never costs more
+checkpointed keeps what other blocks read and recomputes the rest late, which never costs more
 than running the whole block again as ``torch.utils.checkpoint`` does.
 """
 

@@ -36,7 +36,7 @@ Term = tuple[Any, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class ProgramStage:
     """The ops that may run in a stage, and the one that must (``None`` if none runs first here)."""
 
     window: int
@@ -44,7 +44,7 @@ class Stage:
     new: int | None
 
 
-def stages_of(graph: Graph, passes: int = 1) -> tuple[Stage, ...]:
+def stages_of(graph: Graph, passes: int = 1) -> tuple[ProgramStage, ...]:
     """Return the stages of a graph.
 
     >>> from planner.graphs import Op, Value
@@ -53,12 +53,14 @@ def stages_of(graph: Graph, passes: int = 1) -> tuple[Stage, ...]:
     >>> [(s.ops, s.new) for s in stages_of(g)]
     [((0,), 0), ((0, 1), 1), ((0, 1), None)]
     """
-    stages, count = list[Stage](), len(graph.ops)
+    stages, count = list[ProgramStage](), len(graph.ops)
     for t in range(count + bool(graph.outputs - graph.resident)):
         again = tuple(i for i in range(t) if graph.ops[i].recomputable)
         extra = passes - 1 if again else 0
-        stages += [Stage(t, again, None)] * extra
-        stages.append(Stage(t, (*again, t), t) if t < count else Stage(t, again, None))
+        stages += [ProgramStage(t, again, None)] * extra
+        stages.append(
+            ProgramStage(t, (*again, t), t) if t < count else ProgramStage(t, again, None)
+        )
     return tuple(stages)
 
 
@@ -67,7 +69,7 @@ class Checkmate:
     """The program and its decision variables. ``keep[p]`` and ``run[p]`` are ``S`` and ``R``."""
 
     problem: Any
-    stages: tuple[Stage, ...]
+    stages: tuple[ProgramStage, ...]
     keep: tuple[dict[int, Any], ...]
     run: tuple[dict[int, Any], ...]
 

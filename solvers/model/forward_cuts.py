@@ -51,7 +51,7 @@ def checkpoint_orders(graph: Graph, turn: int, positions: Sequence[int]) -> Iter
     """Yield the orders that keep what crosses the positions: with the last segment, and without.
 
     The backward pass begins with the last segment, so dropping it seldom pays; but what is
-    recomputed lazily can hold less than what is kept.
+    recomputed late can hold less than what is kept.
 
     >>> from planner.graphs import Op, Phase, Value
     >>> ops = tuple(Op(f"f{i}", "f", (i,), (i + 1,)) for i in range(2))

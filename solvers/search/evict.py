@@ -14,11 +14,7 @@ from heapq import heappop, heappush
 from itertools import product
 
 from planner.solvers.model.problem import Problem
-
-PATIENCES = (0.0, 0.5, 1.0)
-"""Ways to rank what to evict; none wins on every graph, and trying all is cheap."""
-DEEPEST = 100
-"""How deep recomputations may nest."""
+from planner.solvers.tuning import DEEPEST_NESTING, LONGER_ORDER, LONGER_ORDER_RUNS, PATIENCES
 
 
 class _Stuck(Exception):
@@ -47,7 +43,7 @@ def fit(
     >>> fit(flatten(g), range(5), 3)
     [0, 1, 2, 3, 4]
     """
-    run = _Run(problem, order, budget, patience, most_seconds)
+    run = _Eviction(problem, order, budget, patience, most_seconds)
     try:
         for position, op in enumerate(order):
             if position % 256 == 0 and time.monotonic() > deadline:
@@ -75,7 +71,7 @@ def fit_any(
     return None
 
 
-class _Run:
+class _Eviction:
     """The state of one run: what is live, what is pinned, what was done."""
 
     def __init__(
@@ -87,7 +83,7 @@ class _Run:
         seconds_left: float,
     ) -> None:
         self.p, self.patience, self.seconds_left = problem, patience, seconds_left
-        self.max_steps = 3 * len(order) + 50_000
+        self.max_steps = LONGER_ORDER * len(order) + LONGER_ORDER_RUNS
         self.space = budget - problem.resident_bytes
         self.live: set[int] = set()
         self.ranked: list[tuple[float, int]] = []
@@ -155,7 +151,7 @@ class _Run:
         """Recompute values: the closure of their missing ancestors, in the graph's order."""
         burst = self._closure(missing)
         self.depth += 1
-        if self.depth > DEEPEST:
+        if self.depth > DEEPEST_NESTING:
             raise _Stuck
         for op in burst:
             for v in self.p.inputs[op]:
