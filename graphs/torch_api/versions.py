@@ -19,7 +19,7 @@ OLDEST = (2, 10)
 
 
 @dataclass(frozen=True)
-class Difference:
+class VersionDifference:
     """A name that older versions lack: since when it is there, what for, what stands in for it."""
 
     name: str
@@ -31,38 +31,38 @@ class Difference:
 DIFFERENCES = {
     row.name: row
     for row in (
-        Difference(
+        VersionDifference(
             "torch._functorch.aot_autograd:aot_export_joint_with_descriptors",
             (2, 9),
             "tracing forward and backward as one graph",
         ),
-        Difference(
+        VersionDifference(
             "torch._functorch._aot_autograd.descriptors",
             (2, 9),
             "telling parameters from inputs in that graph",
         ),
-        Difference(
+        VersionDifference(
             "torch.fx.traceback:annotate",
             (2, 10),
             "the module and the line that an op comes from",
         ),
-        Difference(
+        VersionDifference(
             "torch.fx.graph:_BoxedCodeGen",
             (2, 10),
             "programs whose arguments die early",
         ),
-        Difference(
+        VersionDifference(
             "torch._higher_order_ops.effects:_get_effect",
             (2, 10),
             "checks of a factorization that are not put in an order",
         ),
-        Difference(
+        VersionDifference(
             "torch.distributed:all_gather_single",
             (2, 13),
             "watching sharded training",
             stand_in="torch.distributed:all_gather_into_tensor",
         ),
-        Difference(
+        VersionDifference(
             "torch.distributed:reduce_scatter_single",
             (2, 13),
             "watching sharded training",
