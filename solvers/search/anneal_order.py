@@ -159,7 +159,7 @@ class _Line:
 
     def fits(self) -> bool:
         """Say whether nothing overshoots."""
-        return bool(self.held.max(initial=0.0) <= 1.0 - 1e-12)
+        return bool(self.held.max(initial=0.0) <= 1.0 + 1e-12)
 
     def total(self) -> float:
         """Return what is minimized."""
