@@ -115,6 +115,12 @@ def solve(
     The bound holds for every schedule whose first computations follow the graph's order (the class
     of Checkmate, arXiv 1910.02653); if the solution is ``reordered``, for every order.
 
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold.
+        method: a name of ``SOLVERS``.
+        limits: when to stop.
+
     Raises:
         ValueError: an unknown method; the message lists the valid ones.
 

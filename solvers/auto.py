@@ -19,6 +19,9 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
     First runs keep the graph's order, unless leaving it saves more than ``WORTH_REORDERING``; then
     the answer is that of ``method="reorder"``, whose bound holds for any order.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
     """
     if not (limits.reorder and TINY_OPS < len(graph.ops) <= LARGE_OPS and may_reorder(graph)):
         return in_given_order(graph, budget_bytes, limits)

@@ -80,6 +80,11 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     budget and for what they learn from each other. What earlier points leave over is not used, so
     that a hard point does not depend on how fast the easy ones were.
 
+    Args:
+        graph: the step.
+        points: how many budgets.
+        limits: when to stop.
+
     Raises:
         ValueError: fewer than two points.
 
@@ -106,6 +111,12 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
 
 def refined(graph: Graph, known: Frontier, budgets: Iterable[int], limits: Limits) -> Frontier:
     """Return a frontier with more points; ``limits`` are for each. Budgets below all are left out.
+
+    Args:
+        graph: the step.
+        known: what is to be refined.
+        budgets: in bytes.
+        limits: when to stop.
 
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
@@ -134,6 +145,11 @@ def _assembled(
 
 def spaced(least: int, most: int, points: int) -> list[int]:
     """Return budgets from end to end, closer together at the least, where the curve is steep.
+
+    Args:
+        least: the smallest, in bytes.
+        most: how many at most.
+        points: how many budgets.
 
     >>> spaced(0, 1000, 5), spaced(5, 5, 4), spaced(1, 3, 20)
     ([0, 125, 353, 649, 1000], [5], [1, 2, 3])

@@ -59,6 +59,9 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
     ``INFEASIBLE`` is proved; ``UNKNOWN`` says how small a budget is known to work. Any budget from
     ``minimum_budget`` up gets a schedule, and none that a baseline beats.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
     """
     if len(graph.ops) <= TINY_OPS:
         answer = exact(graph, budget_bytes, limits)
@@ -145,6 +148,11 @@ def _polish(search: Search, limits: Limits, deadline: float) -> None:
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
     """Return seconds that every schedule within the budget takes, ``inf`` if none can exist.
+
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold.
+        limits: when to stop.
 
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),

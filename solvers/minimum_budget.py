@@ -83,7 +83,13 @@ def proven_floor(graph: Graph) -> int:
 
 
 def proven_least(problem: Problem, floor: int, order: list[int]) -> tuple[int, list[int]]:
-    """Return for a tiny problem the least budget that is not refuted, and the order found."""
+    """Return for a tiny problem the least budget that is not refuted, and the order found.
+
+    Args:
+        problem: the step, flattened.
+        floor: the least budget that is not refuted.
+        order: the ops to run, repetitions included.
+    """
     top = int(held_bytes(problem, order).max(initial=floor))
     while floor < top:
         middle = (floor + top) // 2
@@ -98,7 +104,13 @@ def proven_least(problem: Problem, floor: int, order: list[int]) -> tuple[int, l
 
 
 def least_order(graph: Graph, floor: int, deadline: float = math.inf) -> list[int]:
-    """Return the order of least peak found, trying budgets from the floor up, then closing in."""
+    """Return the order of least peak found, trying budgets from the floor up, then closing in.
+
+    Args:
+        graph: the step.
+        floor: the least budget that is not refuted.
+        deadline: of ``time.monotonic``.
+    """
     problem = flatten(graph)
     start = least_checkpointed(graph, deadline)
     starts = [start] if start == list(range(problem.n)) else [list(range(problem.n)), start]
@@ -139,7 +151,14 @@ def _halved(problem: Problem, floor: int, best: list[int], deadline: float) -> l
 def try_budget(
     problem: Problem, budget: int, starts: Sequence[list[int]], deadline: float
 ) -> list[int] | None:
-    """Return an order that fits a budget: one of the starts with evictions, or a master's plan."""
+    """Return an order that fits a budget: one of the starts with evictions, or a master's plan.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        starts: orders to repair.
+        deadline: of ``time.monotonic``.
+    """
     patiences = PATIENCES if problem.n <= GUIDED_OPS else PATIENCES[:1]
     fitted = fit_any(problem, starts, budget, patiences=patiences, deadline=deadline)
     if fitted is not None:
@@ -153,6 +172,12 @@ def guided(
     """Return an order that fits a budget: a master's plan with evictions, and more cuts each round.
 
     The first masters are relaxed; integer ones may follow, which see what runs again.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        deadline: of ``time.monotonic``.
+        integer_rounds: how many integer masters follow the relaxed ones.
     """
     cuts, again = [int(held_bytes(problem, range(problem.n)).argmax())], set[Burst]()
     for turn in range(GUIDED_ROUNDS + integer_rounds):

@@ -25,6 +25,9 @@ from planner.solvers.tuning import ANY_ORDER_WORK, LARGE_OPS, MOVES_PER_OP, QUIC
 def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Find a schedule within the budget whose first runs may come in another order.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)),
     ...        Op("d", "f", (1,), (3,)))
@@ -54,7 +57,13 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
 
 def promise(graph: Graph, budget_bytes: int, seed: int) -> tuple[float, float]:
-    """Return by how much the given order overshoots, and one quickly found."""
+    """Return by how much the given order overshoots, and one quickly found.
+
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold.
+        seed: of every random choice.
+    """
     problem = flatten(graph)
     before = overshoot(problem, range(problem.n), budget_bytes)
     if before == 0.0:

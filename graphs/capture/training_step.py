@@ -120,7 +120,7 @@ def capture_joint(
     """Do what ``capture`` does and keep the traced nodes.
 
     Args:
-        model, loss, optimizer, device, costs, accumulate, progress: as for ``capture``.
+        model, loss, optimizer, device, costs, accumulate, rewrite, progress: as for ``capture``.
         call: the flattened inputs and targets.
         eager: torch will run the step itself, with its own dropout and no kernel writing into
             what the one before it made.

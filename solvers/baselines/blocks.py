@@ -68,7 +68,11 @@ def _no_blocks(family: str) -> Answer:
 
 @register("blocks")
 def blocks(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Checkpoint every block."""
+    """Checkpoint every block.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+    """
     del limits  # nothing to search
     if not (found := find_blocks(graph)):
         return _no_blocks("blocks")
@@ -81,6 +85,9 @@ def blocks_uniform(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
     Every n-th block is checkpointed, or the first n, or all in groups of n whose inner boundaries
     are not kept.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
     """
     del limits  # a sweep over the number of blocks
     if not (found := find_blocks(graph)):
@@ -102,6 +109,9 @@ def blocks_greedy(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Checkpoint blocks by bytes saved per second recomputed until the budget is met.
 
     Then take back, dearest first, each block that the budget does not need.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
     """
     del limits  # at most two simulations a block
     if not (found := find_blocks(graph)):

@@ -20,6 +20,9 @@ from planner.solvers.tuning import CHEN_FILLING_RATIO, CHEN_FILLINGS
 def chen_greedy(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Sweep the bytes a segment may hold, from all of the forward pass down to nearly nothing.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Phase, Value
     >>> ops = (Op("f", "f", (), (0,), 1.0), Op("loss", "g", (0,), (1,), 1.0),
     ...        Op("b", "b", (0, 1), (2,), 1.0, phase=Phase.BACKWARD))

@@ -32,6 +32,9 @@ from planner.solvers.tuning import (
 def lp_rounding(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Round the relaxation at several aims and thresholds.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)))
     >>> g = Graph(ops, (Value("a", 3), Value("b", 4), Value("c", 1)))

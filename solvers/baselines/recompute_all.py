@@ -15,6 +15,9 @@ from planner.solvers.model.order_from_kept import order_from_kept
 def recompute_all(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Recompute every forward value that the backward pass reads.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Phase, Value
     >>> ops = (Op("f", "f", (), (0,), 1.0), Op("loss", "g", (0,), (1,), 1.0),
     ...        Op("b", "b", (0, 1), (2,), 1.0, phase=Phase.BACKWARD))

@@ -53,6 +53,9 @@ def _split(length: int, slots: int) -> int:
 def revolve(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Search the number of slots, for several widths of the positions that may become states.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 1.0))
     >>> revolve(Graph(ops, (Value("a", 3), Value("b", 4))), 7, Limits()).schedule.order

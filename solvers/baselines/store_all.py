@@ -11,6 +11,9 @@ from planner.solvers.baselines.sweep import cheapest
 def store_all(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Run every op once, in order.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Value
     >>> g = Graph((Op("f", "f", (), (0,), 1.0),), (Value("x", 5),))
     >>> store_all(g, 5, Limits()).schedule.order

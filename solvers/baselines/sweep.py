@@ -21,6 +21,12 @@ def cheapest(
 
     ``UNKNOWN`` if none fits: that one family has no schedule proves nothing about the others.
 
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold.
+        orders: the orders to try.
+        family: named in the answer.
+
     >>> from planner.graphs import Op, Value
     >>> g = Graph((Op("f", "f", (), (0,), 1.0),), (Value("x", 5),))
     >>> cheapest(g, 5, [[0]], family="demo").schedule.order

@@ -29,6 +29,13 @@ def bound_any_order(
 ) -> float:
     """Return seconds beyond running every op once that no order saves; ``inf`` if none fits.
 
+    Args:
+        problem: the step, flattened.
+        free: which ops may run in another order.
+        budget: in bytes.
+        gap: in seconds, at which to stop.
+        work: checks of an integer search times the entries of its matrix.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.precedence import freedom
     >>> from planner.solvers.model.problem import flatten

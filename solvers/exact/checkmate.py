@@ -88,7 +88,14 @@ class Checkmate:
 
 
 def build(graph: Graph, budget_bytes: int, *, passes: int = 1, relax: bool = False) -> Checkmate:
-    """Build the program for a budget above the resident bytes; ``relax`` makes it linear."""
+    """Build the program for a budget above the resident bytes; ``relax`` makes it linear.
+
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold.
+        passes: times an op may run again between two first runs.
+        relax: let integer columns be fractional.
+    """
     problem = pulp.LpProblem("checkmate", pulp.LpMinimize)
     stages = stages_of(graph, passes)
     kind = pulp.LpContinuous if relax else pulp.LpInteger

@@ -89,13 +89,21 @@ def solve_exactly(
 
 @register("milp")
 def milp(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Solve the integer program with HiGHS."""
+    """Solve the integer program with HiGHS.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+    """
     return solve_exactly(graph, budget_bytes, limits)
 
 
 @register("milp_cbc")
 def milp_cbc(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Solve the same program with CBC, which PuLP carries along; the bound stays HiGHS's."""
+    """Solve the same program with CBC, which PuLP carries along; the bound stays HiGHS's.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+    """
     return solve_exactly(graph, budget_bytes, limits, solver="CBC")
 
 

@@ -38,6 +38,9 @@ class StateSearchResult:
 def exact(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Search every set of live values that the budget allows, most promising first.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)))
     >>> g = Graph(ops, (Value("a", 3), Value("b", 4), Value("c", 1)))
@@ -60,7 +63,13 @@ def exact(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
 
 def search_states(problem: Problem, budget: int, *, states: int = MOST_STATES) -> StateSearchResult:
-    """Return the order of least time within a budget, or what is known after so many states."""
+    """Return the order of least time within a budget, or what is known after so many states.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        states: how many to look at.
+    """
     space = _Space(problem, budget)
     start: State = (0, 0)
     costs, parents = {start: 0.0}, dict[State, tuple[State, int]]()

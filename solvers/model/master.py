@@ -83,6 +83,21 @@ def solve_master(
     bound is that of the linear relaxation and the plan its rounding. If it is ``shared``, too, ops
     that look alike share their columns, and of many equal layers the first are those that
     recompute. Values ``pinned`` are held at every cut, which makes the bound one on plans that do.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        cuts: the ops at whose first runs the windows begin.
+        bursts: ops that may run again in a window, each with its cut.
+        tiny: values that count as always held and weightless.
+        relax: let integer columns be fractional.
+        gap: in seconds, at which to stop.
+        seconds: after which to stop.
+        work: checks of an integer search times the entries of its matrix.
+        near: an order that fits, to begin with.
+        seed: of every random choice.
+        shared: let ops that look alike share their columns.
+        pinned: values held at every cut.
     """
     master = _Master(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):
@@ -135,7 +150,13 @@ class OneCut:
 
 
 def one_cut(problem: Problem, budget: int, cut: int) -> OneCut:
-    """Return the master of one cut at a budget, to be relaxed."""
+    """Return the master of one cut at a budget, to be relaxed.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        cut: the op at whose first run memory is counted.
+    """
     nothing = frozenset[int]()
     master = _Master(problem, windows(problem, [cut], nothing), nothing, nothing)
     byte = master.byte(master.frames[0], budget)

@@ -15,7 +15,13 @@ from planner.solvers.model.problem import Problem
 def order_from_plan(
     problem: Problem, plan: CutPlan, tiny: frozenset[int] = frozenset()
 ) -> list[int]:
-    """Return an order that holds at each cut what the plan says, and recomputes the rest late."""
+    """Return an order that holds at each cut what the plan says, and recomputes the rest late.
+
+    Args:
+        problem: the step, flattened.
+        plan: what to hold at each cut.
+        tiny: values that count as always held and weightless.
+    """
     n = problem.n
     first = plan.cuts[0] if plan.cuts else n
     order = list(range(first))

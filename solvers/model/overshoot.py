@@ -24,6 +24,14 @@ def overshoots(
 
     With ``repeated`` a repeated run counts as the op that first runs after it.
 
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+        cuts: the ops at whose first runs the windows begin.
+        repeated: count a repeated run as the op that first runs next.
+        most: how many at most.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> g = Graph(tuple(Op(f"{i}", "f", (), (i,)) for i in range(4)),
@@ -63,6 +71,13 @@ def bursts(
     most: int = MOST_NEW_BURSTS,
 ) -> list[tuple[int, int]]:
     """Return the repeated runs at which an order overshoots most, each with the cut before it.
+
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+        cuts: the ops at whose first runs the windows begin.
+        most: how many at most.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten

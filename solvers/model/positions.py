@@ -40,7 +40,13 @@ class Positions:
         return self._runs[op][0]
 
     def runs(self, op: int, start: int, stop: int) -> bool:
-        """Say whether an op runs at a position from ``start`` on, before ``stop``."""
+        """Say whether an op runs at a position from ``start`` on, before ``stop``.
+
+        Args:
+            op: an op.
+            start: an order to begin with, by default the given one.
+            stop: the position at which to end.
+        """
         found = self._runs[op]
         i = bisect_left(found, start)
         return i < len(found) and found[i] < stop

@@ -32,6 +32,14 @@ def anneal_order(
 ) -> list[int]:
     """Return an order of all ops, each once, that overshoots the budget as little as was found.
 
+    Args:
+        problem: the step, flattened.
+        free: which ops may run in another order.
+        budget: in bytes.
+        moves: how many to try.
+        start: an order to begin with, by default the given one.
+        seed: of every random choice.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.precedence import freedom
     >>> from planner.solvers.model.problem import flatten
@@ -64,7 +72,15 @@ def anneal_order(
 def best_arrangement(
     problem: Problem, free: Freedom, budget: int, *, moves: int, seed: int = 0
 ) -> list[int]:
-    """Return the better of the orders found from the given one and from a greedy one."""
+    """Return the better of the orders found from the given one and from a greedy one.
+
+    Args:
+        problem: the step, flattened.
+        free: which ops may run in another order.
+        budget: in bytes.
+        moves: how many to try.
+        seed: of every random choice.
+    """
     best, least = list(range(problem.n)), math.inf
     for start in (best, greedy(problem, free)):
         order = anneal_order(problem, free, budget, moves=moves, start=start, seed=seed)
@@ -74,7 +90,13 @@ def best_arrangement(
 
 
 def overshoot(problem: Problem, order: Sequence[int], budget: int) -> float:
-    """Return by how many budgets an order is over it, added up over its steps."""
+    """Return by how many budgets an order is over it, added up over its steps.
+
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+    """
     return float(np.maximum(held_bytes(problem, order) / max(budget, 1) - 1.0, 0.0).sum())
 
 

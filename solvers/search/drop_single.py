@@ -19,6 +19,11 @@ from planner.solvers.tuning import DROP_REACH, DROP_TRIES, DROP_WORK
 def drop_single(problem: Problem, order: Sequence[int], budget: int) -> list[int] | None:
     """Return an order that fits, ``None`` if dropping single values does not get there.
 
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 1.0), Op("c", "f", (1,), (2,)),

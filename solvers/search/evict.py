@@ -35,6 +35,14 @@ def fit(
     Evicts by seconds per byte, divided by the wait until the next read to the power ``patience``.
     Gives up when repeated runs have taken ``most_seconds``.
 
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+        patience: how much a long wait counts against a value.
+        most_seconds: what the order may take at most.
+        deadline: of ``time.monotonic``.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> chain = [Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)), Op("c", "f", (0, 1), (2,)),
@@ -63,7 +71,15 @@ def fit_any(
     patiences: Sequence[float] = PATIENCES,
     deadline: float = math.inf,
 ) -> list[int] | None:
-    """Return the first of these orders, ranked in each of these ways, that can be made to fit."""
+    """Return the first of these orders, ranked in each of these ways, that can be made to fit.
+
+    Args:
+        problem: the step, flattened.
+        orders: the orders to try.
+        budget: in bytes.
+        patiences: ways to rank, tried in turn.
+        deadline: of ``time.monotonic``.
+    """
     for order, patience in product(orders, patiences):
         fitted = fit(problem, order, budget, patience=patience, deadline=deadline)
         if fitted is not None:

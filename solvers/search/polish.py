@@ -29,6 +29,12 @@ def polish(
 ) -> None:
     """Improve the best order of a search until no neighbour does, or the work is spent.
 
+    Args:
+        search: what is known; it takes in what is found.
+        target: the gap, as a fraction of the step, at which to stop.
+        work: checks of an integer search times the entries of its matrix.
+        deadline: of ``time.monotonic``.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0, 1), (2,)))

@@ -41,6 +41,13 @@ def run_relaxed(
     """Raise the bound and lower the cost until they meet within the target or rounds run out.
 
     Cuts that alone leave no wider gap than ``enough`` are enough. Returns the cuts.
+
+    Args:
+        search: what is known; it takes in what is found.
+        target: the gap, as a fraction of the step, at which to stop.
+        enough: a gap that is left to others.
+        deadline: of ``time.monotonic``.
+        seed: of every random choice.
     """
     held = held_bytes(search.problem, range(search.problem.n))
     if held.max(initial=0) <= search.budget:

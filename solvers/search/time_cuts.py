@@ -35,7 +35,13 @@ def fine_target(search: Search, limits: Limits) -> float:
 
 
 def run_cuts(search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
-    """Raise the bound and lower the cost with masters at more and more cuts until they meet."""
+    """Raise the bound and lower the cost with masters at more and more cuts until they meet.
+
+    Args:
+        search: what is known; it takes in what is found.
+        limits: when to stop.
+        cuts: the ops at whose first runs the windows begin.
+    """
     search.offer(range(search.problem.n))
     if search.problem.n:
         run = _CutRun(search, limits, cuts)
