@@ -51,7 +51,7 @@ class Value:
 class Op:
     """One kernel call. ``inputs`` and ``outputs`` are indices into ``Graph.values``.
 
-    While the op runs, its inputs, its outputs and ``workspace_bytes`` of scratch are all live.
+    While the op runs, its inputs, its outputs and its ``workspace_bytes`` are all live.
     ``recomputable`` says that it may run more than once. ``module`` is the path of the
     ``nn.Module`` and ``source`` the ``file:line`` it came from; either may be empty.
     """

@@ -1,7 +1,7 @@
 """Two captures of a model at different batch sizes, and what lies on the line through them.
 
 Sizes of activations and times of ops grow with the batch along a line, nearly: rounding, a floor of
-time per kernel and scratch that depends on the shape bend it. So what is found on the line is a
+time per kernel and workspace that depends on the shape bend it. So what is found on the line is a
 prediction, to be checked on a capture. Knows nothing of torch.
 """
 

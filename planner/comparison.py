@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MethodResult:
     """What one method found. Without a schedule ``peak_bytes`` and ``seconds`` are ``None``."""
 
     method: str
@@ -55,18 +55,18 @@ class Comparison:
     budget_bytes: int
     plain_peak_bytes: int
     plain_seconds: float
-    rows: tuple[Row, ...]
+    rows: tuple[MethodResult, ...]
 
     @property
     def bound_seconds(self) -> float:
         """The best bound any method proved: it holds for all schedules that keep the order."""
         return _best_bound(self.rows)
 
-    def overhead(self, row: Row) -> float | None:
+    def overhead(self, row: MethodResult) -> float | None:
         """Extra time of a row as a fraction of the plain step."""
         return None if row.seconds is None else self._over(row.seconds - self.plain_seconds)
 
-    def gap(self, row: Row) -> float | None:
+    def gap(self, row: MethodResult) -> float | None:
         """Distance of a row from the best bound, as a fraction of the plain step."""
         if row.seconds is None:
             return None
@@ -92,7 +92,7 @@ class Comparison:
         why = [wrap(_why(row), "  ", "    ") for row in self.rows if not row.fits]
         return "\n".join([title, table("llrrrrl", header, rows), foot, *why])
 
-    def _cells(self, row: Row) -> tuple[str, ...]:
+    def _cells(self, row: MethodResult) -> tuple[str, ...]:
         overhead, gap = self.overhead(row), self.gap(row)
         return (
             row.method,
@@ -129,12 +129,12 @@ class Comparison:
         }
 
 
-def _best_bound(rows: Sequence[Row]) -> float:
+def _best_bound(rows: Sequence[MethodResult]) -> float:
     finite = (row.bound_seconds for row in rows if math.isfinite(row.bound_seconds))
     return max(finite, default=0.0)
 
 
-def _why(row: Row) -> str:
+def _why(row: MethodResult) -> str:
     said = row.message or row.status.value
     return said if said.startswith(f"{row.method}:") else f"{row.method}: {said}"
 
@@ -200,12 +200,12 @@ def _check(methods: Sequence[str] | None) -> Sequence[str]:
     return sorted(SOLVERS) if methods is None else methods
 
 
-def _row(graph: Graph, budget_bytes: int, method: str, limits: Limits) -> Row:
+def _row(graph: Graph, budget_bytes: int, method: str, limits: Limits) -> MethodResult:
     start = time.perf_counter()
     solution = solve(graph, budget_bytes, method=method, limits=limits)
     spent = time.perf_counter() - start
     trace = None if solution.schedule is None else simulate(graph, solution.schedule)
-    return Row(
+    return MethodResult(
         method=method,
         status=solution.status,
         peak_bytes=None if trace is None else trace.peak_bytes,

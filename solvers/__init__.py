@@ -15,7 +15,6 @@ from planner.solvers.api import (
     register,
     solve,
 )
-from planner.solvers.auto import lower_bound
 from planner.solvers.baselines import (
     blocks,
     chen_greedy,
@@ -26,6 +25,7 @@ from planner.solvers.baselines import (
     store_all,
 )
 from planner.solvers.exact import milp, state_search
+from planner.solvers.given_order import lower_bound
 from planner.solvers.minimum_budget import MinimumBudget, minimum_budget
 
 __all__ = [

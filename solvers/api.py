@@ -37,16 +37,39 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a solver function returns: an order of ops, repetitions included, and what it proved.
+    """What a solver function returns: a schedule, and what it proved.
 
-    ``order`` is ``None`` when nothing was found. ``bound_seconds`` is a proven lower bound on the
-    time of every schedule that fits, 0 if nothing is known and ``inf`` if none fits.
+    ``schedule`` is ``None`` when nothing was found. ``bound_seconds`` is a proven lower bound on
+    the time of every schedule that fits, 0 if nothing is known and ``inf`` if none fits.
     """
 
     status: Status
-    order: Sequence[int] | None
+    schedule: Schedule | None
     bound_seconds: float = 0.0
     message: str = ""
+
+    @classmethod
+    def of_order(
+        cls,
+        graph: Graph,
+        status: Status,
+        order: Sequence[int],
+        bound_seconds: float = 0.0,
+        message: str = "",
+    ) -> Answer:
+        """Answer with the schedule that only runs ops, freeing each copy after its last use.
+
+        Args:
+            graph: what is scheduled.
+            order: the ops to run, repetitions included.
+            status, bound_seconds, message: as in the answer.
+
+        >>> from planner.graphs import Op, Value
+        >>> g = Graph((Op("a", "f", (), (0,), 1.0),), (Value("a", 3),))
+        >>> Answer.of_order(g, Status.OPTIMAL, [0]).schedule.order
+        (0,)
+        """
+        return cls(status, schedule_from_order(graph, order), bound_seconds, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +115,12 @@ def solve(
     The bound holds for every schedule whose first computations follow the graph's order (the class
     of Checkmate, arXiv 1910.02653); if the solution is ``reordered``, for every order.
 
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold.
+        method: a name of ``SOLVERS``.
+        limits: when to stop.
+
     Raises:
         ValueError: an unknown method; the message lists the valid ones.
 
@@ -107,10 +136,9 @@ def solve(
         message = f"op {binding_op(graph)!r} alone needs {least} bytes"
         return Solution(Status.INFEASIBLE, None, math.inf, message)
     answer = SOLVERS[method](graph, budget_bytes, limits or Limits())
-    if answer.order is None:
+    if answer.schedule is None:
         return Solution(answer.status, None, answer.bound_seconds, answer.message)
-    schedule = schedule_from_order(graph, answer.order)
-    trace = simulate(graph, schedule)
+    trace = simulate(graph, answer.schedule)
     if trace.peak_bytes > budget_bytes:
         raise RuntimeError(
             f"solver {method!r} returned a schedule that peaks at {trace.peak_bytes} bytes, over "
@@ -124,7 +152,8 @@ def solve(
         )
     bound = min(bound, trace.seconds)
     proved = trace.seconds <= bound * (1 + 1e-9)
-    return Solution(Status.OPTIMAL if proved else answer.status, schedule, bound, answer.message)
+    status = Status.OPTIMAL if proved else answer.status
+    return Solution(status, answer.schedule, bound, answer.message)
 
 
 def _op_bytes(graph: Graph, index: int) -> int:

@@ -1,70 +1,16 @@
-"""The workhorse, ``method="auto"``: coarse stages with lazy time cuts.
-
-Solves the master at few cuts, relaxed and then integer, for a bound and a plan (``lazy``); builds
-an order, repairs and prunes it, sees where it overshot, adds cuts there, until bound and cost meet
-or nothing moves. Large graphs begin with relaxations alone (``relaxed``), which seldom leave more
-to do. What gap is left is for the baselines and a local search. Where the given order is poor,
-``reorder`` is asked. Tiny graphs are ``exact``'s. Effort is counted, not timed, so that the answer
-does not depend on the machine, short of ``limits.seconds``.
-"""
+"""``method="auto"``: the graph's order, or another where leaving it saves much."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 
-from planner.graphs import Graph
-from planner.solvers.api import SOLVERS, Answer, Limits, Status, register
-from planner.solvers.baselines import (  # noqa: F401 (register)
-    blocks,
-    chen_greedy,
-    chen_sqrt,
-    recompute_all,
-    revolve,
-)
+from planner.graphs import Graph, simulate
+from planner.solvers.api import Answer, Limits, register
 from planner.solvers.bounds.parametric import quick_bound
-from planner.solvers.exact.state_search import MOST_OPS, exact, search_states
-from planner.solvers.minimum_budget import least_order, proven_floor
-from planner.solvers.model.precedence import freedom, may_reorder
-from planner.solvers.model.problem import flatten, held_bytes
-from planner.solvers.search.anneal_order import best_arrangement, overshoot
-from planner.solvers.search.incumbent import Search
-from planner.solvers.search.initial import least_checkpointed
-from planner.solvers.search.polish import polish
-from planner.solvers.search.relaxed_masters import run_relaxed
-from planner.solvers.search.time_cuts import LARGE, fine_target, run_cuts
-
-SHARE = 0.6
-"""The cuts' part of the seconds; the baselines and the local search have the rest."""
-INTEGER = 2000
-"""Above so many ops integer masters and single runs given up or added are too many to help."""
-CLOSE = 1e-3
-"""The gap at which more relaxations are not worth their time."""
-WORTH_COMPARING = 3e-3
-"""The gap above which the baselines are asked on more than ``LARGE`` ops, unless a wider one is
-accepted; below, at any gap."""
-NEAR = 1e-2
-"""The gap from which integer masters do better than more relaxations, up to ``INTEGER`` ops."""
-SELDOM = 1e-2
-"""The same on more than ``INTEGER`` ops, where a sweep takes half a minute."""
-BRIEF = 50_000
-"""The work of the local search above ``LARGE`` ops, where it seldom helps."""
-WORTH_REORDERING = 1e-3
-"""What leaving the given order must save, as a fraction of the step."""
-PROMISING = 0.5
-"""Reordering is tried if a quick try overshoots the budget by this much of what was, or less."""
-QUICK_MOVES = 20
-BASELINES = (
-    "blocks_uniform",
-    "blocks_greedy",
-    "chen_sqrt",
-    "chen_greedy",
-    "revolve",
-    "recompute_all",
-)
+from planner.solvers.given_order import in_given_order
+from planner.solvers.model.precedence import may_reorder
+from planner.solvers.reorder import promise, reorder
+from planner.solvers.tuning import LARGE_OPS, PROMISING_OVERSHOOT, TINY_OPS, WORTH_REORDERING
 
 
 @register("auto")
@@ -73,135 +19,27 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
     First runs keep the graph's order, unless leaving it saves more than ``WORTH_REORDERING``; then
     the answer is that of ``method="reorder"``, whose bound holds for any order.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
     """
-    if not (limits.reorder and MOST_OPS < len(graph.ops) <= LARGE and may_reorder(graph)):
+    if not (limits.reorder and TINY_OPS < len(graph.ops) <= LARGE_OPS and may_reorder(graph)):
+        return in_given_order(graph, budget_bytes, limits)
+    before, after = promise(graph, budget_bytes, limits.seed)
+    if before == 0.0 or after > PROMISING_OVERSHOOT * before:
         return in_given_order(graph, budget_bytes, limits)
     least = WORTH_REORDERING * graph.seconds
-    before, after = _promise(graph, budget_bytes, limits.seed)
-    if after > PROMISING * before or before == 0.0:
-        return in_given_order(graph, budget_bytes, limits)
     if after == 0.0 and quick_bound(graph, budget_bytes) - graph.seconds > least:
-        return SOLVERS["reorder"](graph, budget_bytes, limits)
+        return reorder(graph, budget_bytes, limits)  # no schedule in the given order comes near
     given = in_given_order(graph, budget_bytes, limits)
-    if given.order is not None and _extra(graph, given.order) <= least:
+    if (extra := _extra(graph, given)) <= least:
         return given
-    other = SOLVERS["reorder"](graph, budget_bytes, limits)
-    if other.order is None:
-        return given
-    saves = given.order is None or _extra(graph, given.order) - _extra(graph, other.order) > least
-    return other if saves else given
+    other = reorder(graph, budget_bytes, limits)
+    return other if extra - _extra(graph, other) > least else given
 
 
-def _promise(graph: Graph, budget_bytes: int, seed: int) -> tuple[float, float]:
-    """Return by how much the given order overshoots, and one quickly found."""
-    problem = flatten(graph)
-    before = overshoot(problem, range(problem.n), budget_bytes)
-    if before == 0.0:
-        return before, before
-    order = best_arrangement(
-        problem, freedom(graph), budget_bytes, moves=QUICK_MOVES * problem.n, seed=seed
-    )
-    return before, overshoot(problem, order, budget_bytes)
-
-
-def _extra(graph: Graph, order: Sequence[int]) -> float:
-    return sum(graph.ops[o].seconds for o in order) - graph.seconds
-
-
-def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Find a schedule whose first runs keep the graph's order, and a bound for all of those.
-
-    ``INFEASIBLE`` is proved; ``UNKNOWN`` says how small a budget is known to work. Any budget from
-    ``minimum_budget`` up gets a schedule, and none that a baseline beats.
-    """
-    if len(graph.ops) <= MOST_OPS:
-        answer = exact(graph, budget_bytes, limits)
-        if answer.status is not Status.UNKNOWN:
-            return answer
-    deadline = time.monotonic() + limits.seconds
-    search = Search(flatten(graph), budget_bytes, deadline=deadline)
-    if (floor := proven_floor(graph)) > budget_bytes:
-        message = f"outputs of ops that cannot run twice raise the floor to {floor} bytes"
-        return Answer(Status.INFEASIBLE, None, math.inf, message)
-    cuts, least = _relax(search, limits, deadline), 0
-    if search.order is None and search.bound < math.inf and search.problem.n > LARGE:
-        least = _start(search, graph, floor, limits)
-    _cut(search, limits, cuts, deadline)
-    if search.bound == math.inf:
-        return Answer(Status.INFEASIBLE, None, math.inf, "proved at the cuts that nothing fits")
-    _compare(search, graph, limits, deadline)
-    if search.order is None and not least:
-        least = _start(search, graph, floor, limits)
-    if search.order is None:
-        message = f"nothing found that fits; the least peak found is {least} bytes"
-        return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
-    if search.problem.n <= LARGE:
-        polish(search, target=fine_target(search, limits), deadline=deadline)
-    elif search.problem.n <= INTEGER:
-        target = max(WORTH_COMPARING, limits.gap)
-        polish(search, target=target, work=BRIEF, deadline=deadline)
-    status = Status.OPTIMAL if search.gap <= max(limits.gap, 2e-6) else Status.FEASIBLE
-    return Answer(status, search.order, search.base + min(search.bound, search.extra))
-
-
-def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
-    """Offer orders that hold little, with time of their own; return the least peak found."""
-    deadline, least = time.monotonic() + limits.seconds / 2, 0
-    for find in (least_checkpointed, partial(least_order, floor=floor)):
-        if search.order is None:
-            order = find(graph, deadline=deadline)
-            least = int(held_bytes(search.problem, order).max())
-            search.offer(order)
-    return least
-
-
-def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
-    """Solve relaxed masters of a large graph; return their cuts."""
-    if (n := search.problem.n) <= LARGE:
-        return []
-    close = min(limits.gap, CLOSE)
-    enough = max(limits.gap, NEAR) if n <= INTEGER else close
-    return run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
-
-
-def _cut(search: Search, limits: Limits, cuts: Sequence[int], deadline: float) -> None:
-    """Solve integer masters where they can do better."""
-    n, left = search.problem.n, deadline - time.monotonic()
-    if n <= LARGE or (n <= INTEGER and search.gap > limits.gap and left > 0):
-        run_cuts(search, replace(limits, seconds=SHARE * left), cuts)
-
-
-def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
-    """Return seconds that every schedule within the budget takes, ``inf`` if none can exist.
-
-    >>> from planner.graphs import Op, Value
-    >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
-    ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
-    >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))
-    >>> [round(lower_bound(g, budget), 3) for budget in (4, 3, 2)]
-    [8.0, 9.0, inf]
-    """
-    if len(graph.ops) <= MOST_OPS:
-        return graph.seconds + search_states(flatten(graph), budget_bytes).bound
-    search = Search(flatten(graph), budget_bytes)
-    if proven_floor(graph) > budget_bytes:
+def _extra(graph: Graph, answer: Answer) -> float:
+    """Return the seconds beyond those of running every op once; ``inf`` if nothing was found."""
+    if answer.schedule is None:
         return math.inf
-    limits = limits or Limits()
-    deadline = time.monotonic() + limits.seconds
-    _cut(search, limits, _relax(search, limits, deadline), deadline)
-    return search.base + min(search.bound, search.extra)
-
-
-def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
-    """Take the orders of the baselines in, where the gap left is worth their sweeps."""
-    worth = fine_target(search, limits)
-    if search.problem.n > LARGE:
-        worth = max(WORTH_COMPARING if search.problem.n <= INTEGER else SELDOM, limits.gap)
-    if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
-        return
-    search.offer(least_checkpointed(graph, deadline))
-    for name in BASELINES:
-        if time.monotonic() > deadline:
-            return
-        if (order := SOLVERS[name](graph, search.budget, limits).order) is not None:
-            search.offer(order)
+    return simulate(graph, answer.schedule).seconds - graph.seconds

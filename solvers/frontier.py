@@ -24,20 +24,15 @@ from planner.solvers.minimum_budget import minimum_budget
 from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import flatten, held_bytes
 from planner.solvers.search.incumbent import Search
-
-WORTH_STARTS = 1e-4
-"""The gap, as a fraction of the step, above which the neighbours' schedules are tried."""
-WORTH_CUTS = 1e-3
-"""The gap above which lines are drawn at other cuts than where plain training holds most."""
-OTHER_CUTS = 3
-LEAST_SHARE = 0.2
-"""The part of the seconds in which the least budget must be found; most graphs need a tenth."""
-GAP = 0.01
-"""The gap at which a point of a curve is left, however small a gap is asked for."""
-SHARE = 0.5
-"""The points' part of the seconds."""
-STEEPNESS = 1.5
-"""How much closer together budgets are at the least than at the most; 1 is even."""
+from planner.solvers.tuning import (
+    LEAST_SHARE,
+    OTHER_LINE_CUTS,
+    POINT_GAP,
+    POINTS_SHARE,
+    STEEPNESS,
+    WORTH_LINES_GAP,
+    WORTH_NEIGHBOURS_GAP,
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,11 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     budget and for what they learn from each other. What earlier points leave over is not used, so
     that a hard point does not depend on how fast the easy ones were.
 
+    Args:
+        graph: the step.
+        points: how many budgets.
+        limits: when to stop.
+
     Raises:
         ValueError: fewer than two points.
 
@@ -101,8 +101,8 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     if points < 2:
         raise ValueError(f"{points} points make no curve: ask for 2 or more")
     limits = limits or Limits()
-    gap = max(limits.gap, GAP)
-    share = replace(limits, gap=gap, seconds=SHARE * limits.seconds / points)
+    gap = max(limits.gap, POINT_GAP)
+    share = replace(limits, gap=gap, seconds=POINTS_SHARE * limits.seconds / points)
     least = minimum_budget(graph, limits=replace(limits, seconds=LEAST_SHARE * limits.seconds))
     budgets = spaced(least.least_bytes, simulate(graph, store_all(graph)).peak_bytes, points)
     found = [_solved(graph, b, least.schedule, share) for b in budgets]
@@ -111,6 +111,12 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
 
 def refined(graph: Graph, known: Frontier, budgets: Iterable[int], limits: Limits) -> Frontier:
     """Return a frontier with more points; ``limits`` are for each. Budgets below all are left out.
+
+    Args:
+        graph: the step.
+        known: what is to be refined.
+        budgets: in bytes.
+        limits: when to stop.
 
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
@@ -139,6 +145,11 @@ def _assembled(
 
 def spaced(least: int, most: int, points: int) -> list[int]:
     """Return budgets from end to end, closer together at the least, where the curve is steep.
+
+    Args:
+        least: the smallest, in bytes.
+        most: how many at most.
+        points: how many budgets.
 
     >>> spaced(0, 1000, 5), spaced(5, 5, 4), spaced(1, 3, 20)
     ([0, 125, 353, 649, 1000], [5], [1, 2, 3])
@@ -176,9 +187,9 @@ def _lines(graph: Graph, points: Sequence[Point], seconds: float) -> tuple[Line,
     order = range(problem.n)
     held = held_bytes(problem, order)
     first = [int(held.argmax())] if problem.n else []
-    others = overshoots(problem, order, points[0].budget_bytes, first, most=OTHER_CUTS)
+    others = overshoots(problem, order, points[0].budget_bytes, first, most=OTHER_LINE_CUTS)
     found: list[Line | None] = []
-    for cuts, worth in ((first, 0.0), (others, WORTH_CUTS * graph.seconds)):
+    for cuts, worth in ((first, 0.0), (others, WORTH_LINES_GAP * graph.seconds)):
         for point in points:
             if point.seconds - max(point.bound_seconds, graph.seconds) < worth:
                 continue
@@ -189,7 +200,7 @@ def _lines(graph: Graph, points: Sequence[Point], seconds: float) -> tuple[Line,
 
 
 def _improved(graph: Graph, points: Sequence[Point]) -> list[Point]:
-    """Let every point try its neighbours' schedules, the larger's repaired, the smaller's pruned.
+    """Let every point try its neighbours' schedules: the larger's to fit, the smaller's to prune.
 
     What the smaller budget's schedule costs is never exceeded.
     """
@@ -199,7 +210,7 @@ def _improved(graph: Graph, points: Sequence[Point]) -> list[Point]:
         for i in indices:
             j, point = i + step, found[i]
             gap = point.seconds - max(point.bound_seconds, graph.seconds)
-            if not 0 <= j < len(found) or gap <= WORTH_STARTS * graph.seconds:
+            if not 0 <= j < len(found) or gap <= WORTH_NEIGHBOURS_GAP * graph.seconds:
                 continue
             search = Search(problem, point.budget_bytes)
             search.offer(found[j].schedule.order)

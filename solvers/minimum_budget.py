@@ -14,25 +14,25 @@ from dataclasses import dataclass
 
 from planner.graphs import Graph, Schedule, schedule_from_order
 from planner.solvers.api import Limits, floor_bytes
-from planner.solvers.exact.state_search import MOST_OPS, search_states
+from planner.solvers.exact.state_search import search_states
 from planner.solvers.model.master import Burst, solve_master
 from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import bursts, overshoots
 from planner.solvers.model.problem import Problem, flatten, held_bytes
-from planner.solvers.search.evict import PATIENCES, fit_any
+from planner.solvers.search.evict import fit_any
 from planner.solvers.search.initial import least_checkpointed
-from planner.solvers.search.time_cuts import LARGE
-
-ROUNDS = 2
-"""How many masters are asked for a plan at a budget at which no start can be repaired."""
-INTEGER_ROUNDS = 2
-"""How many integer ones follow in the end on a graph of at most ``LARGE`` ops."""
-HALVINGS = 5
-"""How often the way from the floor to the least known is halved by those."""
-WORK = 100_000
-"""What each integer master may cost: see ``solve_master``."""
-GUIDED = 1000
-"""Up to so many ops masters guide the search; above, repairing a start must do."""
+from planner.solvers.tuning import (
+    GUIDED_INTEGER_ROUNDS,
+    GUIDED_OPS,
+    GUIDED_ROUNDS,
+    GUIDED_WORK,
+    LARGE_OPS,
+    LEAST_FIRST_STEP,
+    LEAST_HALVINGS,
+    LEAST_PRECISION,
+    PATIENCES,
+    TINY_OPS,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def minimum_budget(graph: Graph, limits: Limits | None = None) -> MinimumBudget:
     deadline = time.monotonic() + (limits or Limits()).seconds
     order = least_order(graph, floor, deadline)
     least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
-    if problem.n <= MOST_OPS:
+    if problem.n <= TINY_OPS:
         floor, order = proven_least(problem, floor, order)
         least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
     return MinimumBudget(least, floor, schedule_from_order(graph, order))
@@ -83,7 +83,13 @@ def proven_floor(graph: Graph) -> int:
 
 
 def proven_least(problem: Problem, floor: int, order: list[int]) -> tuple[int, list[int]]:
-    """Return for a tiny problem the least budget that is not refuted, and the order found."""
+    """Return for a tiny problem the least budget that is not refuted, and the order found.
+
+    Args:
+        problem: the step, flattened.
+        floor: the least budget that is not refuted.
+        order: the ops to run, repetitions included.
+    """
     top = int(held_bytes(problem, order).max(initial=floor))
     while floor < top:
         middle = (floor + top) // 2
@@ -98,37 +104,43 @@ def proven_least(problem: Problem, floor: int, order: list[int]) -> tuple[int, l
 
 
 def least_order(graph: Graph, floor: int, deadline: float = math.inf) -> list[int]:
-    """Return the order of least peak found, trying budgets from the floor up, then closing in."""
+    """Return the order of least peak found, trying budgets from the floor up, then closing in.
+
+    Args:
+        graph: the step.
+        floor: the least budget that is not refuted.
+        deadline: of ``time.monotonic``.
+    """
     problem = flatten(graph)
     start = least_checkpointed(graph, deadline)
     starts = [start] if start == list(range(problem.n)) else [list(range(problem.n)), start]
     best = start
     top = int(held_bytes(problem, best).max(initial=floor))
-    low, step = floor - 1, max(1, (top - floor) // 256)
+    low, step = floor - 1, max(1, (top - floor) // LEAST_FIRST_STEP)
     trial = floor
     while trial < top and time.monotonic() < deadline:
         if (order := try_budget(problem, trial, starts, deadline)) is not None:
             best, top = order, int(held_bytes(problem, order).max())
             break
         low, trial, step = trial, trial + step, 2 * step
-    tolerance = floor // 1000
+    tolerance = floor // LEAST_PRECISION
     while top - low > 1 + tolerance and time.monotonic() < deadline:
         middle = (low + top) // 2
         if (order := try_budget(problem, middle, starts, deadline)) is not None:
             best, top = order, int(held_bytes(problem, order).max())
         else:
             low = middle
-    return _halved(problem, floor, best, deadline) if MOST_OPS < problem.n <= LARGE else best
+    return _halved(problem, floor, best, deadline) if TINY_OPS < problem.n <= LARGE_OPS else best
 
 
 def _halved(problem: Problem, floor: int, best: list[int], deadline: float) -> list[int]:
     """Return an order that may peak lower, found by integer masters between the floor and best."""
     low, top = floor - 1, int(held_bytes(problem, best).max())
-    for _ in range(HALVINGS):
+    for _ in range(LEAST_HALVINGS):
         middle = (low + top) // 2
-        if top - low <= 1 + floor // 1000 or time.monotonic() > deadline:
+        if top - low <= 1 + floor // LEAST_PRECISION or time.monotonic() > deadline:
             break
-        order = guided(problem, middle, deadline, integer_rounds=INTEGER_ROUNDS)
+        order = guided(problem, middle, deadline, integer_rounds=GUIDED_INTEGER_ROUNDS)
         if order is None:
             low = middle
         else:
@@ -139,31 +151,44 @@ def _halved(problem: Problem, floor: int, best: list[int], deadline: float) -> l
 def try_budget(
     problem: Problem, budget: int, starts: Sequence[list[int]], deadline: float
 ) -> list[int] | None:
-    """Return an order that fits a budget: one of the starts repaired, or a master's plan."""
-    patiences = PATIENCES if problem.n <= GUIDED else PATIENCES[:1]
+    """Return an order that fits a budget: one of the starts with evictions, or a master's plan.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        starts: orders to repair.
+        deadline: of ``time.monotonic``.
+    """
+    patiences = PATIENCES if problem.n <= GUIDED_OPS else PATIENCES[:1]
     fitted = fit_any(problem, starts, budget, patiences=patiences, deadline=deadline)
     if fitted is not None:
         return fitted
-    return guided(problem, budget, deadline) if problem.n <= GUIDED else None
+    return guided(problem, budget, deadline) if problem.n <= GUIDED_OPS else None
 
 
 def guided(
     problem: Problem, budget: int, deadline: float, *, integer_rounds: int = 0
 ) -> list[int] | None:
-    """Return an order that fits a budget: a master's plan repaired, with more cuts each round.
+    """Return an order that fits a budget: a master's plan with evictions, and more cuts each round.
 
     The first masters are relaxed; integer ones may follow, which see what runs again.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        deadline: of ``time.monotonic``.
+        integer_rounds: how many integer masters follow the relaxed ones.
     """
     cuts, again = [int(held_bytes(problem, range(problem.n)).argmax())], set[Burst]()
-    for turn in range(ROUNDS + integer_rounds):
+    for turn in range(GUIDED_ROUNDS + integer_rounds):
         plan = solve_master(
             problem,
             budget,
             cuts,
             bursts=again,
-            relax=turn < ROUNDS,
+            relax=turn < GUIDED_ROUNDS,
             seconds=deadline - time.monotonic(),
-            work=WORK,
+            work=GUIDED_WORK,
         ).plan
         if plan is None:
             return None

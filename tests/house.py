@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,19 @@ import networkx as nx
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("graphs", "solvers", "planner")
-PRIVATE = re.compile(r"^torch\.(_|.*\._|fx\.experimental)|^torch\.\w+\._|functorch")
+PRIVATE = re.compile(r"^torch\.(_(?!_)|.*\._(?!_)|fx\.experimental)|functorch|register_module_")
+PRIVATE_ATTRIBUTES = frozenset(
+    (
+        *("_cdata", "_version", "_grad_fn", "_saved_tensors"),
+        *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+        *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+        *("_state_dict_hooks", "_load_state_dict_pre_hooks"),
+        *("_flat_weights", "_flat_weights_names", "_foreach_supported_types"),
+        *("_schema", "_op_dk", "_dispatch_cache", "py_kernels"),
+        *("_root", "_pretty_print_target"),
+    )
+)
+"""Attributes of tensors, storages, modules, operators and graphs that torch calls its own."""
 
 
 @cache
@@ -72,8 +84,9 @@ ORDER = (
     *(f"graphs/{name}" for name in ("files.py", "instances.py", "scaling.py", "__init__.py")),
     *(f"graphs/{name}" for name in ("hardware", "torch_api", "costs", "capture")),
     *(f"solvers/{name}" for name in ("api.py", "tuning.py", "model", "bounds", "exact")),
-    *(f"solvers/{name}" for name in ("baselines", "search", "minimum_budget.py", "auto.py")),
-    *(f"solvers/{name}" for name in ("reorder.py", "frontier.py", "__init__.py")),
+    *(f"solvers/{name}" for name in ("baselines", "search", "minimum_budget.py")),
+    *(f"solvers/{name}" for name in ("given_order.py", "reorder.py", "auto.py", "frontier.py")),
+    "solvers/__init__.py",
     *(f"planner/{name}" for name in ("errors.py", "byte_sizes.py", "progress.py")),
     *(f"planner/{name}" for name in ("model_argument.py", "request.py", "plan", "output")),
     *(f"planner/{name}" for name in ("textbook", "running", "planning.py", "sharding")),
@@ -113,20 +126,54 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
 
 
 def private_torch() -> dict[str, list[str]]:
-    """Return for each file the private names of torch that it imports or reaches."""
-    found = defaultdict(list)
-    for module, path in sources().items():
-        names = [n for n in imported(path) if PRIVATE.search(n)]
-        names += [
-            text
-            for node in ast.walk(tree(path))
-            if isinstance(node, ast.Attribute)
-            and PRIVATE.search(text := ast.unparse(node))
-            and not text.startswith("torch.ops.")
-        ]
-        if names:
-            found[module] = sorted(set(names))
-    return dict(found)
+    """Return for each file what of torch's own affairs it touches."""
+    found = {module: private_torch_in(path) for module, path in sources().items()}
+    return {module: names for module, names in found.items() if names}
+
+
+def private_torch_in(path: Path) -> list[str]:
+    """Return the private names, private attributes and patches of torch in a file."""
+    names = {n for n in imported(path) if PRIVATE.search(n)}
+    return sorted(names | set(_private_attributes(tree(path))) | set(_patched(path)))
+
+
+def _private_attributes(parsed: ast.Module) -> Iterator[str]:
+    """Yield dotted names below ``torch._``, and the attributes of torch's objects by name."""
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if PRIVATE.search(text) and not text.startswith("torch.ops."):
+                yield text
+            if node.attr in PRIVATE_ATTRIBUTES:
+                yield f".{node.attr}"
+        elif isinstance(node, ast.Constant) and node.value in PRIVATE_ATTRIBUTES:
+            yield repr(node.value)
+
+
+def _patched(path: Path) -> Iterator[str]:
+    """Yield the modules, classes and functions of torch that a file sets or deletes members of."""
+    ours = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if (getattr(node, "module", None) or alias.name).partition(".")[0] == "torch"
+    }
+    for node in ast.walk(tree(path)):
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign | ast.Delete):
+            targets = [t for t in node.targets if isinstance(t, ast.Attribute | ast.Subscript)]
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+            targets = [t for t in [node.target] if isinstance(t, ast.Attribute | ast.Subscript)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+            targets = node.args[:1]
+        yield from (f"patch of {ast.unparse(t)}" for t in targets if _root(t) in ours)
+
+
+def _root(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def undocumented() -> list[str]:

@@ -23,6 +23,16 @@ def random_order(free: Freedom, rng: random.Random) -> list[int]:
     return order
 
 
+def with_repeats(graph: Graph, rng: random.Random) -> list[int]:
+    """Return a valid order whose first runs are in order, and repeated ones, some for nothing."""
+    order = list(range(len(graph.ops)))
+    again = [o for o in order if graph.ops[o].recomputable]
+    for _ in range(rng.randint(0, 2 * len(order)) if again else 0):
+        op = rng.choice(again)
+        order.insert(rng.randint(order.index(op) + 1, len(order)), op)
+    return order
+
+
 def wide(branches: int) -> Graph:
     """Return branches that all grow before any of them is reduced."""
     ops, values = [], list[Value]()

@@ -14,9 +14,11 @@ Pick = Callable[[int, int], int]
 """Choose an integer between two, both included."""
 
 
-def _random_op(pick: Pick, index: int, known: int, *, turn: int) -> Op:
+def _random_op(pick: Pick, index: int, known: int, *, turn: int, silent: bool) -> Op:
     inputs = {known - 1 - pick(0, min(known - 1, 5)) for _ in range(pick(0, 3))} if known else set()
     outputs = range(known, known + (2 if pick(0, 4) == 0 else 1))
+    if silent and pick(0, 9) == 9:
+        outputs = range(0)
     return Op(
         f"op{index}",
         "test.random",
@@ -29,14 +31,17 @@ def _random_op(pick: Pick, index: int, known: int, *, turn: int) -> Op:
     )
 
 
-def build_graph(pick: Pick, *, max_ops: int = 8) -> Graph:
-    """Build a graph from choices: multi-output ops, workspace, residents, outputs, no rerun."""
+def build_graph(pick: Pick, *, max_ops: int = 8, silent: bool = False) -> Graph:
+    """Build a graph from choices: multi-output ops, workspace, residents, outputs, no rerun.
+
+    With ``silent`` some ops make nothing.
+    """
     count = pick(1, max_ops)
     turn = pick(0, count)
     values = [Value(f"in{v}", pick(0, 3), Kind.INPUT) for v in range(pick(0, 2))]
     ops = []
     for index in range(count):
-        ops.append(_random_op(pick, index, len(values), turn=turn))
+        ops.append(_random_op(pick, index, len(values), turn=turn, silent=silent))
         values += [Value(f"v{v}", pick(0, 9)) for v in ops[-1].outputs]
     outputs = frozenset(v for v in range(len(values)) if pick(0, 5) == 0)
     return Graph(tuple(ops), tuple(values), outputs, "random")
@@ -49,9 +54,10 @@ def random_graph(seed: int, *, max_ops: int = 8) -> Graph:
 
 
 @st.composite
-def graphs(draw: st.DrawFn, max_ops: int = 8) -> Graph:
+def graphs(draw: st.DrawFn, max_ops: int = 8, *, silent: bool = False) -> Graph:
     """Draw a random graph; hypothesis shrinks it to few ops and small sizes."""
-    return build_graph(lambda low, high: draw(st.integers(low, high)), max_ops=max_ops)
+    pick = lambda low, high: draw(st.integers(low, high))  # noqa: E731 (a name for one line)
+    return build_graph(pick, max_ops=max_ops, silent=silent)
 
 
 def chain(length: int, *, size: int = 1, seconds: float = 1.0) -> Graph:

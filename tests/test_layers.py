@@ -47,6 +47,43 @@ def test_torch_stays_where_it_is_needed(module: str) -> None:
         assert not used & {"torch", "transformers"} or SOURCES[module].name == "__init__.py"
 
 
+@pytest.mark.parametrize("module", SOURCES)
+def test_torch_is_private_outside_its_folder(module: str) -> None:
+    found = house.private_torch_in(SOURCES[module])
+    assert not found or module.startswith("graphs.torch_api."), "\n".join(found)
+
+
+def test_the_rule_about_torch_sees_names_attributes_and_patches(tmp_path: Path) -> None:
+    lines = [
+        "import torch, torch.distributed as dist",
+        "from torch import nn",
+        "from torch.fx.experimental import proxy_tensor",
+        "from torch.utils._pytree import tree_map",
+        "kernel = torch._ops.OpOverload",
+        "aten = torch.ops.aten._softmax, torch.__version__",
+        "key = x.untyped_storage()._cdata",
+        "hooks = vars(nn.Linear(2, 2))['_forward_hooks']",
+        "nn.Module.__getattribute__ = None",
+        "del torch.nn.Module.forward",
+        "def f():",
+        "    setattr(dist, 'all_reduce', None)",
+        "    nn.Linear(2, 2).weight = None",
+    ]
+    path = tmp_path / "planted.py"
+    path.write_text("\n".join(lines))
+    assert house.private_torch_in(path) == [
+        "'_forward_hooks'",
+        "._cdata",
+        "patch of dist",
+        "patch of nn.Module.__getattribute__",
+        "patch of torch.nn.Module.forward",
+        "torch._ops",
+        "torch._ops.OpOverload",
+        "torch.fx.experimental.proxy_tensor",
+        "torch.utils._pytree.tree_map",
+    ]
+
+
 def test_the_rules_see_files() -> None:
     assert {p.relative_to(house.ROOT).parts[0] for p in SOURCES.values()} == set(house.FLOORS)
     assert "graphs" in house.arrows()["solvers.api"]

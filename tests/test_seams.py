@@ -137,7 +137,7 @@ def test_a_solver() -> None:
 
 
 def _answer(graph: Graph, order: list[int]) -> Answer:
-    return Answer(Status.FEASIBLE, order)
+    return Answer.of_order(graph, Status.FEASIBLE, order)
 
 
 @dataclass(frozen=True)

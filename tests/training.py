@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from planner.graphs import simulate, store_all
 from planner.graphs.capture.step_function import arguments_of, unique_tensors
 from planner.graphs.capture.training_step import Captured, capture
 from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.graphs.torch_api.pytree import tree_leaves, tree_map
+from planner.graphs.torch_api.storages import storage_key
 from planner.plans import Plan
 from planner.solvers import minimum_budget
 from tests.asked import plan_graph
@@ -134,7 +135,7 @@ def assert_same(plain: Mapping[str, Any], planned: Mapping[str, Any]) -> None:
 def resident_bytes(model: nn.Module, call: Any, targets: Any = None) -> int:
     """Add up the storages of parameters, buffers, inputs and targets."""
     members = [*model.parameters(), *model.buffers(), *arguments_of(call, targets).tensors]
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in members}
+    storages = {storage_key(t): t.untyped_storage().nbytes() for t in members}
     return sum(storages.values())
 
 

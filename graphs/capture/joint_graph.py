@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._functorch._aot_autograd import descriptors as desc
 
 from planner.graphs.capture.guards.modules import Read
 from planner.graphs.capture.guards.values import Decisions
 from planner.graphs.capture.step_function import Outputs
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.joint_export import descriptors as desc
+from planner.graphs.torch_api.storages import storage_key
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,18 @@ def joint_of(
     parameter_names: tuple[str, ...],
     buffer_names: tuple[str, ...],
 ) -> Joint:
-    """Read the descriptors of a joint graph's placeholders and outputs."""
+    """Read the descriptors of a joint graph's placeholders and outputs.
+
+    Args:
+        module: what AOTAutograd exported of a ``StepFunction``.
+        outputs: how the user's output is built from the step's.
+        decisions: what the model asked of its inputs while it was traced.
+        parameter_names: of the model, in the order of the step's own.
+        buffer_names: likewise.
+
+    Raises:
+        CaptureError: the step does what a plan cannot carry out.
+    """
     where: dict[Any, fx.Node] = {}
     for node in module.graph.find_nodes(op="placeholder"):
         where[node.meta["desc"]] = node
@@ -133,14 +145,14 @@ def refuse_baked_tensors(model: nn.Module, module: fx.GraphModule) -> None:
     constants in eager mode, too.
     """
     attributes = {id(x) for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)}
-    members = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    members = {storage_key(t) for t in (*model.parameters(), *model.buffers())}
     for node in module.graph.find_nodes(op="get_attr"):
         tensor = getattr(module, str(node.target))
         literal = all(u.target is torch.ops.aten.lift_fresh_copy.default for u in node.users)
         if literal or not isinstance(tensor, Tensor):
             continue
         where = source_of(node) or next((s for u in node.users if (s := source_of(u))), "a line")
-        if tensor.untyped_storage()._cdata in members:
+        if storage_key(tensor) in members:
             raise CaptureError(
                 f"{where} reaches a parameter or buffer through another reference than the module "
                 "attribute it is registered as; use the attribute"

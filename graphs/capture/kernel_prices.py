@@ -6,7 +6,6 @@ memory is short, get formulas.
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
 from planner.graphs.capture.joint_graph import Joint
@@ -15,11 +14,12 @@ from planner.graphs.capture.passes.eager_semantics import with_layout_of
 from planner.graphs.costs import Priced
 from planner.graphs.costs.cache import default_cache
 from planner.graphs.costs.measured import Memory, measure_memory
-from planner.graphs.costs.operator_call import Call, new_storage_bytes
+from planner.graphs.costs.operator_call import OperatorCall, new_storage_bytes
 from planner.graphs.costs.registry import cost_model
 from planner.graphs.costs.roofline import op_cost, tensors_in
 from planner.graphs.costs.workspace import estimate_workspace
 from planner.graphs.hardware import devices
+from planner.graphs.torch_api.operators import OpOverload
 
 
 def prices(joint: Joint, device: devices.Device, *, here: bool, costs: str) -> dict[fx.Node, Price]:
@@ -52,7 +52,7 @@ def prices(joint: Joint, device: devices.Device, *, here: bool, costs: str) -> d
     return found | {n: _copy_price(n, device) for n in kernels if n not in calls}
 
 
-def _matched(memory: Memory, call: Call, node: fx.Node) -> Memory:
+def _matched(memory: Memory, call: OperatorCall, node: fx.Node) -> Memory:
     """Count as workspace what a kernel returns in more, or other, storages than its fake does."""
     made = new_storage_bytes(call, node.meta.get("val"))
     if len(memory.output_bytes) in (0, len(made)):
@@ -61,14 +61,14 @@ def _matched(memory: Memory, call: Call, node: fx.Node) -> Memory:
 
 
 def _runs(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload)
+    return isinstance(node.target, OpOverload)
 
 
-def _call(node: fx.Node) -> Call:
+def _call(node: fx.Node) -> OperatorCall:
     value = lambda n: n.meta.get("val")  # noqa: E731
     args = fx.node.map_arg(node.args, value)
-    assert isinstance(node.target, torch._ops.OpOverload)
-    return Call(node.target, tuple(args), dict(fx.node.map_arg(node.kwargs, value)))
+    assert isinstance(node.target, OpOverload)
+    return OperatorCall(node.target, tuple(args), dict(fx.node.map_arg(node.kwargs, value)))
 
 
 def _copy_price(node: fx.Node, device: devices.Device) -> Price:

@@ -21,6 +21,7 @@ from planner.graphs.capture.passes.mutations import once_only, update_points
 from planner.graphs.capture.target import Target
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
+from planner.graphs.torch_api.storages import storage_key
 
 
 class Role(enum.Enum):
@@ -97,13 +98,13 @@ class _Builder:
         found: list[int] = []
         fresh: list[int] = []
         for tensor in tensors_in(node.meta.get("val")):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.storage:
+            key = storage_key(tensor)
+            if key not in self.storage:
                 true = sizes[len(fresh)] if len(fresh) < len(sizes) else 0
-                size = max(true, storage.nbytes())
-                self.storage[storage._cdata] = self.add_value(node.name, size, kind)
-                fresh.append(self.storage[storage._cdata])
-            found.append(self.storage[storage._cdata])
+                size = max(true, tensor.untyped_storage().nbytes())
+                self.storage[key] = self.add_value(node.name, size, kind)
+                fresh.append(self.storage[key])
+            found.append(self.storage[key])
         self.value_of[node] = tuple(dict.fromkeys(found))
         return tuple(fresh)
 
@@ -206,10 +207,10 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
     if not made and is_view(node):
         return
     fresh = set(made)
-    scratch = price.workspace_bytes
+    workspace = price.workspace_bytes
     if is_random(node) and recomputable:
         size = b.target.rng_state_bytes
-        scratch += size  # run again, the op sets the present state aside
+        workspace += size  # run again, the op sets the present state aside
         state = b.add_value(f"{node.name}.rng", size, Kind.ACTIVATION)
         save = Op(f"{node.name}.rng", "rng_state", (), (state,), phase=phase, recomputable=False)
         b.add(save, Lowered(Role.RNG_STATE, node))
@@ -222,7 +223,7 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
         price.seconds,
         price.flops,
         price.moved_bytes,
-        scratch,
+        workspace,
         phase,
         recomputable,
         module_of(node),
@@ -249,7 +250,7 @@ def _joins_last(
     if taken not in last.outputs or not small or not alike:
         return False
     price = b.price(node)
-    b.storage[node.meta["val"].untyped_storage()._cdata] = taken
+    b.storage[storage_key(node.meta["val"])] = taken
     b.value_of[node] = (taken,)
     b.ops[-1] = replace(
         last,

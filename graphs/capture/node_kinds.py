@@ -11,6 +11,9 @@ import torch
 from torch import fx
 
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.torch_api.fx_graphs import printed_target
+from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.storages import storage_key
 
 RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
 
@@ -18,13 +21,12 @@ RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
 def target_name(node: fx.Node) -> str:
     """Return the operator's name, such as ``aten.addmm.default``."""
     target = node.target
-    named = isinstance(target, torch._ops.OpOverload)
-    return str(target) if named else node._pretty_print_target(target)
+    return str(target) if isinstance(target, OpOverload) else printed_target(node)
 
 
 def storages(node: fx.Node) -> set[int]:
     """Return the addresses of the storages that a node's tensors live in."""
-    return {t.untyped_storage()._cdata for t in tensors_in(node.meta.get("val"))}
+    return {storage_key(t) for t in tensors_in(node.meta.get("val"))}
 
 
 def is_view(node: fx.Node) -> bool:

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
 
 from planner.graphs.capture.step_function import Arguments, Outputs, arguments
 from planner.graphs.capture.trace import blank, run_forward
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.fake_tensors import FakeTensorMode
+from planner.graphs.torch_api.pytree import tree_map
 
 FORWARD, BACKWARD = "remat_planner.unit.default", "remat_planner.unit_backward.default"
 
@@ -44,7 +44,7 @@ def _empty(like: Tensor, shape: list[int], stride: list[int], dtype: str) -> Ten
     return torch.empty_strided(shape, stride, dtype=getattr(torch, dtype), device=like.device)
 
 
-class _Unit(torch.autograd.Function):
+class _UnitFunction(torch.autograd.Function):
     """The operator under autograd; its spec says for which inputs gradients are wanted."""
 
     @staticmethod
@@ -82,8 +82,12 @@ def stubbed(
 ) -> Iterator[None]:
     """Replace the forward of every unit by its operator; the spec of each call names the unit.
 
-    One trainable parameter of the unit is the last input, so that a backward always exists. Inputs
-    in floating point are cast to ``dtype`` first, if one is given.
+    One trainable parameter of the unit is the last input, so that a backward always exists.
+
+    Args:
+        units: the modules by their paths.
+        stubs: what each returns, by the same paths.
+        dtype: what inputs in floating point are cast to first, if given.
     """
 
     def replacement(path: str, unit: nn.Module) -> Callable[..., Any]:
@@ -98,7 +102,7 @@ def stubbed(
                 "differentiable": stub.outputs.differentiable,
                 "wanted": [i for i, t in enumerate(inputs) if t.requires_grad],
             }
-            return stub.outputs.rebuild(_Unit.apply(spec, *inputs))  # type: ignore[no-untyped-call]
+            return stub.outputs.rebuild(_UnitFunction.apply(spec, *inputs))  # type: ignore[no-untyped-call]
 
         return forward
 
@@ -136,8 +140,13 @@ def record_calls(
 ) -> list[tuple[str, Arguments, Hashable]]:
     """Run the model's forward on fake tensors and list the calls of its units, in order.
 
-    Units of one ``kind`` are taken to return alike, so that only the first of them is run. What
-    they are called with is cast to ``dtype``, as ``stubbed`` does.
+    Args:
+        model: whose forward is run.
+        call: what it is called with.
+        units: the modules to watch, by their paths.
+        loss: called with the output, if given.
+        kind: units for which it returns the same are taken to return alike: only one is run.
+        dtype: what a unit's inputs in floating point are cast to first, as ``stubbed`` does.
 
     Raises:
         CaptureError: the model cannot run without data; the message names the user's line.

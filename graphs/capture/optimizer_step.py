@@ -9,20 +9,20 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
-import warnings
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import Optimizer
-from torch.optim.optimizer import _foreach_supported_types
 
 from planner.graphs.capture.storage_meter import StorageMeter
+from planner.graphs.torch_api.fake_tensors import FakeTensorMode
+from planner.graphs.torch_api.optimizer_internals import drop_hooks, foreach_on_fakes
+from planner.graphs.torch_api.patches import patching
+from planner.graphs.torch_api.quiet import silence_warnings
 
 OptimizerLike = str | type[Optimizer] | Optimizer | Callable[[list[Tensor]], Optimizer]
 
@@ -91,8 +91,9 @@ def optimizer_step(
     """
     if optimizer is None or not parameters:
         return OptimizerStep("none", 0, 0, 0)
-    with warnings.catch_warnings(), FakeTensorMode(), torch.enable_grad(), _foreach_on_fakes():
-        warnings.simplefilter("ignore")  # what its real step will say too
+    with patching() as patches, FakeTensorMode(), torch.enable_grad():
+        silence_warnings(patches)  # its real step will say the same
+        foreach_on_fakes(patches)
         return _observe(parameters, optimizer, device)
 
 
@@ -118,16 +119,6 @@ def named_optimizer(name: str) -> tuple[Callable[..., Optimizer], dict[str, Any]
             "with _foreach, _fused or _loop; or pass a class or a function of the parameters"
         )
     return classes[base], _KERNELS[kernel]
-
-
-@contextmanager
-def _foreach_on_fakes() -> Iterator[None]:
-    """Let torch choose foreach kernels as it would for the real parameters of that device."""
-    _foreach_supported_types.append(FakeTensor)
-    try:
-        yield
-    finally:
-        _foreach_supported_types.remove(FakeTensor)
 
 
 def _observe(
@@ -241,8 +232,7 @@ def _twin(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
     """
     twin = object.__new__(type(optimizer))
     vars(twin).update({k: v for k, v in vars(optimizer).items() if k != "step"})
-    hooks = [name for name in vars(twin) if name.startswith("_optimizer_")]
-    vars(twin).update({name: OrderedDict() for name in hooks})
+    drop_hooks(twin)
     twin.param_groups, twin.state = groups, defaultdict(dict)
     return twin
 

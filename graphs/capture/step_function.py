@@ -13,9 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.module_internals import (
+    flat_weights,
+    renew_flat_weights,
+    restore_flat_weights,
+    tensor_stores,
+)
+from planner.graphs.torch_api.pytree import TreeSpec, tree_flatten, tree_unflatten
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -41,7 +47,13 @@ class Arguments:
 
 
 def arguments(args: Sequence[Any], kwargs: Mapping[str, Any], targets: Any = None) -> Arguments:
-    """Flatten a call; ``targets`` are the further arguments of the loss callable."""
+    """Flatten a call.
+
+    Args:
+        args: the positional arguments.
+        kwargs: the named ones, in any order.
+        targets: further arguments of the loss callable: one, or a tuple.
+    """
     extra = () if targets is None else targets if isinstance(targets, tuple) else (targets,)
     leaves, spec = tree_flatten((tuple(args), dict(sorted(kwargs.items())), extra))
     return Arguments(tuple(leaves), spec)
@@ -159,7 +171,7 @@ def _loss_index(output: Any, tensors: list[Tensor], labels: list[str]) -> int | 
     return 0 if scalar[0] else None
 
 
-class Step(nn.Module):
+class StepFunction(nn.Module):
     """Parameters, buffers and input tensors in; output tensors out. Tied tensors are one argument.
 
     After a call ``outputs`` describes what came out.
@@ -211,25 +223,22 @@ def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """
     parameters, buffers = unique_tensors(model)
     given = {id(t): values[name] for name, t in (parameters | buffers).items()}
-    stores = [d for m in model.modules() for d in (m._parameters, m._buffers)]
+    stores = [d for m in model.modules() for d in tensor_stores(m)]
     before = [dict(d) for d in stores]
-    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
-    flat = [m._flat_weights for m in recurrent]
+    flat = flat_weights(model)
     try:
         for store in stores:
             for key, tensor in store.items():
                 if tensor is not None:
-                    store[key] = given[id(tensor)]  # type: ignore[assignment]
-        for module in recurrent:
-            module._flat_weights = [getattr(module, n) for n in module._flat_weights_names]
+                    store[key] = given[id(tensor)]
+        renew_flat_weights(model)
         yield
         _write_back(stores, before, given)
     finally:
         for store, old in zip(stores, before, strict=True):
             store.clear()
-            store.update(old)  # type: ignore[arg-type]
-        for module, weights in zip(recurrent, flat, strict=True):
-            module._flat_weights = weights
+            store.update(old)
+        restore_flat_weights(flat)
 
 
 def _write_back(

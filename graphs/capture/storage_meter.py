@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.graphs.costs.roofline import op_cost, tensors_in
+from planner.graphs.torch_api.dispatch import TorchDispatchMode
+from planner.graphs.torch_api.fake_tensors import DataDependentOutputException
+from planner.graphs.torch_api.operators import OpOverload, returns_truth
+from planner.graphs.torch_api.storages import storage_key
 
 
 class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own
@@ -49,13 +51,13 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
     def watch(self, tensors: Iterable[Tensor]) -> None:
         """Count the storages of tensors that were made elsewhere."""
         for tensor in tensors:
-            storage = tensor.untyped_storage()
-            key = storage._cdata
+            storage, key = tensor.untyped_storage(), storage_key(tensor)
             if tensor.device.type != self._device_type or key in self._known:
                 continue
             self._known.add(key)
-            self.level_bytes += storage.nbytes()
-            weakref.finalize(storage, self._forget, key, storage.nbytes())
+            size_bytes = storage.nbytes()  # first: garbage may be collected, and counted, in it
+            self.level_bytes += size_bytes
+            weakref.finalize(storage, self._forget, key, size_bytes)
         self.peak_bytes = max(self.peak_bytes, self.level_bytes)
 
     def _forget(self, key: int, size_bytes: int) -> None:
@@ -69,7 +71,7 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        assert isinstance(func, torch._ops.OpOverload)
+        assert isinstance(func, OpOverload)
         try:
             result = func(*args, **(kwargs or {}))
         except DataDependentOutputException:
@@ -79,7 +81,7 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
         self.moved_bytes += op_cost(func, args, kwargs or {}, result).moved_bytes
         return result
 
-    def _say(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool | float:
+    def _say(self, func: OpOverload, args: tuple[Any, ...]) -> bool | float:
         """Answer in place of data: ``item`` of a truth value, ``allclose``, ``equal``; or one."""
-        question = str(func._schema.returns[0].type) == "bool" or args[0].dtype is torch.bool
+        question = returns_truth(func) or args[0].dtype is torch.bool
         return self._answer if question else 1.0

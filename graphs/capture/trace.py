@@ -6,34 +6,30 @@ nothing of what the traced graph means, nor of costs, values or schedules.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.fx.traceback as fx_traceback
 from torch import Tensor, nn
-from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
-from torch._guards import detect_fake_mode
-from torch._subclasses import functional_tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 
 from planner.graphs.capture.guards.modules import watched_reads
 from planner.graphs.capture.guards.values import Decisions, Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
-from planner.graphs.capture.step_function import Arguments, Step, unique_tensors
+from planner.graphs.capture.step_function import Arguments, StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
+from planner.graphs.torch_api.annotations import annotate, preserve_node_meta
 from planner.graphs.torch_api.decompositions import eager_pieces
 from planner.graphs.torch_api.fake_kernels import lenient_kernels
-
-_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode, detect_fake_mode
+from planner.graphs.torch_api.functional_tensors import let_lists_be_asked_for
+from planner.graphs.torch_api.joint_export import export_joint
+from planner.graphs.torch_api.module_watch import watch_forwards
+from planner.graphs.torch_api.patches import Patches, patching
+from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warnings
+from planner.graphs.torch_api.random_state import leave_generators_alone
+from planner.graphs.torch_api.versions import require_supported
 
 
 def trace(
@@ -47,9 +43,13 @@ def trace(
 ) -> Joint:
     """Trace forward, loss and backward of one call under fake tensors.
 
-    Parameters on meta are treated as if they were on ``device`` (default cpu). ``answers`` replace
-    the values of integer inputs where the model branches on them and no data is at hand. ``lean``
-    takes the leaner of two equal dropouts, which eager mode on a CPU does not.
+    Args:
+        model: in the modes it will be trained in.
+        call: what it is called with; real, fake or on meta.
+        loss: called with the output and the targets of the call, if given.
+        device: where parameters on meta are taken to be; by default the CPU.
+        answers: what the model is told where it branches on values of inputs without data.
+        lean: take the leaner of two equal dropouts, which eager mode on a CPU does not.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -57,9 +57,9 @@ def trace(
     parameters, buffers = unique_tensors(model)
     watched, inputs, _ = _watch(model, call, loss, device, answers)
     step = watched.step
-    with _capturing(model, lean=lean) as stack:
-        reads = stack.enter_context(watched_reads(model))
-        module = aot_export_joint_with_descriptors(stack, watched, inputs).graph_module
+    with _capturing(model, lean=lean) as (stack, patches):
+        reads = stack.enter_context(watched_reads(model, patches))
+        module = export_joint(stack, watched, inputs)
     assert step.outputs is not None
     refuse_baked_tensors(model, module)
     module.graph.eliminate_dead_code()
@@ -74,13 +74,18 @@ def run_forward(
 
     For what hooks in the model see of it.
 
+    Args:
+        model: whose forward is run.
+        call: what it is called with.
+        loss: called with the output and the targets of the call, if given.
+
     Raises:
         CaptureError: the forward pass cannot run without data.
     """
     watched, inputs, mode = _watch(model, call, loss, None, None)
     try:
-        with _capturing(model) as stack:
-            aot_export_joint_with_descriptors(stack, _ForwardOnly(watched), inputs)
+        with _capturing(model) as (stack, _):
+            export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
         return mode
     raise AssertionError("a capture runs the forward pass")
@@ -101,19 +106,20 @@ class _ForwardOnly(nn.Module):
 
 
 @contextmanager
-def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[ExitStack]:
+def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[tuple[ExitStack, Patches]]:
     """Set up everything around a capture."""
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about its own internals
-        stack.callback(_FAKE_LOG.setLevel, _FAKE_LOG.level)
-        _FAKE_LOG.setLevel(logging.CRITICAL)  # an operator that fails is told of once, by an error
-        stack.enter_context(fx_traceback.preserve_node_meta())
-        stack.enter_context(lenient_kernels())
-        stack.enter_context(eager_pieces(lean=lean))
-        stack.enter_context(_lists_asked_for())
-        stack.enter_context(_module_paths(model))
+    require_supported()
+    with patching() as patches, ExitStack() as stack:
+        silence_warnings(patches)
+        silence_fake_tensors(patches)
+        leave_generators_alone(patches)
+        lenient_kernels(patches)
+        eager_pieces(patches, lean=lean)
+        let_lists_be_asked_for(patches)
+        stack.enter_context(preserve_node_meta())
+        stack.enter_context(_module_paths(model, patches))
         stack.enter_context(explained(model))
-        yield stack
+        yield stack, patches
 
 
 def _watch(
@@ -130,7 +136,7 @@ def _watch(
     target = device or torch.device("cpu")
     fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
     inputs = tuple(blank(t, mode, target if t.is_meta else t.device) for t in call.tensors)
-    step = Step(
+    step = StepFunction(
         model,
         {n: fake(p) for n, p in parameters.items()},
         {n: fake(b) for n, b in buffers.items()},
@@ -165,7 +171,7 @@ class _Watched(nn.Module):
     """A step run under an ``Observer``; AOTAutograd runs it several times, the last one counts."""
 
     def __init__(
-        self, step: Step, data: Sequence[Tensor] | None, answers: Sequence[Any] | None
+        self, step: StepFunction, data: Sequence[Tensor] | None, answers: Sequence[Any] | None
     ) -> None:
         super().__init__()
         self.step, self._data, self._answers = step, data, answers
@@ -179,36 +185,24 @@ class _Watched(nn.Module):
 
 
 @contextmanager
-def _lists_asked_for() -> Iterator[None]:
-    """Let ``tolist`` be seen by the ``Observer``; the wrapper of AOTAutograd goes past it."""
-    wrapper: Any = functional_tensor.FunctionalTensor
-    own, wrapper.tolist = wrapper.tolist, Tensor.tolist
-    try:
-        yield
-    finally:
-        wrapper.tolist = own
-
-
-@contextmanager
-def _module_paths(model: nn.Module) -> Iterator[None]:
+def _module_paths(model: nn.Module, patches: Patches) -> Iterator[None]:
     """Annotate every op with the path of the submodule it runs in."""
     paths = {module: name for name, module in model.named_modules()}
     open_annotations: list[Any] = []
 
-    def enter(module: nn.Module, args: Any) -> None:
+    def enter(module: nn.Module) -> None:
         if module in paths:
-            annotation = fx_traceback.annotate({"module": paths[module]})
+            annotation = annotate({"module": paths[module]})
             annotation.__enter__()
             open_annotations.append(annotation)
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module) -> None:
         if module in paths:
             open_annotations.pop().__exit__(None, None, None)
 
-    first = register_module_forward_pre_hook(enter)
-    last = register_module_forward_hook(leave, always_call=True)
+    watch_forwards(patches, enter, leave)
     try:
         yield
     finally:
-        first.remove()
-        last.remove()
+        while open_annotations:  # an interrupt goes past what is called after an exception
+            open_annotations.pop().__exit__(None, None, None)

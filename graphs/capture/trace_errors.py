@@ -9,21 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from planner.graphs.capture.guards.values import user_line
 from planner.graphs.capture_error import CaptureError
-
-_DATA_DEPENDENT = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    GuardOnDataDependentSymNode,
-)
+from planner.graphs.torch_api.fake_tensors import DATA_DEPENDENT, UnsupportedOperatorException
 
 
 @contextmanager
@@ -34,7 +23,7 @@ def explained(model: nn.Module) -> Iterator[None]:
         yield
     except CaptureError:
         raise
-    except _DATA_DEPENDENT as error:
+    except DATA_DEPENDENT as error:
         raise CaptureError(
             f"{name}: {_where(error)} needs the value of a tensor, which capturing cannot know "
             f"({_first_line(error)}); compute it outside the model, or choose an implementation "

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from planner.graphs.capture.guards.call import class_name, device_type, fake_call, signature_of
 from planner.graphs.capture.joint_graph import Joint
@@ -26,6 +25,8 @@ from planner.graphs.costs.registry import cost_model
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
 from planner.graphs.hardware.detect import local_device
+from planner.graphs.torch_api.fake_tensors import FakeTensor
+from planner.graphs.torch_api.patches import capturing
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def capture(
         optimizer: what ``optimizer_step`` takes; ``None`` leaves it out.
         device: a name of ``graphs.hardware.devices``; "auto" is where the model lives.
         costs: "roofline" or "measured" (times every distinct op on the model's device once).
-            Kernel scratch is measured, too, if the model is real and on ``device``; for a model on
+            Workspace is measured, too, if the model is real and on ``device``; for a model on
             meta, or for another device, both are formulas.
         accumulate: gradients of earlier micro-batches are held while this one runs.
         rewrite: the variant of the step to capture, a name of ``REWRITES``.
@@ -101,6 +102,7 @@ class Traced:
     lowering: Lowering
 
 
+@capturing()
 def capture_joint(
     model: nn.Module,
     call: Arguments,
@@ -117,9 +119,12 @@ def capture_joint(
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
-    ``eager`` says that torch will run the step itself, with its own dropout and no kernel writing
-    into what the one before it made. ``real`` says that kernels may be run here: by default those
-    of a model that has data.
+    Args:
+        model, loss, optimizer, device, costs, accumulate, rewrite, progress: as for ``capture``.
+        call: the flattened inputs and targets.
+        eager: torch will run the step itself, with its own dropout and no kernel writing into
+            what the one before it made.
+        real: whether kernels may be run here; by default those of a model that has data.
     """
     cost_model(costs)  # an unknown one is said before any work
     tell = progress or (lambda _: None)
@@ -165,6 +170,7 @@ def has_data(model: nn.Module) -> bool:
     return not any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters())
 
 
+@capturing()
 def recapture(
     model: nn.Module,
     signature: dict[str, Any],

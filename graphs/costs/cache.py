@@ -5,20 +5,31 @@ Knows a folder of JSON files, one for each environment. Knows nothing of what is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from planner.graphs.files import write_atomically
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _VERSION = 3
+_ONE_WRITER = threading.Lock()
 
 
 def default_cache() -> Path:
@@ -49,6 +60,11 @@ def recall(folder: Path, kind: str, where: str) -> dict[str, Any]:
     """Read what was remembered of a kind ("seconds", ...).
 
     A damaged file warns and counts as empty: it is only a cache.
+
+    Args:
+        folder: there or not.
+        kind: what was measured.
+        where: the environment it was measured in.
     """
     path = _path(folder, kind, where)
     if not path.exists():
@@ -64,11 +80,38 @@ def recall(folder: Path, kind: str, where: str) -> dict[str, Any]:
 
 
 def remember(folder: Path, kind: str, where: str, entries: Mapping[str, Any]) -> None:
-    """Add entries to those of other processes; the file appears whole or not at all."""
-    known = recall(folder, kind, where) | dict(entries)
-    data = {"version": _VERSION, "environment": where, "entries": known}
+    """Add entries to those of other threads and processes; the file appears whole or not at all.
+
+    Args:
+        folder: made if need be.
+        kind: what was measured ("seconds", ...).
+        where: the environment it was measured in.
+        entries: what is to be known from now on, by signature.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(_path(folder, kind, where), json.dumps(data, indent=0))
+    with _alone(folder):
+        known = recall(folder, kind, where) | dict(entries)
+        data = {"version": _VERSION, "environment": where, "entries": known}
+        write_atomically(_path(folder, kind, where), json.dumps(data, indent=0))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one writer at a time add to what is known, so that none writes over another's entries.
+
+    Where files cannot be locked, that holds for the threads of one process only.
+    """
+    with _ONE_WRITER:
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
 
 def _path(folder: Path, kind: str, where: str) -> Path:

@@ -1,4 +1,4 @@
-"""What an operator really takes here: seconds and scratch memory, measured once and remembered.
+"""What an operator really takes here: seconds and workspace, measured once and remembered.
 
 Knows how to run one operator alone on made-up data. Knows nothing of graphs. The device must be
 present; for one that is not there are ``graphs.costs.workspace`` and the roofline.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ import torch
 
 from planner.graphs.costs.cache import environment, recall, remember
 from planner.graphs.costs.operator_call import (
-    Call,
+    OperatorCall,
     blank,
     device_of,
     input_bytes,
@@ -28,7 +29,7 @@ from planner.graphs.costs.operator_call import (
     random,
     signature,
 )
-from planner.graphs.costs.workspace import needs_no_scratch
+from planner.graphs.costs.workspace import needs_no_workspace
 from planner.graphs.torch_api.allocation_records import measure_peak
 
 N = TypeVar("N", float, list[int])
@@ -45,22 +46,30 @@ class MeasureError(RuntimeError):
 
 
 def measure_seconds(
-    calls: Sequence[Call],
+    calls: Sequence[OperatorCall],
     *,
     cache: Path | None = None,
-    fallback: Callable[[Call], float] | None = None,
+    fallback: Callable[[OperatorCall], float] | None = None,
 ) -> list[float]:
     """Time each distinct call: the median of at least three runs, freeing included.
 
     Code paths are warm and caches are cold: in a training step, what an op reads was mostly made
-    long before. Takes what ``measure_memory`` takes, and raises what it raises.
+    long before.
+
+    Args:
+        calls: in any order and with repetitions, which cost nothing.
+        cache: a folder that remembers measurements from one process to the next.
+        fallback: the seconds to assume for a call that cannot be run here.
+
+    Raises:
+        MeasureError: such a call, when there is no ``fallback``.
     """
     return _each(calls, "seconds", _seconds, cache, fallback)
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What one call holds: scratch beyond inputs and outputs, and each storage it makes.
+    """What one call holds: workspace beyond inputs and outputs, and each storage it makes.
 
     ``output_bytes`` is empty if the call was not run: fake tensors then say what there is to know.
     """
@@ -70,12 +79,12 @@ class Memory:
 
 
 def measure_memory(
-    calls: Sequence[Call],
+    calls: Sequence[OperatorCall],
     *,
     cache: Path | None = None,
-    fallback: Callable[[Call], int] | None = None,
+    fallback: Callable[[OperatorCall], int] | None = None,
 ) -> list[Memory]:
-    """Find the scratch bytes of each distinct call, and the true sizes of what it returns.
+    """Find the bytes of workspace of each distinct call, and the true sizes of what it returns.
 
     Some kernels return more than fake tensors know: ``aten.mkldnn_rnn_layer`` a workspace for
     backward, ``aten.mse_loss`` a scalar in a buffer as large as its input.
@@ -83,26 +92,26 @@ def measure_memory(
     Args:
         calls: in any order and with repetitions, which cost nothing.
         cache: a folder that remembers measurements from one process to the next.
-        fallback: the scratch bytes to assume for a call that cannot be run here.
+        fallback: the bytes of workspace to assume for a call that cannot be run here.
 
     Raises:
         MeasureError: such a call, when there is no ``fallback``.
 
     >>> x = torch.empty(8, 8)
-    >>> measure_memory([Call(torch.ops.aten.add.Tensor, (x, x))])
+    >>> measure_memory([OperatorCall(torch.ops.aten.add.Tensor, (x, x))])
     [Memory(workspace_bytes=0, output_bytes=(256,))]
     """
     estimate = None if fallback is None else (lambda call: [fallback(call)])
     found = _each(calls, "memory", _memory, cache, estimate)
-    return [Memory(scratch, tuple(made)) for scratch, *made in found]
+    return [Memory(workspace, tuple(made)) for workspace, *made in found]
 
 
 def _each(
-    calls: Sequence[Call],
+    calls: Sequence[OperatorCall],
     kind: str,
-    one: Callable[[Call], N],
+    one: Callable[[OperatorCall], N],
     cache: Path | None,
-    fallback: Callable[[Call], N] | None,
+    fallback: Callable[[OperatorCall], N] | None,
 ) -> list[N]:
     """Apply ``one`` to each distinct call that the cache does not know."""
     keys = [signature(call) for call in calls]
@@ -128,7 +137,7 @@ def _each(
     return [answers[key] for key in keys]
 
 
-def _check_present(call: Call) -> str:
+def _check_present(call: OperatorCall) -> str:
     """Return the environment the call runs in."""
     device = device_of(call)
     if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available()):
@@ -136,7 +145,7 @@ def _check_present(call: Call) -> str:
     raise MeasureError(f"{call.target} is for {device}, which is not on this machine")
 
 
-def _guarded(call: Call, one: Callable[[Call], T]) -> T:
+def _guarded(call: OperatorCall, one: Callable[[OperatorCall], T]) -> T:
     """Apply ``one``, unless its tensors would not fit; leave the random state alone."""
     device = device_of(call)
     try:
@@ -147,12 +156,20 @@ def _guarded(call: Call, one: Callable[[Call], T]) -> T:
                 f"on {device}: it is not run"
             )
         # Only with gradients enabled does a recurrent layer make what its backward needs.
-        with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.enable_grad(), _random_state_kept(call, device):
             return one(call)
     except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError) as error:
         if isinstance(error, MeasureError):
             raise
         raise MeasureError(f"{call.target} does not run on made-up data: {error}") from error
+
+
+def _random_state_kept(call: OperatorCall, device: torch.device) -> AbstractContextManager[None]:
+    """Put the generator back after what may draw; else leave it to other threads meanwhile."""
+    drawing = torch.Tag.nondeterministic_seeded in call.target.tags
+    if call.target.namespace == "aten" and not drawing:
+        return nullcontext()
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _available_bytes(device: torch.device) -> int:
@@ -161,13 +178,13 @@ def _available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _memory(call: Call) -> list[int]:
+def _memory(call: OperatorCall) -> list[int]:
     """Return the most that a run held beyond its outputs, then the outputs.
 
     Zeros cost nothing to make, but a kernel such as the matrix exponential takes another path, and
-    more scratch, on other data. So a call that is small, or of such a kernel, runs on both.
+    more workspace, on other data. So a call that is small, or of such a kernel, runs on both.
     """
-    if needs_no_scratch(call):
+    if needs_no_workspace(call):
         return [0]
     on_zeros = _watched(materialise(call, blank))
     if "linalg" not in str(call.target) and input_bytes(call) > _SMALL_BYTES:
@@ -179,17 +196,17 @@ def _memory(call: Call) -> list[int]:
     return list(map(max, on_zeros, on_data))
 
 
-def _watched(real: Call) -> list[int]:
+def _watched(real: OperatorCall) -> list[int]:
     record = measure_peak(lambda: _run_and_drop(real), device_of(real), collect=False)
     return [max(0, record.peak_bytes - sum(record.result)), *record.result]
 
 
-def _run_and_drop(call: Call) -> tuple[int, ...]:
+def _run_and_drop(call: OperatorCall) -> tuple[int, ...]:
     """Run a call, free what it returns while still watched, and say how much that was."""
     return new_storage_bytes(call, call.run())
 
 
-def _seconds(call: Call) -> float:
+def _seconds(call: OperatorCall) -> float:
     real = materialise(call, random)
     clock = _cuda_seconds if device_of(call).type == "cuda" else _wall_seconds
     clock(real)  # warm: code paths are chosen and pages mapped on the first run
@@ -201,13 +218,13 @@ def _seconds(call: Call) -> float:
     return statistics.median(runs)
 
 
-def _wall_seconds(call: Call) -> float:
+def _wall_seconds(call: OperatorCall) -> float:
     start = time.perf_counter()
     call.run()
     return time.perf_counter() - start
 
 
-def _cuda_seconds(call: Call) -> float:
+def _cuda_seconds(call: OperatorCall) -> float:
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()

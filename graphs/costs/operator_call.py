@@ -12,19 +12,21 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.torch_api.fake_tensors import FakeTensorMode
+from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.storages import storage_key
 
 Fill = Callable[[int, torch.dtype, torch.device, int], Tensor]
 _BLOCK = 2**16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class OperatorCall:
     """An operator and its arguments, tensors fake, on meta or real: only their shapes are used."""
 
-    target: torch._ops.OpOverload
+    target: OpOverload
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -33,26 +35,26 @@ class Call:
         return self.target(*self.args, **self.kwargs)
 
 
-def tensors_of(call: Call) -> Iterator[Tensor]:
+def tensors_of(call: OperatorCall) -> Iterator[Tensor]:
     """Yield the tensor arguments of a call."""
     return tensors_in((call.args, call.kwargs))
 
 
-def device_of(call: Call) -> torch.device:
+def device_of(call: OperatorCall) -> torch.device:
     """Return where a call runs: with its first tensor, else where it is told to."""
     for tensor in tensors_of(call):
         return tensor.device
     return torch.device(call.kwargs.get("device") or "cpu")
 
 
-def signature(call: Call) -> str:
+def signature(call: OperatorCall) -> str:
     """Describe a call by all that a kernel's time and memory depend on, contents apart.
 
     Two calls with the same operator, shapes, strides, dtypes, scalars and sharing of storages
     have the same signature.
 
     >>> x = torch.empty(2, 3, device="meta")
-    >>> signature(Call(torch.ops.aten.add.Tensor, (x, x), {"alpha": 2}))
+    >>> signature(OperatorCall(torch.ops.aten.add.Tensor, (x, x), {"alpha": 2}))
     'aten.add.Tensor((float32[2,3][3,1]+0@0 meta, float32[2,3][3,1]+0@0 meta), {alpha: 2})'
     """
     storages: dict[int, int] = {}
@@ -62,7 +64,7 @@ def signature(call: Call) -> str:
 def _text(tree: Any, storages: dict[int, int]) -> str:
     if isinstance(tree, Tensor):
         shape, stride = (",".join(map(str, n)) for n in (tree.shape, tree.stride()))
-        number = storages.setdefault(_storage_id(tree), len(storages))
+        number = storages.setdefault(storage_key(tree), len(storages))
         dtype = str(tree.dtype).removeprefix("torch.")
         offset = tree.storage_offset()
         return f"{dtype}[{shape}][{stride}]+{offset}@{number} {tree.device.type}"
@@ -74,17 +76,13 @@ def _text(tree: Any, storages: dict[int, int]) -> str:
     return repr(tree)
 
 
-def _storage_id(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def materialise(call: Call, fill: Fill) -> Call:
+def materialise(call: OperatorCall, fill: Fill) -> OperatorCall:
     """Return the call on tensors of the same shapes, strides, dtypes and sharing of storages.
 
     ``fill`` makes the flat tensors; arguments whose contents steer a kernel are then set right.
 
     >>> x = torch.empty(4, 2, device="meta").t()
-    >>> twice = materialise(Call(torch.ops.aten.add.Tensor, (x, x)), blank)
+    >>> twice = materialise(OperatorCall(torch.ops.aten.add.Tensor, (x, x)), blank)
     >>> twice.args[0].stride(), twice.args[0].data_ptr() == twice.args[1].data_ptr()
     ((1, 2), True)
     """
@@ -94,7 +92,7 @@ def materialise(call: Call, fill: Fill) -> Call:
 
     def real(tree: Any) -> Any:
         if isinstance(tree, Tensor):
-            key = _storage_id(tree)
+            key = storage_key(tree)
             if key not in storages:
                 storages[key] = fill(sizes[key], tree.dtype, tree.device, limit)
             flat = storages[key].view(tree.dtype)
@@ -106,11 +104,18 @@ def materialise(call: Call, fill: Fill) -> Call:
     args = real(call.args)
     kwargs = {key: real(value) for key, value in call.kwargs.items()}
     prepare = _PREPARE.get(call.target, tuple)
-    return Call(call.target, prepare(args), kwargs)
+    return OperatorCall(call.target, prepare(args), kwargs)
 
 
 def blank(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int) -> Tensor:
-    """Make a flat tensor of zeros whose memory is not touched before it is read."""
+    """Make a flat tensor of zeros whose memory is not touched before it is read.
+
+    Args:
+        size_bytes: at least so long.
+        dtype: of its elements.
+        device: where it is.
+        limit: not used; zeros index anything.
+    """
     if device.type != "cpu":
         return torch.zeros(_count(size_bytes, dtype), dtype=dtype, device=device)
     data = numpy.zeros(_count(size_bytes, dtype) * dtype.itemsize, dtype=numpy.uint8)
@@ -121,7 +126,13 @@ def random(size_bytes: int, dtype: torch.dtype, device: torch.device, limit: int
     """Make a flat tensor by repeating a random block: to draw all of it would take longest.
 
     Floats are in [0, 1), which every operator accepts, and never denormal, which would slow it
-    down. Integers are below ``limit``, so that they index anything.
+    down.
+
+    Args:
+        size_bytes: at least so long.
+        dtype: of its elements.
+        device: where it is.
+        limit: what integers are below, so that they index anything.
     """
     generator = torch.Generator().manual_seed(0)
     if dtype.is_floating_point or dtype.is_complex:
@@ -164,7 +175,7 @@ def _recurrent_workspace(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args[:-1], forward(image, w1, w2, w3, w4, hx, cx, *flags)[3])
 
 
-_PREPARE: dict[torch._ops.OpOverload, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+_PREPARE: dict[OpOverload, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
     torch.ops.aten._grouped_mm.default: _even_groups,
     torch.ops.aten.mkldnn_rnn_layer_backward.default: _recurrent_workspace,
 }
@@ -178,35 +189,35 @@ def _end_bytes(tensor: Tensor) -> int:
     return int(tensor.storage_offset() + last + 1) * tensor.element_size()
 
 
-def _index_limit(call: Call) -> int:
+def _index_limit(call: OperatorCall) -> int:
     """Return a bound below which an integer indexes any dimension of any argument."""
     sizes = [n for tensor in tensors_of(call) for n in tensor.shape]
     scalars = [a for a in call.args if type(a) is int and a > 0]
     return max(1, min((*sizes, *scalars), default=1))
 
 
-def output_bytes(call: Call) -> int:
+def output_bytes(call: OperatorCall) -> int:
     """Return the bytes of the storages a call makes, by running it on fake tensors."""
     with FakeTensorMode(), torch.no_grad():
         fake = materialise(call, _hollow)
         return sum(new_storage_bytes(fake, fake.run()))
 
 
-def input_bytes(call: Call) -> int:
+def input_bytes(call: OperatorCall) -> int:
     """Return the bytes of the storages a call reads, as far as its arguments reach into them."""
     return sum(_storage_bytes(call).values())
 
 
-def new_storage_bytes(call: Call, outputs: Any) -> tuple[int, ...]:
+def new_storage_bytes(call: OperatorCall, outputs: Any) -> tuple[int, ...]:
     """Return the bytes of each storage among the outputs that is not one of the arguments'."""
-    given = {_storage_id(t) for t in tensors_of(call)}
-    made = {_storage_id(t): t.untyped_storage().nbytes() for t in tensors_in(outputs)}
+    given = {storage_key(t) for t in tensors_of(call)}
+    made = {storage_key(t): t.untyped_storage().nbytes() for t in tensors_in(outputs)}
     return tuple(size for key, size in made.items() if key not in given)
 
 
-def _storage_bytes(call: Call) -> dict[int, int]:
+def _storage_bytes(call: OperatorCall) -> dict[int, int]:
     sizes: dict[int, int] = {}
     for tensor in tensors_of(call):
-        key = _storage_id(tensor)
+        key = storage_key(tensor)
         sizes[key] = max(sizes.get(key, 0), _end_bytes(tensor))
     return sizes

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from planner.graphs.costs.operator_call import Call
+from planner.graphs.costs.operator_call import OperatorCall
 from planner.graphs.costs.roofline import OpCost
 from planner.graphs.hardware.devices import Device
 
@@ -20,7 +20,7 @@ class Priced:
     ``here`` says that the device is at hand and the model has data, so that kernels may be run.
     """
 
-    calls: Sequence[Call]
+    calls: Sequence[OperatorCall]
     work: Sequence[OpCost]
     device: Device
     here: bool

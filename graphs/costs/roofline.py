@@ -1,7 +1,7 @@
 """What an operator costs in principle: floating-point operations, bytes moved, roofline seconds.
 
 Knows formulas over shapes, so fake tensors suffice. Knows nothing of what a kernel really takes or
-of the scratch memory it uses: that is measured.
+of the workspace it uses: that is measured.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from planner.graphs.hardware.devices import Device
+from planner.graphs.torch_api.operators import OpOverload, overwritten
 
 aten = torch.ops.aten
 _Formula = Callable[[Sequence[Any], Sequence[Tensor]], int]
@@ -34,7 +35,7 @@ class OpCost:
 
 
 def op_cost(
-    target: torch._ops.OpOverload,
+    target: OpOverload,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     outputs: Any,
@@ -44,12 +45,19 @@ def op_cost(
     Only products (matrix, convolution, attention, recurrent) count FLOPs: everything else is
     bound by memory on any device. A view does nothing, nor does a question (``prim.device``).
 
+    Args:
+        target: the operator.
+        args: its positional arguments; of tensors only the shapes are used.
+        kwargs: its named arguments.
+        outputs: what it returns; tensors of the right shapes.
+
     >>> x = torch.empty(8, 16, device="meta")
     >>> w = torch.empty(16, 4, device="meta")
     >>> op_cost(aten.mm.default, (x, w), {}, x @ w)
     OpCost(flops=1024, moved_bytes=896, dtype='float32')
     """
-    made = list(tensors_in(outputs)) or list(_overwritten(target, args))
+    # what returns nothing (``_foreach_add_``) makes what it writes to
+    made = list(tensors_in(outputs)) or list(tensors_in(list(overwritten(target, args))))
     read = list(tensors_in((args, kwargs)))
     dtype = next((t.dtype for t in (*read, *made) if t.is_floating_point()), torch.float32)
     name = str(dtype).removeprefix("torch.")
@@ -67,8 +75,13 @@ def op_cost(
 def roofline_seconds(cost: OpCost, device: Device, *, tf32: bool = False) -> float:
     """Return the time a device needs: the slower of compute and memory, plus the launch.
 
-    ``tf32`` lets float32 products use tensor cores where there are any (the user's
-    ``torch.set_float32_matmul_precision``). What moves nothing takes no time.
+    What moves nothing takes no time.
+
+    Args:
+        cost: what a call does.
+        device: what it runs on.
+        tf32: whether float32 products use tensor cores where there are any (the user's
+            ``torch.set_float32_matmul_precision``).
 
     >>> from planner.graphs.hardware.devices import device
     >>> roofline_seconds(OpCost(0, 0, "float32"), device("H200"))
@@ -92,13 +105,6 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
         yield from tensors_in(list(tree.values()))
 
 
-def _overwritten(target: torch._ops.OpOverload, args: Sequence[Any]) -> Iterator[Tensor]:
-    """Yield the arguments that a call with nothing to return (``_foreach_add_``) writes to."""
-    for argument, value in zip(target._schema.arguments, args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from tensors_in(value)
-
-
 def _extent_bytes(tensor: Tensor) -> int:
     """Return the bytes of the distinct elements: an expanded dimension is read once."""
     if 0 in tensor.shape:
@@ -108,7 +114,7 @@ def _extent_bytes(tensor: Tensor) -> int:
 
 
 def _flops(
-    target: torch._ops.OpOverload,
+    target: OpOverload,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     outputs: Any,

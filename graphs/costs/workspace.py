@@ -1,4 +1,4 @@
-"""Formulas for scratch memory, for operators that cannot be run: too large, or not on this device.
+"""Formulas for workspace, for operators that cannot be run: too large, or not on this device.
 
 Knows what oneDNN and ATen allocate on a CPU, as observed. Knows nothing of accelerators, whose
 kernels take little beyond their outputs: for those the answer is 0.
@@ -12,21 +12,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from planner.graphs.costs.operator_call import Call, device_of
+from planner.graphs.costs.operator_call import OperatorCall, device_of
 from planner.graphs.costs.roofline import tensors_in
 
 aten = torch.ops.aten
 
 
-def estimate_workspace(call: Call) -> int:
-    """Estimate the scratch bytes of a call from its shapes; 0 where no formula is known.
+def estimate_workspace(call: OperatorCall) -> int:
+    """Estimate the bytes of workspace of a call from its shapes; 0 where no formula is known.
 
     Formulas: convolutions and their backward (layouts copied to blocked ones), attention on a CPU
     and its backward, dropout, the backward of batch norm, and arithmetic on mixed dtypes.
 
     >>> image, weight = torch.empty(8, 64, 56, 56), torch.empty(64, 64, 3, 3)
     >>> geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-    >>> call = Call(aten.convolution.default, (image, weight, None, *geometry))
+    >>> call = OperatorCall(aten.convolution.default, (image, weight, None, *geometry))
     >>> estimate_workspace(call) == image.nbytes + weight.nbytes
     True
     """
@@ -34,13 +34,13 @@ def estimate_workspace(call: Call) -> int:
     return 0 if formula is None or device_of(call).type == "cuda" else formula(call)
 
 
-def needs_no_scratch(call: Call) -> bool:
+def needs_no_workspace(call: OperatorCall) -> bool:
     """Say of a view, or of a product that BLAS takes as it is, that it allocates nothing else.
 
     >>> x = torch.empty(64, 64)
-    >>> needs_no_scratch(Call(aten.mm.default, (x, x.t())))
+    >>> needs_no_workspace(OperatorCall(aten.mm.default, (x, x.t())))
     True
-    >>> needs_no_scratch(Call(aten.mm.default, (x[::2, ::2], x[:32, :])))
+    >>> needs_no_workspace(OperatorCall(aten.mm.default, (x[::2, ::2], x[:32, :])))
     False
     """
     if call.target.is_view:
@@ -57,14 +57,14 @@ def _is_blas_matrix(tensor: Tensor) -> bool:
     return dense and tensor.dtype in (torch.float32, torch.float64)
 
 
-def _convolution(call: Call) -> int:
+def _convolution(call: OperatorCall) -> int:
     """Image, weight and result in blocked layout; then the blocked result beside the plain one."""
     image, weight, _, _, _, _, transposed, *_ = call.args
     result = _convolved_elements(call) * int(image.element_size())
     return 2 * result if transposed else max(int(image.nbytes + weight.nbytes), result)
 
 
-def _convolved_elements(call: Call) -> int:
+def _convolved_elements(call: OperatorCall) -> int:
     """Return how many elements a convolution makes."""
     image, weight, _, stride, padding, dilation, transposed, extra, groups = call.args
 
@@ -78,7 +78,7 @@ def _convolved_elements(call: Call) -> int:
     return int(image.shape[0] * channels) * math.prod(map(length, range(image.dim() - 2)))
 
 
-def _convolution_backward(call: Call) -> int:
+def _convolution_backward(call: OperatorCall) -> int:
     """Gradient and image in blocked layout at once, and at most the weight beside them."""
     grad, image, weight = call.args[:3]
     return int(grad.nbytes + image.nbytes + weight.nbytes)
@@ -91,24 +91,24 @@ def _tile_bytes(query: Tensor, key: Tensor, tiles: int) -> int:
     return 4 * torch.get_num_threads() * rows * (tiles * columns + query.shape[-1] + 2)
 
 
-def _attention(call: Call) -> int:
+def _attention(call: OperatorCall) -> int:
     return _tile_bytes(call.args[0], call.args[1], 1)
 
 
-def _attention_backward(call: Call) -> int:
+def _attention_backward(call: OperatorCall) -> int:
     return int(call.args[1].nbytes) + _tile_bytes(call.args[1], call.args[2], 2)
 
 
-def _dropout(call: Call) -> int:
+def _dropout(call: OperatorCall) -> int:
     """The mask is drawn in the input's dtype."""
     return int(call.args[0].nbytes)
 
 
-def _batch_norm_backward(call: Call) -> int:
+def _batch_norm_backward(call: OperatorCall) -> int:
     return int(call.args[0].nbytes)
 
 
-def _mixed(call: Call) -> int:
+def _mixed(call: OperatorCall) -> int:
     """An operand of another dtype is converted whole."""
     operands = [t for t in tensors_in(call.args) if t.dim()]
     if len({t.dtype for t in operands}) < 2:
@@ -118,7 +118,7 @@ def _mixed(call: Call) -> int:
 
 
 _PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default))
-_FORMULAS: dict[object, Callable[[Call], int]] = {
+_FORMULAS: dict[object, Callable[[OperatorCall], int]] = {
     aten.convolution: _convolution,
     aten.convolution_backward: _convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,

@@ -35,7 +35,7 @@ class Algorithm(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RankGroup:
     """How the ranks of a process group lie: ``local`` of them in each of ``nodes`` nodes."""
 
     local: int
@@ -47,7 +47,7 @@ class Group:
         return self.local * self.nodes
 
 
-def group(cluster: Cluster, ranks: int, stride: int = 1) -> Group:
+def group(cluster: Cluster, ranks: int, stride: int = 1) -> RankGroup:
     """Place ``ranks`` ranks, each ``stride`` after the one before it.
 
     Where groups lie unevenly over the nodes the worst of them counts: all wait for it.
@@ -62,7 +62,7 @@ def group(cluster: Cluster, ranks: int, stride: int = 1) -> Group:
 
     >>> from planner.graphs.hardware.cluster import cluster
     >>> group(cluster("A100-40GB", 32), 16), group(cluster("A100-40GB", 32), 4, stride=8)
-    (Group(local=8, nodes=2), Group(local=1, nodes=4))
+    (RankGroup(local=8, nodes=2), RankGroup(local=1, nodes=4))
     """
     if ranks < 1 or stride < 1 or (ranks - 1) * stride >= cluster.world_size:
         raise ValueError(
@@ -72,7 +72,7 @@ def group(cluster: Cluster, ranks: int, stride: int = 1) -> Group:
     local = math.gcd(ranks, max(1, cluster.devices_per_node // stride))
     if cluster.nodes == 1:
         local = ranks
-    return Group(local, ranks // local)
+    return RankGroup(local, ranks // local)
 
 
 def all_gather_seconds(
@@ -178,18 +178,18 @@ def host_copy_seconds(size_bytes: float, cluster: Cluster) -> float:
     return cluster.host.latency_seconds + size_bytes / cluster.host.achieved
 
 
-def _ring_seconds(total_bytes: float, where: Group, cluster: Cluster) -> float:
+def _ring_seconds(total_bytes: float, where: RankGroup, cluster: Cluster) -> float:
     share = (where.ranks - 1) / where.ranks
     return _hop_seconds(where, cluster) + share * total_bytes / _ring_rate(where, cluster)
 
 
-def _hop_seconds(where: Group, cluster: Cluster) -> float:
+def _hop_seconds(where: RankGroup, cluster: Cluster) -> float:
     outer = where.nodes - 1
     inner = where.ranks - 1 - outer
     return inner * cluster.scale_up.latency_seconds + outer * cluster.scale_out.latency_seconds
 
 
-def _ring_rate(where: Group, cluster: Cluster) -> float:
+def _ring_rate(where: RankGroup, cluster: Cluster) -> float:
     """Return the bytes/s that pass each device of the rings together."""
     if where.nodes == 1:
         return cluster.scale_up.achieved
@@ -197,7 +197,7 @@ def _ring_rate(where: Group, cluster: Cluster) -> float:
     return ports if where.local == 1 else min(cluster.scale_up.achieved, ports)
 
 
-def _hierarchical_seconds(total_bytes: float, where: Group, cluster: Cluster) -> float:
+def _hierarchical_seconds(total_bytes: float, where: RankGroup, cluster: Cluster) -> float:
     """Gather 1/local of the tensor across the nodes, then all of it within each node."""
     outer = _circle(total_bytes / where.local, where.nodes, cluster.scale_out)
     return outer + _circle(total_bytes, where.local, cluster.scale_up)

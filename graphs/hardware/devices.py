@@ -21,7 +21,7 @@ from planner.graphs.hardware.device_files import load_device
 from planner.graphs.hardware.table.amd_devices import AMD
 from planner.graphs.hardware.table.nvidia_cards import CARDS
 from planner.graphs.hardware.table.nvidia_servers import SERVERS
-from planner.graphs.hardware.table.row import Row
+from planner.graphs.hardware.table.row import DeviceRow
 
 __all__ = [
     "DEVICES",
@@ -36,7 +36,7 @@ __all__ = [
     "reported",
 ]
 
-ROWS: tuple[Row, ...] = (*SERVERS, *CARDS, *AMD)
+ROWS: tuple[DeviceRow, ...] = (*SERVERS, *CARDS, *AMD)
 DEVICES: Mapping[str, Device] = {row.device.name: row.device for row in ROWS}
 
 DeviceSpec = str | Path | Device
@@ -141,7 +141,7 @@ def _needed(name: str) -> set[str]:
     return {word for word in words if not re.fullmatch(r"\d+gb", word)}
 
 
-def _known(row: Row) -> set[str]:
+def _known(row: DeviceRow) -> set[str]:
     return _words(row.device.name) | row.words | _MAKERS
 
 

@@ -10,7 +10,6 @@ Knows which are which. Knows nothing of capture.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,17 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch._higher_order_ops.effects import _register_effectful_op
-from torch._library.effects import EffectType
 from torch._ops import OpOverload
 from torch.fx.node import _side_effectful_functions
 
+from planner.graphs.torch_api.patches import Patches
+from planner.graphs.torch_api.versions import newer
+
+_effect_of = newer("torch._higher_order_ops.effects:_get_effect")
+
 _KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 _DROPOUT = torch.ops.aten.dropout.default
-_CHECK = torch.ops.aten._linalg_check_errors.default
+_CHECK: Any = torch.ops.aten._linalg_check_errors.default
 _TRACED = frozenset(
     {
         "native_batch_norm",  # functional, so that running statistics are seen to change
@@ -68,36 +71,28 @@ def _masks_exactly(p: float, dtype: torch.dtype) -> bool:
     return bool(kind.type(1) / kind.type(1 - p) == kind.type(1 / (1 - p)))
 
 
-@contextmanager
-def _checks_without_tokens() -> Iterator[None]:
-    """Keep the check after a factorization as the call it is, which nothing reads."""
-    handle = _register_effectful_op(_CHECK, None)
-    _side_effectful_functions.add(_CHECK)
-    try:
-        yield
-    finally:
-        _side_effectful_functions.remove(_CHECK)
-        handle.destroy()
-        _register_effectful_op(_CHECK, EffectType.ORDERED)
-
-
-@contextmanager
-def eager_pieces(*, lean: bool = True) -> Iterator[None]:
-    """Use torch's own versions inside the block, and the leaner of two equal dropouts if asked."""
-    hidden = [
-        (op, {k: op.py_kernels.pop(k) for k in _KEYS if k in op.py_kernels})
-        for op in _python_versions()
-    ]
-    for op, _ in hidden:
+def eager_pieces(patches: Patches, *, lean: bool = True) -> None:
+    """Use torch's own versions, and the leaner of two equal dropouts if asked."""
+    hidden = list(_python_versions())
+    for op in hidden:
+        _forget_dispatch(patches, op)
+        for key in _KEYS:
+            patches.without(op.py_kernels, key)
+    for key in _KEYS if lean else ():
+        patches.entry(_DROPOUT.py_kernels, key, _dropout)
+    for op in hidden:
         op._dispatch_cache.clear()
-    if lean:
-        _DROPOUT.py_kernels.update(dict.fromkeys(_KEYS, _dropout))
-    try:
-        with _checks_without_tokens():
-            yield
-    finally:
-        for key in _KEYS if lean else ():
-            del _DROPOUT.py_kernels[key]
-        for op, kernels in hidden:
-            op.py_kernels.update(kernels)
-            op._dispatch_cache.clear()
+    _check_without_tokens(patches)
+
+
+def _forget_dispatch(patches: Patches, op: OpOverload[..., Any]) -> None:
+    """Once the kernels are back, look them up anew."""
+    patches.on_undo(op._dispatch_cache.clear)
+
+
+def _check_without_tokens(patches: Patches) -> None:
+    """Keep the check after a factorization as the call it is, which nothing reads."""
+    before = _effect_of(_CHECK)
+    patches.on_undo(lambda: _register_effectful_op(_CHECK, before))
+    _register_effectful_op(_CHECK, None)
+    patches.member(_side_effectful_functions, _CHECK)

@@ -6,8 +6,6 @@ Knows shapes and strides of results. Knows nothing of capture.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +13,8 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from planner.graphs.torch_api.patches import Patches
 
 _GROUPED = torch.ops.aten._grouped_mm.default
 _LAYER_NORM = torch.ops.aten.native_layer_norm.default
@@ -135,23 +135,14 @@ _DECOMPOSED: dict[Any, Any] = {
 """What to change of those fake kernels that are compositions in Python."""
 
 
-@contextmanager
-def lenient_kernels() -> Iterator[None]:
-    """Use these fake kernels inside the block."""
-    table = fake_impls.op_implementations_dict
-    before = {op: table[op] for op in _OURS if op in table}
-    composed = {op: decomposition_table[op] for op in _DECOMPOSED}
-    table.update(_OURS)
-    decomposition_table.update({op: _changed(op, composed[op]) for op in composed})
+def lenient_kernels(patches: Patches) -> None:
+    """Use these fake kernels."""
+    patches.on_undo(FakeTensorMode.cache_clear)
+    for op, kernel in _OURS.items():
+        patches.entry(fake_impls.op_implementations_dict, op, kernel)
+    for op in _DECOMPOSED:
+        patches.entry(decomposition_table, op, _changed(op, decomposition_table[op]))
     FakeTensorMode.cache_clear()
-    try:
-        yield
-    finally:
-        FakeTensorMode.cache_clear()
-        decomposition_table.update(composed)
-        for op in _OURS:
-            del table[op]
-        table.update(before)
 
 
 def _changed(op: Any, composed: Any) -> Any:

@@ -11,7 +11,9 @@ from torch import Tensor, fx
 from torch.library import custom_op
 
 
-@custom_op("remat_planner::bernoulli_like", mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
+@custom_op(
+    "remat_planner::bernoulli_like", mutates_args=(), tags=[torch.Tag.nondeterministic_seeded]
+)
 def bernoulli_like(like: Tensor, p: float) -> Tensor:
     """Return ones with probability ``p``, else zeros, in the layout of another tensor."""
     return torch.empty_like(like).bernoulli_(p)

@@ -164,8 +164,8 @@ def rebatched(example: Any) -> Callable[[int], Any]:
     [torch.Size([2, 3]), torch.Size([5])]
     """
     from torch import Tensor
-    from torch.utils._pytree import tree_map
 
+    from planner.graphs.torch_api.pytree import tree_map
     from planner.sharding.samples import samples_in, with_samples
 
     try:

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from planner.errors import PlanMismatch
+from planner.graphs.torch_api.dispatch import without_autocast
+from planner.graphs.torch_api.storages import write_count
 from planner.running.program import Program
 
 
 def execute(program: Program, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Run the forward program on parameters, buffers and inputs; autograd runs the other half."""
-    with torch._C._DisableAutocast():
+    with without_autocast():
         return _Run.apply(program, *arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -31,7 +33,7 @@ class _Run(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         results = program.forward(list(arguments))
         outputs, ctx.saved = results[: program.output_count], results[program.output_count :]
-        ctx.versions = [x._version for x in ctx.saved]
+        ctx.versions = [write_count(x) for x in ctx.saved]
         ctx.program = program
         ctx.save_for_backward(*(arguments[i] for i in program.read))
         found = program.outputs
@@ -78,7 +80,7 @@ def _tangent(
 def _refuse_changes(saved: Sequence[Tensor], versions: Sequence[int]) -> None:
     """Notice, as autograd does, that somebody wrote into what the backward pass needs."""
     for x, version in zip(saved, versions, strict=True):
-        if x._version != version:
+        if write_count(x) != version:
             raise RuntimeError(
                 f"a {x.dtype} tensor of shape {tuple(x.shape)} that the backward pass of a planned "
                 "step needs was changed in place after the forward pass; it is an output of the "

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from planner.errors import CaptureError
+from planner.graphs.torch_api.pytree import tree_leaves, tree_map
 
 
 def samples_in(inputs: Any) -> int:

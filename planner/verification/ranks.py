@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,8 @@ from torch.multiprocessing.spawn import spawn
 
 from planner.graphs.capture.step_function import arguments_of
 from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.graphs.torch_api.patient_collectives import patient_collectives
+from planner.graphs.torch_api.storages import storage_key
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.sharding.apply_sharded import apply, make_optimizer, wrap
@@ -30,8 +31,6 @@ from planner.verification.training_run import scalar_of
 
 TIMEOUT_SECONDS = 300
 _TRIES, _SMALL_BYTES = 8, 65536
-_PATIENCE_SECONDS = 0.01
-_COLLECTIVES = ("all_gather_single", "reduce_scatter_single", "all_reduce")
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def _watched(model: nn.Module, step: Callable[[], float], optimizer: Any) -> tup
     for _ in range(_TRIES):
         _clear(model)
         before = _tensor_bytes()
-        with _patient():
+        with patient_collectives():
             record = measure_peak(lambda: _full_step(step, optimizer))
         complete = abs(record.left_bytes - (_tensor_bytes() - before)) < _SMALL_BYTES
         if complete and found is None:
@@ -204,39 +203,8 @@ def _tensor_bytes() -> int:
     storages: dict[int, int] = {}
     for found in gc.get_objects():
         if type(found) in (Tensor, nn.Parameter):  # isinstance would make torch's proxies speak
-            storage = found.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
+            storages[storage_key(found)] = found.untyped_storage().nbytes()
     return sum(storages.values())
-
-
-@contextmanager
-def _patient() -> Iterator[None]:
-    """Wait a moment before the handle of each collective goes.
-
-    Gloo's threads then let go of its buffers before the caller does: the profiler does not see
-    what they free, and the records would drift upwards.
-    """
-    before = {name: getattr(dist, name) for name in _COLLECTIVES}
-
-    def waiting(name: str) -> Callable[..., Any]:
-        @functools.wraps(before[name])
-        def call(*args: Any, async_op: bool = False, **kwargs: Any) -> Any:
-            work = before[name](*args, async_op=True, **kwargs)
-            if async_op:
-                return work
-            work.wait()
-            time.sleep(_PATIENCE_SECONDS)
-            return None
-
-        return call
-
-    try:
-        for name in _COLLECTIVES:
-            setattr(dist, name, waiting(name))
-        yield
-    finally:
-        for name, own in before.items():
-            setattr(dist, name, own)
 
 
 def _full_step(step: Callable[[], float], optimizer: Any) -> float:

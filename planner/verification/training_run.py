@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from planner.errors import PlannerError
 from planner.graphs.capture.optimizer_step import named_optimizer
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.graphs.torch_api.pytree import tree_leaves
+from planner.graphs.torch_api.storages import storage_key
 from planner.verification.process_memory import (
     give_freed_memory_back,
     keep_freed_memory,
@@ -222,5 +223,5 @@ def _static_bytes(model: nn.Module, optimizer: Optimizer | None, inputs: Iterabl
     state = tree_leaves(list(optimizer.state.values())) if optimizer else []
     tensors = [*model.parameters(), *model.buffers(), *inputs]
     tensors += [t for t in state if isinstance(t, Tensor)]
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    storages = {storage_key(t): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

@@ -2,7 +2,7 @@
 
 A block is what the model's author repeats: the numbered children of a container, ``h.0``, ``h.1``
 or ``layers.3``. Found from ``Op.module``; a graph without such paths has no blocks. A block that is
-checkpointed keeps what other blocks read and recomputes the rest lazily, which never costs more
+checkpointed keeps what other blocks read and recomputes the rest late, which never costs more
 than running the whole block again as ``torch.utils.checkpoint`` does.
 """
 
@@ -68,7 +68,11 @@ def _no_blocks(family: str) -> Answer:
 
 @register("blocks")
 def blocks(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Checkpoint every block."""
+    """Checkpoint every block.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+    """
     del limits  # nothing to search
     if not (found := find_blocks(graph)):
         return _no_blocks("blocks")
@@ -81,6 +85,9 @@ def blocks_uniform(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
     Every n-th block is checkpointed, or the first n, or all in groups of n whose inner boundaries
     are not kept.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
     """
     del limits  # a sweep over the number of blocks
     if not (found := find_blocks(graph)):
@@ -102,6 +109,9 @@ def blocks_greedy(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Checkpoint blocks by bytes saved per second recomputed until the budget is met.
 
     Then take back, dearest first, each block that the budget does not need.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
     """
     del limits  # at most two simulations a block
     if not (found := find_blocks(graph)):

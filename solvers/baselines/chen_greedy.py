@@ -13,13 +13,15 @@ from planner.solvers.api import Answer, Limits, register
 from planner.solvers.baselines.sweep import cheapest
 from planner.solvers.model.forward_cuts import checkpoint_orders, crossing_bytes
 from planner.solvers.model.order_from_kept import turning_point
-
-TRIALS = 40
+from planner.solvers.tuning import CHEN_FILLING_RATIO, CHEN_FILLINGS
 
 
 @register("chen_greedy")
 def chen_greedy(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Sweep the bytes a segment may hold, from all of the forward pass down to nearly nothing.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
 
     >>> from planner.graphs import Op, Phase, Value
     >>> ops = (Op("f", "f", (), (0,), 1.0), Op("loss", "g", (0,), (1,), 1.0),
@@ -39,8 +41,8 @@ def orders(graph: Graph) -> Iterator[list[int]]:
     made = [sum(graph.values[v].size_bytes for v in op.outputs) for op in graph.ops[:turn]]
     width = crossing_bytes(graph, turn)
     seen = set[tuple[int, ...]]()
-    for k in range(TRIALS):
-        positions = _positions(made, width, sum(made) * 0.85**k)
+    for k in range(CHEN_FILLINGS):
+        positions = _positions(made, width, sum(made) * CHEN_FILLING_RATIO**k)
         if positions not in seen:
             seen.add(positions)
             yield from checkpoint_orders(graph, turn, positions)

@@ -19,6 +19,9 @@ from planner.solvers.model.order_from_kept import turning_point
 def chen_sqrt(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Sweep the number of segments: the square root of the length is only the best on average.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Phase, Value
     >>> forward = tuple(Op(f"f{i}", "f", (i,), (i + 1,), 1.0) for i in range(4))
     >>> backward = tuple(Op(f"b{i}", "b", (i - 1, 8 - i), (9 - i,), 1.0, phase=Phase.BACKWARD)

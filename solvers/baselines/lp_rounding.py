@@ -3,7 +3,7 @@
 The two phases of arXiv 1910.02653: the fractional ``S`` is rounded, by thresholds and at random,
 and the least recomputation that such an ``S`` needs follows. As there, the relaxation aims below
 the budget, because rounding oversteps; the aim is swept. The program has a column for every op in
-every stage, so a graph of more than ``MOST_OPS`` ops is contracted to about that size first.
+every stage, so a graph of more than ``ROUNDING_MOST_OPS`` ops is merged to about that size first.
 """
 
 from __future__ import annotations
@@ -16,26 +16,30 @@ import pulp
 
 from planner.graphs import Graph
 from planner.solvers.api import Answer, Limits, floor_bytes, register
-from planner.solvers.baselines.merge_runs import contract
+from planner.solvers.baselines.merge_runs import merge_runs
 from planner.solvers.baselines.sweep import cheapest
 from planner.solvers.exact.checkmate import build
 from planner.solvers.model.order_from_kept import order_from_stages, without_unread
-
-MOST_OPS = 48
-AIMS = (0.95, 0.85, 0.7, 0.5, 0.3)
-THRESHOLDS = (0.5, 0.25, 0.1, 0.75, 0.9)
-DRAWS = 8
+from planner.solvers.tuning import (
+    ROUNDING_AIMS,
+    ROUNDING_DRAWS,
+    ROUNDING_MOST_OPS,
+    ROUNDING_THRESHOLDS,
+)
 
 
 @register("lp_rounding")
 def lp_rounding(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Round the relaxation at several aims and thresholds.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)))
     >>> g = Graph(ops, (Value("a", 3), Value("b", 4), Value("c", 1)))
-    >>> lp_rounding(g, 6, Limits()).order
-    [0, 1, 0, 2]
+    >>> lp_rounding(g, 6, Limits()).schedule.order
+    (0, 1, 0, 2)
     """
     orders = _orders(graph, budget_bytes, limits)
     return cheapest(graph, budget_bytes, orders, family="lp_rounding")
@@ -43,10 +47,10 @@ def lp_rounding(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
 def _orders(graph: Graph, budget_bytes: int, limits: Limits) -> Iterator[list[int]]:
     deadline = time.monotonic() + limits.seconds
-    small = contract(graph, min(MOST_OPS, len(graph.ops)))
+    small = merge_runs(graph, min(ROUNDING_MOST_OPS, len(graph.ops)))
     yield list(range(len(graph.ops)))
     least = floor_bytes(small.graph)
-    for aim in AIMS:
+    for aim in ROUNDING_AIMS:
         if (left := deadline - time.monotonic()) <= 0 or budget_bytes < least:
             return
         target = int(least + aim * (budget_bytes - least))
@@ -64,9 +68,9 @@ def _roundings(
     if program.problem.sol_status != pulp.LpSolutionOptimal:
         return
     keep = program.keep_fractions()
-    for threshold in THRESHOLDS:
+    for threshold in ROUNDING_THRESHOLDS:
         yield [{v for v, s in stage.items() if s > threshold} for stage in keep]
     rng = random.Random(limits.seed)
-    for _ in range(DRAWS):
+    for _ in range(ROUNDING_DRAWS):
         draw = {v: rng.random() for v in range(len(graph.values))}
         yield [{v for v, s in stage.items() if s > draw[v]} for stage in keep]

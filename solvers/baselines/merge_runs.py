@@ -17,7 +17,7 @@ from planner.graphs import Graph, Kind, Op, Value
 
 
 @dataclass(frozen=True)
-class Contracted:
+class MergedGraph:
     """The small graph, the large one, and the ops of the large one behind each of the small."""
 
     graph: Graph
@@ -34,12 +34,12 @@ class Contracted:
         return found
 
 
-def contract(graph: Graph, most_ops: int) -> Contracted:
+def merge_runs(graph: Graph, most_ops: int) -> MergedGraph:
     """Part the ops into about ``most_ops`` runs of one phase each.
 
     >>> from planner.graphs import Op, Value
     >>> ops = tuple(Op(f"f{i}", "f", (i,), (i + 1,), 1.0) for i in range(6))
-    >>> small = contract(Graph(ops, tuple(Value(f"x{i}", 3) for i in range(7))), 2)
+    >>> small = merge_runs(Graph(ops, tuple(Value(f"x{i}", 3) for i in range(7))), 2)
     >>> small.runs, small.graph.ops[0].workspace_bytes, small.expand([1])
     ((range(0, 3), range(3, 6)), 6, [3, 4, 5])
     """
@@ -65,7 +65,7 @@ def contract(graph: Graph, most_ops: int) -> Contracted:
         for run, ins, outs in zip(runs, inputs, outputs, strict=True)
     ]
     small = Graph(tuple(ops), tuple(values), frozenset(kept), graph.name)
-    return Contracted(small, graph, tuple(runs))
+    return MergedGraph(small, graph, tuple(runs))
 
 
 Bundle = tuple[int, tuple[int, ...], bool]

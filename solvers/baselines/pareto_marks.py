@@ -46,6 +46,11 @@ def rivals(
 ) -> dict[str, tuple[Mark, ...]]:
     """Return the best schedules of every family, by ascending peak; ``budgets`` to ask some at.
 
+    Args:
+        graph: the step.
+        budgets: in bytes.
+        limits: when to stop.
+
     >>> from planner.graphs import Op, Phase, Value
     >>> ops = (Op("f", "f", (), (0,), 1.0), Op("loss", "g", (0,), (1,), 1.0),
     ...        Op("b", "b", (0, 1), (2,), 1.0, phase=Phase.BACKWARD))

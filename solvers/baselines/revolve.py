@@ -2,7 +2,7 @@
 
 Binomial checkpointing (ACM TOMS 26, 2000) is optimal in recomputed steps if all states weigh the
 same and all steps take the same time. Any graph is read as a chain here: a state is everything that
-crosses a position of the forward pass (as in ``cuts``), at the positions where little enough
+crosses a position of the forward pass (see ``forward_cuts``), at the positions where little enough
 crosses. The number of slots and that "little enough" are swept. On a graph that is no chain the
 result is a valid schedule like any other, without the optimality.
 """
@@ -20,11 +20,7 @@ from planner.solvers.api import Answer, Limits, register
 from planner.solvers.baselines.sweep import cheapest, sizes_up_to
 from planner.solvers.model.forward_cuts import crossing_bytes, spans
 from planner.solvers.model.order_from_kept import ops_to_make, turning_point, without_unread
-
-MOST_RUNS = 30_000
-"""Few slots mean many recomputations, quadratically many with one; longer orders are not tried."""
-
-WIDTHS = 6
+from planner.solvers.tuning import REVOLVE_MOST_RUNS, REVOLVE_WIDTHS
 
 
 def advances(length: int, slots: int) -> int:
@@ -57,10 +53,13 @@ def _split(length: int, slots: int) -> int:
 def revolve(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Search the number of slots, for several widths of the positions that may become states.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 1.0))
-    >>> revolve(Graph(ops, (Value("a", 3), Value("b", 4))), 7, Limits()).order
-    [0, 1]
+    >>> revolve(Graph(ops, (Value("a", 3), Value("b", 4))), 7, Limits()).schedule.order
+    (0, 1)
     """
     del limits  # a search of bounded length
     return cheapest(graph, budget_bytes, _orders(graph, budget_bytes), family="revolve")
@@ -81,7 +80,9 @@ def _bisect_slots(graph: Graph, chain: _Chain, budget_bytes: int) -> Iterator[li
     """Yield orders on the way to the most slots that fit; more slots cost less and hold more."""
     length = len(chain.bounds) - 1
     runs_a_step = chain.bounds[-1] / max(1, length)
-    slots = [s for s in sizes_up_to(length) if advances(length, s) * runs_a_step <= MOST_RUNS]
+    slots = [
+        s for s in sizes_up_to(length) if advances(length, s) * runs_a_step <= REVOLVE_MOST_RUNS
+    ]
     low, high = 0, len(slots)
     while low < high:
         middle = (low + high) // 2
@@ -96,7 +97,8 @@ def _bisect_slots(graph: Graph, chain: _Chain, budget_bytes: int) -> Iterator[li
 def _widths(sizes: list[int]) -> list[int]:
     """Return a few of the sizes, from the least to the greatest."""
     ranked = sorted(set(sizes)) or [0]
-    return sorted({ranked[(len(ranked) - 1) * k // (WIDTHS - 1)] for k in range(WIDTHS)})
+    last = REVOLVE_WIDTHS - 1
+    return sorted({ranked[(len(ranked) - 1) * k // last] for k in range(REVOLVE_WIDTHS)})
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,13 @@ from planner.solvers.baselines.sweep import cheapest
 def store_all(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Run every op once, in order.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Value
     >>> g = Graph((Op("f", "f", (), (0,), 1.0),), (Value("x", 5),))
-    >>> list(store_all(g, 5, Limits()).order)
-    [0]
+    >>> store_all(g, 5, Limits()).schedule.order
+    (0,)
     """
     del limits  # nothing to search
     return cheapest(graph, budget_bytes, [range(len(graph.ops))], family="store_all")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from planner.graphs import Graph, schedule_from_order, simulate
+from planner.graphs import Graph, Schedule, schedule_from_order, simulate
 from planner.solvers.api import Answer, Status
+from planner.solvers.tuning import EVERY_SIZE_UP_TO, SIZE_STEP
 
 
 def cheapest(
@@ -20,22 +21,31 @@ def cheapest(
 
     ``UNKNOWN`` if none fits: that one family has no schedule proves nothing about the others.
 
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold.
+        orders: the orders to try.
+        family: named in the answer.
+
     >>> from planner.graphs import Op, Value
     >>> g = Graph((Op("f", "f", (), (0,), 1.0),), (Value("x", 5),))
-    >>> cheapest(g, 5, [[0]], family="demo").order, cheapest(g, 4, [[0]], family="demo").message
-    ([0], 'demo: the least peak of the 1 schedules tried is 5 bytes, over the budget of 4')
+    >>> cheapest(g, 5, [[0]], family="demo").schedule.order
+    (0,)
+    >>> cheapest(g, 4, [[0]], family="demo").message
+    'demo: the least peak of the 1 schedules tried is 5 bytes, over the budget of 4'
     """
-    best: Sequence[int] | None = None
+    best: Schedule | None = None
     best_seconds, least, tried = math.inf, math.inf, 0
     for order in orders:
         seconds = sum(graph.ops[i].seconds for i in order)
         tried += 1
         if seconds >= best_seconds:
             continue  # not worth a simulation
-        peak = simulate(graph, schedule_from_order(graph, order)).peak_bytes
+        schedule = schedule_from_order(graph, order)
+        peak = simulate(graph, schedule).peak_bytes
         least = min(least, peak)
         if peak <= budget_bytes:
-            best, best_seconds = order, seconds
+            best, best_seconds = schedule, seconds
         if best_seconds <= graph.seconds:
             break  # nothing costs less than running every op once
     if best is not None:
@@ -49,7 +59,7 @@ def cheapest(
     return Answer(Status.UNKNOWN, None, message=message)
 
 
-def sizes_up_to(largest: int, *, dense: int = 32) -> list[int]:
+def sizes_up_to(largest: int, *, dense: int = EVERY_SIZE_UP_TO) -> list[int]:
     """Return every size up to ``dense``, then steps of an eighth: few sizes, none far from any.
 
     >>> sizes_up_to(5), len(sizes_up_to(3_000))
@@ -58,5 +68,5 @@ def sizes_up_to(largest: int, *, dense: int = 32) -> list[int]:
     sizes, size = list[int](), 1
     while size < largest:
         sizes.append(size)
-        size += 1 if size < dense else size // 8
+        size += 1 if size < dense else size // SIZE_STEP
     return [*sizes, largest] if largest > 0 else sizes

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from planner.solvers.model.master import solve_master
 from planner.solvers.model.precedence import Freedom
 from planner.solvers.model.problem import Problem
-
-CUTS = 3
-"""Cuts tried, one after another; each may only raise the bound."""
+from planner.solvers.tuning import ANY_ORDER_CUTS, CUTS_APART
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,13 @@ def bound_any_order(
 ) -> float:
     """Return seconds beyond running every op once that no order saves; ``inf`` if none fits.
 
+    Args:
+        problem: the step, flattened.
+        free: which ops may run in another order.
+        budget: in bytes.
+        gap: in seconds, at which to stop.
+        work: checks of an integer search times the entries of its matrix.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.precedence import freedom
     >>> from planner.solvers.model.problem import flatten
@@ -45,9 +50,9 @@ def bound_any_order(
     chain: list[int] = []
     bound = 0.0
     for t in sorted(range(problem.n), key=lambda t: (-weights[t], t)):
-        if len(chain) == CUTS or weights[t] <= budget:
+        if len(chain) == ANY_ORDER_CUTS or weights[t] <= budget:
             break
-        near = max(1, problem.n // 100)
+        near = max(1, problem.n // CUTS_APART)
         if all(_related(kin, t, u) and abs(t - u) > near for u in chain):
             chain = sorted([*chain, t])
             part, cuts = _certain(problem, kin, chain)

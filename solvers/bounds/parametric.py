@@ -53,6 +53,12 @@ def supporting_line(
 
     ``None`` if the relaxation has no solution at that budget or the seconds are over.
 
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        cut: the op at whose first run memory is counted.
+        seconds: after which to stop.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),

@@ -36,7 +36,7 @@ Term = tuple[Any, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class ProgramStage:
     """The ops that may run in a stage, and the one that must (``None`` if none runs first here)."""
 
     window: int
@@ -44,7 +44,7 @@ class Stage:
     new: int | None
 
 
-def stages_of(graph: Graph, passes: int = 1) -> tuple[Stage, ...]:
+def stages_of(graph: Graph, passes: int = 1) -> tuple[ProgramStage, ...]:
     """Return the stages of a graph.
 
     >>> from planner.graphs import Op, Value
@@ -53,12 +53,14 @@ def stages_of(graph: Graph, passes: int = 1) -> tuple[Stage, ...]:
     >>> [(s.ops, s.new) for s in stages_of(g)]
     [((0,), 0), ((0, 1), 1), ((0, 1), None)]
     """
-    stages, count = list[Stage](), len(graph.ops)
+    stages, count = list[ProgramStage](), len(graph.ops)
     for t in range(count + bool(graph.outputs - graph.resident)):
         again = tuple(i for i in range(t) if graph.ops[i].recomputable)
         extra = passes - 1 if again else 0
-        stages += [Stage(t, again, None)] * extra
-        stages.append(Stage(t, (*again, t), t) if t < count else Stage(t, again, None))
+        stages += [ProgramStage(t, again, None)] * extra
+        stages.append(
+            ProgramStage(t, (*again, t), t) if t < count else ProgramStage(t, again, None)
+        )
     return tuple(stages)
 
 
@@ -67,7 +69,7 @@ class Checkmate:
     """The program and its decision variables. ``keep[p]`` and ``run[p]`` are ``S`` and ``R``."""
 
     problem: Any
-    stages: tuple[Stage, ...]
+    stages: tuple[ProgramStage, ...]
     keep: tuple[dict[int, Any], ...]
     run: tuple[dict[int, Any], ...]
 
@@ -86,7 +88,14 @@ class Checkmate:
 
 
 def build(graph: Graph, budget_bytes: int, *, passes: int = 1, relax: bool = False) -> Checkmate:
-    """Build the program for a budget above the resident bytes; ``relax`` makes it linear."""
+    """Build the program for a budget above the resident bytes; ``relax`` makes it linear.
+
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold.
+        passes: times an op may run again between two first runs.
+        relax: let integer columns be fractional.
+    """
     problem = pulp.LpProblem("checkmate", pulp.LpMinimize)
     stages = stages_of(graph, passes)
     kind = pulp.LpContinuous if relax else pulp.LpInteger
@@ -173,6 +182,6 @@ class _StageRows:
             row = pulp.LpConstraint(pulp.LpAffineExpression(terms), pulp.LpConstraintEQ, rhs=0.0)
             self.problem.addConstraint(row)
             if op.workspace_bytes:
-                scratch = op.workspace_bytes * self.unit
-                self._at_most([(held, 1.0), (self.run[k], scratch)], 1.0)
+                workspace = op.workspace_bytes * self.unit
+                self._at_most([(held, 1.0), (self.run[k], workspace)], 1.0)
             changes = [(held, 1.0), *freed[k]]

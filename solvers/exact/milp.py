@@ -20,15 +20,16 @@ import pulp
 from planner.graphs import Graph, schedule_from_order, simulate, store_all
 from planner.solvers.api import Answer, Limits, Status, register
 from planner.solvers.exact.checkmate import build
-from planner.solvers.exact.state_search import MOST_OPS, search_states
+from planner.solvers.exact.state_search import search_states
 from planner.solvers.model.master import solve_master
 from planner.solvers.model.problem import flatten
-
-MOST_CELLS = 100_000
-"""The most ops x ops x passes that PuLP builds in a few seconds; beyond it use ``auto``."""
-
-TRIES = 4
-"""Rounds of shrinking the budget when the solver's tolerance lets a schedule over it."""
+from planner.solvers.tuning import (
+    MILP_BOUND_FINER,
+    MILP_BOUND_SHARE,
+    MOST_PROGRAM_CELLS,
+    SHRINKING_TRIES,
+    TINY_OPS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,13 @@ def solve_exactly(
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)))
     >>> g = Graph(ops, (Value("a", 3), Value("b", 4), Value("c", 1)))
-    >>> solve_exactly(g, 6, Limits()).order
-    [0, 1, 0, 2]
+    >>> solve_exactly(g, 6, Limits()).schedule.order
+    (0, 1, 0, 2)
     """
     n, deadline = len(graph.ops), time.monotonic() + limits.seconds
-    if simulate(graph, store_all(graph)).peak_bytes <= budget_bytes:
-        return Answer(Status.OPTIMAL, range(n), graph.seconds, "milp: every op runs once")
-    if n * n * passes[0] > MOST_CELLS:
+    if simulate(graph, plain := store_all(graph)).peak_bytes <= budget_bytes:
+        return Answer(Status.OPTIMAL, plain, graph.seconds, "milp: every op runs once")
+    if n * n * passes[0] > MOST_PROGRAM_CELLS:
         message = f"milp: {n} ops are too many for the exact program; use method='auto'"
         return Answer(Status.UNKNOWN, None, message=message)
     bound = _bound(graph, budget_bytes, limits)
@@ -76,28 +77,37 @@ def solve_exactly(
     best = _Found(None, math.inf, finished=False)
     for count in passes:
         left = deadline - time.monotonic()
-        if left <= 0 or n * n * count > MOST_CELLS or best.seconds <= bound * (1 + limits.gap):
+        large, met = n * n * count > MOST_PROGRAM_CELLS, best.seconds <= bound * (1 + limits.gap)
+        if left <= 0 or large or met:
             break
         backend = _backend(solver, replace(limits, seconds=left), bound)
         found = _solve(graph, budget_bytes, backend, count)
         best = min(best, found, key=lambda f: f.seconds) if found.order else best
         best = _Found(best.order, best.seconds, found.finished)
-    return _answer(best, bound, limits)
+    return _answer(graph, best, bound, limits)
 
 
 @register("milp")
 def milp(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Solve the integer program with HiGHS."""
+    """Solve the integer program with HiGHS.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+    """
     return solve_exactly(graph, budget_bytes, limits)
 
 
 @register("milp_cbc")
 def milp_cbc(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Solve the same program with CBC, which PuLP carries along; the bound stays HiGHS's."""
+    """Solve the same program with CBC, which PuLP carries along; the bound stays HiGHS's.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+    """
     return solve_exactly(graph, budget_bytes, limits, solver="CBC")
 
 
-def _answer(best: _Found, bound: float, limits: Limits) -> Answer:
+def _answer(graph: Graph, best: _Found, bound: float, limits: Limits) -> Answer:
     if best.order is None:
         message = (
             "milp: no schedule of its class fits, which is no proof for other schedules"
@@ -107,19 +117,20 @@ def _answer(best: _Found, bound: float, limits: Limits) -> Answer:
         return Answer(Status.UNKNOWN, None, bound, message)
     proved = best.finished or best.seconds <= bound * (1 + limits.gap)
     status = Status.OPTIMAL if proved else Status.FEASIBLE
-    return Answer(status, best.order, min(bound, best.seconds), "milp: best of its class")
+    bound = min(bound, best.seconds)
+    return Answer.of_order(graph, status, best.order, bound, "milp: best of its class")
 
 
 def _bound(graph: Graph, budget_bytes: int, limits: Limits) -> float:
     """Return the least seconds of any schedule in the given order, ``inf`` if none fits."""
-    if len(graph.ops) <= MOST_OPS:
+    if len(graph.ops) <= TINY_OPS:
         return graph.seconds + search_states(flatten(graph), budget_bytes).bound
     master = solve_master(
         flatten(graph),
         budget_bytes,
         range(len(graph.ops)),
-        gap=limits.gap / 10,
-        seconds=limits.seconds / 2,
+        gap=limits.gap / MILP_BOUND_FINER,
+        seconds=limits.seconds * MILP_BOUND_SHARE,
         seed=limits.seed,
     )
     return graph.seconds + master.bound
@@ -128,7 +139,7 @@ def _bound(graph: Graph, budget_bytes: int, limits: Limits) -> float:
 def _solve(graph: Graph, budget_bytes: int, backend: Any, passes: int) -> _Found:
     """Solve one integer program; solvers may overstep a row by a millionth of the budget."""
     aim, deadline = budget_bytes, time.monotonic() + backend.timeLimit
-    for _ in range(TRIES):
+    for _ in range(SHRINKING_TRIES):
         program = build(graph, aim, passes=passes)
         backend.timeLimit = max(0.1, deadline - time.monotonic())
         program.problem.solve(backend)

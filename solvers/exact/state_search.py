@@ -18,20 +18,14 @@ from functools import cache
 from planner.graphs import Graph
 from planner.solvers.api import Answer, Limits, Status, register
 from planner.solvers.model.problem import Problem, flatten
-
-MOST_OPS = 20
-"""Up to so many ops ``auto`` asks here first."""
-LARGEST = 64
-"""The most ops the search is tried on at all; nearly all of them are too many."""
-MOST_STATES = 400_000
-"""The states looked at before the search gives up with a bound: a second or two."""
+from planner.solvers.tuning import MOST_EXACT_OPS, MOST_STATES
 
 State = tuple[int, int]
 """The next op to run for the first time, and the values held, as bits."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StateSearchResult:
     """What a search proved: the order of least time (``None``: none fits, or it gave up)."""
 
     order: list[int] | None
@@ -44,28 +38,38 @@ class Found:
 def exact(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Search every set of live values that the budget allows, most promising first.
 
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (), (1,), 1.0), Op("c", "f", (0,), (2,)))
     >>> g = Graph(ops, (Value("a", 3), Value("b", 4), Value("c", 1)))
-    >>> exact(g, 6, Limits()).order, exact(g, 3, Limits()).status.name
-    ([0, 1, 0, 2], 'INFEASIBLE')
+    >>> exact(g, 6, Limits()).schedule.order, exact(g, 3, Limits()).status.name
+    ((0, 1, 0, 2), 'INFEASIBLE')
     """
     del limits  # the states are counted, not timed
-    if len(graph.ops) > LARGEST:
+    if len(graph.ops) > MOST_EXACT_OPS:
         message = f"exact: {len(graph.ops)} ops are too many; use method='auto'"
         return Answer(Status.UNKNOWN, None, message=message)
     found = search_states(flatten(graph), budget_bytes)
     seconds = graph.seconds + found.bound
     if found.order is not None:
-        return Answer(Status.OPTIMAL, found.order, seconds, "exact: every state was considered")
+        message = "exact: every state was considered"
+        return Answer.of_order(graph, Status.OPTIMAL, found.order, seconds, message)
     if found.finished:
         return Answer(Status.INFEASIBLE, None, math.inf, "exact: no sequence of states fits")
     message = f"exact: gave up after {MOST_STATES} states; use method='auto'"
     return Answer(Status.UNKNOWN, None, seconds, message)
 
 
-def search_states(problem: Problem, budget: int, *, states: int = MOST_STATES) -> Found:
-    """Return the order of least time within a budget, or what is known after so many states."""
+def search_states(problem: Problem, budget: int, *, states: int = MOST_STATES) -> StateSearchResult:
+    """Return the order of least time within a budget, or what is known after so many states.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        states: how many to look at.
+    """
     space = _Space(problem, budget)
     start: State = (0, 0)
     costs, parents = {start: 0.0}, dict[State, tuple[State, int]]()
@@ -76,16 +80,16 @@ def search_states(problem: Problem, budget: int, *, states: int = MOST_STATES) -
         if state in closed:
             continue
         if space.is_goal(state):
-            return Found(_way(parents, state), bound, finished=True)
+            return StateSearchResult(_way(parents, state), bound, finished=True)
         closed.add(state)
         for op, after in space.moves(state):
             if (seen := seen + 1) > states:
-                return Found(None, bound, finished=False)
+                return StateSearchResult(None, bound, finished=False)
             cost = costs[state] + (problem.seconds[op] if op < state[0] else 0.0)
             if cost < costs.get(after, math.inf) and (left := space.distance(after)) < math.inf:
                 costs[after], parents[after] = cost, (state, op)
                 heapq.heappush(queue, (cost + left, -after[0], after))
-    return Found(None, math.inf, finished=True)
+    return StateSearchResult(None, math.inf, finished=True)
 
 
 def _way(parents: dict[State, tuple[State, int]], state: State) -> list[int]:

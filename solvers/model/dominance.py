@@ -29,6 +29,12 @@ def dominated(
 
     Values in ``tiny`` count as always held.
 
+    Args:
+        problem: the step, flattened.
+        frames: the windows.
+        bursts: ops that may run again in a window, each with its cut.
+        tiny: values that count as always held and weightless.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> from planner.solvers.model.windows import windows

@@ -34,6 +34,11 @@ def crossing(graph: Graph, turn: int, positions: Sequence[int]) -> frozenset[int
     A value crosses position ``p`` if an op before ``p`` makes it and one from ``p`` on, before
     ``turn``, reads it.
 
+    Args:
+        graph: the step.
+        turn: the first backward op.
+        positions: ascending, of the forward pass.
+
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)), Op("c", "f", (0, 1), (2,)))
     >>> g = Graph(ops, tuple(Value(n, 1) for n in "xyz"))
@@ -51,7 +56,12 @@ def checkpoint_orders(graph: Graph, turn: int, positions: Sequence[int]) -> Iter
     """Yield the orders that keep what crosses the positions: with the last segment, and without.
 
     The backward pass begins with the last segment, so dropping it seldom pays; but what is
-    recomputed lazily can hold less than what is kept.
+    recomputed late can hold less than what is kept.
+
+    Args:
+        graph: the step.
+        turn: the first backward op.
+        positions: ascending, of the forward pass.
 
     >>> from planner.graphs import Op, Phase, Value
     >>> ops = tuple(Op(f"f{i}", "f", (i,), (i + 1,)) for i in range(2))
@@ -87,6 +97,11 @@ def narrow_positions(graph: Graph, turn: int, segments: int) -> list[int]:
 
     Each of the ``segments - 1`` cuts falls where the fewest bytes cross, within half a segment of
     where an even division would put it.
+
+    Args:
+        graph: the step.
+        turn: the first backward op.
+        segments: into how many parts.
 
     >>> from planner.graphs import Op, Value
     >>> ops = tuple(Op(f"f{i}", "f", (i,), (i + 1,)) for i in range(9))

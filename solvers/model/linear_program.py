@@ -32,7 +32,14 @@ class Model:
     def column(
         self, cost: float, *, lower: float = 0.0, upper: float = 1.0, integer: bool = False
     ) -> int:
-        """Add a column and return its index."""
+        """Add a column and return its index.
+
+        Args:
+            cost: of one unit.
+            lower: the least it may be.
+            upper: the most it may be.
+            integer: whether it must be whole.
+        """
         self.cost.append(cost)
         self.lower.append(lower)
         self.upper.append(upper)
@@ -47,7 +54,14 @@ class Model:
         low: float = -math.inf,
         high: float = math.inf,
     ) -> None:
-        """Add a row."""
+        """Add a row.
+
+        Args:
+            index: of its columns.
+            value: their coefficients.
+            low: the least of the row.
+            high: the most of the row.
+        """
         self.index += index
         self.value += value
         self.start.append(len(self.index))
@@ -82,6 +96,15 @@ def minimize(
     An integer search ends after so many ``checks``, which HiGHS makes at the same points of the
     search whatever the machine's load; ``seconds`` are the last resort. It begins at ``start``, a
     point that satisfies the rows; it never starts over, which costs more than it brings here.
+
+    Args:
+        model: what to minimize.
+        relax: let integer columns be fractional.
+        gap: in seconds, at which to stop.
+        seconds: after which to stop.
+        checks: nodes of an integer search.
+        start: an order to begin with, by default the given one.
+        seed: of every random choice.
 
     >>> m = Model()
     >>> x, y = m.column(3.0, integer=True), m.column(2.0, integer=True)

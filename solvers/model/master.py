@@ -32,22 +32,20 @@ from numpy.typing import NDArray
 
 from planner.solvers.model.dominance import dominated
 from planner.solvers.model.linear_program import Model, minimize
-from planner.solvers.model.positions import Trace
+from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import Problem
 from planner.solvers.model.symmetry import aggregate, alike, ranks
 from planner.solvers.model.windows import Window, windows
+from planner.solvers.tuning import LEAST_CHECKS
 
 SLACK = 1e-7  # widens the memory rows, so that rounding never cuts off a schedule that fits
-
-LEAST_CHECKS = 8
-
 
 Burst = tuple[int, int]
 """An op, and the cut in whose window it may run again."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class CutPlan:
     """For each cut the values to hold."""
 
     cuts: tuple[int, ...]
@@ -58,7 +56,7 @@ class Plan:
 class MasterResult:
     """The plan found (``None`` if none) and the proven bound on the extra seconds."""
 
-    plan: Plan | None
+    plan: CutPlan | None
     bound: float
 
 
@@ -85,6 +83,21 @@ def solve_master(
     bound is that of the linear relaxation and the plan its rounding. If it is ``shared``, too, ops
     that look alike share their columns, and of many equal layers the first are those that
     recompute. Values ``pinned`` are held at every cut, which makes the bound one on plans that do.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        cuts: the ops at whose first runs the windows begin.
+        bursts: ops that may run again in a window, each with its cut.
+        tiny: values that count as always held and weightless.
+        relax: let integer columns be fractional.
+        gap: in seconds, at which to stop.
+        seconds: after which to stop.
+        work: checks of an integer search times the entries of its matrix.
+        near: an order that fits, to begin with.
+        seed: of every random choice.
+        shared: let ops that look alike share their columns.
+        pinned: values held at every cut.
     """
     master = _Master(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):
@@ -94,7 +107,9 @@ def solve_master(
         assert relax, "an average over layers is no integer"
         return _solve_shared(master, model, seconds=seconds, seed=seed)
     checks = None if work is None else max(LEAST_CHECKS, work // len(model.index))
-    start = None if relax or near is None else master.point(Trace(problem, near), len(model.cost))
+    start = (
+        None if relax or near is None else master.point(Positions(problem, near), len(model.cost))
+    )
     result = minimize(
         model,
         relax=relax,
@@ -135,7 +150,13 @@ class OneCut:
 
 
 def one_cut(problem: Problem, budget: int, cut: int) -> OneCut:
-    """Return the master of one cut at a budget, to be relaxed."""
+    """Return the master of one cut at a budget, to be relaxed.
+
+    Args:
+        problem: the step, flattened.
+        budget: in bytes.
+        cut: the op at whose first run memory is counted.
+    """
     nothing = frozenset[int]()
     master = _Master(problem, windows(problem, [cut], nothing), nothing, nothing)
     byte = master.byte(master.frames[0], budget)
@@ -191,22 +212,24 @@ class _Master:
                 model.upper[held[v]] = 0.0
         return model
 
-    def point(self, trace: Trace, columns: int) -> NDArray[np.float64]:
+    def point(self, positions: Positions, columns: int) -> NDArray[np.float64]:
         """Return the point that an order is, once it holds what it need not hold no more.
 
-        It satisfies the rows if the order fits.
+        It satisfies the rows if the order fits and nothing was replaced. Where a dominated value
+        was, a row may be missed (in a quarter of such random cases); the solver then mends the
+        start, and no bound rests on it.
         """
         x, p = np.zeros(columns), self.problem
-        at = [*(trace.first(frame.t) for frame in self.frames), trace.length]
+        at = [*(positions.first(frame.t) for frame in self.frames), positions.length]
         for k, (held, redone) in enumerate(zip(self.held, self.redone, strict=True)):
-            x[list(held.values())] = [trace.holds(v, at[k]) for v in held]
-            x[list(redone.values())] = [trace.runs(o, at[k], at[k + 1]) for o in redone]
+            x[list(held.values())] = [positions.holds(v, at[k]) for v in held]
+            x[list(redone.values())] = [positions.runs(o, at[k], at[k + 1]) for o in redone]
         for k, instead in enumerate(self.instead):
             for v in sorted(instead):
                 if x[self.held[k][v]]:
                     self._replace(x, k, v, instead[v])
         for k, column in self.own_again.items():
-            x[column] = trace.runs(self.frames[k].t, at[k] + 1, at[k + 1])
+            x[column] = positions.runs(self.frames[k].t, at[k] + 1, at[k + 1])
         for k, ever in enumerate(self.ever):
             for o, column in ever.items():
                 x[column] = any(x[redone[o]] for redone in self.redone[k:] if o in redone)
@@ -230,12 +253,12 @@ class _Master:
         if again is None or not x[again]:
             x[self.redone[k][op]] = 0.0
 
-    def exact_plan(self, x: NDArray[np.float64]) -> Plan:
+    def exact_plan(self, x: NDArray[np.float64]) -> CutPlan:
         """Read the held values off an integer point."""
         keep = tuple(frozenset(v for v, c in held.items() if x[c] > 0.5) for held in self.held)
-        return Plan(tuple(f.t for f in self.frames), keep)
+        return CutPlan(tuple(f.t for f in self.frames), keep)
 
-    def plan(self, x: NDArray[np.float64], thresholds: Sequence[float] | None = None) -> Plan:
+    def plan(self, x: NDArray[np.float64], thresholds: Sequence[float] | None = None) -> CutPlan:
         """Read the held values off a point.
 
         What runs again from a cut on more than the threshold is not held there; what is held for
@@ -253,7 +276,7 @@ class _Master:
                 if again <= limit < again + x[column]:
                     kept.add(v)
             keep.append(frozenset(kept))
-        return Plan(tuple(f.t for f in self.frames), tuple(keep[::-1]))
+        return CutPlan(tuple(f.t for f in self.frames), tuple(keep[::-1]))
 
     def tags(self) -> list[Hashable]:
         """Tell ops apart by the windows that read what they make, and by what is pinned of it."""

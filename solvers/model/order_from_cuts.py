@@ -1,19 +1,27 @@
 """From a plan at the cuts to an order of ops.
 
 Knows when to recompute what a plan drops: as late as the first reader in its window allows, once a
-window. Knows nothing of budgets: what overshoots is for ``repair``.
+window. What overshoots a budget is for ``search.evict``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from planner.solvers.model.master import Plan
+from planner.solvers.model.master import CutPlan
 from planner.solvers.model.problem import Problem
 
 
-def order_from_plan(problem: Problem, plan: Plan, tiny: frozenset[int] = frozenset()) -> list[int]:
-    """Return an order that holds at each cut what the plan says, and recomputes the rest lazily."""
+def order_from_plan(
+    problem: Problem, plan: CutPlan, tiny: frozenset[int] = frozenset()
+) -> list[int]:
+    """Return an order that holds at each cut what the plan says, and recomputes the rest late.
+
+    Args:
+        problem: the step, flattened.
+        plan: what to hold at each cut.
+        tiny: values that count as always held and weightless.
+    """
     n = problem.n
     first = plan.cuts[0] if plan.cuts else n
     order = list(range(first))

@@ -34,6 +34,11 @@ def ops_to_make(graph: Graph, wanted: Iterable[int], live: Set[int]) -> list[int
     Resident values are always there. Nothing live is remade, unless it shares its op with a value
     that is missing.
 
+    Args:
+        graph: the step.
+        wanted: the values to make.
+        live: the values that are there.
+
     >>> from planner.graphs import Op, Value
     >>> ops = tuple(Op(f"f{i}", "f", (i,), (i + 1,)) for i in range(3))
     >>> g = Graph(ops, tuple(Value(f"x{i}", 1) for i in range(4)))
@@ -58,6 +63,11 @@ def order_from_kept(graph: Graph, kept: Set[int], turn: int | None = None) -> li
     run in order; what one of them reads and is not there is recomputed just before it, from kept
     and resident values, and stays until its last use, so no op runs more than twice. The outputs
     of an op that is not recomputable are kept whether named or not.
+
+    Args:
+        graph: the step.
+        kept: the values to keep.
+        turn: the first backward op.
 
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("f", "f", (), (0,)), Op("g", "g", (0,), (1,)),

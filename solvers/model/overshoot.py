@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from planner.solvers.model.problem import Problem, held_bytes
+from planner.solvers.tuning import CUTS_APART, MOST_NEW_BURSTS, MOST_NEW_CUTS
 
 
 def overshoots(
@@ -17,11 +18,19 @@ def overshoots(
     cuts: Collection[int],
     *,
     repeated: bool = True,
-    most: int = 3,
+    most: int = MOST_NEW_CUTS,
 ) -> list[int]:
     """Return the first runs at which an order overshoots most, each a little apart, no old cuts.
 
     With ``repeated`` a repeated run counts as the op that first runs after it.
+
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+        cuts: the ops at whose first runs the windows begin.
+        repeated: count a repeated run as the op that first runs next.
+        most: how many at most.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
@@ -32,7 +41,7 @@ def overshoots(
     """
     held = held_bytes(problem, order)
     bases = _bases(order, problem.n)
-    apart = max(1, problem.n // 100)
+    apart = max(1, problem.n // CUTS_APART)
     found: list[int] = []
     for i in sorted(np.flatnonzero(held > budget).tolist(), key=lambda i: (-held[i], i)):
         t = bases[i]
@@ -54,9 +63,21 @@ def _bases(order: Sequence[int], n: int) -> list[int]:
 
 
 def bursts(
-    problem: Problem, order: Sequence[int], budget: int, cuts: Sequence[int], *, most: int = 40
+    problem: Problem,
+    order: Sequence[int],
+    budget: int,
+    cuts: Sequence[int],
+    *,
+    most: int = MOST_NEW_BURSTS,
 ) -> list[tuple[int, int]]:
     """Return the repeated runs at which an order overshoots most, each with the cut before it.
+
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+        cuts: the ops at whose first runs the windows begin.
+        most: how many at most.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from planner.solvers.model.problem import Problem
 
 
-class Trace:
+class Positions:
     """The runs and reads of an order, to be asked about.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)), Op("c", "f", (0, 1), (2,)))
-    >>> trace = Trace(flatten(Graph(ops, tuple(Value(x, 1) for x in "abc"))), [0, 1, 0, 2])
-    >>> trace.first(2), trace.runs(0, 1, 4), [trace.holds(0, at) for at in (1, 2, 3)]
+    >>> positions = Positions(flatten(Graph(ops, tuple(Value(x, 1) for x in "abc"))), [0, 1, 0, 2])
+    >>> positions.first(2), positions.runs(0, 1, 4), [positions.holds(0, at) for at in (1, 2, 3)]
     (3, True, [True, False, True])
     """
 
@@ -40,7 +40,13 @@ class Trace:
         return self._runs[op][0]
 
     def runs(self, op: int, start: int, stop: int) -> bool:
-        """Say whether an op runs at a position from ``start`` on, before ``stop``."""
+        """Say whether an op runs at a position from ``start`` on, before ``stop``.
+
+        Args:
+            op: an op.
+            start: an order to begin with, by default the given one.
+            stop: the position at which to end.
+        """
         found = self._runs[op]
         i = bisect_left(found, start)
         return i < len(found) and found[i] < stop

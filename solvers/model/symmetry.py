@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from planner.solvers.model.linear_program import Model
 from planner.solvers.model.problem import Problem
-
-ROUNDS = 12
-"""How far away a difference is seen, in edges; what repeats is told apart near its ends only."""
+from planner.solvers.tuning import LIKENESS_ROUNDS
 
 Colors = NDArray[np.uint64]
 Floats = NDArray[np.float64]
@@ -41,7 +39,7 @@ def alike(problem: Problem, tags: Sequence[Hashable]) -> list[int]:
         (tags[o], p.seconds[o], p.recomputable[o], tuple(p.sizes[v] for v in p.outputs[o]))
         for o in range(p.n)
     )
-    for _ in range(ROUNDS):
+    for _ in range(LIKENESS_ROUNDS):
         read, made = np.zeros_like(color), np.zeros_like(color)
         mixed = _mix(color)
         np.add.at(read, ends[:, 1], mixed[ends[:, 0]])

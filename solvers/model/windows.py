@@ -21,7 +21,13 @@ class Window:
 
 
 def windows(problem: Problem, cuts: Sequence[int], tiny: frozenset[int]) -> list[Window]:
-    """Return the windows; relevant values are those that could serve the window or a later one."""
+    """Return the windows; relevant values are those that could serve the window or a later one.
+
+    Args:
+        problem: the step, flattened.
+        cuts: the ops at whose first runs the windows begin.
+        tiny: values that count as always held and weightless.
+    """
     found: list[Window] = []
     later: set[int] = set()
     stop = problem.n

@@ -16,16 +16,12 @@ from numpy.typing import NDArray
 
 from planner.solvers.model.precedence import Freedom
 from planner.solvers.model.problem import Problem, held_bytes
-
-TIE = 1e-3
-"""The weight of a byte within the budget, against one above it."""
-COOLING = 1e-3
-"""The last temperature, as a part of the first."""
+from planner.solvers.tuning import BYTE_WITHIN_BUDGET, COLDNESS, COOLING
 
 Array = NDArray[np.float64]
 
 
-def rearrange(
+def anneal_order(
     problem: Problem,
     free: Freedom,
     budget: int,
@@ -36,19 +32,27 @@ def rearrange(
 ) -> list[int]:
     """Return an order of all ops, each once, that overshoots the budget as little as was found.
 
+    Args:
+        problem: the step, flattened.
+        free: which ops may run in another order.
+        budget: in bytes.
+        moves: how many to try.
+        start: an order to begin with, by default the given one.
+        seed: of every random choice.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.precedence import freedom
     >>> from planner.solvers.model.problem import flatten
     >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (), (1,)), Op("c", "f", (0,), (2,)),
     ...        Op("d", "f", (1,), (3,)))
     >>> g = Graph(ops, tuple(Value(x, size) for x, size in zip("abcd", (5, 5, 1, 1))))
-    >>> rearrange(flatten(g), freedom(g), 6, moves=50)
+    >>> anneal_order(flatten(g), freedom(g), 6, moves=50)
     [1, 3, 0, 2]
     """
     line = _Line(problem, start if start is not None else range(problem.n), budget)
     rng = random.Random(seed)
     best, best_cost, cost = line.order.copy(), line.total(), line.total()
-    hot = max(cost, 1e-9) / 20
+    hot = max(cost, 1e-9) / COLDNESS
     for k in range(moves):
         if line.fits():
             break
@@ -68,17 +72,31 @@ def rearrange(
 def best_arrangement(
     problem: Problem, free: Freedom, budget: int, *, moves: int, seed: int = 0
 ) -> list[int]:
-    """Return the better of the orders found from the given one and from a greedy one."""
+    """Return the better of the orders found from the given one and from a greedy one.
+
+    Args:
+        problem: the step, flattened.
+        free: which ops may run in another order.
+        budget: in bytes.
+        moves: how many to try.
+        seed: of every random choice.
+    """
     best, least = list(range(problem.n)), math.inf
     for start in (best, greedy(problem, free)):
-        order = rearrange(problem, free, budget, moves=moves, start=start, seed=seed)
+        order = anneal_order(problem, free, budget, moves=moves, start=start, seed=seed)
         if (cost := overshoot(problem, order, budget)) < least:
             best, least = order, cost
     return best
 
 
 def overshoot(problem: Problem, order: Sequence[int], budget: int) -> float:
-    """Return by how many budgets an order is over it, added up over its steps."""
+    """Return by how many budgets an order is over it, added up over its steps.
+
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+    """
     return float(np.maximum(held_bytes(problem, order) / max(budget, 1) - 1.0, 0.0).sum())
 
 
@@ -163,7 +181,7 @@ class _Line:
 
     def fits(self) -> bool:
         """Say whether nothing overshoots."""
-        return bool(self.held.max(initial=0.0) <= 1.0 - 1e-12)
+        return bool(self.held.max(initial=0.0) <= 1.0 + 1e-12)
 
     def total(self) -> float:
         """Return what is minimized."""
@@ -220,7 +238,7 @@ class _Line:
 
 
 def _cost(held: Array) -> float:
-    return float(np.maximum(held - 1.0, 0.0).sum() + TIE * held.sum())
+    return float(np.maximum(held - 1.0, 0.0).sum() + BYTE_WITHIN_BUDGET * held.sum())
 
 
 def _rotated(part: Array, *, last_first: bool) -> Array:

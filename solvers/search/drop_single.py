@@ -1,6 +1,6 @@
-"""Mend an order that overshoots a little: drop and remake single values, the cheapest that help.
+"""Fit an order that overshoots a little: drop and remake single values, the cheapest that help.
 
-Where ``repair`` runs the order anew and evicts by seconds per byte, this changes as little as it
+Where ``evict`` runs the order anew and evicts by seconds per byte, this changes as little as it
 can: at the step that overshoots most it compares what dropping each value held there would cost
 with the bytes it would spare of those that are too many. Knows nothing of optimality.
 """
@@ -11,32 +11,31 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planner.solvers.model.positions import Trace
+from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import Problem, held_bytes
-
-WORK = 500_000
-"""Orders tried times their length."""
-FAR = 1.25
-"""An order that holds so many times the budget is not mended: too much would have to change."""
-TRIED = 12
-"""How many values are tried at a step, the most promising first."""
+from planner.solvers.tuning import DROP_REACH, DROP_TRIES, DROP_WORK
 
 
-def mend(problem: Problem, order: Sequence[int], budget: int) -> list[int] | None:
+def drop_single(problem: Problem, order: Sequence[int], budget: int) -> list[int] | None:
     """Return an order that fits, ``None`` if dropping single values does not get there.
+
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 1.0), Op("c", "f", (1,), (2,)),
     ...        Op("d", "f", (0, 2), (3,)))
     >>> values = (Value("a", 2), Value("b", 4), Value("c", 2), Value("d", 1))
-    >>> mend(flatten(Graph(ops, values)), [0, 1, 2, 3], 7)
+    >>> drop_single(flatten(Graph(ops, values)), [0, 1, 2, 3], 7)
     [0, 1, 2, 0, 3]
     """
-    if held_bytes(problem, order).max(initial=0) > FAR * budget:
+    if held_bytes(problem, order).max(initial=0) > DROP_REACH * budget:
         return None
     found, excess = list(order), _excess(problem, order, budget)
-    for _ in range(WORK // (TRIED * max(1, len(order)))):
+    for _ in range(DROP_WORK // (DROP_TRIES * max(1, len(order)))):
         if excess == 0:
             return found
         better = _better(problem, found, budget, excess)
@@ -55,16 +54,16 @@ def _better(
     problem: Problem, order: Sequence[int], budget: int, excess: int
 ) -> tuple[list[int], int] | None:
     """Return the order with one value dropped, and its excess: least seconds for what it spares."""
-    held, trace = held_bytes(problem, order), Trace(problem, order)
+    held, positions = held_bytes(problem, order), Positions(problem, order)
     worst = int(held.argmax())
     short = int(held[worst]) - budget
     ranked = []
     for v, back in _held_across(problem, order, worst):
-        if (runs := _closure(problem, trace, v, back)) is not None:
+        if (runs := _closure(problem, positions, v, back)) is not None:
             cost = sum(problem.seconds[o] for o in runs)
             ranked.append((cost / min(problem.sizes[v], short), back, v, runs))
     best: tuple[float, list[int], int] | None = None
-    for _, back, _, runs in sorted(ranked)[:TRIED]:
+    for _, back, _, runs in sorted(ranked)[:DROP_TRIES]:
         tried = [*order[:back], *runs, *order[back:]]
         left = _excess(problem, tried, budget)
         if left < excess:
@@ -87,7 +86,7 @@ def _held_across(problem: Problem, order: Sequence[int], at: int) -> Iterator[tu
         made.difference_update(problem.outputs[order[i]])
 
 
-def _closure(problem: Problem, trace: Trace, v: int, at: int) -> list[int] | None:
+def _closure(problem: Problem, positions: Positions, v: int, at: int) -> list[int] | None:
     """Return the ops that remake a value at a position; ``None`` if one may not run again."""
     found, stack = set[int](), [v]
     while stack:
@@ -97,5 +96,5 @@ def _closure(problem: Problem, trace: Trace, v: int, at: int) -> list[int] | Non
         if not problem.recomputable[op]:
             return None
         found.add(op)
-        stack += [u for u in problem.inputs[op] if u == v or not trace.holds(u, at)]
+        stack += [u for u in problem.inputs[op] if u == v or not positions.holds(u, at)]
     return sorted(found)

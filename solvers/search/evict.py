@@ -14,11 +14,7 @@ from heapq import heappop, heappush
 from itertools import product
 
 from planner.solvers.model.problem import Problem
-
-PATIENCES = (0.0, 0.5, 1.0)
-"""Ways to rank what to evict; none wins on every graph, and trying all is cheap."""
-DEEPEST = 100
-"""How deep recomputations may nest."""
+from planner.solvers.tuning import DEEPEST_NESTING, LONGER_ORDER, LONGER_ORDER_RUNS, PATIENCES
 
 
 class _Stuck(Exception):
@@ -39,6 +35,14 @@ def fit(
     Evicts by seconds per byte, divided by the wait until the next read to the power ``patience``.
     Gives up when repeated runs have taken ``most_seconds``.
 
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+        patience: how much a long wait counts against a value.
+        most_seconds: what the order may take at most.
+        deadline: of ``time.monotonic``.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> chain = [Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)), Op("c", "f", (0, 1), (2,)),
@@ -47,7 +51,7 @@ def fit(
     >>> fit(flatten(g), range(5), 3)
     [0, 1, 2, 3, 4]
     """
-    run = _Run(problem, order, budget, patience, most_seconds)
+    run = _Eviction(problem, order, budget, patience, most_seconds)
     try:
         for position, op in enumerate(order):
             if position % 256 == 0 and time.monotonic() > deadline:
@@ -67,7 +71,15 @@ def fit_any(
     patiences: Sequence[float] = PATIENCES,
     deadline: float = math.inf,
 ) -> list[int] | None:
-    """Return the first of these orders, ranked in each of these ways, that can be made to fit."""
+    """Return the first of these orders, ranked in each of these ways, that can be made to fit.
+
+    Args:
+        problem: the step, flattened.
+        orders: the orders to try.
+        budget: in bytes.
+        patiences: ways to rank, tried in turn.
+        deadline: of ``time.monotonic``.
+    """
     for order, patience in product(orders, patiences):
         fitted = fit(problem, order, budget, patience=patience, deadline=deadline)
         if fitted is not None:
@@ -75,7 +87,7 @@ def fit_any(
     return None
 
 
-class _Run:
+class _Eviction:
     """The state of one run: what is live, what is pinned, what was done."""
 
     def __init__(
@@ -87,7 +99,7 @@ class _Run:
         seconds_left: float,
     ) -> None:
         self.p, self.patience, self.seconds_left = problem, patience, seconds_left
-        self.max_steps = 3 * len(order) + 50_000
+        self.max_steps = LONGER_ORDER * len(order) + LONGER_ORDER_RUNS
         self.space = budget - problem.resident_bytes
         self.live: set[int] = set()
         self.ranked: list[tuple[float, int]] = []
@@ -155,7 +167,7 @@ class _Run:
         """Recompute values: the closure of their missing ancestors, in the graph's order."""
         burst = self._closure(missing)
         self.depth += 1
-        if self.depth > DEEPEST:
+        if self.depth > DEEPEST_NESTING:
             raise _Stuck
         for op in burst:
             for v in self.p.inputs[op]:

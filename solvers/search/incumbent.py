@@ -1,7 +1,6 @@
 """What a search knows: the best order that fits, and the proven bound.
 
-Knows how to take any order in: repair it, prune it, compare it. Knows nothing of where orders and
-bounds come from.
+Knows how to take any order in: make it fit, prune it, compare it.
 """
 
 from __future__ import annotations
@@ -11,18 +10,16 @@ import time
 from collections.abc import Sequence
 
 from planner.solvers.model.problem import Problem
-from planner.solvers.search.drop_single import mend
-from planner.solvers.search.evict import PATIENCES, fit
+from planner.solvers.search.drop_single import drop_single
+from planner.solvers.search.evict import fit
 from planner.solvers.search.prune import prune
-
-LAVISH = 3.0
-"""Pruning seldom saves more than this factor of what a repair spends."""
+from planner.solvers.tuning import LAVISH_EVICTING, PATIENCES
 
 
 class Search:
     """The state of one solve; times are in excess of running every op once.
 
-    After the ``deadline`` (of ``time.monotonic``) orders are no longer repaired.
+    After the ``deadline`` (of ``time.monotonic``) orders are no longer made to fit.
     """
 
     def __init__(self, problem: Problem, budget: int, *, deadline: float = math.inf) -> None:
@@ -39,16 +36,17 @@ class Search:
             return 0.0
         return (self.extra - self.bound) / self.base
 
-    def offer(self, order: Sequence[int], *, repair: bool = True) -> None:
-        """Take an order that may overshoot: mend or repair it, prune it, keep it if it is the best.
+    def offer(self, order: Sequence[int], *, evict: bool = True) -> None:
+        """Take an order that may overshoot: make it fit, prune it, keep it if it is the best.
 
-        A repair that costs many times what is known, or the step itself, is given up.
+        Single values are dropped and, unless ``evict`` is false, the order is run anew with
+        evictions; that is given up once it costs many times what is known, or the step itself.
         """
-        if (mended := mend(self.problem, order, self.budget)) is not None:
-            self._keep(mended)
-        if not repair or (mended is not None and len(mended) == len(order)):
+        if (found := drop_single(self.problem, order, self.budget)) is not None:
+            self._keep(found)
+        if not evict or (found is not None and len(found) == len(order)):
             return
-        most = LAVISH * min(self.extra, self.base)
+        most = LAVISH_EVICTING * min(self.extra, self.base)
         for patience in PATIENCES:
             fitted = fit(
                 self.problem,
@@ -62,7 +60,7 @@ class Search:
                 self._keep(fitted)
 
     def rescue(self, order: Sequence[int]) -> None:
-        """Repair an order whatever the time, once: a late answer is better than none."""
+        """Make an order fit whatever the time, once: a late answer is better than none."""
         if (fitted := fit(self.problem, order, self.budget)) is not None:
             self._keep(fitted)
 

@@ -1,7 +1,7 @@
 """Orders to begin from where the given order holds far too much: checkpoints at even distances.
 
-Knows how to find the number of segments whose order peaks lowest. Knows nothing of cost; what else
-a budget asks for is up to ``repair``.
+Knows how to find the number of segments whose order peaks lowest. What else a budget asks for is up
+to ``evict``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from planner.graphs import Graph
 from planner.solvers.model.forward_cuts import checkpoint_orders, narrow_positions
 from planner.solvers.model.order_from_kept import turning_point
 from planner.solvers.model.problem import flatten, held_bytes
+from planner.solvers.tuning import SEGMENTS_STEP
 
 
 def least_checkpointed(graph: Graph, deadline: float = math.inf) -> list[int]:
@@ -58,4 +59,4 @@ def _apart(largest: int) -> Iterator[int]:
     size = 2
     while size <= largest:
         yield size
-        size += max(1, size // 4)
+        size += max(1, size // SEGMENTS_STEP)

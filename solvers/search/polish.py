@@ -1,8 +1,8 @@
-"""Better orders near a good one: give up a repeated run, or add one, and repair what follows.
+"""Better orders near a good one: give up a repeated run, or add one, and make the rest fit.
 
-Knows how to walk downhill from an order that fits. Giving up a run holds more, so the repair evicts
-something else; adding one holds less, so that pruning can take out another. Knows nothing of
-bounds; it stops when neither helps anywhere, or after so much work.
+Knows how to walk downhill from an order that fits. Giving up a run holds more, so something else is
+evicted; adding one holds less, so that pruning can take out another. It stops when neither helps
+anywhere, or after so much work.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from collections.abc import Iterator, Sequence
 from planner.solvers.model.problem import Problem
 from planner.solvers.search.incumbent import Search
 from planner.solvers.search.prune import without_run
-
-MOST_WORK = 200_000
-"""Neighbours tried times their length: the same effort on any machine, some five seconds."""
+from planner.solvers.tuning import POLISH_WORK
 
 Neighbour = tuple[tuple[int, int, int], list[int]]
 """What is changed, as a key that survives other changes, and the order that results."""
@@ -26,10 +24,16 @@ def polish(
     search: Search,
     *,
     target: float = 0.0,
-    work: int = MOST_WORK,
+    work: int = POLISH_WORK,
     deadline: float = math.inf,
 ) -> None:
     """Improve the best order of a search until no neighbour does, or the work is spent.
+
+    Args:
+        search: what is known; it takes in what is found.
+        target: the gap, as a fraction of the step, at which to stop.
+        work: checks of an integer search times the entries of its matrix.
+        deadline: of ``time.monotonic``.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten

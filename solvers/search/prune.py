@@ -16,6 +16,11 @@ from planner.solvers.model.problem import Problem, held_bytes
 def prune(problem: Problem, order: Sequence[int], budget: int) -> list[int]:
     """Return the order without the repeated runs that the budget has room to avoid.
 
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        budget: in bytes.
+
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
     >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)))
@@ -34,6 +39,11 @@ def prune(problem: Problem, order: Sequence[int], budget: int) -> list[int]:
 
 def without_run(problem: Problem, order: Sequence[int], position: int) -> list[int]:
     """Return the order without one repeated run, and those that only served it, at any budget.
+
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        position: of a repeated run.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten

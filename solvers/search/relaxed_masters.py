@@ -16,28 +16,21 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.solvers.model.master import MasterResult, Plan, solve_master
+from planner.solvers.model.master import CutPlan, MasterResult, solve_master
 from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import Problem, held_bytes
 from planner.solvers.search.incumbent import Search
-
-ROUNDS = 8
-"""How often cuts are added."""
-AIMS = 5
-"""How many aims below the budget are tried."""
-SHARED = 1500
-"""Above so many ops those that look alike share columns; up to there it would save nothing."""
-MOST_COLUMNS = 200_000
-"""About how many ops times cuts a relaxation may have."""
-
-NEARBY = 5
-"""How many ops on either side a narrow place is compared with."""
-
-FAR = 0.02
-"""The part of the budget above which an overshoot is no matter of a few more cuts."""
-STEEPER = 3.0
-"""How much steeper than from store-all to here the curve of time over budget is from here on."""
+from planner.solvers.tuning import (
+    ADDING_ROUNDS,
+    AIM_ROUNDS,
+    FAR_OVERSHOOT,
+    MOST_COLUMNS,
+    NARROW_NEARBY,
+    PINS_THINNED,
+    SHARED_ABOVE_OPS,
+    STEEPER,
+)
 
 Pins = frozenset[int]
 
@@ -48,12 +41,19 @@ def run_relaxed(
     """Raise the bound and lower the cost until they meet within the target or rounds run out.
 
     Cuts that alone leave no wider gap than ``enough`` are enough. Returns the cuts.
+
+    Args:
+        search: what is known; it takes in what is found.
+        target: the gap, as a fraction of the step, at which to stop.
+        enough: a gap that is left to others.
+        deadline: of ``time.monotonic``.
+        seed: of every random choice.
     """
     held = held_bytes(search.problem, range(search.problem.n))
     if held.max(initial=0) <= search.budget:
         search.offer(range(search.problem.n))
         return []
-    run = _Run(search, held, target, deadline, seed)
+    run = _RelaxedRun(search, held, target, deadline, seed)
     run.add_cuts()
     if search.bound < math.inf and not run.done and search.gap > enough:
         pins = run.choose_pins()
@@ -67,7 +67,7 @@ def run_relaxed(
     return run.cuts
 
 
-class _Run:
+class _RelaxedRun:
     """Cuts, and the order that came nearest to fitting."""
 
     def __init__(
@@ -93,7 +93,7 @@ class _Run:
     def add_cuts(self, pins: Pins = Pins()) -> None:  # noqa: B008 (immutable)
         """Solve relaxations at more and more cuts, as long as their plans overshoot near them."""
         search = self.search
-        for _ in range(ROUNDS):
+        for _ in range(ADDING_ROUNDS):
             result = self._solve(search.budget, pins)
             if not pins:
                 search.raise_bound(result.bound)
@@ -102,7 +102,7 @@ class _Run:
             order, excess = self._offer(result.plan)
             fresh = overshoots(search.problem, order, search.budget, self.cuts)
             size = (len(self.cuts) + len(fresh)) * search.problem.n
-            far = excess > FAR and len(self.cuts) > 1
+            far = excess > FAR_OVERSHOOT and len(self.cuts) > 1
             if self.done or not fresh or far or size > MOST_COLUMNS:
                 return
             self.cuts = sorted({*self.cuts, *fresh})
@@ -126,7 +126,7 @@ class _Run:
     def aim(self, pins: Pins) -> None:
         """Plan for less than the budget, closing in on the most that still fits when rounded."""
         low, high, aim = 0, self.search.budget, self.search.budget
-        for _ in range(AIMS):
+        for _ in range(AIM_ROUNDS):
             if self.done:
                 return
             plan, excess = self._solve(aim, pins).plan, 0.0
@@ -139,14 +139,14 @@ class _Run:
             step = aim - int(excess * self.search.budget)
             aim = step if low < step < high else (low + high) // 2
 
-    def _offer(self, plan: Plan) -> tuple[list[int], float]:
+    def _offer(self, plan: CutPlan) -> tuple[list[int], float]:
         """Take the order of a plan in; return it, and the part of the budget it overshoots by."""
         search = self.search
         order = order_from_plan(search.problem, plan)
         excess = int(held_bytes(search.problem, order).max()) / search.budget - 1
-        small = search.problem.n <= SHARED
-        if small or excess <= FAR:
-            search.offer(order, repair=small)
+        small = search.problem.n <= SHARED_ABOVE_OPS
+        if small or excess <= FAR_OVERSHOOT:
+            search.offer(order, evict=small)
         if excess < self.excess:
             self.nearest, self.excess = order, excess
         return order, excess
@@ -157,7 +157,7 @@ class _Run:
             budget,
             self.cuts,
             relax=True,
-            shared=self.search.problem.n > SHARED,
+            shared=self.search.problem.n > SHARED_ABOVE_OPS,
             pinned=pins,
             seconds=self.deadline - time.monotonic(),
             seed=self.seed,
@@ -178,11 +178,12 @@ def narrow_pins(problem: Problem, turn: int) -> list[Pins]:
             change[problem.maker[v] + 1] += problem.sizes[v]
             change[uses[last - 1] + 1] -= problem.sizes[v]
     crossing = np.cumsum(change)[1 : turn + 1]
-    least = np.array([crossing[max(0, i - NEARBY) : i + NEARBY + 1].min() for i in range(turn)])
+    near = NARROW_NEARBY
+    least = np.array([crossing[max(0, i - near) : i + near + 1].min() for i in range(turn)])
     places = np.flatnonzero(crossing <= least) + 1
     levels = []
     while len(places) > 1:
         begin, end = (np.searchsorted(places, [s[k] for s in spans], "right") for k in (1, 2))
         levels.append(Pins(spans[i][0] for i in np.flatnonzero(begin < end)))
-        places = places[::3]
+        places = places[::PINS_THINNED]
     return levels[::-1]

@@ -1,7 +1,7 @@
-"""Cuts and bursts added lazily: masters, relaxed and then integer, and what their plans lack.
+"""Time cuts and bursts, added where plans lack them: masters relaxed and then integer.
 
 Adds a cut where a plan's first runs overshoot and a burst where its repeated runs do, until bound
-and cost meet or nothing moves. Knows nothing of baselines and of reordering.
+and cost meet or nothing moves.
 """
 
 from __future__ import annotations
@@ -16,46 +16,47 @@ from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import bursts, overshoots
 from planner.solvers.model.problem import held_bytes
 from planner.solvers.search.incumbent import Search
-
-ROUNDS = 12
-RELAXED = 2
-"""The first rounds, in which masters are only relaxed, to find cuts."""
-AIMS = (0.98, 0.96, 0.94, 0.92)
-"""Parts of the budget that plans of at most ``LARGE`` ops are made for there; never the bound."""
-WORK = 400_000
-"""What the first integer masters may cost: see ``solve_master``; about a second."""
-MOST_WORK = 40_000_000
-"""What the last may cost, if the gap is still wider than the caller would take."""
-HARDER = 10
-"""How much more the next may cost once the plans overshoot nowhere."""
-FINE = 1e-4
-"""The gap worth more rounds even when the caller would take a wider one, on 1,000 ops or fewer."""
-LARGE = 500
-"""Above so many ops a gap that the caller accepts is not narrowed by another round of cuts."""
+from planner.solvers.tuning import (
+    CLOSE_AIMS,
+    FINE_GAP,
+    FINE_OPS,
+    FIRST_WORK,
+    INTEGER_ROUNDS,
+    LARGE_OPS,
+    MOST_WORK,
+    RELAXED_ROUNDS,
+    WORK_GROWTH,
+)
 
 
 def fine_target(search: Search, limits: Limits) -> float:
     """Return the gap, as a fraction of the step, at which to stop."""
-    return min(limits.gap, FINE * max(1.0, search.problem.n / 1000))
+    return min(limits.gap, FINE_GAP * max(1.0, search.problem.n / FINE_OPS))
 
 
 def run_cuts(search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
-    """Raise the bound and lower the cost with masters at more and more cuts until they meet."""
+    """Raise the bound and lower the cost with masters at more and more cuts until they meet.
+
+    Args:
+        search: what is known; it takes in what is found.
+        limits: when to stop.
+        cuts: the ops at whose first runs the windows begin.
+    """
     search.offer(range(search.problem.n))
     if search.problem.n:
-        run = _Run(search, limits, cuts)
+        run = _CutRun(search, limits, cuts)
         run.relaxations()
         run.integers()
 
 
-class _Run:
+class _CutRun:
     """Cuts and bursts, and how hard to try."""
 
     def __init__(self, search: Search, limits: Limits, cuts: Sequence[int]) -> None:
         problem = search.problem
         self.search, self.limits = search, limits
         self.deadline = time.monotonic() + limits.seconds
-        self.target = fine_target(search, limits) if problem.n <= LARGE else limits.gap
+        self.target = fine_target(search, limits) if problem.n <= LARGE_OPS else limits.gap
         self.cuts = list(cuts) or [int(held_bytes(problem, range(problem.n)).argmax())]
         self.again: set[Burst] = set()
 
@@ -68,11 +69,11 @@ class _Run:
 
     def relaxations(self) -> None:
         """Find cuts and bursts with relaxed masters, also for less than the budget."""
-        for _ in range(RELAXED):
+        for _ in range(RELAXED_ROUNDS):
             if self.done:
                 return
             order = self._solve(self.search.budget, relax=True)
-            for aim in AIMS if self.search.problem.n <= LARGE else ():
+            for aim in CLOSE_AIMS if self.search.problem.n <= LARGE_OPS else ():
                 if self.done or self._solve(int(aim * self.search.budget), relax=True) is None:
                     break
             if not self._add(order):
@@ -80,15 +81,15 @@ class _Run:
 
     def integers(self) -> None:
         """Solve integer masters, with more cuts or bursts each time, or more effort."""
-        work = WORK
-        for _ in range(ROUNDS):
+        work = FIRST_WORK
+        for _ in range(INTEGER_ROUNDS):
             if self.done:
                 return
             order = self._solve(self.search.budget, work=work)
             if not self._add(order):
                 if work >= MOST_WORK or self.search.gap <= self.limits.gap:
                     return
-                work *= HARDER
+                work *= WORK_GROWTH
 
     def _solve(self, budget: int, *, relax: bool = False, work: int = 0) -> list[int] | None:
         """Solve a master, take its bound and its plan in; return the order of the plan."""

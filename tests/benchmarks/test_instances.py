@@ -11,7 +11,7 @@ import pytest
 from benchmarks.instances import OWN, Row, measure
 from planner.graphs import read_graph, save_graph, simulate, store_all
 from planner.solvers import Limits, minimum_budget, solve
-from planner.solvers.auto import BASELINES
+from planner.solvers.given_order import BASELINES
 from tests.strategies import chain
 
 LIMITS = Limits(seconds=5.0)

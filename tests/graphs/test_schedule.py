@@ -122,8 +122,8 @@ def test_breakdown_adds_up_to_the_trace() -> None:
     trace = simulate(graph, schedule)
     for by in ("kind", "module", "source"):
         parts = breakdown(graph, schedule, trace.peak_step, by)
-        scratch = graph.ops[schedule.steps[trace.peak_step].index].workspace_bytes
-        assert sum(parts.values()) + scratch == trace.peak_bytes
+        workspace = graph.ops[schedule.steps[trace.peak_step].index].workspace_bytes
+        assert sum(parts.values()) + workspace == trace.peak_bytes
         assert list(parts.values()) == sorted(parts.values(), reverse=True)
 
 

@@ -9,7 +9,7 @@ import pytest
 from planner.graphs import schedule_from_order, simulate
 from planner.solvers import Limits, solve
 from planner.solvers.baselines.blocks import find_blocks
-from planner.solvers.baselines.merge_runs import contract
+from planner.solvers.baselines.merge_runs import merge_runs
 from planner.solvers.baselines.revolve import advances
 from planner.solvers.model.order_from_kept import order_from_kept
 from tests.brute import brute
@@ -86,7 +86,7 @@ def test_greedy_takes_back_the_blocks_it_does_not_need() -> None:
 
 def test_a_contracted_graph_expands_to_the_same_step() -> None:
     graph = transformer(3)
-    small = contract(graph, 12)
+    small = merge_runs(graph, 12)
     assert len(small.graph.ops) < len(graph.ops)
     assert small.graph.seconds == pytest.approx(graph.seconds)
     assert small.expand(range(len(small.runs))) == list(range(len(graph.ops)))

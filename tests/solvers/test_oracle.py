@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from planner.graphs import Graph, schedule_from_order, simulate, store_all
+from planner.graphs import Graph, simulate, store_all
 from planner.solvers import SOLVERS, Answer, Limits, Status, floor_bytes, solve
 from planner.solvers.exact.milp import solve_exactly
 from tests.brute import brute
@@ -59,9 +59,7 @@ def test_slower_solvers(method: str, count: int) -> None:
 
 
 def _seconds(graph: Graph, answer: Answer) -> float:
-    if answer.order is None:
-        return math.inf
-    return simulate(graph, schedule_from_order(graph, answer.order)).seconds
+    return math.inf if answer.schedule is None else simulate(graph, answer.schedule).seconds
 
 
 @pytest.mark.parametrize("seed", range(100, 130))
@@ -70,7 +68,7 @@ def test_the_exact_program_equals_brute_force(seed: int) -> None:
     for budget in _budgets(graph):
         checkmate = solve_exactly(graph, budget, EXACTLY, passes=(1,))
         assert _seconds(graph, checkmate) == pytest.approx(brute(graph, budget, passes=1))
-        assert checkmate.order is None or checkmate.status is Status.OPTIMAL
+        assert checkmate.schedule is None or checkmate.status is Status.OPTIMAL
         widened, optimum = solve_exactly(graph, budget, EXACTLY), brute(graph, budget)
         assert _seconds(graph, widened) == pytest.approx(optimum)
         assert widened.bound_seconds <= optimum + 1e-6

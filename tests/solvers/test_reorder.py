@@ -14,7 +14,7 @@ from planner.solvers import Limits, Status, floor_bytes, solve
 from planner.solvers.bounds.any_order import bound_any_order
 from planner.solvers.model.precedence import freedom, permuted
 from planner.solvers.model.problem import flatten, held_bytes
-from planner.solvers.search.anneal_order import _Line, greedy, rearrange
+from planner.solvers.search.anneal_order import _Line, anneal_order, greedy
 from tests.brute import brute, brute_any_order
 from tests.orders import random_order, wide
 from tests.strategies import random_graph, transformer, unet
@@ -80,7 +80,7 @@ def test_a_move_changes_what_is_held_as_worked_out(seed: int) -> None:
 def test_every_order_is_one_that_is_allowed(graph: Graph) -> None:
     problem, free = flatten(graph), freedom(graph)
     budget = floor_bytes(graph)
-    for order in (greedy(problem, free), rearrange(problem, free, budget, moves=500)):
+    for order in (greedy(problem, free), anneal_order(problem, free, budget, moves=500)):
         assert sorted(order) == list(range(problem.n))
         place = {o: i for i, o in enumerate(order)}
         ancestors = free.ancestors()

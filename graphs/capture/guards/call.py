@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.fake_tensors import FakeTensorMode
+from planner.graphs.torch_api.module_internals import tensor_stores
+from planner.graphs.torch_api.pytree import treespec_dumps, treespec_loads
 
 Signature = Mapping[str, Any]
 
@@ -24,6 +25,12 @@ def signature_of(
     model: nn.Module, call: Arguments, *, answers: tuple[Any, ...] = (), loss: bool = False
 ) -> dict[str, Any]:
     """Describe a model and a call of it.
+
+    Args:
+        model: in the modes it is called in.
+        call: its tensors may be real, fake or on meta.
+        answers: what the model was told of the values of its integer inputs, in order.
+        loss: whether a loss callable is part of the step.
 
     Raises:
         CaptureError: an argument is neither a tensor nor a plain constant.
@@ -54,7 +61,7 @@ def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...
     Raises:
         CaptureError: an argument is neither a tensor nor a plain constant.
     """
-    members = [t for m in modules for d in (m._parameters, m._buffers) for t in d.values()]
+    members = [t for m in modules for d in tensor_stores(m) for t in d.values()]
     devices = {t.device.type for t in (*members, *call.tensors) if t is not None} - {"meta"}
     return (
         tuple((type(m), m.training) for m in modules),

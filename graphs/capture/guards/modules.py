@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.torch_api.module_internals import hooks_of, tensor_stores
+from planner.graphs.torch_api.module_watch import watch_attributes
+from planner.graphs.torch_api.patches import Patches
+
 _CONSTANTS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, type)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MISSING = "missing"
 
 
@@ -43,14 +46,15 @@ class Fixed:
 
 
 @contextmanager
-def watched_reads(model: nn.Module) -> Iterator[list[Read]]:
+def watched_reads(model: nn.Module, patches: Patches) -> Iterator[list[Read]]:
     """Collect the attributes that are read of a model's modules inside the block.
 
     Of interest are constants, functions and tensors that are plain attributes. What the block
     itself changes, such as a count of its calls, is left out.
 
+    >>> from planner.graphs.torch_api.patches import patching
     >>> model = nn.Sequential(nn.Dropout(0.1))
-    >>> with watched_reads(model) as found:
+    >>> with patching() as patches, watched_reads(model, patches) as found:
     ...     _ = model(torch.ones(2))
     >>> [(read.path, read.name, read.value) for read in found]
     [('0', 'p', 0.1), ('0', 'inplace', False)]
@@ -59,20 +63,15 @@ def watched_reads(model: nn.Module) -> Iterator[list[Read]]:
     modules = list(model.modules())
     seen: dict[tuple[int, str], Read] = {}
 
-    def look(self: nn.Module, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if id(self) in places and name != "training" and not name.startswith("__"):
-            path, place = places[id(self)]
-            if (place, name) not in seen and name in vars(self) and _is_told(value):
+    def look(module: nn.Module, name: str, value: Any) -> None:
+        if id(module) in places and name != "training" and not name.startswith("__"):
+            path, place = places[id(module)]
+            if (place, name) not in seen and name in vars(module) and _is_told(value):
                 seen[place, name] = Read(path, place, name, _told(value))
-        return value
 
     found: list[Read] = []
-    nn.Module.__getattribute__ = look  # type: ignore[method-assign, assignment]
-    try:
-        yield found
-    finally:
-        del nn.Module.__getattribute__
+    watch_attributes(patches, look)
+    yield found
     found += [r for r in seen.values() if _same(r.value, _now(modules[r.place], r.name))]
 
 
@@ -140,7 +139,7 @@ def changes(fixed: Fixed, model: nn.Module) -> Iterator[str]:
 
 def quick_look(modules: Sequence[nn.Module], reads: Sequence[Read]) -> tuple[Any, ...]:
     """Return all that ``changes`` depends on as one hashable value, quick enough for every step."""
-    members = [t for m in modules for d in (m._parameters, m._buffers) for t in d.values()]
+    members = [t for m in modules for d in tensor_stores(m) for t in d.values()]
     first: dict[int, int] = {}
     return (
         tuple(
@@ -198,8 +197,7 @@ def _hooks(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 
 def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
-    inside = vars(module)
-    return (*(tuple(inside.get(kind, ())) for kind in _HOOKS), "forward" in inside)
+    return (*hooks_of(module), "forward" in vars(module))
 
 
 def _named(path: str) -> str:

@@ -9,6 +9,7 @@ captured graph is valid for them only if every answer is the same. Knows nothing
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_iter, tree_map
 
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.annotations import annotate
+from planner.graphs.torch_api.dispatch import without_modes
+from planner.graphs.torch_api.pytree import tree_iter, tree_map
 
 _LARGEST_SHADOW = 2**24  # elements; a larger tensor is never a question's operand in practice
-_TORCH = str(Path(torch.__file__).parent)
 _QUESTIONS = frozenset(
     {
         Tensor.__bool__,
@@ -48,7 +49,10 @@ _FACTORIES = frozenset(
 _RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "poisson")
 _STEP = str(Path(__file__).parents[1] / "step_function.py")
 """Where the user's code is called from: what is further out did not compute anything."""
-_OURS = str(Path(__file__).parents[3])
+_NOT_THE_USERS = tuple(
+    str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[3])
+)
+"""Torch and this package; the separator tells them from ``torchvision`` and ``planner_app``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,9 +224,7 @@ class Observer(TorchFunctionMode):
 @contextmanager
 def real_tensors() -> Iterator[None]:
     """Compute with real tensors inside a capture."""
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
+    with without_modes(), torch.no_grad():
         yield
 
 
@@ -235,7 +237,10 @@ def _mutates(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
 def user_line(frame: FrameType | None = None, line: int | None = None, *, walk: bool = True) -> str:
     """Return ``file:line`` of the innermost frame outside torch and this package, or "".
 
-    Starts at the caller, or at ``frame`` (at ``line``), and looks no further if not ``walk``.
+    Args:
+        frame: where to start; by default at the caller.
+        line: the line of that frame, if not the one it is at now.
+        walk: look further out if that frame is not the user's.
 
     >>> user_line().rsplit(":", 1)[1].isdigit()
     True
@@ -245,7 +250,7 @@ def user_line(frame: FrameType | None = None, line: int | None = None, *, walk: 
         name = frame.f_code.co_filename
         if name == _STEP and walk:
             return ""
-        if not name.startswith((_TORCH, _OURS)):
+        if not name.startswith(_NOT_THE_USERS):
             return f"{name}:{line or frame.f_lineno}"
         frame, line = (frame.f_back, None) if walk else (None, None)
     return ""

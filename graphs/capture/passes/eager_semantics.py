@@ -17,13 +17,20 @@ from torch import Tensor, fx
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.ops import keep_layout_of_noise
+from planner.graphs.torch_api.storages import storage_key
 
 _BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 _RECURRENT_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
 
 
 def with_layout_of(gradient: Tensor, size: Iterable[int], stride: Iterable[int]) -> Tensor:
-    """Return a copy of a gradient in its parameter's layout, as ``AccumulateGrad`` would make."""
+    """Return a copy of a gradient in its parameter's layout, as ``AccumulateGrad`` would make.
+
+    Args:
+        gradient: as backward made it.
+        size: of the parameter, in elements.
+        stride: of the parameter, in elements.
+    """
     fresh = torch.empty_strided(
         tuple(size), tuple(stride), dtype=gradient.dtype, device=gradient.device
     )
@@ -114,7 +121,7 @@ def _own_gradients(joint: Joint) -> tuple[fx.Node | None, ...]:
 
 
 def _storage(node: fx.Node) -> int:
-    return int(node.meta["val"].untyped_storage()._cdata)
+    return storage_key(node.meta["val"])
 
 
 def _fits(owner: fx.Node, node: fx.Node) -> bool:

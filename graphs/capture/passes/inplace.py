@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from planner.graphs.capture.node_kinds import is_view, storages
+from planner.graphs.torch_api.operators import OpOverload, argument_place, out_variant
+from planner.graphs.torch_api.storages import storage_key
 
 aten = torch.ops.aten
 
@@ -41,32 +42,6 @@ class Overwrite:
     operand: fx.Node
 
 
-@cache
-def out_variant(target: torch._ops.OpOverload) -> tuple[torch._ops.OpOverload, str] | None:
-    """Return the overload of an operator that writes into a given tensor, and that keyword.
-
-    Overloads that torch generates do not count: they make a fresh tensor and copy it.
-
-    >>> out_variant(aten.mul.Tensor)
-    (<OpOverload(op='aten.mul', overload='out')>, 'out')
-    >>> out_variant(aten.mul.Scalar) is None
-    True
-    """
-    wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
-    packet = target.overloadpacket
-    for name in packet.overloads():
-        overload: torch._ops.OpOverload = getattr(packet, name)
-        if torch.Tag.generated in overload.tags:
-            continue
-        arguments = overload._schema.arguments
-        written = [a.name for a in arguments if a.is_out]
-        if len(written) == 1 and wanted == [
-            (a.name, str(a.type)) for a in arguments if not a.is_out
-        ]:
-            return overload, written[0]
-    return None
-
-
 class Readers:
     """Who reads each storage, views looked through."""
 
@@ -83,7 +58,7 @@ class Readers:
     def overwrite(self, node: fx.Node) -> Overwrite | None:
         """Return how a node can write into one of its operands, if it can."""
         target, made = node.target, node.meta.get("val")
-        if not isinstance(target, torch._ops.OpOverload) or not isinstance(made, Tensor):
+        if not isinstance(target, OpOverload) or not isinstance(made, Tensor):
             return None
         if not _index_by_index(node) or (variant := out_variant(target)) is None:
             return None
@@ -105,16 +80,17 @@ class Readers:
         )
         storage = old.untyped_storage()
         whole = storage.nbytes() == old.numel() * old.element_size() > 0
-        alone = self._readers[storage._cdata] == {node}
+        key = storage_key(old)
+        alone = self._readers[key] == {node}
         others = [n for n in node.all_input_nodes if n is not operand]
-        apart = all(storage._cdata not in storages(n) for n in others)
+        apart = all(key not in storages(n) for n in others)
         return same and whole and alone and apart
 
 
 def _index_by_index(node: fx.Node) -> bool:
     """Tell whether element ``i`` of the result needs no element but ``i`` of the operands."""
     target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
+    assert isinstance(target, OpOverload)
     if torch.Tag.nondeterministic_seeded in target.tags:
         return False
     if torch.Tag.pointwise in target.tags:
@@ -122,9 +98,7 @@ def _index_by_index(node: fx.Node) -> bool:
     if target not in _ROW_WISE:
         return False
     made = node.meta["val"]
-    dimension = node.args[
-        next(i for i, a in enumerate(target._schema.arguments) if "dim" in a.name)
-    ]
+    dimension = node.args[argument_place(target, "dim")]
     on_cpu = bool(made.device.type == "cpu" and made.is_contiguous())
     return on_cpu and dimension in (made.dim() - 1, -1)
 

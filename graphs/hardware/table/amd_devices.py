@@ -7,7 +7,7 @@ Float32 is the matrix units' rate.
 from __future__ import annotations
 
 from planner.graphs.hardware.columns import GIB, Node
-from planner.graphs.hardware.table.row import ASSUMED, MACHINE, NO, Row, row
+from planner.graphs.hardware.table.row import ASSUMED, MACHINE, NO, DeviceRow, row
 
 _AZURE = "Azure ND MI300X v5 documentation: 400 Gb/s InfiniBand a GPU"
 _OLCF = "OLCF Frontier user guide: 4 cards (8 GCDs) and 4 x 200 Gb/s a node"
@@ -26,7 +26,7 @@ _RADEON = "AMD Radeon {} specifications"
 _CDNA_3 = (163.4, 653.7, 1307.4, 1307.4, 2614.9)
 _OAM = "oam vf"
 
-AMD: tuple[Row, ...] = (
+AMD: tuple[DeviceRow, ...] = (
     row("MI300X", _CDNA_3, 191.69, (5300, 448, 63), _ND_MI300X, _MI300X, f"192gb {_OAM}"),
     row("MI325X", _CDNA_3, 255.7, (6000, 448, 63), _EIGHT_400, _MI300, f"256gb {_OAM}"),
     row(

@@ -7,7 +7,7 @@ half of the rate with float16 accumulation, on workstation cards the same.
 from __future__ import annotations
 
 from planner.graphs.hardware.table.nvidia_nodes import AWS_G7E
-from planner.graphs.hardware.table.row import MACHINE, NO, Row, row
+from planner.graphs.hardware.table.row import MACHINE, NO, DeviceRow, row
 
 _TURING = "NVIDIA Turing GPU architecture white paper, WP-09183-001, appendix A"
 _AMPERE = "NVIDIA Ampere GA102 GPU architecture white paper, appendix A"
@@ -23,7 +23,7 @@ _TU102 = (16.3, NO, 130.5, NO, NO)
 _4060_TI = (22.1, 22.1, 44.1, 44.1, 88.3)
 _BLACKWELL = "96gb blackwell edition"
 
-CARDS: tuple[Row, ...] = (
+CARDS: tuple[DeviceRow, ...] = (
     row("RTX-2080-Ti", (13.4, NO, 53.8, NO, NO), 10.75, (616, 0, 16), MACHINE, _TURING, "11gb"),
     row("TITAN-RTX", _TU102, 23.6, (672, 0, 16), MACHINE, _TURING, "24gb"),
     row("RTX-3060", (12.7, 12.7, 25.5, 25.5, NO), 11.75, (360, 0, 31), MACHINE, _LIKE_3090, "12gb"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.graphs.hardware.table import nvidia_nodes as nodes
-from planner.graphs.hardware.table.row import NO, Row, row, sheet
+from planner.graphs.hardware.table.row import NO, DeviceRow, row, sheet
 
 _V100, _A100, _H100, _H200 = sheet("v100"), sheet("a100"), sheet("h100"), sheet("h200")
 _GH200, _HGX = sheet("grace-hopper-superchip"), sheet("hgx")
@@ -17,7 +17,7 @@ _GA100 = (19.5, 156, 312, 312, NO)
 _GH20 = (44, 74, 148, 148, 296)
 _V100_SXM, _V100_PCIE = (15.7, NO, 125, NO, NO), (14, NO, 112, NO, NO)
 
-SERVERS: tuple[Row, ...] = (
+SERVERS: tuple[DeviceRow, ...] = (
     row("V100-16GB", _V100_SXM, 15.77, (900, 150, 16), nodes.DGX_1, _V100, "sxm"),
     row("V100-32GB", _V100_SXM, 31.73, (900, 150, 16), nodes.DGX_1, _V100, "sxm"),
     row("V100-PCIe-16GB", _V100_PCIE, 15.77, (900, 0, 16), nodes.EIGHT_50, _V100),

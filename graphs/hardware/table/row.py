@@ -28,7 +28,7 @@ _DTYPES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DeviceRow:
     """A device and the words, beside those of its name, that are true of it."""
 
     device: Device
@@ -43,7 +43,7 @@ def row(  # noqa: PLR0917 - it is read like the line of a table that it is
     node: Node,
     source: str,
     also: str = "",
-) -> Row:
+) -> DeviceRow:
     """Write a row.
 
     Args:
@@ -67,7 +67,7 @@ def row(  # noqa: PLR0917 - it is read like the line of a table that it is
         if rate is not None
     }
     said, capacity = source.format(name.replace("-", " ")), int(memory_gib * GIB)
-    return Row(
+    return DeviceRow(
         Device(name, peak, capacity, memory, peers, host, said, node=node), frozenset(also.split())
     )
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.graph import _BoxedCodeGen
 
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowered, Lowering, Role
@@ -25,6 +24,8 @@ from planner.graphs.capture.node_kinds import (
     is_view,
 )
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.torch_api.fx_graphs import before_all, take_arguments_in_a_list
+from planner.graphs.torch_api.operators import OpOverload
 from planner.running.rng import rng_state, run_for_backward, run_with_rng_state
 
 _WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
@@ -68,7 +69,7 @@ class ProgramWriter:
         assert self.can_save or not kernel, f"{key} is used before it is computed"
         assert key not in self.placeholders, f"{key} is used after it is freed"
         label = f"{key[1].name}_rng" if isinstance(key, tuple) else key.name
-        spot = self.placeholders[self.arguments[-1]] if self.arguments else self.graph._root
+        spot = self.placeholders[self.arguments[-1]] if self.arguments else before_all(self.graph)
         with self.graph.inserting_after(spot):
             made = self.graph.placeholder(label)
         made.meta["val"] = value
@@ -138,7 +139,7 @@ class ProgramWriter:
     def reorder(self, keys: Sequence[Any]) -> None:
         """Put the placeholders in the order of these keys."""
         for key in reversed(keys):
-            self.graph._root.append(self.placeholders[key])
+            before_all(self.graph).append(self.placeholders[key])
 
     def compile(self, results: Sequence[Any]) -> Callable[[list[Any]], list[Any]]:
         """Finish the program: drop what nobody reads, generate boxed code."""
@@ -147,14 +148,14 @@ class ProgramWriter:
             cheap = made.target is operator.getitem or made.op == "get_attr" or _is_view_call(made)
             if made.op != "placeholder" and cheap and not made.users:
                 self.graph.erase_node(made)
-        self.graph.set_codegen(_BoxedCodeGen())
+        take_arguments_in_a_list(self.graph)
         module = fx.GraphModule(self.joint.module, self.graph)
         return module.forward
 
 
 def _is_view_call(node: fx.Node) -> bool:
     """Tell a written call that only makes a view, by the operator's own schema."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+    return isinstance(node.target, OpOverload) and node.target.is_view
 
 
 def _device(node: fx.Node) -> torch.device:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from planner.errors import CaptureError
 from planner.graphs.capture.guards.call import device_type
@@ -30,6 +29,8 @@ from planner.graphs.capture.step_function import (
 from planner.graphs.capture.training_step import Traced, capture_joint, has_data
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.devices import DeviceSpec
+from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
+from planner.graphs.torch_api.patches import capturing
 from planner.sharding.wrapped.boundary import UnitCapture, calls_of, stub_of, unit_capture_of
 from planner.sharding.wrapped.unit_choice import called_once, find_units, kinds_of
 
@@ -56,6 +57,7 @@ class ModelCapture:
         return self.kinds[self.kind_of[unit]]
 
 
+@capturing()
 def capture_units(
     model: nn.Module,
     inputs: Inputs | Arguments,

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from planner.graphs import Graph, Kind, Phase, simulate, store_all
 from planner.graphs.capture.training_step import capture
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from tests.scenes import Apply, mlp
 
 X = torch.zeros(4, 16)

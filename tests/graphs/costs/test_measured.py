@@ -1,4 +1,4 @@
-"""Scratch memory and time of single operators, measured on made-up data."""
+"""Workspace and time of single operators, measured on made-up data."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.graphs.costs.measured import MeasureError, Memory, measure_memory, measure_seconds
-from planner.graphs.costs.operator_call import Call, materialise, output_bytes, random, signature
-from planner.graphs.costs.workspace import estimate_workspace, needs_no_scratch
+from planner.graphs.costs.operator_call import (
+    OperatorCall,
+    materialise,
+    output_bytes,
+    random,
+    signature,
+)
+from planner.graphs.costs.workspace import estimate_workspace, needs_no_workspace
 from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.graphs.torch_api.fake_tensors import FakeTensorMode
+from planner.graphs.torch_api.storages import storage_key
 
 aten = torch.ops.aten
 GEOMETRY = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 
 
-def calls() -> dict[str, tuple[Call, int, float]]:
-    """Return calls on fake tensors, their scratch bytes, and how far a formula may be off."""
+def calls() -> dict[str, tuple[OperatorCall, int, float]]:
+    """Return calls on fake tensors, their bytes of workspace, and how far a formula may be off."""
     with FakeTensorMode():
         image, weight = torch.empty(2, 64, 28, 28), torch.empty(64, 64, 3, 3)
         mixed = torch.empty(64, 64, dtype=torch.bfloat16)
@@ -29,18 +36,22 @@ def calls() -> dict[str, tuple[Call, int, float]]:
     backward = (image, image, weight, None, *GEOMETRY, [True, True, False])
     convolved = image.nbytes + weight.nbytes
     return {
-        "add": (Call(aten.add.Tensor, (square, square)), 0, 0),
-        "mm": (Call(aten.mm.default, (square, square.t())), 0, 0),
-        "view": (Call(aten.t.default, (square,)), 0, 0),
-        "mixed": (Call(aten.add.Tensor, (square, mixed)), square.nbytes, 0),
-        "dropout": (Call(aten.native_dropout.default, (square, 0.1, True)), square.nbytes, 0),
+        "add": (OperatorCall(aten.add.Tensor, (square, square)), 0, 0),
+        "mm": (OperatorCall(aten.mm.default, (square, square.t())), 0, 0),
+        "view": (OperatorCall(aten.t.default, (square,)), 0, 0),
+        "mixed": (OperatorCall(aten.add.Tensor, (square, mixed)), square.nbytes, 0),
+        "dropout": (
+            OperatorCall(aten.native_dropout.default, (square, 0.1, True)),
+            square.nbytes,
+            0,
+        ),
         "convolution": (
-            Call(aten.convolution.default, (image, weight, None, *GEOMETRY)),
+            OperatorCall(aten.convolution.default, (image, weight, None, *GEOMETRY)),
             convolved,
             0,
         ),
         "convolution_backward": (
-            Call(aten.convolution_backward.default, backward),
+            OperatorCall(aten.convolution_backward.default, backward),
             2 * image.nbytes,
             0.2,
         ),
@@ -48,7 +59,7 @@ def calls() -> dict[str, tuple[Call, int, float]]:
 
 
 @pytest.mark.parametrize("name", calls())
-def test_scratch_memory_is_known_and_its_formula_agrees(name: str) -> None:
+def test_workspace_is_known_and_its_formula_agrees(name: str) -> None:
     call, expected, slack = calls()[name]
     measured = measure_memory([call])[0].workspace_bytes
     assert measured == pytest.approx(expected, rel=slack)
@@ -59,7 +70,7 @@ def test_scratch_memory_is_known_and_its_formula_agrees(name: str) -> None:
 def test_convolution_formula_knows_the_size_of_the_result(transposed: bool) -> None:
     image, weight = torch.empty(2, 16, 15, 20), torch.empty(16, 16, 3, 2)
     geometry = ([2, 1], [1, 0], [1, 2], transposed, [1, 0] if transposed else [0, 0], 1)
-    call = Call(aten.convolution.default, (image, weight, None, *geometry))
+    call = OperatorCall(aten.convolution.default, (image, weight, None, *geometry))
     expected = 2 * output_bytes(call) if transposed else image.nbytes + weight.nbytes
     assert estimate_workspace(call) == expected
 
@@ -67,14 +78,14 @@ def test_convolution_formula_knows_the_size_of_the_result(transposed: bool) -> N
 @pytest.mark.parametrize("length", [100, 300, 1000])
 def test_attention_formula_follows_the_tiles_of_the_kernel(length: int) -> None:
     query = torch.empty(2, 4, length, 32)
-    call = Call(aten._scaled_dot_product_flash_attention_for_cpu.default, (query,) * 3)
+    call = OperatorCall(aten._scaled_dot_product_flash_attention_for_cpu.default, (query,) * 3)
     assert estimate_workspace(call) == measure_memory([call])[0].workspace_bytes
 
 
 def test_an_attention_backward_is_estimated_within_a_tenth() -> None:
     query, rows = torch.empty(2, 4, 300, 32), torch.empty(2, 4, 300)
     target = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-    call = Call(target, (query, query, query, query, query, rows, 0.0, True))
+    call = OperatorCall(target, (query, query, query, query, query, rows, 0.0, True))
     assert estimate_workspace(call) == pytest.approx(
         measure_memory([call])[0].workspace_bytes, rel=0.1
     )
@@ -91,20 +102,20 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("target", [aten.mm.default, aten.addmm.default, aten.bmm.default])
-def test_a_product_said_to_need_no_scratch_needs_none(target: Any, layout: str) -> None:
+def test_a_product_said_to_need_no_workspace_needs_none(target: Any, layout: str) -> None:
     shape = (4, 64, 64) if target is aten.bmm.default else (64, 64)
     left = LAYOUTS[layout](torch.rand(shape))
     right = torch.rand((*shape[:-2], left.shape[-1], 40))
     bias = [torch.rand(40)] if target is aten.addmm.default else []
-    call = Call(target, (*bias, left, right))
+    call = OperatorCall(target, (*bias, left, right))
     record = measure_peak(lambda: call.run() is None)
-    assert needs_no_scratch(call) == (layout not in {"strided", "expanded"})
-    assert not needs_no_scratch(call) or record.peak_bytes == output_bytes(call)
+    assert needs_no_workspace(call) == (layout not in {"strided", "expanded"})
+    assert not needs_no_workspace(call) or record.peak_bytes == output_bytes(call)
 
 
 def test_repeated_calls_are_measured_once_and_remembered(tmp_path: Path) -> None:
     x = torch.empty(300, 300)
-    call = Call(aten.mm.default, (x, x))
+    call = OperatorCall(aten.mm.default, (x, x))
     first = measure_seconds([call, call], cache=tmp_path)
     assert first[0] == first[1] > 0
     assert measure_seconds([call], cache=tmp_path) == first[:1]
@@ -113,7 +124,7 @@ def test_repeated_calls_are_measured_once_and_remembered(tmp_path: Path) -> None
 
 
 def test_a_damaged_cache_warns_and_is_measured_again(tmp_path: Path) -> None:
-    call = Call(aten.relu.default, (torch.empty(10),))
+    call = OperatorCall(aten.relu.default, (torch.empty(10),))
     measure_memory([call], cache=tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_text(file.read_text()[:20])
@@ -124,7 +135,7 @@ def test_a_damaged_cache_warns_and_is_measured_again(tmp_path: Path) -> None:
 
 def test_random_operators_leave_the_random_state_alone() -> None:
     state = torch.get_rng_state()
-    call = Call(aten.native_dropout.default, (torch.empty(100), 0.5, True))
+    call = OperatorCall(aten.native_dropout.default, (torch.empty(100), 0.5, True))
     measure_seconds([call])
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -132,20 +143,20 @@ def test_random_operators_leave_the_random_state_alone() -> None:
 def test_an_operator_that_does_not_fit_is_refused() -> None:
     size = psutil.virtual_memory().total // 4
     with FakeTensorMode():
-        call = Call(aten.relu.default, (torch.empty(size, dtype=torch.uint8),))
+        call = OperatorCall(aten.relu.default, (torch.empty(size, dtype=torch.uint8),))
     with pytest.raises(MeasureError, match=r"aten.relu.default needs \d+ bytes, more than half"):
         measure_memory([call])
     assert measure_memory([call], fallback=lambda _: 7) == [Memory(7)]
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:
-    call = Call(aten.relu.default, (torch.empty(4, device="meta"),))
+    call = OperatorCall(aten.relu.default, (torch.empty(4, device="meta"),))
     with pytest.raises(MeasureError, match="is for meta, which is not on this machine"):
         measure_seconds([call])
 
 
 def test_data_that_an_operator_refuses_is_an_error() -> None:
-    call = Call(aten.mm.default, (torch.empty(2, 3), torch.empty(2, 3)))
+    call = OperatorCall(aten.mm.default, (torch.empty(2, 3), torch.empty(2, 3)))
     with pytest.raises(MeasureError, match=r"aten.mm.default does not run on made-up data: .*"):
         measure_memory([call])
 
@@ -154,16 +165,18 @@ def test_indices_are_valid_for_any_dimension() -> None:
     weight, grad = torch.empty(50, 8), torch.empty(4, 16, 8)
     index = torch.empty(4, 16, dtype=torch.int64)
     some = [
-        Call(aten.embedding.default, (weight, index)),
-        Call(aten.embedding_dense_backward.default, (grad, index, 3, -1, False)),
-        Call(aten.gather.default, (torch.empty(4, 5), 1, torch.empty(4, 2, dtype=torch.int64))),
+        OperatorCall(aten.embedding.default, (weight, index)),
+        OperatorCall(aten.embedding_dense_backward.default, (grad, index, 3, -1, False)),
+        OperatorCall(
+            aten.gather.default, (torch.empty(4, 5), 1, torch.empty(4, 2, dtype=torch.int64))
+        ),
     ]
     assert all(seconds > 0 for seconds in measure_seconds(some))
 
 
 def test_grouped_products_do_all_of_their_work() -> None:
     left, right = (torch.empty(s, dtype=torch.bfloat16) for s in ((64, 32), (4, 32, 16)))
-    call = Call(aten._grouped_mm.default, (left, right, torch.empty(4, dtype=torch.int32)))
+    call = OperatorCall(aten._grouped_mm.default, (left, right, torch.empty(4, dtype=torch.int32)))
     real = materialise(call, random)
     assert real.args[2].tolist() == [16, 32, 48, 64]
     assert real.run().isfinite().all()
@@ -173,12 +186,12 @@ def test_a_recurrent_layer_keeps_more_than_fake_tensors_know() -> None:
     weight, bias, state = torch.empty(64, 16), torch.empty(64), torch.empty(1, 4, 16)
     flags = (False, [], 2, 16, 1, True, False, False, True)
     arguments = (torch.empty(5, 4, 16), weight, weight, bias, bias, state, state, *flags)
-    call = Call(aten.mkldnn_rnn_layer.default, arguments)
+    call = OperatorCall(aten.mkldnn_rnn_layer.default, arguments)
     assert sum(measure_memory([call])[0].output_bytes) > output_bytes(call)
 
 
-def test_scratch_that_depends_on_data_is_measured_on_data() -> None:
-    call = Call(torch.ops.aten.linalg_matrix_exp.default, (torch.empty(48, 48),))
+def test_workspace_that_depends_on_data_is_measured_on_data() -> None:
+    call = OperatorCall(torch.ops.aten.linalg_matrix_exp.default, (torch.empty(48, 48),))
     zeros = measure_peak(lambda: torch.linalg.matrix_exp(torch.zeros(48, 48)).sum().item())
     (found,) = measure_memory([call])
     assert found.workspace_bytes > zeros.peak_bytes
@@ -187,7 +200,7 @@ def test_scratch_that_depends_on_data_is_measured_on_data() -> None:
 def test_a_signature_tells_sharing_from_likeness() -> None:
     x, y = torch.empty(3), torch.empty(3)
     add = aten.add.Tensor
-    assert signature(Call(add, (x, y))) == signature(Call(add, (y, x)))
-    assert signature(Call(add, (x, x))) != signature(Call(add, (x, y)))
-    shared = materialise(Call(aten.add_.Tensor, (x[1:], x[:-1])), random)
-    assert shared.args[0].untyped_storage()._cdata == shared.args[1].untyped_storage()._cdata
+    assert signature(OperatorCall(add, (x, y))) == signature(OperatorCall(add, (y, x)))
+    assert signature(OperatorCall(add, (x, x))) != signature(OperatorCall(add, (x, y)))
+    shared = materialise(OperatorCall(aten.add_.Tensor, (x[1:], x[:-1])), random)
+    assert storage_key(shared.args[0]) == storage_key(shared.args[1])

@@ -10,7 +10,7 @@ import pytest
 from planner.graphs.hardware.cluster import Cluster, Link, cluster
 from planner.graphs.hardware.collectives import (
     Algorithm,
-    Group,
+    RankGroup,
     all_gather_seconds,
     all_reduce_seconds,
     broadcast_seconds,
@@ -70,24 +70,24 @@ def test_groups_across_nodes_by_hand() -> None:
 @pytest.mark.parametrize(
     ("ranks", "stride", "placed"),
     [
-        (1, 1, Group(1, 1)),
-        (4, 1, Group(4, 1)),
-        (8, 1, Group(8, 1)),
-        (16, 1, Group(8, 2)),
-        (64, 1, Group(8, 8)),
-        (8, 8, Group(1, 8)),
-        (16, 4, Group(2, 8)),
-        (4, 16, Group(1, 4)),
-        (12, 1, Group(4, 3)),  # of such groups one lies over three nodes
+        (1, 1, RankGroup(1, 1)),
+        (4, 1, RankGroup(4, 1)),
+        (8, 1, RankGroup(8, 1)),
+        (16, 1, RankGroup(8, 2)),
+        (64, 1, RankGroup(8, 8)),
+        (8, 8, RankGroup(1, 8)),
+        (16, 4, RankGroup(2, 8)),
+        (4, 16, RankGroup(1, 4)),
+        (12, 1, RankGroup(4, 3)),  # of such groups one lies over three nodes
     ],
 )
-def test_places(ranks: int, stride: int, placed: Group) -> None:
+def test_places(ranks: int, stride: int, placed: RankGroup) -> None:
     assert group(simple(64, 8), ranks, stride) == placed
 
 
 def test_a_part_of_one_node_is_one_node() -> None:
-    assert group(simple(6, 6), 3) == Group(3, 1)
-    assert group(simple(6, 6), 2, stride=3) == Group(2, 1)
+    assert group(simple(6, 6), 3) == RankGroup(3, 1)
+    assert group(simple(6, 6), 2, stride=3) == RankGroup(2, 1)
 
 
 @pytest.mark.parametrize(("ranks", "stride"), [(9, 1), (0, 1), (2, 8), (2, 0), (5, 2)])

@@ -19,7 +19,7 @@ from planner.graphs.hardware.devices import (
     in_table,
     reported,
 )
-from planner.graphs.hardware.table.row import Row
+from planner.graphs.hardware.table.row import DeviceRow
 
 
 @pytest.mark.parametrize("row", DEVICES.values(), ids=list(DEVICES))
@@ -109,7 +109,7 @@ def test_every_row_is_found_by_its_name_however_written(name: str) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.device.name)
-def test_every_word_of_a_row_leads_to_it(row: Row) -> None:
+def test_every_word_of_a_row_leads_to_it(row: DeviceRow) -> None:
     for word in row.words:
         said = f"{row.device.name} {word}"
         assert device(said) is row.device

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import planner
-from planner.comparison import Comparison, Row
+from planner.comparison import Comparison, MethodResult
 from planner.graphs import schedule_from_order, simulate, store_all
 from planner.plans import Plan
 from planner.solvers import Status, solve
@@ -94,8 +94,8 @@ def test_a_poor_order_is_left_and_the_plan_says_so() -> None:
 
 
 def test_gaps_of_reordered_plans_are_to_bounds_for_any_order() -> None:
-    def row(method: str, seconds: float, bound: float, *, reordered: bool = False) -> Row:
-        return Row(method, Status.FEASIBLE, 5, seconds, bound, 0.1, "", reordered)
+    def row(method: str, seconds: float, bound: float, *, reordered: bool = False) -> MethodResult:
+        return MethodResult(method, Status.FEASIBLE, 5, seconds, bound, 0.1, "", reordered)
 
     free, kept = row("reorder", 10.5, 10.0, reordered=True), row("auto", 13.0, 12.0)
     found = Comparison(5, 9, 10.0, (free, kept))

@@ -17,8 +17,9 @@ from planner.solvers import (
     minimum_budget,
     solve,
 )
-from planner.solvers.exact.state_search import MOST_OPS, search_states
+from planner.solvers.exact.state_search import search_states
 from planner.solvers.model.problem import flatten
+from planner.solvers.tuning import TINY_OPS
 from tests.brute import brute
 from tests.strategies import chain, graphs, random_graph, unet
 
@@ -61,7 +62,7 @@ def test_more_budget_never_costs_more(graph: Graph) -> None:
 
 @pytest.mark.parametrize("graph", [chain(9), unet(2)], ids=lambda g: g.name)
 def test_more_states_than_allowed_leave_a_bound(graph: Graph) -> None:
-    assert len(graph.ops) > MOST_OPS / 2
+    assert len(graph.ops) > TINY_OPS / 2
     problem, budget = flatten(graph), minimum_budget(graph).least_bytes
     whole = search_states(problem, budget)
     assert whole.finished

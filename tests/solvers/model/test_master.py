@@ -12,7 +12,7 @@ from planner.graphs import simulate, store_all
 from planner.solvers import floor_bytes
 from planner.solvers.exact.state_search import search_states
 from planner.solvers.model.master import _Master, solve_master
-from planner.solvers.model.positions import Trace
+from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import flatten
 from planner.solvers.model.windows import windows
 from tests.strategies import random_graph
@@ -67,7 +67,7 @@ def test_an_order_that_fits_is_a_point_of_the_master(first_seed: int) -> None:
         cuts = sorted(rng.sample(range(problem.n), rng.randint(1, problem.n)))
         master = _Master(problem, windows(problem, cuts, frozenset()), frozenset(), frozenset())
         model = master.model(budget, [(op, t) for t in cuts for op in range(t + 1)])
-        x = master.point(Trace(problem, optimum.order), len(model.cost))
+        x = master.point(Positions(problem, optimum.order), len(model.cost))
         rows = np.repeat(np.arange(len(model.low)), np.diff(model.start))
         total = np.zeros(len(model.low))
         np.add.at(total, rows, np.array(model.value) * x[model.index])

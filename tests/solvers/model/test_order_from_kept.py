@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.graphs import Graph, schedule_from_order, simulate
-from planner.solvers.baselines.merge_runs import contract
+from planner.solvers.baselines.merge_runs import merge_runs
 from planner.solvers.baselines.revolve import advances
 from planner.solvers.model.order_from_kept import (
     order_from_kept,
@@ -58,7 +58,7 @@ def test_stages_keep_first_runs_in_order(graph: Graph, data: st.DataObject) -> N
 def test_orders_of_a_contracted_graph_expand_to_valid_ones(
     graph: Graph, most_ops: int, data: st.DataObject
 ) -> None:
-    small = contract(graph, most_ops)
+    small = merge_runs(graph, most_ops)
     assert [op for run in small.runs for op in run] == list(range(len(graph.ops)))
     order = order_from_kept(small.graph, _some_values(data, small.graph))
     trace = simulate(graph, schedule_from_order(graph, small.expand(order)))
@@ -71,7 +71,7 @@ def test_orders_of_a_contracted_graph_expand_to_valid_ones(
 @pytest.mark.parametrize("most_ops", range(2, 30, 3))
 @pytest.mark.parametrize("graph", [unet(4), chain(12)], ids=lambda g: g.name)
 def test_a_contracted_graph_never_holds_less(graph: Graph, most_ops: int) -> None:
-    small = contract(graph, most_ops)
+    small = merge_runs(graph, most_ops)
     for order in (range(len(small.runs)), order_from_kept(small.graph, frozenset())):
         held = simulate(small.graph, schedule_from_order(small.graph, order)).peak_bytes
         expanded = schedule_from_order(graph, small.expand(order))

@@ -9,7 +9,7 @@ import pytest
 
 from planner.graphs import Graph, simulate, store_all
 from planner.solvers import Limits, floor_bytes, solve
-from planner.solvers.auto import BASELINES
+from planner.solvers.given_order import BASELINES
 from planner.solvers.model.linear_program import Model, minimize
 from planner.solvers.model.master import solve_master
 from planner.solvers.model.problem import flatten, held_bytes

@@ -1,4 +1,4 @@
-"""Mending an order: it fits, is valid, and costs less than running the order anew where it can."""
+"""Dropping single values: the order fits, and costs less than running it anew where it can."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ import pytest
 
 from planner.graphs import Graph, Op, Value, schedule_from_order, simulate, store_all
 from planner.solvers.model.problem import flatten, held_bytes
-from planner.solvers.search.drop_single import FAR, mend
-from planner.solvers.search.evict import PATIENCES, fit
+from planner.solvers.search.drop_single import drop_single
+from planner.solvers.search.evict import fit
+from planner.solvers.tuning import DROP_REACH, PATIENCES
 from tests.strategies import random_graph, transformer
 
 
 @pytest.mark.parametrize("first_seed", range(0, 300, 100))
-def test_a_mended_order_fits(first_seed: int) -> None:
-    mended = 0
+def test_the_order_found_fits(first_seed: int) -> None:
+    found = 0
     for seed in range(first_seed, first_seed + 100):
         graph = random_graph(seed, max_ops=20)
         problem = flatten(graph)
         budget = simulate(graph, store_all(graph)).peak_bytes - 1
-        order = mend(problem, range(problem.n), budget)
+        order = drop_single(problem, range(problem.n), budget)
         if order is not None:
-            mended += 1
+            found += 1
             assert simulate(graph, schedule_from_order(graph, order)).peak_bytes <= budget, seed
-    assert mended > 0
+    assert found > 0
 
 
 def test_what_fits_stays_and_what_is_far_off_is_left_to_others() -> None:
     problem = flatten(transformer(4))
     peak = int(held_bytes(problem, range(problem.n)).max())
-    assert mend(problem, range(problem.n), peak) == list(range(problem.n))
-    assert mend(problem, range(problem.n), int(peak / FAR) - 1) is None
+    assert drop_single(problem, range(problem.n), peak) == list(range(problem.n))
+    assert drop_single(problem, range(problem.n), int(peak / DROP_REACH) - 1) is None
 
 
 def test_a_small_shortage_is_met_by_a_small_value() -> None:
@@ -45,7 +46,7 @@ def test_a_small_shortage_is_met_by_a_small_value() -> None:
     values = tuple(Value(op.name, size) for op, size in zip(ops, sizes, strict=True))
     problem = flatten(Graph(ops, values))
     budget = int(held_bytes(problem, range(5)).max()) - 1
-    mended = mend(problem, range(5), budget)
-    assert mended == [0, 1, 2, 3, 1, 4]
+    found = drop_single(problem, range(5), budget)
+    assert found == [0, 1, 2, 3, 1, 4]
     fitted = [fit(problem, range(5), budget, patience=patience) for patience in PATIENCES]
-    assert all(problem.order_seconds(f) > problem.order_seconds(mended) for f in fitted if f)
+    assert all(problem.order_seconds(f) > problem.order_seconds(found) for f in fitted if f)

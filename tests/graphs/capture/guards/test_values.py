@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import planner
+from planner.graphs.capture.guards.values import user_line
 from planner.graphs.capture.joint_graph import Joint, source_of
 from planner.graphs.capture.step_function import arguments, arguments_of
 from planner.graphs.capture.trace import trace
@@ -62,7 +66,7 @@ def test_what_does_not_depend_on_inputs_is_no_decision() -> None:
 def test_recorded_answers_stand_in_for_data() -> None:
     blank = ONES.to("meta")
     ask = QUESTIONS[0][0]
-    with pytest.raises(CaptureError, match=r"test_observe\.py:\d+ asks .* no data"):
+    with pytest.raises(CaptureError, match=r"test_values\.py:\d+ asks .* no data"):
         traced(ask, blank)
     for answer in (True, False):
         joint = traced(ask, blank, answers=(answer,))
@@ -90,3 +94,24 @@ def test_random_numbers_are_no_answers() -> None:
 def test_who_called_the_planner_is_not_the_source_of_an_op() -> None:
     joint = trace(nn.Sequential(nn.Linear(4, 4)), arguments_of(torch.ones(2, 4)))
     assert {source_of(n) for n in joint.graph.nodes} == {""}
+
+
+TORCH, OURS = Path(torch.__file__).parent, Path(planner.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("path", "users"),
+    [
+        (TORCH / "nn" / "functional.py", False),
+        (OURS / "fit.py", False),
+        (OURS / "graphs" / "capture" / "trace.py", False),
+        (TORCH.with_name("torchvision") / "models" / "resnet.py", True),
+        (OURS.with_name("planner_app") / "train.py", True),
+        (OURS.with_name("train.py"), True),
+    ],
+    ids=lambda x: "/".join(x.parts[-3:]) if isinstance(x, Path) else str(x),
+)
+def test_a_line_of_the_user_is_told_by_its_folder(path: Path, users: bool) -> None:
+    names: dict[str, Any] = {"sys": sys}
+    exec(compile("frame = sys._getframe()", str(path), "exec"), names)
+    assert user_line(names["frame"], walk=False) == (f"{path}:1" if users else "")

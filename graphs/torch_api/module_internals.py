@@ -1,0 +1,42 @@
+"""Where a module keeps its tensors and hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def tensor_stores(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the dicts that hold a module's own parameters and buffers, ``None`` among them.
+
+    >>> parameters, buffers = tensor_stores(nn.Linear(2, 2, bias=False))
+    >>> list(parameters), list(buffers)
+    (['weight', 'bias'], [])
+    """
+    return module._parameters, module._buffers
+
+
+def hooks_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """Return the keys of a module's own hooks, kind by kind."""
+    inside = vars(module)
+    return tuple(tuple(inside.get(kind, ())) for kind in _HOOKS)
+
+
+def flat_weights(model: nn.Module) -> dict[nn.RNNBase, list[Tensor | None]]:
+    """Return the lists in which recurrent layers keep their weights a second time."""
+    return {m: m._flat_weights for m in model.modules() if isinstance(m, nn.RNNBase)}
+
+
+def renew_flat_weights(model: nn.Module) -> None:
+    """Fill those lists from the parameters there are now."""
+    for module in flat_weights(model):
+        module._flat_weights = [getattr(module, n) for n in module._flat_weights_names]
+
+
+def restore_flat_weights(kept: dict[nn.RNNBase, list[Tensor | None]]) -> None:
+    """Put back what ``flat_weights`` returned."""
+    for module, weights in kept.items():
+        module._flat_weights = weights

@@ -1,0 +1,172 @@
+"""The workhorse for first runs in the graph's order: coarse stages with time cuts.
+
+Solves the master at few cuts, relaxed and then integer, for a bound and a plan (``time_cuts``);
+builds an order, makes it fit and prunes it, sees where it overshot, adds cuts there, until bound
+and cost meet or nothing moves. Large graphs begin with relaxations alone (``relaxed_masters``),
+which seldom leave more to do. What gap is left is for the baselines and a local search. Tiny graphs
+are ``state_search``'s. Effort is counted, not timed, so that the answer does not depend on the
+machine, short of ``limits.seconds``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from planner.graphs import Graph
+from planner.solvers.api import Answer, Limits, Solver, Status
+from planner.solvers.baselines.blocks import blocks_greedy, blocks_uniform
+from planner.solvers.baselines.chen_greedy import chen_greedy
+from planner.solvers.baselines.chen_sqrt import chen_sqrt
+from planner.solvers.baselines.recompute_all import recompute_all
+from planner.solvers.baselines.revolve import revolve
+from planner.solvers.exact.state_search import exact, search_states
+from planner.solvers.minimum_budget import least_order, proven_floor
+from planner.solvers.model.problem import flatten, held_bytes
+from planner.solvers.search.incumbent import Search
+from planner.solvers.search.initial import least_checkpointed
+from planner.solvers.search.polish import polish
+from planner.solvers.search.relaxed_masters import run_relaxed
+from planner.solvers.search.time_cuts import fine_target, run_cuts
+from planner.solvers.tuning import (
+    BRIEF_POLISH_WORK,
+    CLOSE_GAP,
+    CUTS_SHARE,
+    INTEGER_OPS,
+    LARGE_OPS,
+    START_SHARE,
+    TINY_OPS,
+    WORTH_BASELINES_GAP,
+    WORTH_INTEGERS_GAP,
+    WORTH_SWEEPS_GAP,
+)
+
+BASELINES: dict[str, Solver] = {
+    "blocks_uniform": blocks_uniform,
+    "blocks_greedy": blocks_greedy,
+    "chen_sqrt": chen_sqrt,
+    "chen_greedy": chen_greedy,
+    "revolve": revolve,
+    "recompute_all": recompute_all,
+}
+
+
+def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
+    """Find a schedule whose first runs keep the graph's order, and a bound for all of those.
+
+    ``INFEASIBLE`` is proved; ``UNKNOWN`` says how small a budget is known to work. Any budget from
+    ``minimum_budget`` up gets a schedule, and none that a baseline beats.
+
+    Args:
+        graph, budget_bytes, limits: as for ``solve``.
+    """
+    if len(graph.ops) <= TINY_OPS:
+        answer = exact(graph, budget_bytes, limits)
+        if answer.status is not Status.UNKNOWN:
+            return answer
+    deadline, least = time.monotonic() + limits.seconds, 0
+    search = Search(flatten(graph), budget_bytes, deadline=deadline)
+    if (floor := proven_floor(graph)) > budget_bytes:
+        return _infeasible(f"outputs of ops that cannot run twice raise the floor to {floor} bytes")
+    cuts = _relax(search, limits, deadline)
+    if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
+        least = _start(search, graph, floor, limits)
+    _cut(search, limits, cuts, deadline)
+    if search.bound == math.inf:
+        return _infeasible("proved at the cuts that nothing fits")
+    _compare(search, graph, limits, deadline)
+    if search.order is None and not least:
+        least = _start(search, graph, floor, limits)
+    if search.order is None:
+        message = f"nothing found that fits; the least peak found is {least} bytes"
+        return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
+    _polish(search, limits, deadline)
+    proved = search.gap <= max(limits.gap, 2e-6)  # a millionth is taken off what masters prove
+    status = Status.OPTIMAL if proved else Status.FEASIBLE
+    bound = search.base + min(search.bound, search.extra)
+    return Answer.of_order(graph, status, search.order, bound)
+
+
+def _infeasible(message: str) -> Answer:
+    return Answer(Status.INFEASIBLE, None, math.inf, message)
+
+
+def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
+    """Solve relaxed masters of a large graph; return their cuts."""
+    if (n := search.problem.n) <= LARGE_OPS:
+        return []
+    close = min(limits.gap, CLOSE_GAP)
+    enough = max(limits.gap, WORTH_INTEGERS_GAP) if n <= INTEGER_OPS else close
+    return run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
+
+
+def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
+    """Offer orders that hold little, with time of their own; return the least peak found."""
+    deadline, least = time.monotonic() + limits.seconds * START_SHARE, 0
+    for find in (least_checkpointed, partial(least_order, floor=floor)):
+        if search.order is None:
+            order = find(graph, deadline=deadline)
+            least = int(held_bytes(search.problem, order).max())
+            search.offer(order)
+    return least
+
+
+def _cut(search: Search, limits: Limits, cuts: Sequence[int], deadline: float) -> None:
+    """Solve integer masters where they can do better."""
+    n, left = search.problem.n, deadline - time.monotonic()
+    if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and left > 0):
+        run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
+
+
+def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
+    """Take the orders of the baselines in, where the gap left is worth their sweeps."""
+    worth = fine_target(search, limits)
+    if search.problem.n > LARGE_OPS:
+        sweeps = WORTH_BASELINES_GAP if search.problem.n <= INTEGER_OPS else WORTH_SWEEPS_GAP
+        worth = max(sweeps, limits.gap)
+    if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
+        return
+    search.offer(least_checkpointed(graph, deadline))
+    for solver in BASELINES.values():
+        if time.monotonic() > deadline:
+            return
+        if (schedule := solver(graph, search.budget, limits).schedule) is not None:
+            search.offer(schedule.order)
+
+
+def _polish(search: Search, limits: Limits, deadline: float) -> None:
+    """Improve the best order by small steps, with less effort on large graphs."""
+    if search.problem.n <= LARGE_OPS:
+        polish(search, target=fine_target(search, limits), deadline=deadline)
+    elif search.problem.n <= INTEGER_OPS:
+        target = max(WORTH_BASELINES_GAP, limits.gap)
+        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=deadline)
+
+
+def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
+    """Return seconds that every schedule within the budget takes, ``inf`` if none can exist.
+
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold.
+        limits: when to stop.
+
+    >>> from planner.graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
+    ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
+    >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))
+    >>> [round(lower_bound(g, budget), 3) for budget in (4, 3, 2)]
+    [8.0, 9.0, inf]
+    """
+    if len(graph.ops) <= TINY_OPS:
+        return graph.seconds + search_states(flatten(graph), budget_bytes).bound
+    search = Search(flatten(graph), budget_bytes)
+    if proven_floor(graph) > budget_bytes:
+        return math.inf
+    limits = limits or Limits()
+    deadline = time.monotonic() + limits.seconds
+    _cut(search, limits, _relax(search, limits, deadline), deadline)
+    return search.base + min(search.bound, search.extra)

@@ -1,0 +1,199 @@
+"""Every number in the solvers that was tuned on instances: changing one keeps every answer right.
+
+Bounds stay proven and schedules stay valid whatever these are; what changes is how good an answer
+is and how long it takes. Effort is counted in units that do not depend on the machine. A gap is a
+fraction of the time of the step. Numbers that a proof rests on stand beside the proof.
+"""
+
+# sizes of graphs, in ops
+TINY_OPS = 20
+"""Up to so many ops the exact search of states is asked first, and it nearly always ends."""
+LARGE_OPS = 500
+"""Up to so many ops every means is tried; above, those that take long only where a gap is left."""
+INTEGER_OPS = 2000
+"""Above so many ops integer masters, and single runs given up or added, are too many to help."""
+
+# model/master.py, model/symmetry.py, model/overshoot.py: the master, its cuts and its bursts
+LEAST_CHECKS = 8
+"""The checks that HiGHS may make in any integer master, however large its matrix is."""
+LIKENESS_ROUNDS = 12
+"""How far away, in edges, a difference is seen; what repeats is told apart near its ends only."""
+MOST_NEW_CUTS = 3
+"""How many cuts an order that overshoots may ask for at once."""
+MOST_NEW_BURSTS = 40
+"""How many bursts an order that overshoots may ask for at once."""
+CUTS_APART = 100
+"""New cuts are further apart than the number of ops over this."""
+
+# bounds/any_order.py
+ANY_ORDER_CUTS = 3
+"""How many cuts are tried, one after another; each may only raise the bound."""
+
+# exact/state_search.py and exact/milp.py
+MOST_EXACT_OPS = 64
+"""The most ops that the search of states is tried on at all; nearly all of them are too many."""
+MOST_STATES = 400_000
+"""How many states are looked at before the search gives up with a bound: a second or two."""
+MOST_PROGRAM_CELLS = 100_000
+"""The most ops x ops x passes that PuLP builds in a few seconds."""
+SHRINKING_TRIES = 4
+"""How often the budget shrinks when the solver's tolerance lets a schedule over it."""
+MILP_BOUND_FINER = 10
+"""The gap of the master that bounds the integer program is the gap asked for over this."""
+MILP_BOUND_SHARE = 0.5
+"""The part of the seconds that the master that bounds the integer program may take."""
+
+# baselines: how finely their dials are swept
+EVERY_SIZE_UP_TO = 32
+"""Up to here every number of segments, blocks or slots is tried."""
+SIZE_STEP = 8
+"""Beyond, the next number tried is larger by the number over this."""
+CHEN_FILLINGS = 40
+"""How many sizes of a full segment chen_greedy tries."""
+CHEN_FILLING_RATIO = 0.85
+"""Each size as a part of the one before; the first is all of the forward pass, in bytes."""
+REVOLVE_MOST_RUNS = 30_000
+"""The most runs of ops in an order that is tried: few slots mean many, one slot means n * n."""
+REVOLVE_WIDTHS = 6
+"""How many limits, in bytes, are tried on what crosses a position that may become a state."""
+ROUNDING_MOST_OPS = 48
+"""Larger graphs are merged to about so many ops before their program is relaxed and rounded."""
+ROUNDING_AIMS = (0.95, 0.85, 0.7, 0.5, 0.3)
+"""Where relaxations aim, as parts of the way from the floor to the budget: rounding oversteps."""
+ROUNDING_THRESHOLDS = (0.5, 0.25, 0.1, 0.75, 0.9)
+"""The fractions above which a value is kept."""
+ROUNDING_DRAWS = 8
+"""How many random thresholds are tried at each aim."""
+
+# search/initial.py
+SEGMENTS_STEP = 4
+"""The next number of segments tried is larger by the number over this."""
+
+# search/evict.py and search/incumbent.py
+PATIENCES = (0.0, 0.5, 1.0)
+"""Powers of the wait in the rank of what to evict; none wins always, and trying all is cheap."""
+DEEPEST_NESTING = 100
+"""How deep recomputations may nest."""
+LONGER_ORDER = 3
+"""An order that fits may be so many times as long as the one given, and ``LONGER_ORDER_RUNS``."""
+LONGER_ORDER_RUNS = 50_000
+"""How many runs of ops it may have beyond that."""
+LAVISH_EVICTING = 3.0
+"""Evicting is given up at so many times the extra seconds known; pruning seldom saves more."""
+
+# search/drop_single.py
+DROP_WORK = 500_000
+"""The effort: orders tried times their length in ops."""
+DROP_REACH = 1.25
+"""An order that holds so many times the budget is left to others: too much would have to change."""
+DROP_TRIES = 12
+"""How many values are tried at a step, the most promising first."""
+
+# search/anneal_order.py
+BYTE_WITHIN_BUDGET = 1e-3
+"""The weight of a byte within the budget, against one above it."""
+COLDNESS = 20
+"""The cost of the first order over the first temperature."""
+COOLING = 1e-3
+"""The last temperature, as a part of the first."""
+
+# search/time_cuts.py: integer masters
+FINE_GAP = 1e-4
+"""The gap worth more rounds up to ``FINE_OPS`` ops, even if the caller would take a wider one."""
+FINE_OPS = 1000
+"""On more ops than these the fine gap grows with them."""
+RELAXED_ROUNDS = 2
+"""How many of the first rounds only relax their masters, to find cuts."""
+CLOSE_AIMS = (0.98, 0.96, 0.94, 0.92)
+"""Parts of the budget that plans of at most ``LARGE_OPS`` ops are made for there; never bounds."""
+INTEGER_ROUNDS = 12
+"""How many rounds of integer masters follow."""
+FIRST_WORK = 400_000
+"""What the first of them may cost, in the unit of ``solve_master``; about a second."""
+MOST_WORK = 40_000_000
+"""What the last may cost, if the gap is still wider than the caller would take."""
+WORK_GROWTH = 10
+"""How many times more the next may cost once the plans overshoot nowhere."""
+
+# search/relaxed_masters.py: relaxations of large graphs
+ADDING_ROUNDS = 8
+"""How often cuts are added."""
+AIM_ROUNDS = 5
+"""How many aims below the budget are tried."""
+SHARED_ABOVE_OPS = 1500
+"""Above so many ops those that look alike share columns; up to there it would save nothing."""
+MOST_COLUMNS = 200_000
+"""About how many ops times cuts a relaxation may have."""
+FAR_OVERSHOOT = 0.02
+"""The part of the budget above which an overshoot is no matter of a few more cuts."""
+STEEPER = 3.0
+"""How many times steeper time over budget is below here than from the plain step to here."""
+NARROW_NEARBY = 5
+"""How many ops on either side a narrow place is compared with."""
+PINS_THINNED = 3
+"""Of the narrow places one in so many is left for the next, coarser choice of pins."""
+
+# search/polish.py
+POLISH_WORK = 200_000
+"""The effort: neighbours tried times their length in ops, some five seconds."""
+
+# minimum_budget.py
+LEAST_FIRST_STEP = 256
+"""The first step up from the floor is the way to the least peak known over this."""
+LEAST_PRECISION = 1000
+"""The least budget is narrowed down to the floor over this, in bytes."""
+GUIDED_OPS = 1000
+"""Up to so many ops masters guide the search; above, evicting from a start must do."""
+GUIDED_ROUNDS = 2
+"""How many masters are asked for a plan at a budget at which no start can be made to fit."""
+GUIDED_INTEGER_ROUNDS = 2
+"""How many integer ones follow in the end on a graph of at most ``LARGE_OPS`` ops."""
+GUIDED_WORK = 100_000
+"""What each of them may cost, in the unit of ``solve_master``."""
+LEAST_HALVINGS = 5
+"""How often the way from the floor to the least known is halved by those."""
+
+# given_order.py
+CUTS_SHARE = 0.6
+"""The integer masters' part of the seconds; the baselines and the local search have the rest."""
+START_SHARE = 0.5
+"""The seconds for orders that hold little, where nothing fits yet: so much of all, on top."""
+CLOSE_GAP = 1e-3
+"""The gap at which more relaxations are not worth their time."""
+WORTH_INTEGERS_GAP = 1e-2
+"""The gap from which integer masters do better than more relaxations, up to ``INTEGER_OPS``."""
+WORTH_BASELINES_GAP = 3e-3
+"""The gap above which baselines are asked on more than ``LARGE_OPS`` ops, unless a wider one is
+accepted; below, at any gap."""
+WORTH_SWEEPS_GAP = 1e-2
+"""The gap above which they are on more than ``INTEGER_OPS`` ops: a sweep takes half a minute."""
+BRIEF_POLISH_WORK = 50_000
+"""The effort of the local search above ``LARGE_OPS``, where it seldom helps."""
+
+# reorder.py and auto.py
+MOVES_PER_OP = 150
+"""How many moves are tried for each op and each start."""
+QUICK_MOVES_PER_OP = 20
+"""How many for each op in the quick try that says whether reordering is promising."""
+ANY_ORDER_WORK = 500_000
+"""What each integer master of the bound for any order may cost, in the unit of ``solve_master``."""
+WORTH_REORDERING = 1e-3
+"""What leaving the given order must save, as a fraction of the step."""
+PROMISING_OVERSHOOT = 0.5
+"""Reordering is tried if a quick try overshoots the budget by this much of what was, or less."""
+
+# frontier.py
+POINTS_SHARE = 0.5
+"""The points' part of the seconds."""
+LEAST_SHARE = 0.2
+"""The part of the seconds in which the least budget must be found; most graphs need a tenth."""
+POINT_GAP = 0.01
+"""The gap at which a point of a curve is left, however small a gap is asked for."""
+STEEPNESS = 1.5
+"""How much closer together budgets are at the least than at the most; 1 is even."""
+WORTH_NEIGHBOURS_GAP = 1e-4
+"""The gap above which the neighbours' schedules are tried."""
+WORTH_LINES_GAP = 1e-3
+"""The gap above which lines are drawn at other cuts than where the plain step holds most."""
+OTHER_LINE_CUTS = 3
+"""How many such other cuts."""

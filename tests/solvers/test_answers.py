@@ -1,0 +1,44 @@
+"""An answer is a schedule: ``solve`` judges it as it is and returns it untouched."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.graphs import Action, Graph, Schedule, Step, simulate, store_all
+from planner.solvers import SOLVERS, Answer, Limits, Status, solve
+from tests.strategies import chain
+
+CHAIN = chain(4)
+PEAK = simulate(CHAIN, store_all(CHAIN)).peak_bytes
+IDLE = Schedule(
+    tuple(Step(Action.COMPUTE, i) for i in range(len(CHAIN.ops)))
+    + tuple(s for s in store_all(CHAIN).steps if s.action is Action.FREE)
+)
+"""Every value is freed at the end only."""
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> str:
+    def answer(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
+        return Answer(Status.FEASIBLE, IDLE, message=f"{graph.name} {budget_bytes} {limits.seed}")
+
+    monkeypatch.setitem(SOLVERS, "idle", answer)
+    return "idle"
+
+
+def test_the_schedule_is_returned_as_it_is(idle: str) -> None:
+    held = simulate(CHAIN, IDLE).peak_bytes
+    assert held > PEAK
+    solution = solve(CHAIN, held, method=idle)
+    assert solution.schedule is IDLE
+    assert solution.message == f"chain {held} 0"
+
+
+def test_the_schedule_is_judged_as_it_is(idle: str) -> None:
+    with pytest.raises(RuntimeError, match=f"over the budget of {PEAK}: please report this"):
+        solve(CHAIN, PEAK, method=idle)
+
+
+def test_an_order_becomes_the_schedule_that_frees_early() -> None:
+    answer = Answer.of_order(CHAIN, Status.OPTIMAL, range(len(CHAIN.ops)), 8.0, "why")
+    assert answer == Answer(Status.OPTIMAL, store_all(CHAIN), 8.0, "why")
