@@ -9,7 +9,7 @@ SOURCES := graphs solvers planner examples benchmarks tests
 .PHONY: setup demo test format lint types bench house clean
 
 demo: setup  ## train GPT-2 in half the memory it needs
-	$(BIN)/python examples/train_gpt2.py
+	$(BIN)/python -m benchmarks.demo
 
 test: lint types  ## everything a change must pass
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Train GPT-2 in half the memory it needs: ``make demo``, or ``python examples/train_gpt2.py``.
+"""Train GPT-2 in half the memory it needs: ``make demo``, or ``python -m benchmarks.demo``.
 
 The model is the one of transformers, with random weights, and reads the bytes of this project's
 licence. It is trained twice from the same seed, plain and planned: every loss must agree in every

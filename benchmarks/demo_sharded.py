@@ -1,6 +1,6 @@
 """Train GPT-2 on several processes within a budget for each that DDP breaks.
 
-``torchrun --nproc-per-node 2 examples/train_sharded.py`` (over gloo, no GPU needed). The plan says
+``torchrun --nproc-per-node 2 -m benchmarks.demo_sharded`` (over gloo, no GPU needed). The plan says
 what to shard and what to recompute. The same model is then trained twice from the same seed:
 sharded by torch alone (as the plan says, nothing recomputed) and as planned; every loss must agree
 in every bit, and what the allocator recorded on every rank must be within the budget.
