@@ -4,15 +4,30 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
-SOURCES := graphs solvers planner examples benchmarks tests
+SOURCES := graphs solvers planner examples benchmarks docs tests
+OTHER := .venv-torch-$(TORCH)
 
-.PHONY: setup demo test format lint types bench house clean
+.PHONY: setup demo test test-torch format lint types docs bench house clean
 
 demo: setup  ## train GPT-2 in half the memory it needs
 	$(BIN)/python -m benchmarks.demo
 
 test: lint types  ## everything a change must pass
 	$(BIN)/python -m pytest
+
+test-torch:  ## the tests with another release of torch: make test-torch TORCH=2.14.1
+	@test -n "$(TORCH)" || { echo "say which release: make test-torch TORCH=2.14.1"; exit 2; }
+	$(MAKE) $(OTHER)/installed
+	$(OTHER)/bin/python -m pytest
+
+# All that is pinned but torch, whose range in pyproject.toml does not count here (--no-deps).
+$(OTHER)/installed: constraints.txt pyproject.toml
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	grep -v '^torch==' constraints.txt > $(OTHER)/constraints.txt
+	$(OTHER)/bin/python -m pip install --quiet --constraint $(OTHER)/constraints.txt torch==$(TORCH) setuptools
+	$(OTHER)/bin/python -m pip install --quiet --requirement $(OTHER)/constraints.txt
+	$(OTHER)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(OTHER)/installed
 
 format: setup
 	$(BIN)/ruff format $(SOURCES)
@@ -24,6 +39,9 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+docs: setup  ## the pages and the API reference, in build/docs
+	$(BIN)/python -m docs.build_site build/docs
 
 bench: setup  ## every benchmark; each adds a CSV to benchmarks/results
 	$(BIN)/python -m benchmarks.zoo
