@@ -20,9 +20,9 @@ from planner.graphs import (
     Subject,
     Trace,
     live_at,
+    plain_schedule,
     schedule_from_order,
     simulate,
-    store_all,
 )
 from planner.solvers import floor_bytes
 from planner.solvers.bounds.any_order import _forced_bytes, _kin
@@ -252,6 +252,6 @@ def test_the_program_of_checkmate_fits(graph: Graph, rng: random.Random) -> None
 
 
 @rule(20)
-def test_plain_orders_are_store_all(graph: Graph, rng: random.Random) -> None:
+def test_plain_orders_are_plain_schedules(graph: Graph, rng: random.Random) -> None:
     del rng
-    assert schedule_from_order(graph, range(len(graph.ops))) == store_all(graph)
+    assert schedule_from_order(graph, range(len(graph.ops))) == plain_schedule(graph)

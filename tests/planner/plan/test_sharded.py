@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import planner
 from planner import InvalidPlan, ShardedPlan
 from planner.cli import cli
-from planner.graphs import Graph, Op, Phase, Value, store_all
+from planner.graphs import Graph, Op, Phase, Value, plain_schedule
 from planner.graphs.hardware.cluster import cluster
 from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import UnitKind
@@ -52,7 +52,7 @@ def _plan(sizes: Sizes, budget: int = BUDGET) -> ShardedPlan:
         step=one,
         configuration=found.best.configuration,
         cluster=cluster("A100-40GB", 8),
-        units=tuple(replace(u, schedule=store_all(kind)) for u in found.best.units),
+        units=tuple(replace(u, schedule=plain_schedule(kind)) for u in found.best.units),
         kinds=(UnitKind(kind, {"model": "Block"}),),
         alternatives=alternatives(found, budget),
         host_bytes=found.best.host_bytes,

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from planner.graphs import simulate, store_all
+from planner.graphs import plain_schedule, simulate
 from planner.solvers import floor_bytes
 from planner.solvers.exact.state_search import search_states
 from planner.solvers.model.master import _Master, solve_master
@@ -23,7 +23,7 @@ def test_cuts_and_bursts_never_cut_off_the_optimum(first_seed: int) -> None:
     for seed in range(first_seed, first_seed + 50):
         graph, rng = random_graph(seed, max_ops=9), random.Random(seed)
         problem = flatten(graph)
-        low, high = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+        low, high = floor_bytes(graph), simulate(graph, plain_schedule(graph)).peak_bytes
         budget = rng.randint(low, (low + high) // 2)
         cuts = sorted(rng.sample(range(problem.n), rng.randint(1, problem.n)))
         optimum = search_states(problem, budget)
@@ -59,7 +59,7 @@ def test_an_order_that_fits_is_a_point_of_the_master(first_seed: int) -> None:
     for seed in range(first_seed, first_seed + 100):
         graph, rng = random_graph(seed, max_ops=9), random.Random(seed)
         problem = flatten(graph)
-        low, high = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+        low, high = floor_bytes(graph), simulate(graph, plain_schedule(graph)).peak_bytes
         budget = rng.randint(low, (low + high) // 2)
         optimum = search_states(problem, budget)
         if optimum.order is None:
