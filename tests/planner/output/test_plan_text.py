@@ -29,7 +29,7 @@ def test_golden_plain(graph: Graph, make_plan: Callable[..., Plan], golden: Gold
         costs="measured",
         message="nothing to do",
     )
-    golden("plain_schedule.txt", render(plan) + "\n")
+    golden("plain.txt", render(plan) + "\n")
 
 
 def test_golden_does_not_fit(plan: Plan, golden: Golden) -> None:
