@@ -76,6 +76,14 @@ def test_a_move_changes_what_is_held_as_worked_out(seed: int) -> None:
         assert np.allclose(line.held * budget, held_bytes(problem, line.order))
 
 
+def test_an_order_that_holds_the_very_budget_fits() -> None:
+    problem = flatten(wide(2))
+    order = [0, 2, 4, 1, 3, 5, 6]
+    most = int(held_bytes(problem, order).max())
+    assert _Line(problem, order, most).fits()
+    assert not _Line(problem, order, most - 1).fits()
+
+
 @pytest.mark.parametrize("graph", [transformer(2), unet(3), random_graph(15, max_ops=16), wide(6)])
 def test_every_order_is_one_that_is_allowed(graph: Graph) -> None:
     problem, free = flatten(graph), freedom(graph)
