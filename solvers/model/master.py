@@ -76,13 +76,7 @@ def solve_master(
     shared: bool = False,
     pinned: frozenset[int] = frozenset(),
 ) -> MasterResult:
-    """Solve the master; values in ``tiny`` count as always held and weightless.
-
-    ``work`` limits an integer search: the checks it may make times the entries of its matrix. It
-    begins ``near`` an order that fits and whose first runs are the graph's. With ``relax`` the
-    bound is that of the linear relaxation and the plan its rounding. If it is ``shared``, too, ops
-    that look alike share their columns, and of many equal layers the first are those that
-    recompute. Values ``pinned`` are held at every cut, which makes the bound one on plans that do.
+    """Solve the master.
 
     Args:
         problem: the step, flattened.
@@ -90,14 +84,15 @@ def solve_master(
         cuts: the ops at whose first runs the windows begin.
         bursts: ops that may run again in a window, each with its cut.
         tiny: values that count as always held and weightless.
-        relax: let integer columns be fractional.
-        gap: in seconds, at which to stop.
+        relax: solve the linear relaxation; the plan is then its rounding.
+        gap: seconds between cost and bound at which to stop.
         seconds: after which to stop.
-        work: checks of an integer search times the entries of its matrix.
-        near: an order that fits, to begin with.
+        work: what an integer search may cost: its checks times the entries of its matrix.
+        near: an order that fits and whose first runs are the graph's, to begin with.
         seed: of every random choice.
-        shared: let ops that look alike share their columns.
-        pinned: values held at every cut.
+        shared: let ops that look alike share the columns of a relaxation; of many equal layers the
+            first are then those that recompute.
+        pinned: values held at every cut; the bound is then one on plans that do.
     """
     master = _Master(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):

@@ -1,6 +1,6 @@
 """From a set of kept values to an order of ops, the way checkpointing runs.
 
-Knows how to recompute what is missing. Knows nothing of budgets, and chooses nothing.
+Knows how to recompute what is missing; what to keep is for others to choose.
 """
 
 from __future__ import annotations
