@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.models import ZOO, Factory
 from planner import Limits, Plan
-from planner.graphs import Graph, simulate, store_all
+from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.capture.training_step import Captured
 from planner.planning import captured_step, plan_captured
 from planner.request import Request, request_of
@@ -61,7 +61,7 @@ class Case:
     @cached_property
     def most_bytes(self) -> int:
         """What the step needs when nothing is recomputed."""
-        return simulate(self.graph, store_all(self.graph)).peak_bytes
+        return simulate(self.graph, plain_schedule(self.graph)).peak_bytes
 
     def budget_at(self, fraction: float) -> int:
         """Return a budget between the least (0) and what plain training needs (1)."""

@@ -1,7 +1,7 @@
 """Where is "5x less activation memory for 20% more compute" true? ``python -m benchmarks.claim``.
 
 Activation memory is the most, at any moment of the step, that is held of what forward ops made for
-the backward pass: parameters, gradients (of activations, too), optimizer state, inputs and scratch
+the backward pass: parameters, gradients (of activations, too), optimizer state, inputs and workspace
 weigh nothing here. So the step is planned on a graph in which only those values weigh, and the
 least budget that at most 20% more time allows is its answer; the bound says what no plan reaches.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from benchmarks.cases import capture_zoo
 from benchmarks.models import ZOO
 from benchmarks.record import record, show
-from planner.graphs import Graph, Kind, Schedule, Value, simulate, store_all
+from planner.graphs import Graph, Kind, Schedule, Value, plain_schedule, simulate
 from planner.solvers import Limits, floor_bytes, solve
 from planner.solvers.bounds.parametric import quick_bound
 
@@ -87,7 +87,7 @@ class Found:
 def least(graph: Graph, floor: int, most: int) -> Found:
     """Close in on the least peak at the allowed overhead, first just above the floor."""
     allowed = graph.seconds * (1 + OVERHEAD)
-    best, schedule, refuted, low = most, store_all(graph), floor, floor
+    best, schedule, refuted, low = most, plain_schedule(graph), floor, floor
     budget = math.ceil(floor * CLOSE)
     for _ in range(SOLVES):
         if budget >= best:
@@ -109,7 +109,7 @@ def measure(name: str) -> Row:
     """Find the least activation memory of one model."""
     start, full = time.perf_counter(), capture_zoo(name, optimizer=None).graph
     graph = only_activations(full)
-    plain = simulate(graph, store_all(graph)).peak_bytes
+    plain = simulate(graph, plain_schedule(graph)).peak_bytes
     found = least(graph, refuted_below(graph, plain), plain)
     planned = simulate(full, found.schedule)
     reduction, most = plain / found.peak_bytes, plain / found.refuted_bytes
@@ -123,7 +123,7 @@ def measure(name: str) -> Row:
         reduction=reduction,
         most_reduction=most,
         overhead_fraction=planned.seconds / full.seconds - 1,
-        peak_reduction=simulate(full, store_all(full)).peak_bytes / planned.peak_bytes,
+        peak_reduction=simulate(full, plain_schedule(full)).peak_bytes / planned.peak_bytes,
         verdict=verdict,
         total_seconds=time.perf_counter() - start,
     )

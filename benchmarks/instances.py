@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.record import record, show
-from planner.graphs import Graph, read_graph, simulate, store_all
+from planner.graphs import Graph, plain_schedule, read_graph, simulate
 from planner.solvers import Limits, Solution, Status, solve
 
 OWN = Path(__file__).parent / "instances"
@@ -51,7 +51,7 @@ def measure(path: Path, fractions: Sequence[float], limits: Limits = LIMITS) -> 
     start = time.perf_counter()
     graph = read_graph(path)
     build_seconds = time.perf_counter() - start
-    most_bytes = simulate(graph, store_all(graph)).peak_bytes
+    most_bytes = simulate(graph, plain_schedule(graph)).peak_bytes
     for fraction in fractions:
         row, solution = solved(
             path.stem, graph, fraction, span_bytes=most_bytes, limits=limits,

@@ -31,9 +31,9 @@ from planner.graphs import (
     Phase,
     Value,
     load_graph,
+    plain_schedule,
     save_graph,
     simulate,
-    store_all,
 )
 from planner.solvers import Limits
 
@@ -159,7 +159,7 @@ def built(name: str, build: Callable[[], Graph], folder: Path | None) -> tuple[G
 def measure(name: str, graph: Graph, build_seconds: float, seconds: float) -> Iterator[Row]:
     """Solve one graph at every budget."""
     resident, limits = graph.resident_bytes, Limits(seconds=seconds)
-    activations = simulate(graph, store_all(graph)).peak_bytes - resident
+    activations = simulate(graph, plain_schedule(graph)).peak_bytes - resident
     for fraction in FRACTIONS:
         row, _ = solved(
             name, graph, fraction, base_bytes=resident, span_bytes=activations, limits=limits,

@@ -32,7 +32,7 @@ from planner.solvers import Status, solve
 from planner.verification.ranks import ShardedTrial, run_ranks
 
 VOCABULARY, LENGTH, SAMPLES, LAYERS = 1024, 128, 2, 4
-METHODS = {"none": "store_all", "full": "recompute_all"}
+METHODS = {"none": "plain", "full": "recompute_all"}
 STAGES = ("0", "1", "2", "3", "2/3")
 
 

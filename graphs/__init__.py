@@ -10,6 +10,8 @@ Glossary:
     phase: forward, backward, optimizer or communication.
 """
 
+import warnings
+
 from planner.graphs.files import graph_from_dict, graph_to_dict, load_graph, save_graph
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
 from planner.graphs.instances import load_instance, read_graph
@@ -22,9 +24,9 @@ from planner.graphs.schedule import (
     Schedule,
     Step,
     Subject,
+    plain_schedule,
     register_action,
     schedule_from_order,
-    store_all,
 )
 from planner.graphs.simulate import InvalidSchedule, Trace, simulate
 from planner.graphs.snapshot import (
@@ -62,14 +64,23 @@ __all__ = [
     "load_graph",
     "load_instance",
     "phase_peaks",
+    "plain_schedule",
     "read_graph",
     "register_action",
     "save_graph",
     "schedule_from_order",
     "simulate",
     "step_phases",
-    "store_all",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Know a former name until version 0.3."""
+    if name == "store_all":
+        warnings.warn("store_all is called plain_schedule now", DeprecationWarning, stacklevel=2)
+        return plain_schedule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 if __name__ == "graphs":  # in a checkout: be the package that is inside planner
     from planner.graphs.checkout import become

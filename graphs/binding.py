@@ -57,10 +57,10 @@ def binding(graph: Graph, schedule: Schedule, trace: Trace) -> Binding:
         graph, schedule: what runs, and in which order.
         trace: what ``simulate`` found of it.
 
-    >>> from planner.graphs import Graph, Op, Value, simulate, store_all
+    >>> from planner.graphs import Graph, Op, Value, simulate, plain_schedule
     >>> values = (Value("a", 3), Value("b", 4))
     >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), values)
-    >>> found = binding(g, store_all(g), simulate(g, store_all(g)))
+    >>> found = binding(g, plain_schedule(g), simulate(g, plain_schedule(g)))
     >>> found.op, found.peak_bytes, found.category
     ('b', 7, <Kind.ACTIVATION: 'activation'>)
     """

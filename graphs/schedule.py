@@ -125,7 +125,7 @@ class Schedule:
         return frozenset(action.clock for action in {s.action for s in self.steps})
 
     @property
-    def is_store_all(self) -> bool:
+    def is_plain(self) -> bool:
         """True if no op runs twice."""
         return len(set(self.order)) == len(self.order)
 
@@ -162,6 +162,6 @@ def schedule_from_order(graph: Graph, order: Sequence[int]) -> Schedule:
     return Schedule(tuple(reversed(reverse)))
 
 
-def store_all(graph: Graph) -> Schedule:
+def plain_schedule(graph: Graph) -> Schedule:
     """Return the schedule that runs every op once, in order, freeing at last use."""
     return schedule_from_order(graph, range(len(graph.ops)))

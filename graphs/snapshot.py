@@ -28,10 +28,10 @@ def live_at(graph: Graph, schedule: Schedule, step: int) -> tuple[Live, ...]:
         step: a step of the schedule.
 
     >>> from planner.graphs.graph import Graph, Op, Value
-    >>> from planner.graphs.schedule import store_all
+    >>> from planner.graphs.schedule import plain_schedule
     >>> values = (Value("a", 3), Value("b", 4))
     >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), values)
-    >>> [x.value.name for x in live_at(g, store_all(g), 1)]
+    >>> [x.value.name for x in live_at(g, plain_schedule(g), 1)]
     ['b', 'a']
     """
     live = set(graph.resident)

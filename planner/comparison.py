@@ -18,11 +18,11 @@ from planner.byte_sizes import (
     format_percent,
     format_seconds,
 )
-from planner.graphs import Graph, simulate, store_all
+from planner.graphs import Graph, plain_schedule, simulate
 from planner.output.layout import table, wrap
-from planner.planning import captured_step, check_method
+from planner.planning import captured_step
 from planner.progress import Progress, silent
-from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested, takes
+from planner.request import DEFAULT_LIMITS, Request, SingleOptions, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Status, solve
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def compare(
     Raises:
         BadBudget, BadRequest, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
     """
-    _check(methods)
+    methods = _checked(methods)
     with requested(model, said, SingleOptions) as request:
         budget_bytes = request.budget_bytes(budget)
         graph = captured_step(request).graph
@@ -185,19 +185,17 @@ def compare_graph(
     Raises:
         UnknownMethod: no solver has one of the names.
     """
-    plain = simulate(graph, store_all(graph))
+    plain = simulate(graph, plain_schedule(graph))
     rows = []
-    for method in _check(methods):
+    for method in _checked(methods):
         tell(f"solving {len(graph.ops):,} ops by {method}")
         rows.append(_row(graph, budget_bytes, method, limits))
     rows.sort(key=lambda row: (math.inf if row.seconds is None else row.seconds, row.method))
     return Comparison(budget_bytes, plain.peak_bytes, plain.seconds, tuple(rows))
 
 
-def _check(methods: Sequence[str] | None) -> Sequence[str]:
-    for method in methods or ():
-        check_method(method)
-    return sorted(SOLVERS) if methods is None else methods
+def _checked(methods: Sequence[str] | None) -> Sequence[str]:
+    return sorted(SOLVERS) if methods is None else [checked_method(m) for m in methods]
 
 
 def _row(graph: Graph, budget_bytes: int, method: str, limits: Limits) -> MethodResult:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from planner.byte_sizes import format_both
-from planner.errors import InfeasibleBudget, UnknownMethod
+from planner.errors import InfeasibleBudget
 from planner.plan.advice import infeasible
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
-from planner.solvers import SOLVERS, Solution, minimum_budget, solve
+from planner.solvers import Solution, minimum_budget, solve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,9 +140,3 @@ def plan_again(
     }
     again = plan_step(request_of(model, said), plan.budget_bytes)
     return replace(again, optimizer=plan.optimizer)
-
-
-def check_method(method: str) -> None:
-    """Raise ``UnknownMethod`` unless a solver has this name."""
-    if method not in SOLVERS:
-        raise UnknownMethod(method, SOLVERS)

@@ -24,6 +24,7 @@ from planner.errors import (
 from planner.graphs.hardware.devices import Device, DeviceSpec, device
 from planner.progress import Told, telling
 from planner.solvers import SOLVERS, Limits
+from planner.solvers.api import method_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -209,8 +210,7 @@ def request_of(
     check_said(said, allowed)
     made = replace(model, **said) if isinstance(model, Request) else Request(model, **said)
     _check_ranks(made, said)
-    if made.method not in SOLVERS:
-        raise UnknownMethod(made.method, SOLVERS)
+    made = replace(made, method=checked_method(made.method))
     hardware = find_device(made.device, made.model)
     inputs = example_inputs(made.model) if made.inputs is None else made.inputs
     return replace(made, device=hardware, inputs=inputs)
@@ -259,6 +259,18 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
             f"{', '.join(f'{name}=' for name in used)} would have no effect on one device: pass "
             "world_size=, too, or leave it out"
         )
+
+
+def checked_method(method: str) -> str:
+    """Return the name that a solver has today.
+
+    Raises:
+        UnknownMethod: no solver has this name.
+    """
+    try:
+        return method_of(method)
+    except ValueError as error:
+        raise UnknownMethod(method, SOLVERS) from error
 
 
 def find_device(spec: DeviceSpec, model: nn.Module) -> Device:

@@ -20,9 +20,9 @@ from planner.solvers.baselines import (
     chen_greedy,
     chen_sqrt,
     lp_rounding,
+    plain,
     recompute_all,
     revolve,
-    store_all,
 )
 from planner.solvers.exact import milp, state_search
 from planner.solvers.given_order import lower_bound
@@ -45,13 +45,13 @@ __all__ = [
     "lp_rounding",
     "milp",
     "minimum_budget",
+    "plain",
     "recompute_all",
     "register",
     "reorder",
     "revolve",
     "solve",
     "state_search",
-    "store_all",
 ]
 
 if __name__ == "solvers":  # in a checkout: be the package that is inside planner

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,25 @@ Solver = Callable[[Graph, int, Limits], Answer]
 SOLVERS: dict[str, Solver] = {}
 
 
+FORMER = {"store_all": "plain"}
+"""What solvers were called before, until version 0.3."""
+
+
+def method_of(name: str) -> str:
+    """Return the name that a method has today; a former one is deprecated.
+
+    Raises:
+        ValueError: no solver has this name; the message lists the valid ones.
+    """
+    if name in FORMER:
+        said = f"method={name!r} is called {FORMER[name]!r} now; the former name goes with 0.3"
+        warnings.warn(said, DeprecationWarning, stacklevel=3)
+        return FORMER[name]
+    if name not in SOLVERS:
+        raise ValueError(f"unknown method {name!r}; valid methods: {', '.join(sorted(SOLVERS))}")
+    return name
+
+
 def register(name: str) -> Callable[[Solver], Solver]:
     """Enter a solver in the registry under a name; a name taken twice raises ``ValueError``."""
 
@@ -127,11 +147,10 @@ def solve(
     >>> from planner.graphs import Graph, Op, Value
     >>> g = Graph((Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 2.0)),
     ...           (Value("a", 3), Value("b", 4)))
-    >>> solve(g, 7, method="store_all").status.name, solve(g, 6, method="store_all").status.name
+    >>> solve(g, 7, method="plain").status.name, solve(g, 6, method="plain").status.name
     ('OPTIMAL', 'INFEASIBLE')
     """
-    if method not in SOLVERS:
-        raise ValueError(f"unknown method {method!r}; valid methods: {', '.join(sorted(SOLVERS))}")
+    method = method_of(method)
     if (least := floor_bytes(graph)) > budget_bytes:
         message = f"op {binding_op(graph)!r} alone needs {least} bytes"
         return Solution(Status.INFEASIBLE, None, math.inf, message)

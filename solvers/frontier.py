@@ -17,7 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from planner.graphs import Graph, Schedule, schedule_from_order, simulate, store_all
+from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order, simulate
 from planner.solvers.api import Limits, Status, solve
 from planner.solvers.bounds.parametric import Line, supporting_line
 from planner.solvers.minimum_budget import minimum_budget
@@ -104,7 +104,7 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     gap = max(limits.gap, POINT_GAP)
     share = replace(limits, gap=gap, seconds=POINTS_SHARE * limits.seconds / points)
     least = minimum_budget(graph, limits=replace(limits, seconds=LEAST_SHARE * limits.seconds))
-    budgets = spaced(least.least_bytes, simulate(graph, store_all(graph)).peak_bytes, points)
+    budgets = spaced(least.least_bytes, simulate(graph, plain_schedule(graph)).peak_bytes, points)
     found = [_solved(graph, b, least.schedule, share) for b in budgets]
     return _assembled(graph, found, (), least.floor_bytes, share.seconds)
 

@@ -156,7 +156,7 @@ def try_budget(
     Args:
         problem: the step, flattened.
         budget: in bytes.
-        starts: orders to repair.
+        starts: orders to evict from.
         deadline: of ``time.monotonic``.
     """
     patiences = PATIENCES if problem.n <= GUIDED_OPS else PATIENCES[:1]

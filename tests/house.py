@@ -218,6 +218,16 @@ def doctests() -> int:
     return sum(path.read_text(encoding="utf-8").count(">>> ") for path in sources().values())
 
 
+def class_names() -> Counter[str]:
+    """Count the public classes of each name."""
+    return Counter(
+        node.name
+        for path in sources().values()
+        for node in tree(path).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+
+
 def report() -> str:
     """Lay the house out as text."""
     count = Counter(map(room, sources()))
@@ -236,12 +246,7 @@ def report() -> str:
         -10:
     ]
     names = Counter(p.name for p in sources().values() if p.name not in ("__init__.py",))
-    classes = Counter(
-        node.name
-        for path in sources().values()
-        for node in tree(path).body
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-    )
+    classes = class_names()
     private = private_torch()
     out += [
         f"files {len(sources())}, lines {sum(size.values())}, doctest lines {doctests()}",

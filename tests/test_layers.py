@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,24 @@ def test_folders_of_the_checkout_are_those_inside_the_package() -> None:
     assert solvers.api is planner.solvers.api
     assert graphs is planner.graphs
     assert Path(graphs.graph.__file__).samefile(house.ROOT / "graphs" / "graph.py")
+
+
+def test_one_file_beside_the_command_line_writes() -> None:
+    """Progress is shown by one file; everything else returns text."""
+    writers = {m for m in SOURCES if "rich.console.Console" in house.imported(SOURCES[m])}
+    assert {m for m in writers if not m.startswith("planner.cli")} == {"planner.progress"}
+
+
+def test_parameters_are_told() -> None:
+    """Public functions of more than two parameters say what each is."""
+    assert house.undocumented() == []
+
+
+def test_no_class_shares_its_name() -> None:
+    names = [name for name, count in house.class_names().items() if count > 1]
+    assert names == ["CaptureError"]  # the one of planner derives from the one of graphs
+
+
+def test_planner_is_imported_without_torch() -> None:
+    code = "import planner, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.graphs import simulate, store_all
+from planner.graphs import plain_schedule, simulate
 from planner.graphs.capture.step_function import arguments_of, unique_tensors
 from planner.graphs.capture.training_step import Captured, capture
 from planner.graphs.torch_api.allocation_records import measure_peak
@@ -57,12 +57,12 @@ class Scene:
         """Plan with a solver's method and a share of the plain peak, or the least that works."""
         captured = self.capture(model, **options)
         if method != "least":
-            plain = simulate(captured.graph, store_all(captured.graph)).peak_bytes
+            plain = simulate(captured.graph, plain_schedule(captured.graph)).peak_bytes
             budget = AMPLE if share is None else int(share * plain)
             return replace(plan_graph(captured, budget, method=method), loss=self.loss)
         least = minimum_budget(captured.graph)
         budget = least.least_bytes
-        plan = plan_graph(captured, AMPLE, method="store_all")
+        plan = plan_graph(captured, AMPLE, method="plain")
         return replace(plan, schedule=least.schedule, budget_bytes=budget, loss=self.loss)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from planner.graphs import Graph, Phase, simulate, store_all
+from planner.graphs import Graph, Phase, plain_schedule, simulate
 from planner.graphs.scaling import on_the_line, same_shape
 from planner.solvers import Limits, Solution, solve
 from planner.solvers.bounds.parametric import quick_bound
@@ -76,7 +76,7 @@ class Batches:
 
     def fits_plain(self, graph: Graph) -> bool:
         """Tell whether the step fits when every op runs once."""
-        return simulate(graph, store_all(graph)).peak_bytes <= self.budget_bytes
+        return simulate(graph, plain_schedule(graph)).peak_bytes <= self.budget_bytes
 
     def is_possible(self, graph: Graph) -> bool:
         """Tell whether it is not proved that every plan costs more than allowed, or none fits."""

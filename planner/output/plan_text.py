@@ -71,7 +71,7 @@ def answer(plan: StepPlan) -> str:
 def _status(plan: StepPlan) -> str:
     if plan.status is not Status.OPTIMAL:
         said = str(plan.status.value)
-    elif not plan.schedule.is_store_all:
+    elif not plan.schedule.is_plain:
         order = "any order" if plan.reordered else "the captured order"
         said = f"optimal, within the gap above, for {order} of first computations"
     else:

@@ -12,10 +12,11 @@ from typing import Any
 
 from planner.byte_sizes import format_bytes, format_percent
 from planner.graphs import Graph, Kind, Phase
+from planner.graphs.binding import Binding
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.stage import Stage
-from planner.plan.step_plan import StepPlan
+from planner.plan.step_plan import Recomputed, StepPlan
 from planner.solvers import Status
 
 
@@ -139,6 +140,26 @@ class ShardedStepPlan:
     def overhead(self) -> float:
         """Extra time as a fraction of the plain step."""
         return self.step.overhead
+
+    @property
+    def bound_seconds(self) -> float:
+        """What is proved: no optimizer step of an allowed configuration takes less."""
+        return self.step.bound_seconds
+
+    @property
+    def bound_overhead(self) -> float:
+        """The extra time that is proved necessary, as a fraction of the plain step."""
+        return self.step.bound_overhead
+
+    @property
+    def binding(self) -> Binding:
+        """The op at the peak of one rank and what holds most there."""
+        return self.step.binding
+
+    @property
+    def recomputed(self) -> tuple[Recomputed, ...]:
+        """The ops of one rank's step that run more than once, in graph order."""
+        return self.step.recomputed
 
     @property
     def gap(self) -> float:

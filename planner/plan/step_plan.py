@@ -26,8 +26,8 @@ from planner.graphs import (
     Subject,
     Trace,
     phase_peaks,
+    plain_schedule,
     simulate,
-    store_all,
 )
 from planner.graphs.binding import Binding, binding
 from planner.graphs.hardware.columns import Device
@@ -122,7 +122,7 @@ class StepPlan:
     @cached_property
     def plain(self) -> Schedule:
         """The schedule of plain training: every op once, freed after its last use."""
-        return store_all(self.graph)
+        return plain_schedule(self.graph)
 
     @cached_property
     def plain_trace(self) -> Trace:

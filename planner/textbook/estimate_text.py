@@ -130,7 +130,7 @@ def _said(e: Estimated) -> Iterator[str]:
     )
     yield (
         "not counted: communication buffers and gathered layers (9 to 36% more in steps measured "
-        "on two ranks), optimizer temporaries, kernel scratch, fragmentation"
+        "on two ranks), optimizer temporaries, kernel workspace, fragmentation"
     )
     by_stage = {s.stage: s for s in e.stages}
     if {0, 2} <= by_stage.keys():

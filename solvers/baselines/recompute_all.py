@@ -1,4 +1,4 @@
-"""Keep nothing from the forward pass: the other end of the scale from ``store_all``.
+"""Keep nothing from the forward pass: the other end of the scale from ``plain``.
 
 It is not the least memory possible: what is recomputed once stays until its last use.
 """

@@ -2,7 +2,7 @@
 
 At the first run of an op everything it depends on has run and nothing that depends on it has. So
 the master problem (``master``) is true for any order once all other ops are left out of it; several
-cuts, each depending on the one before, part what is left into windows. Knows nothing of schedules.
+cuts, each depending on the one before, part what is left into windows.
 """
 
 from __future__ import annotations

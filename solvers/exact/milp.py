@@ -17,7 +17,7 @@ from typing import Any
 
 import pulp
 
-from planner.graphs import Graph, schedule_from_order, simulate, store_all
+from planner.graphs import Graph, plain_schedule, schedule_from_order, simulate
 from planner.solvers.api import Answer, Limits, Status, register
 from planner.solvers.exact.checkmate import build
 from planner.solvers.exact.state_search import search_states
@@ -65,7 +65,7 @@ def solve_exactly(
     (0, 1, 0, 2)
     """
     n, deadline = len(graph.ops), time.monotonic() + limits.seconds
-    if simulate(graph, plain := store_all(graph)).peak_bytes <= budget_bytes:
+    if simulate(graph, plain := plain_schedule(graph)).peak_bytes <= budget_bytes:
         return Answer(Status.OPTIMAL, plain, graph.seconds, "milp: every op runs once")
     if n * n * passes[0] > MOST_PROGRAM_CELLS:
         message = f"milp: {n} ops are too many for the exact program; use method='auto'"

@@ -91,18 +91,15 @@ def minimize(
     start: NDArray[np.float64] | None = None,
     seed: int = 0,
 ) -> Result:
-    """Minimize a model; with ``relax`` the integer columns may be fractional.
-
-    An integer search ends after so many ``checks``, which HiGHS makes at the same points of the
-    search whatever the machine's load; ``seconds`` are the last resort. It begins at ``start``, a
-    point that satisfies the rows; it never starts over, which costs more than it brings here.
+    """Minimize a model. An integer search never starts over: that costs more than it brings here.
 
     Args:
         model: what to minimize.
         relax: let integer columns be fractional.
-        gap: in seconds, at which to stop.
-        seconds: after which to stop.
-        checks: nodes of an integer search.
+        gap: between cost and bound, at which to stop, in the unit of the costs.
+        seconds: after which to stop, as the last resort.
+        checks: after how many an integer search ends; HiGHS makes them at the same points of the
+            search whatever the machine's load.
         start: an order to begin with, by default the given one.
         seed: of every random choice.
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,13 +76,7 @@ def solve_master(
     shared: bool = False,
     pinned: frozenset[int] = frozenset(),
 ) -> MasterResult:
-    """Solve the master; values in ``tiny`` count as always held and weightless.
-
-    ``work`` limits an integer search: the checks it may make times the entries of its matrix. It
-    begins ``near`` an order that fits and whose first runs are the graph's. With ``relax`` the
-    bound is that of the linear relaxation and the plan its rounding. If it is ``shared``, too, ops
-    that look alike share their columns, and of many equal layers the first are those that
-    recompute. Values ``pinned`` are held at every cut, which makes the bound one on plans that do.
+    """Solve the master.
 
     Args:
         problem: the step, flattened.
@@ -90,14 +84,15 @@ def solve_master(
         cuts: the ops at whose first runs the windows begin.
         bursts: ops that may run again in a window, each with its cut.
         tiny: values that count as always held and weightless.
-        relax: let integer columns be fractional.
-        gap: in seconds, at which to stop.
+        relax: solve the linear relaxation; the plan is then its rounding.
+        gap: seconds between cost and bound at which to stop.
         seconds: after which to stop.
-        work: checks of an integer search times the entries of its matrix.
-        near: an order that fits, to begin with.
+        work: what an integer search may cost: its checks times the entries of its matrix.
+        near: an order that fits and whose first runs are the graph's, to begin with.
         seed: of every random choice.
-        shared: let ops that look alike share their columns.
-        pinned: values held at every cut.
+        shared: let ops that look alike share the columns of a relaxation; of many equal layers the
+            first are then those that recompute.
+        pinned: values held at every cut; the bound is then one on plans that do.
     """
     master = _Master(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):
@@ -215,19 +210,16 @@ class _Master:
     def point(self, positions: Positions, columns: int) -> NDArray[np.float64]:
         """Return the point that an order is, once it holds what it need not hold no more.
 
-        It satisfies the rows if the order fits and nothing was replaced. Where a dominated value
-        was, a row may be missed (in a quarter of such random cases); the solver then mends the
-        start, and no bound rests on it.
+        It satisfies the rows if the order fits and no run of it is for nothing.
         """
         x, p = np.zeros(columns), self.problem
         at = [*(positions.first(frame.t) for frame in self.frames), positions.length]
         for k, (held, redone) in enumerate(zip(self.held, self.redone, strict=True)):
             x[list(held.values())] = [positions.holds(v, at[k]) for v in held]
             x[list(redone.values())] = [positions.runs(o, at[k], at[k + 1]) for o in redone]
+        given_up: dict[int, int] = {}
         for k, instead in enumerate(self.instead):
-            for v in sorted(instead):
-                if x[self.held[k][v]]:
-                    self._replace(x, k, v, instead[v])
+            given_up = self._give_up(x, k, instead, given_up)
         for k, column in self.own_again.items():
             x[column] = positions.runs(self.frames[k].t, at[k] + 1, at[k + 1])
         for k, ever in enumerate(self.ever):
@@ -240,18 +232,49 @@ class _Master:
                 x[column] = stays and not (again is not None and x[again])
         return x
 
+    def _give_up(
+        self,
+        x: NDArray[np.float64],
+        k: int,
+        instead: Mapping[int, int],
+        before: Mapping[int, int],
+    ) -> dict[int, int]:
+        """Replace at a cut what need not be held; return it with the ops that make what is.
+
+        What was given up at the cut before and is not made again on the way is given up here, too:
+        what is held instead serves on.
+        """
+        found: dict[int, int] = {}
+        either = {**before, **instead}
+        for v in sorted(either, key=self.problem.maker.__getitem__):
+            column = self.held[k].get(v)
+            if column is not None and x[column]:
+                again = self.redone[k - 1].get(self.problem.maker[v]) if k else None
+                if v in instead or again is None or not x[again]:
+                    self._replace(x, k, v, either[v])
+                    found[v] = either[v]
+        if k:
+            self._run_earlier(x, k, list(found.values())[::-1])
+        return found
+
     def _replace(self, x: NDArray[np.float64], k: int, v: int, op: int) -> None:
         """Hold at a cut what an op makes of a value instead of the value."""
         x[self.held[k][v]] = 0.0
-        made = [u for u in self.problem.outputs[op] if u in self.held[k]]
-        if k and op in self.redone[k - 1]:
-            has = all(x[self.held[k - 1][u]] for u in made)
-            x[self.redone[k - 1][op]] = x[self.redone[k - 1][op]] or not has
-        for u in made:
-            x[self.held[k][u]] = 1.0
+        for u in self.problem.outputs[op]:
+            if u in self.held[k]:
+                x[self.held[k][u]] = 1.0
         again = self.redone[k].get(self.problem.maker[v])
         if again is None or not x[again]:
             x[self.redone[k][op]] = 0.0
+
+    def _run_earlier(self, x: NDArray[np.float64], k: int, ops: Sequence[int]) -> None:
+        """Run ops, last ones first, in the window before a cut if what they make is missing."""
+        reads = {v for v, column in self.held[k].items() if x[column]}
+        for op in ops:
+            made = reads.intersection(self.problem.outputs[op])
+            if op in self.redone[k - 1] and not all(x[self.held[k - 1][u]] for u in made):
+                x[self.redone[k - 1][op]] = 1.0
+                reads.update(u for u in self.problem.inputs[op] if u not in self.tiny)
 
     def exact_plan(self, x: NDArray[np.float64]) -> CutPlan:
         """Read the held values off an integer point."""

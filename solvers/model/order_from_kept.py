@@ -1,13 +1,13 @@
 """From a set of kept values to an order of ops, the way checkpointing runs.
 
-Knows how to recompute what is missing. Knows nothing of budgets, and chooses nothing.
+Knows how to recompute what is missing; what to keep is for others to choose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 
-from planner.graphs import Graph, Phase, Subject, simulate, store_all
+from planner.graphs import Graph, Phase, Subject, plain_schedule, simulate
 
 
 def turning_point(graph: Graph) -> int:
@@ -23,7 +23,7 @@ def turning_point(graph: Graph) -> int:
     backward = (i for i, op in enumerate(graph.ops) if op.phase is Phase.BACKWARD)
     if (first := next(backward, None)) is not None:
         return first
-    schedule = store_all(graph)
+    schedule = plain_schedule(graph)
     held = simulate(graph, schedule).peak_step if graph.ops else 0
     return sum(step.action.subject is Subject.OP for step in schedule.steps[: held + 1])
 

@@ -22,13 +22,11 @@ def overshoots(
 ) -> list[int]:
     """Return the first runs at which an order overshoots most, each a little apart, no old cuts.
 
-    With ``repeated`` a repeated run counts as the op that first runs after it.
-
     Args:
         problem: the step, flattened.
         order: the ops to run, repetitions included.
         budget: in bytes.
-        cuts: the ops at whose first runs the windows begin.
+        cuts: the ops that are cuts already.
         repeated: count a repeated run as the op that first runs next.
         most: how many at most.
 

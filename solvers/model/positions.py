@@ -1,7 +1,6 @@
 """What an order does when: what it runs between two positions, and what it holds at one.
 
-Knows positions only, so that other modules can ask about moments of their own. Knows nothing of
-budgets.
+Knows positions only, so that other modules can ask about moments of their own.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Knows what must stay: data comes first; phases follow one another; ops that may not run twice keep
 their order, and so do those that read what such an op made from nothing (a kernel that draws random
 numbers, behind the op that remembers the generator); what only ends a phase ends it, what opens it
-without inputs opens it. Knows nothing of memory or time.
+without inputs opens it.
 """
 
 from __future__ import annotations

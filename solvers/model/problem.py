@@ -1,7 +1,7 @@
 """A graph flattened for solvers: what each op reads, writes and weighs, as plain lists.
 
 Knows how many bytes an order of ops holds at each position, exactly as ``graphs.simulate`` does but
-without building a schedule. Knows nothing of budgets; ``simulate`` stays the only judge.
+without building a schedule; ``simulate`` stays the only judge.
 """
 
 from __future__ import annotations

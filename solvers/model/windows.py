@@ -1,6 +1,6 @@
 """The windows between cuts: which values first runs need from before, and what could serve them.
 
-Knows reads and makers only. Knows nothing of budgets and of what it costs to run again.
+Knows reads and makers only; budgets and seconds are the master's.
 """
 
 from __future__ import annotations

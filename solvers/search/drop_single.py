@@ -2,7 +2,7 @@
 
 Where ``evict`` runs the order anew and evicts by seconds per byte, this changes as little as it
 can: at the step that overshoots most it compares what dropping each value held there would cost
-with the bytes it would spare of those that are too many. Knows nothing of optimality.
+with the bytes it would spare of those that are too many.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Make an order fit a budget: run it on paper, evict what costs least, recompute on demand.
 
 Knows every later use in the order, so it evicts with foresight; recomputation nests, and what a
-recomputation holds counts. Knows nothing of optimality.
+recomputation holds counts.
 """
 
 from __future__ import annotations
@@ -32,16 +32,14 @@ def fit(
 ) -> list[int] | None:
     """Return an order that fits the budget, close to the given one; ``None`` if none was found.
 
-    Evicts by seconds per byte, divided by the wait until the next read to the power ``patience``.
-    Gives up when repeated runs have taken ``most_seconds``.
-
     Args:
         problem: the step, flattened.
         order: the ops to run, repetitions included.
         budget: in bytes.
-        patience: how much a long wait counts against a value.
-        most_seconds: what the order may take at most.
-        deadline: of ``time.monotonic``.
+        patience: values are evicted by seconds per byte, divided by the wait until the next read,
+            in positions, to this power.
+        most_seconds: what repeated runs may take before giving up.
+        deadline: of ``time.monotonic``, at which to give up.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten

@@ -3,8 +3,7 @@
 Adds cuts where the rounded plan overshoots. A relaxation's rounding is all but a plan: one memory
 row a cut leaves few values fractional. Ops that look alike share columns, so that depth costs next
 to nothing. Where cuts do not help, plans for less than the budget are tried, and such as hold what
-crosses narrow places of the forward pass, so that recomputing never runs far. Knows nothing of
-integer search.
+crosses narrow places of the forward pass, so that recomputing never runs far.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The graph in which only activations weigh, and what is found and refuted on it."""
 
 from benchmarks.claim import OVERHEAD, least, only_activations, refuted_below
-from planner.graphs import Kind, Phase, simulate, store_all
+from planner.graphs import Kind, Phase, plain_schedule, simulate
 from tests.strategies import transformer
 
 
@@ -18,7 +18,7 @@ def test_only_what_forward_made_weighs() -> None:
 
 def test_found_and_refuted_enclose_the_least() -> None:
     graph = only_activations(transformer(1))
-    plain = simulate(graph, store_all(graph)).peak_bytes
+    plain = simulate(graph, plain_schedule(graph)).peak_bytes
     floor = refuted_below(graph, plain)
     found = least(graph, floor, plain)
     trace = simulate(graph, found.schedule)

@@ -21,10 +21,10 @@ from planner.graphs import (
     Subject,
     Value,
     live_at,
+    plain_schedule,
     register_action,
     simulate,
     step_phases,
-    store_all,
 )
 
 RATES = {Clock.TO_HOST: 2.0, Clock.FROM_HOST: 1.0}  # bytes a second
@@ -93,7 +93,7 @@ def test_a_value_that_is_away_is_held_nowhere_else(
 
 
 def test_without_transfers_nothing_waits(graph: Graph) -> None:
-    trace = simulate(graph, store_all(graph))
+    trace = simulate(graph, plain_schedule(graph))
     assert (trace.seconds, trace.host_peak_bytes, trace.busy_seconds) == (8.0, 0, {})
 
 

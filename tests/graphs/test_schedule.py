@@ -18,10 +18,10 @@ from planner.graphs import (
     breakdown,
     live_at,
     phase_peaks,
+    plain_schedule,
     schedule_from_order,
     simulate,
     step_phases,
-    store_all,
 )
 from planner.solvers.model.order_from_kept import order_from_kept
 from tests.strategies import chain, graphs, transformer
@@ -69,8 +69,8 @@ def test_agrees_with_naive_accounting(graph: Graph, data: st.DataObject) -> None
 @given(graphs())
 @settings(max_examples=60, deadline=None)
 def test_frees_are_the_earliest(graph: Graph) -> None:
-    schedule = store_all(graph)
-    assert schedule.is_store_all
+    schedule = plain_schedule(graph)
+    assert schedule.is_plain
     for i, step in enumerate(schedule.steps):
         if step.action is Action.FREE:
             last = [s.index for s in schedule.steps[:i] if s.action is Action.COMPUTE][-1]
@@ -118,7 +118,7 @@ def test_an_empty_graph_holds_its_residents() -> None:
 
 def test_breakdown_adds_up_to_the_trace() -> None:
     graph = transformer(2)
-    schedule = store_all(graph)
+    schedule = plain_schedule(graph)
     trace = simulate(graph, schedule)
     for by in ("kind", "module", "source"):
         parts = breakdown(graph, schedule, trace.peak_step, by)

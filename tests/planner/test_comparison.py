@@ -30,7 +30,7 @@ def test_cheapest_first_and_what_does_not_fit_last(captured: Any) -> None:
     costs = [row.seconds for row in found.rows if row.seconds is not None]
     assert costs == sorted(costs)
     assert [row.fits for row in found.rows] == sorted((r.fits for r in found.rows), reverse=True)
-    assert not next(row for row in found.rows if row.method == "store_all").fits
+    assert not next(row for row in found.rows if row.method == "plain").fits
 
 
 def test_gaps_are_to_the_best_bound_of_all(captured: Any) -> None:
@@ -43,9 +43,9 @@ def test_gaps_are_to_the_best_bound_of_all(captured: Any) -> None:
 
 
 def test_an_impossible_budget_is_a_table_of_no(captured: Any) -> None:
-    found = compare_graph(captured.graph, 60 * MB, ["auto", "store_all"])
+    found = compare_graph(captured.graph, 60 * MB, ["auto", "plain"])
     assert not any(row.fits for row in found.rows)
-    assert "store_all: " in str(found)  # why not
+    assert "plain: " in str(found)  # why not
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["rows"][0]["fits"] is False
 
 
@@ -63,11 +63,11 @@ def test_unknown_methods_are_refused_before_any_work(captured: Any) -> None:
 
 
 def test_the_table_reads(captured: Any) -> None:
-    lines = str(compare_graph(captured.graph, 300 * MB, ["store_all"])).splitlines()
+    lines = str(compare_graph(captured.graph, 300 * MB, ["plain"])).splitlines()
     assert lines[0] == (
         "Budget 300 MB (286 MiB); the plain step peaks at 247 MB (236 MiB) and takes 50.0 ms"
     )
-    assert lines[2].split()[:5] == ["store_all", "yes", "247", "MB", "+0.00%"]
+    assert lines[2].split()[:5] == ["plain", "yes", "247", "MB", "+0.00%"]
     assert lines[3].startswith("Proven: at least +0.00% is necessary")
 
 
@@ -77,7 +77,7 @@ def test_compare_captures_a_model_once(make_net: Callable[[], nn.Module]) -> Non
         make_net(),
         "1GB",
         inputs=torch.zeros(64, 16),
-        methods=["auto", "store_all"],
+        methods=["auto", "plain"],
         progress=said.append,
     )
     assert [row.fits for row in found.rows] == [True, True]

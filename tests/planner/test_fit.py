@@ -17,7 +17,7 @@ from planner import (
     UnknownDevice,
     UnknownMethod,
 )
-from planner.graphs import Kind, Phase, simulate, store_all
+from planner.graphs import Kind, Phase, plain_schedule, simulate
 from planner.graphs.capture.step_function import arguments
 from planner.planning import plan_again
 from tests.asked import plan_graph
@@ -26,7 +26,7 @@ MB = 10**6
 
 
 def test_plan_graph_fits_a_budget_the_plain_step_exceeds(captured: Any) -> None:
-    plain = simulate(captured.graph, store_all(captured.graph)).peak_bytes
+    plain = simulate(captured.graph, plain_schedule(captured.graph)).peak_bytes
     plan = plan_graph(captured, plain - 20 * MB)
     assert plan.fits
     assert plan.plain_peak_bytes == plain > plan.budget_bytes
@@ -75,12 +75,12 @@ def test_the_least_budget_works(captured: Any) -> None:
 
 def test_a_method_that_finds_nothing_points_to_what_does(captured: Any) -> None:
     with pytest.raises(InfeasibleBudget, match="method='auto'") as caught:
-        plan_graph(captured, 200 * MB, method="store_all")
+        plan_graph(captured, 200 * MB, method="plain")
     assert caught.value.least_bytes <= 200 * MB
 
 
 def test_unknown_method_lists_the_valid_ones(captured: Any) -> None:
-    with pytest.raises(UnknownMethod, match=r"did you mean 'auto'.*store_all"):
+    with pytest.raises(UnknownMethod, match=r"did you mean 'auto'.*plain"):
         plan_graph(captured, 10**9, method="outo")
 
 

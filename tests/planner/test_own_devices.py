@@ -51,7 +51,7 @@ def test_fit_over_several(mine: Device | str) -> None:
 
 def test_the_other_questions(mine: Device | str) -> None:
     assert planner.pareto(net(), inputs=INPUTS, device=mine, points=2).device == "my card"
-    assert planner.compare(net(), "50%", inputs=INPUTS, device=mine, methods=["store_all"]).rows
+    assert planner.compare(net(), "50%", inputs=INPUTS, device=mine, methods=["plain"]).rows
     batches = planner.max_batch(
         net(), "1.1GB", inputs=lambda n: torch.zeros(n, 64, device="meta"), device=mine
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.graphs import Graph, simulate, store_all
+from planner.graphs import Graph, plain_schedule, simulate
 from planner.solvers import floor_bytes
 from tests.strategies import chain, random_graph, transformer, unet
 
@@ -19,4 +19,4 @@ FRACTIONS = (1.0, 0.7, 0.4, 0.1)
 def budget_of(graph: Graph, fraction: float) -> int:
     """Return the budget at a fraction of the way from the floor to store-all."""
     floor = floor_bytes(graph)
-    return floor + int(fraction * (simulate(graph, store_all(graph)).peak_bytes - floor))
+    return floor + int(fraction * (simulate(graph, plain_schedule(graph)).peak_bytes - floor))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from planner.graphs import Action, Graph, Schedule, Step, simulate, store_all
+from planner.graphs import Action, Graph, Schedule, Step, plain_schedule, simulate
 from planner.solvers import SOLVERS, Answer, Limits, Status, solve
 from tests.strategies import chain
 
 CHAIN = chain(4)
-PEAK = simulate(CHAIN, store_all(CHAIN)).peak_bytes
+PEAK = simulate(CHAIN, plain_schedule(CHAIN)).peak_bytes
 IDLE = Schedule(
     tuple(Step(Action.COMPUTE, i) for i in range(len(CHAIN.ops)))
-    + tuple(s for s in store_all(CHAIN).steps if s.action is Action.FREE)
+    + tuple(s for s in plain_schedule(CHAIN).steps if s.action is Action.FREE)
 )
 """Every value is freed at the end only."""
 
@@ -41,4 +41,4 @@ def test_the_schedule_is_judged_as_it_is(idle: str) -> None:
 
 def test_an_order_becomes_the_schedule_that_frees_early() -> None:
     answer = Answer.of_order(CHAIN, Status.OPTIMAL, range(len(CHAIN.ops)), 8.0, "why")
-    assert answer == Answer(Status.OPTIMAL, store_all(CHAIN), 8.0, "why")
+    assert answer == Answer(Status.OPTIMAL, plain_schedule(CHAIN), 8.0, "why")

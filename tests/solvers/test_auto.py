@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from planner.graphs import Graph, Op, Value, simulate, store_all
+from planner.graphs import Graph, Op, Value, plain_schedule, simulate
 from planner.solvers import (
     Limits,
     Status,
@@ -28,7 +28,7 @@ SHAPES = [chain(12), chain(40, size=7), transformer(4), unet(4)]
 
 
 def _peak(graph: Graph) -> int:
-    return simulate(graph, store_all(graph)).peak_bytes
+    return simulate(graph, plain_schedule(graph)).peak_bytes
 
 
 def _cost(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:

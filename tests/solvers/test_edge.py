@@ -44,11 +44,11 @@ def test_feasible_at_the_least_budget_only(method: str, graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("length", [3, 5, 8])
-def test_one_byte_less_than_store_all_costs_a_chain_one_step(length: int) -> None:
+def test_one_byte_less_than_plain_costs_a_chain_one_step(length: int) -> None:
     graph = chain(length)
-    store_all = solve(graph, length + 2, method="store_all")
-    assert store_all.status is Status.OPTIMAL
-    assert solve(graph, length + 1, method="store_all").status is Status.UNKNOWN
+    plain_schedule = solve(graph, length + 2, method="plain")
+    assert plain_schedule.status is Status.OPTIMAL
+    assert solve(graph, length + 1, method="plain").status is Status.UNKNOWN
     below = solve(graph, length + 1, method="milp", limits=EXACTLY)
     assert below.schedule is not None
     assert simulate(graph, below.schedule).seconds == graph.seconds + 1

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from planner.graphs import Graph, simulate, store_all
+from planner.graphs import Graph, plain_schedule, simulate
 from planner.solvers import SOLVERS, Limits, floor_bytes, solve
 from planner.solvers.baselines.pareto_marks import rivals
 from planner.solvers.bounds.parametric import line_below, supporting_line
@@ -22,7 +22,7 @@ QUICK = Limits(seconds=20)
 
 
 def _every_budget(graph: Graph) -> range:
-    return range(floor_bytes(graph) - 1, simulate(graph, store_all(graph)).peak_bytes + 2)
+    return range(floor_bytes(graph) - 1, simulate(graph, plain_schedule(graph)).peak_bytes + 2)
 
 
 @pytest.mark.parametrize("first_seed", range(2000, 2040, 20))
@@ -64,7 +64,7 @@ def test_the_envelope_against_the_exact_program_between_the_points(graph: Graph,
 def test_a_line_touches_the_relaxation_where_it_is_drawn() -> None:
     graph = transformer(2)
     problem = flatten(graph)
-    most = simulate(graph, store_all(graph)).peak_bytes
+    most = simulate(graph, plain_schedule(graph)).peak_bytes
     cut = next(i for i, op in enumerate(graph.ops) if op.phase.value == "backward")
     budgets = [most * k // 10 for k in (7, 8, 9)]
     lines = [supporting_line(problem, b, cut) for b in budgets]

@@ -49,14 +49,14 @@ def test_no_bound_is_above_any_schedule(name: str, fraction: float) -> None:
 
 @pytest.mark.parametrize("name", INSTANCES)
 @pytest.mark.parametrize("method", sorted(SOLVERS))
-def test_a_budget_for_store_all_costs_nothing(method: str, name: str) -> None:
+def test_a_budget_for_plain_training_costs_nothing(method: str, name: str) -> None:
     solution = _solved(method, name, 1.0)
     if method.startswith("blocks") and "no op has a module path" in solution.message:
         assert name in ("chain", "random")
     elif method not in ALWAYS_CHECKPOINTS:
         assert solution.status is Status.OPTIMAL
         assert solution.schedule is not None
-        assert solution.schedule.is_store_all
+        assert solution.schedule.is_plain
 
 
 @pytest.mark.parametrize("name", INSTANCES)

@@ -71,7 +71,7 @@ def test_blocks_recompute_their_inside_only() -> None:
 
 def test_greedy_takes_back_the_blocks_it_does_not_need() -> None:
     graph = transformer(6)
-    full = solve(graph, 10**9, method="store_all")
+    full = solve(graph, 10**9, method="plain")
     assert full.schedule is not None
     budget = simulate(graph, full.schedule).peak_bytes - 1
     greedy, uniform = (

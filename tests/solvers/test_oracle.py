@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from planner.graphs import Graph, simulate, store_all
+from planner.graphs import Graph, plain_schedule, simulate
 from planner.solvers import SOLVERS, Answer, Limits, Status, floor_bytes, solve
 from planner.solvers.exact.milp import solve_exactly
 from tests.brute import brute
@@ -23,7 +23,7 @@ EXACTLY = Limits(seconds=30, gap=0.0)
 
 def _budgets(graph: Graph) -> list[int]:
     """Return the floor, and half of the way to what store-all holds."""
-    low, high = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+    low, high = floor_bytes(graph), simulate(graph, plain_schedule(graph)).peak_bytes
     return sorted({low, (low + high) // 2})
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.graphs import Graph, Op, Phase, Value, simulate, store_all
+from planner.graphs import Graph, Op, Phase, Value, plain_schedule, simulate
 from planner.solvers import Limits, Status, floor_bytes, solve
 from planner.solvers.bounds.any_order import bound_any_order
 from planner.solvers.model.precedence import freedom, permuted
@@ -21,7 +21,7 @@ from tests.strategies import random_graph, transformer, unet
 
 
 def _budgets(graph: Graph) -> list[int]:
-    low, high = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+    low, high = floor_bytes(graph), simulate(graph, plain_schedule(graph)).peak_bytes
     return sorted({low, (low + high) // 2})
 
 
@@ -76,6 +76,14 @@ def test_a_move_changes_what_is_held_as_worked_out(seed: int) -> None:
         assert np.allclose(line.held * budget, held_bytes(problem, line.order))
 
 
+def test_an_order_that_holds_the_very_budget_fits() -> None:
+    problem = flatten(wide(2))
+    order = [0, 2, 4, 1, 3, 5, 6]
+    most = int(held_bytes(problem, order).max())
+    assert _Line(problem, order, most).fits()
+    assert not _Line(problem, order, most - 1).fits()
+
+
 @pytest.mark.parametrize("graph", [transformer(2), unet(3), random_graph(15, max_ops=16), wide(6)])
 def test_every_order_is_one_that_is_allowed(graph: Graph) -> None:
     problem, free = flatten(graph), freedom(graph)
@@ -121,7 +129,7 @@ def test_what_opens_and_ends_a_phase_stays_there() -> None:
 
 def test_auto_reorders_a_wide_graph_and_says_so() -> None:
     graph = wide(8)
-    peak = simulate(graph, store_all(graph)).peak_bytes
+    peak = simulate(graph, plain_schedule(graph)).peak_bytes
     budget = peak // 3
     free = solve(graph, budget)
     kept = solve(graph, budget, limits=Limits(reorder=False))
@@ -138,7 +146,7 @@ def test_communication_is_never_reordered() -> None:
     graph = wide(8)
     gather = replace(graph.ops[0], phase=Phase.COMMUNICATION)
     graph = replace(graph, ops=(gather, *graph.ops[1:]))
-    budget = simulate(graph, store_all(graph)).peak_bytes // 3
+    budget = simulate(graph, plain_schedule(graph)).peak_bytes // 3
     assert not solve(graph, budget).reordered
     assert solve(graph, budget, method="reorder").status is Status.UNKNOWN
 

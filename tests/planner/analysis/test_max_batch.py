@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import planner
 from planner.analysis.max_batch import MaxBatch
 from planner.cli import cli
-from planner.graphs import simulate, store_all
+from planner.graphs import plain_schedule, simulate
 from tests.asked import capture_step
 
 
@@ -38,7 +38,7 @@ def _plain_peak(model: nn.Module, batch: int) -> int:
         accumulate=False,
         progress=None,
     )
-    return simulate(captured.graph, store_all(captured.graph)).peak_bytes
+    return simulate(captured.graph, plain_schedule(captured.graph)).peak_bytes
 
 
 def test_the_plain_batch_is_the_last_that_fits(

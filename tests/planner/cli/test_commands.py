@@ -183,16 +183,16 @@ def test_fit_a_model_that_is_not_there() -> None:
 
 
 def test_compare(spec: str) -> None:
-    arguments = ("compare", spec, "--budget", "1GB", "--method", "auto", "--method", "store_all")
+    arguments = ("compare", spec, "--budget", "1GB", "--method", "auto", "--method", "plain")
     result = run(*arguments)
     assert result.exit_code == 0
-    assert "store_all" in result.stdout
+    assert "plain" in result.stdout
     rows = json.loads(run(*arguments, "--json").stdout)["rows"]
-    assert {row["method"] for row in rows} == {"auto", "store_all"}
+    assert {row["method"] for row in rows} == {"auto", "plain"}
 
 
 def test_compare_when_nothing_fits(spec: str) -> None:
-    result = run("compare", spec, "--budget", "20KB", "--method", "store_all")
+    result = run("compare", spec, "--budget", "20KB", "--method", "plain")
     assert result.exit_code == 1
     assert " no " in result.stdout
 

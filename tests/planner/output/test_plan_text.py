@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from planner import Status
-from planner.graphs import Graph, Schedule, schedule_from_order, store_all
+from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order
 from planner.output.folding import fold, fold_paths
 from planner.output.layout import WIDTH
 from planner.output.plan_text import ROWS, render, summary
@@ -20,16 +20,16 @@ def test_golden_recomputing(plan: Plan, golden: Golden) -> None:
     golden("recomputing.txt", render(plan) + "\n")
 
 
-def test_golden_store_all(graph: Graph, make_plan: Callable[..., Plan], golden: Golden) -> None:
+def test_golden_plain(graph: Graph, make_plan: Callable[..., Plan], golden: Golden) -> None:
     plan = make_plan(
-        schedule=store_all(graph),
+        schedule=plain_schedule(graph),
         status=Status.OPTIMAL,
         bound_seconds=graph.seconds,
         optimizer=None,
         costs="measured",
         message="nothing to do",
     )
-    golden("store_all.txt", render(plan) + "\n")
+    golden("plain.txt", render(plan) + "\n")
 
 
 def test_golden_does_not_fit(plan: Plan, golden: Golden) -> None:

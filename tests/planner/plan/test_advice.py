@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import planner
-from planner.graphs import Kind, Phase, Value, simulate, store_all
+from planner.graphs import Kind, Phase, Value, plain_schedule, simulate
 from planner.graphs.binding import binding
 from planner.plan.advice import Tightest, advice, tightest
 
@@ -34,7 +34,7 @@ def test_advice_follows_what_is_held(tight: Tightest, expected: str) -> None:
 
 def test_only_gradients_of_parameters_are_model_states(captured: Any) -> None:
     graph = captured.graph
-    schedule = store_all(graph)
+    schedule = plain_schedule(graph)
     peak = binding(graph, schedule, simulate(graph, schedule))
     # parameters 16 MB, optimizer 32 MB; at the peak h.3 has its gradient of 4 MB
     assert tightest(graph, schedule, peak) == Tightest(
@@ -81,7 +81,7 @@ def test_the_reserve_is_told_apart_in_a_graph(captured: Any) -> None:
     graph = captured.graph
     values = (*graph.values, Value("device reserve", 100 * MB, Kind.RESERVE))
     graph = replace(graph, values=values)
-    schedule = store_all(graph)
+    schedule = plain_schedule(graph)
     peak = binding(graph, schedule, simulate(graph, schedule))
     assert tightest(graph, schedule, peak) == Tightest(
         48 * MB, 52 * MB, 247 * MB - 52 * MB, Phase.BACKWARD, 100 * MB

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import planner
 from planner import InvalidPlan, ShardedPlan
 from planner.cli import cli
-from planner.graphs import Graph, Op, Phase, Value, store_all
+from planner.graphs import Graph, Op, Phase, Value, plain_schedule
 from planner.graphs.hardware.cluster import cluster
 from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import UnitKind
@@ -52,7 +52,7 @@ def _plan(sizes: Sizes, budget: int = BUDGET) -> ShardedPlan:
         step=one,
         configuration=found.best.configuration,
         cluster=cluster("A100-40GB", 8),
-        units=tuple(replace(u, schedule=store_all(kind)) for u in found.best.units),
+        units=tuple(replace(u, schedule=plain_schedule(kind)) for u in found.best.units),
         kinds=(UnitKind(kind, {"model": "Block"}),),
         alternatives=alternatives(found, budget),
         host_bytes=found.best.host_bytes,
@@ -191,3 +191,18 @@ def test_the_command_line_explains_and_shows(plan: ShardedPlan, file: Path, tmp_
     assert "Rejected" in (tmp_path / "page.html").read_text()
     wrong = run(cli, ["verify", "x.py:f", str(file)])
     assert wrong.exit_code == 2
+
+
+def test_plans_share_one_vocabulary(plan: ShardedPlan) -> None:
+    """What a plan for one device says, one for several says by the same name, of one type."""
+    same = [
+        *("budget_bytes", "peak_bytes", "plain_peak_bytes", "seconds", "plain_seconds"),
+        *("overhead", "bound_seconds", "bound_overhead", "gap", "fits", "status", "stage"),
+        *("memory", "binding", "recomputed"),
+    ]
+    single = Plan.of(plan.step)
+    assert all(type(getattr(plan, n)) is type(getattr(single, n)) for n in same)
+    assert plan.gap == single.gap
+    verbs = ("apply", "save", "export", "report", "explain", "__str__", "_repr_html_")
+    assert all(callable(getattr(p, verb)) for p in (plan, single) for verb in verbs)
+    assert len(repr(plan)) < 300

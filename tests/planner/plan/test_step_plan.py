@@ -5,15 +5,20 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
-from planner.graphs import Graph, Kind, Phase, schedule_from_order, simulate, store_all
+import planner
+from planner.graphs import Graph, Kind, Phase, plain_schedule, schedule_from_order, simulate
 from planner.plan.step_plan import StepPlan
 from planner.plans import Plan
+from planner.request import checked_method
 
 MB = 10**6
 
 
 def test_cost_and_memory_come_from_simulate(plan: Plan) -> None:
-    trace, plain = simulate(plan.graph, plan.schedule), simulate(plan.graph, store_all(plan.graph))
+    trace, plain = (
+        simulate(plan.graph, plan.schedule),
+        simulate(plan.graph, plain_schedule(plan.graph)),
+    )
     assert (plan.peak_bytes, plan.seconds) == (trace.peak_bytes, trace.seconds)
     assert (plan.plain_peak_bytes, plan.plain_seconds) == (plain.peak_bytes, plain.seconds)
 
@@ -111,3 +116,10 @@ def test_former_names_say_the_new_ones(plan: Plan) -> None:
 
 def test_a_plan_equals_its_value(plan: Plan) -> None:
     assert StepPlan(**{f.name: getattr(plan, f.name) for f in fields(plan)}) == plan
+
+
+def test_former_names_of_the_plain_method() -> None:
+    with pytest.warns(DeprecationWarning, match="plain_schedule"):
+        assert planner.graphs.store_all is plain_schedule
+    with pytest.warns(DeprecationWarning, match="'plain' now"):
+        assert checked_method("store_all") == "plain"

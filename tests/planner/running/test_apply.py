@@ -42,7 +42,7 @@ def test_it_shares_everything_with_the_model_given() -> None:
 
 def test_a_plan_replaces_the_one_a_model_runs() -> None:
     model = DEEP.model()
-    first, second = DEEP.plan(model, "store_all"), DEEP.plan(model, "recompute_all")
+    first, second = DEEP.plan(model, "plain"), DEEP.plan(model, "recompute_all")
     again = second.apply(first.apply(model))
     assert type(again).__bases__ == (Apply,)
     assert_same(train(DEEP, DEEP.model()), train(DEEP, again))

@@ -248,7 +248,7 @@ def test_an_output_changed_before_backward_is_noticed_as_in_eager_mode(index: in
     scene = Scene(lambda: Apply(_sigmoid_and_mask, a=mlp(), b=mlp()), lambda: torch.randn(64, 16))
     for model, words in (
         (scene.model(), "modified by an inplace"),
-        (planned(scene, "store_all"), "changed in place"),
+        (planned(scene, "plain"), "changed in place"),
     ):
         loss, *others = model(scene.call())
         others[index - 1].detach().zero_()
@@ -256,7 +256,7 @@ def test_an_output_changed_before_backward_is_noticed_as_in_eager_mode(index: in
             loss.backward()
 
 
-@pytest.mark.parametrize("method", ["store_all", "recompute_all"])
+@pytest.mark.parametrize("method", ["plain", "recompute_all"])
 def test_two_forward_passes_before_one_backward(method: str) -> None:
     def run(model: nn.Module) -> list[Any]:
         torch.manual_seed(7)

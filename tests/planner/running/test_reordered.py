@@ -12,7 +12,7 @@ from torch import nn
 
 import planner
 from planner.comparison import Comparison, MethodResult
-from planner.graphs import schedule_from_order, simulate, store_all
+from planner.graphs import plain_schedule, schedule_from_order, simulate
 from planner.plans import Plan
 from planner.solvers import Status, solve
 from planner.solvers.model.precedence import freedom, permuted
@@ -48,7 +48,7 @@ def _shuffled(scene: Scene, model: nn.Module, seed: int) -> Plan:
     solution = solve(permuted(captured.graph, order), AMPLE, method="recompute_all")
     assert solution.schedule is not None
     again = [order[i] for i in solution.schedule.order]
-    plan = plan_graph(captured, AMPLE, method="store_all")
+    plan = plan_graph(captured, AMPLE, method="plain")
     schedule = schedule_from_order(captured.graph, again)
     return replace(plan, schedule=schedule, bound_seconds=0.0, loss=scene.loss)
 
@@ -78,7 +78,7 @@ def test_a_poor_order_is_left_and_the_plan_says_so() -> None:
     scene = _wide()
     model = scene.model()
     graph = scene.capture(model).graph
-    budget = simulate(graph, store_all(graph)).peak_bytes // 4
+    budget = simulate(graph, plain_schedule(graph)).peak_bytes // 4
     plan = planner.fit(model, budget, inputs=scene.call(), optimizer=None)
     assert plan.reordered
     assert plan.seconds == pytest.approx(plan.plain_seconds)

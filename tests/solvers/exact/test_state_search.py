@@ -7,7 +7,7 @@ import math
 import pytest
 from hypothesis import given, settings
 
-from planner.graphs import Graph, simulate, store_all
+from planner.graphs import Graph, plain_schedule, simulate
 from planner.solvers import (
     Limits,
     Solution,
@@ -32,7 +32,7 @@ def _seconds(solution: Solution, graph: Graph) -> float:
 
 
 def _budgets(graph: Graph, least: int) -> list[int]:
-    low, high = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+    low, high = floor_bytes(graph), simulate(graph, plain_schedule(graph)).peak_bytes
     return sorted({low, max(low, least - 1), least, (least + high) // 2, high})
 
 
@@ -54,7 +54,7 @@ def test_auto_is_the_optimum_and_the_least_budget_the_edge(first_seed: int) -> N
 @given(graphs(max_ops=10))
 @settings(max_examples=60, deadline=None)
 def test_more_budget_never_costs_more(graph: Graph) -> None:
-    budgets = range(floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes + 1)
+    budgets = range(floor_bytes(graph), simulate(graph, plain_schedule(graph)).peak_bytes + 1)
     costs = [_seconds(solve(graph, budget), graph) for budget in budgets]
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] == graph.seconds

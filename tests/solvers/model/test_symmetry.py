@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from planner.graphs import Graph, simulate, store_all
+from planner.graphs import Graph, plain_schedule, simulate
 from planner.solvers import Limits, floor_bytes, solve
 from planner.solvers.given_order import BASELINES
 from planner.solvers.model.linear_program import Model, minimize
@@ -46,7 +46,7 @@ def test_any_aggregate_is_a_relaxation(seed: int) -> None:
 
 
 def _bounds(graph: Graph, fraction: float, cuts: list[int]) -> tuple[float, float]:
-    floor, peak = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+    floor, peak = floor_bytes(graph), simulate(graph, plain_schedule(graph)).peak_bytes
     problem, budget = flatten(graph), floor + int(fraction * (peak - floor))
     cuts = sorted({*cuts, int(held_bytes(problem, range(problem.n)).argmax())})
     apart, shared = (
@@ -80,7 +80,7 @@ def test_more_layers_are_not_more_kinds() -> None:
 @pytest.mark.parametrize("fraction", [0.5])
 def test_deep_stack_is_planned_to_half_a_point(fraction: float) -> None:
     graph = transformer(70)
-    floor, peak = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+    floor, peak = floor_bytes(graph), simulate(graph, plain_schedule(graph)).peak_bytes
     search = Search(flatten(graph), floor + int(fraction * (peak - floor)))
     run_relaxed(search, target=1e-3, enough=1e-3, deadline=float("inf"))
     assert 0 < search.bound <= search.extra <= search.bound + 5e-3 * graph.seconds
@@ -88,7 +88,7 @@ def test_deep_stack_is_planned_to_half_a_point(fraction: float) -> None:
 
 def test_a_stack_is_never_dearer_than_a_baseline_nor_with_more_budget() -> None:
     graph = transformer(21)
-    floor, peak = floor_bytes(graph), simulate(graph, store_all(graph)).peak_bytes
+    floor, peak = floor_bytes(graph), simulate(graph, plain_schedule(graph)).peak_bytes
     costs = []
     for fraction in (0.5, 0.85):
         budget = floor + int(fraction * (peak - floor))
@@ -104,7 +104,7 @@ def test_a_stack_is_never_dearer_than_a_baseline_nor_with_more_budget() -> None:
 
 def test_no_time_still_gives_a_plan_and_a_bound_below_it() -> None:
     graph = transformer(70)
-    budget = (floor_bytes(graph) + simulate(graph, store_all(graph)).peak_bytes) // 2
+    budget = (floor_bytes(graph) + simulate(graph, plain_schedule(graph)).peak_bytes) // 2
     hurried = solve(graph, budget, limits=Limits(seconds=0.0))
     assert hurried.schedule is not None
     assert graph.seconds <= hurried.bound_seconds <= simulate(graph, hurried.schedule).seconds

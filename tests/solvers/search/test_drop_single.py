@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.graphs import Graph, Op, Value, schedule_from_order, simulate, store_all
+from planner.graphs import Graph, Op, Value, plain_schedule, schedule_from_order, simulate
 from planner.solvers.model.problem import flatten, held_bytes
 from planner.solvers.search.drop_single import drop_single
 from planner.solvers.search.evict import fit
@@ -18,7 +18,7 @@ def test_the_order_found_fits(first_seed: int) -> None:
     for seed in range(first_seed, first_seed + 100):
         graph = random_graph(seed, max_ops=20)
         problem = flatten(graph)
-        budget = simulate(graph, store_all(graph)).peak_bytes - 1
+        budget = simulate(graph, plain_schedule(graph)).peak_bytes - 1
         order = drop_single(problem, range(problem.n), budget)
         if order is not None:
             found += 1

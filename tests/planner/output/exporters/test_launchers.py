@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from planner import BadSpec
 from planner.cli import cli
-from planner.graphs import Graph, Op, Phase, Schedule, Value, schedule_from_order, store_all
+from planner.graphs import Graph, Op, Phase, Schedule, Value, plain_schedule, schedule_from_order
 from planner.graphs.hardware.cluster import cluster
 from planner.output.exporters import EXPORTERS, export
 from planner.plan.configuration import Configuration, UnitPlan
@@ -71,7 +71,7 @@ def make(
 ) -> ShardedPlan:
     """Make a plan by hand; ``recompute`` runs the first op of the first unit twice."""
     graph = step(configuration, Sizes()).graph
-    plain = store_all(KIND.graph)
+    plain = plain_schedule(KIND.graph)
     again = schedule_from_order(KIND.graph, [0, 1, 0, 2])
     first: Schedule = again if recompute else plain
     units = tuple(

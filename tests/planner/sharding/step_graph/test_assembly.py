@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.graphs import simulate, store_all
+from planner.graphs import plain_schedule, simulate
 from planner.plan.configuration import Configuration
 from planner.solvers import minimum_budget, solve
 from tests.planner.sharding.assembled import DDP, FSDP, ZERO1, step
@@ -15,10 +15,10 @@ def test_a_plain_order_is_realized_as_it_is_but_for_second_gathers(
     configuration: Configuration,
 ) -> None:
     found = step(configuration)
-    plain = simulate(found.graph, store_all(found.graph))
+    plain = simulate(found.graph, plain_schedule(found.graph))
     realized = found.realize(range(len(found.graph.ops)))
     trace = simulate(found.graph, realized.schedule)
-    assert all(unit.schedule.is_store_all for unit in realized.units)
+    assert all(unit.schedule.is_plain for unit in realized.units)
     assert trace.seconds == pytest.approx(plain.seconds)
     assert trace.peak_bytes == plain.peak_bytes
     assert all(u.keep_gathered == (configuration is FSDP) for u in realized.units)
@@ -27,7 +27,7 @@ def test_a_plain_order_is_realized_as_it_is_but_for_second_gathers(
 def test_a_solvers_order_becomes_one_schedule_a_unit() -> None:
     found = step(FSDP)
     least = minimum_budget(found.graph).least_bytes
-    most = simulate(found.graph, store_all(found.graph)).peak_bytes
+    most = simulate(found.graph, plain_schedule(found.graph)).peak_bytes
     solution = solve(found.graph, (least + most) // 2)
     assert solution.schedule is not None
     realized = found.realize(solution.schedule.order)

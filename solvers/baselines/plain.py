@@ -7,8 +7,8 @@ from planner.solvers.api import Answer, Limits, register
 from planner.solvers.baselines.sweep import cheapest
 
 
-@register("store_all")
-def store_all(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
+@register("plain")
+def plain(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """Run every op once, in order.
 
     Args:
@@ -16,8 +16,8 @@ def store_all(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
 
     >>> from planner.graphs import Op, Value
     >>> g = Graph((Op("f", "f", (), (0,), 1.0),), (Value("x", 5),))
-    >>> store_all(g, 5, Limits()).schedule.order
+    >>> plain(g, 5, Limits()).schedule.order
     (0,)
     """
     del limits  # nothing to search
-    return cheapest(graph, budget_bytes, [range(len(graph.ops))], family="store_all")
+    return cheapest(graph, budget_bytes, [range(len(graph.ops))], family="plain")
