@@ -22,8 +22,9 @@ from pdoc.render_helpers import to_html
 
 import planner
 
-DOCS = Path(__file__).parent
-README = DOCS.parent / "README.md"
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+README = ROOT / "README.md"
 PAGES = (
     "how_it_works.md",
     "architecture.md",
@@ -39,6 +40,8 @@ PAGES = (
     "devices.md",
 )
 """In the order in which the site lists them."""
+BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md")
+"""Pages that lie beside the README."""
 MODULES = (
     "planner",
     *(f"planner.{name}" for name in ("plan.step_plan", "plan.sharded_step_plan")),
@@ -85,6 +88,8 @@ def build(target: Path) -> None:
     for name in PAGES:
         to_root = "../" * name.count("/")
         _page(DOCS / name, (target / name).with_suffix(".html"), to_root=to_root)
+    for name in BESIDE:
+        _page(ROOT / name, (target / name).with_suffix(".html"), to_root="")
     if broken := sorted(_broken(target)):
         raise BrokenSite("links that lead nowhere:\n  " + "\n  ".join(broken))
 
@@ -127,11 +132,12 @@ def _page(source: Path, target: Path, *, to_root: str) -> None:
     text = source.read_text(encoding="utf-8")
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     assert title is not None, f"{source} has no title"
-    names = ((name, _title(DOCS / name)) for name in PAGES)
+    names = [(name, _title(DOCS / name)) for name in PAGES]
+    names += [(name, _title(ROOT / name)) for name in BESIDE]
     links = [f'<a href="{to_root}index.html">What it is</a>']
     links += [f'<a href="{to_root}{Path(n).with_suffix(".html")}">{t}</a>' for n, t in names]
     links += [f'<a href="{to_root}api/index.html">API reference</a>']
-    body = LINK.sub(_on_the_site, str(to_html(text)))
+    body = LINK.sub(lambda link: _on_the_site(link, source, to_root), str(to_html(text)))
     target.parent.mkdir(exist_ok=True)
     target.write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title[1]}</title>'
@@ -145,10 +151,12 @@ def _title(source: Path) -> str:
     return source.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
-def _on_the_site(link: re.Match[str]) -> str:
+def _on_the_site(link: re.Match[str], source: Path, to_root: str) -> str:
     """Lead from where a file is in the checkout to where it is on the site."""
-    path = re.sub(r"\.md$", ".html", link[2].removeprefix("docs/"))
-    return f"{link[1]}{path}{link[3]}"
+    meant = (source.parent / unescape(link[2])).resolve()
+    inside = meant.relative_to(DOCS if meant.is_relative_to(DOCS) else ROOT)
+    path = "index.html" if meant == README else re.sub(r"\.md$", ".html", inside.as_posix())
+    return f"{link[1]}{to_root}{path}{link[3]}"
 
 
 def _broken(site: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The pages on devices and on sharding say what the code does."""
+"""The pages say what the code does: the table of devices, the rooms, and which files there are."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from planner.graphs.hardware.cluster import cluster
 from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.device_files import load_device
 from planner.graphs.hardware.devices import DEVICES
+from tests import house
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [path.name for path in DOCS.glob("*.md")]
+ROOT = DOCS.parent
+TOLD = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+FOLDERS = "graphs|solvers|planner|examples|benchmarks|docs|tests"
 ABOVE = "|---|---|---|---|---|---|---|---|---|---|---|\n"
 
 
@@ -61,7 +64,31 @@ def test_the_page_describes_one_device_twice(tmp_path: Path) -> None:
     assert load_device(tmp_path / "card.json") == said["card"]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_named_files_exist(page: str) -> None:
-    for path in re.findall(r"`((?:graphs|planner)/[\w/]+(?:\.py|/))`", (DOCS / page).read_text()):
-        assert (DOCS.parent / path).exists(), path
+@pytest.mark.parametrize("page", TOLD, ids=lambda page: page.stem)
+def test_named_files_exist(page: Path) -> None:
+    """Every path in the text, of the checkout or as a link, leads somewhere."""
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(rf"(?<![\w/.])((?:{FOLDERS})/[\w./-]*\w/?)", text):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / path).exists(), path
+
+
+def test_recorded_results_exist() -> None:
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    names = re.findall(r"[\w-]+\.csv", text)
+    assert names
+    for name in names:
+        assert (ROOT / "benchmarks" / "results" / name).exists(), name
+
+
+def test_every_room_is_told_in_its_order() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rooms = [
+        room.removesuffix("/")
+        for line in text.partition("## The rooms")[2].partition("## The seams")[0].splitlines()
+        for room in re.findall(r"`([\w/.]+)`", line.partition(" | ")[0])
+    ]
+    told = [room for room in rooms if room.partition("/")[0] in house.FLOORS]
+    unsaid = {"__init__.py", "checkout.py", "capture_error.py"}
+    assert told == [room for room in house.ORDER if room.partition("/")[2] not in unsaid]
