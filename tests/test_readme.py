@@ -39,7 +39,7 @@ def test_blocks_run(
         exec(compile(source, str(page), "exec"), namespace)
         printed = capsys.readouterr().out
         if block[2] is not None and request.config.getoption("--overwrite"):
-            _rewrite(page, block[2], printed)
+            _rewrite(page, block[1], block[2], printed)
         elif block[2] is not None:
             _compare(printed, block[2])
 
@@ -82,9 +82,10 @@ def _parted(text: str) -> tuple[str, list[float]]:
     return words, [float(n.replace(",", "")) for n in NUMBER.findall(text)]
 
 
-def _rewrite(page: Path, shown: str, printed: str) -> None:
+def _rewrite(page: Path, source: str, shown: str, printed: str) -> None:
     if shown.endswith(REST):
         count = shown.count("\n") - 1
         printed = "".join(printed.splitlines(keepends=True)[:count]) + REST
-    text = page.read_text(encoding="utf-8")
-    page.write_text(text.replace(f"```text\n{shown}```", f"```text\n{printed}```"), "utf-8")
+    before, found, after = page.read_text(encoding="utf-8").partition(source)
+    after = after.replace(f"```text\n{shown}```", f"```text\n{printed}```", 1)
+    page.write_text(before + found + after, encoding="utf-8")
