@@ -36,7 +36,7 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},  # quicker if busy
         capture_output=True,
         text=True,
         check=False,
