@@ -1,6 +1,6 @@
 """Every Python block of the README and of the pages runs, as a reader would type it.
 
-The blocks of a page run in order, in one session. A block of ```` ```text ```` right after one of
+The blocks of a page run in order, in one namespace. A block of ```` ```text ```` right after one of
 ```` ```python ```` is what that prints: word for word, numbers within 5% (kernels take another
 workspace on another CPU); ``...`` ends what is shown. ``pytest --overwrite`` writes it anew.
 """
