@@ -1,7 +1,7 @@
 """Where is "5x less activation memory for 20% more compute" true? ``python -m benchmarks.claim``.
 
 Activation memory is the most, at any moment of the step, that is held of what forward ops made for
-the backward pass: parameters, gradients (of activations, too), optimizer state, inputs and workspace
+the backward pass: parameters, gradients (of activations, too), optimizer state, inputs, workspace
 weigh nothing here. So the step is planned on a graph in which only those values weigh, and the
 least budget that at most 20% more time allows is its answer; the bound says what no plan reaches.
 """

@@ -1,7 +1,7 @@
 """The arithmetic of training at scale that needs no graph: states, activations, caches.
 
 Knows published formulas, each with its source, over plain numbers. Knows nothing of devices, of
-models or of what a real step holds beside: buckets, gathered layers, kernel workspace, fragmentation.
+models or of what a real step holds beside: buckets, gathered layers, workspace, fragmentation.
 ``planner.fit`` counts those.
 
 Letters: P parameters, N ranks, s sequence, b batch, h hidden size, a attention heads, v vocabulary.
