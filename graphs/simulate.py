@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,14 +77,12 @@ def simulate(
     (7, 3.0, [3, 7, 4])
     """
     run = _Run(graph, link_bytes_per_second)
+    op = Subject.OP
     for i, step in enumerate(schedule.steps):
-        match step.action.subject:
-            case Subject.OP:
-                run.compute(i, step.index)
-            case Subject.VALUE:
-                run.move(i, step)
-            case _:
-                assert_never(step.action.subject)
+        if step.action.subject is op:
+            run.compute(i, step.index)
+        else:
+            run.move(i, step)
     _check_end(graph, run.holding.live, run.runs)
     by_kind = memory.held(run.holding.changes, len(schedule.steps))
     held = by_kind.sum(axis=1) if len(by_kind) else np.array([graph.resident_bytes])
@@ -126,7 +123,9 @@ class _Run:
         start = self.device_seconds
         if self.ready:
             start = max(start, *(self.ready.get(v, 0.0) for v in (*op.inputs, *op.outputs)))
-        self._begin(i, start)
+        self.starts.append(start)
+        if self.leaving:
+            self._give_back(i, start)
         self.runs[index] += 1
         self.holding.compute(i, op)
         self.device_seconds = start + op.seconds
@@ -137,48 +136,41 @@ class _Run:
         start = end = self.device_seconds
         if step.action.clock is not Clock.NONE:
             start, end = self._transfer(i, step)
-        self._begin(i, start)
+        self.starts.append(start)
+        if self.leaving:
+            self._give_back(i, start)
         if step.action.host is not Copy.KEPT:
             self._on_host(i, step)
-        self._on_device(i, step, end)
+        if step.action.device is not Copy.KEPT:
+            self._on_device(i, step, end)
 
     def _on_host(self, i: int, step: Step) -> None:
         value, size = step.index, self.graph.values[step.index].size_bytes
-        match step.action.host:
-            case Copy.TAKEN:
-                _require(value in self.holding.live, self.graph, i, step, "not live")
-                self.host.add(value)
-                self.host_bytes += size
-                self.host_peak_bytes = max(self.host_peak_bytes, self.host_bytes)
-            case Copy.DROPPED:
-                _require(value in self.host, self.graph, i, step, "not on the host")
-                self.host.discard(value)
-                self.host_bytes -= size
-            case Copy.KEPT:
-                pass
-            case _:
-                assert_never(step.action.host)
+        if step.action.host is Copy.TAKEN:
+            _require(value in self.holding.live, self.graph, i, step, "not live")
+            self.host.add(value)
+            self.host_bytes += size
+            self.host_peak_bytes = max(self.host_peak_bytes, self.host_bytes)
+        else:
+            _require(value in self.host, self.graph, i, step, "not on the host")
+            self.host.discard(value)
+            self.host_bytes -= size
 
     def _on_device(self, i: int, step: Step, end: float) -> None:
         value, live = step.index, self.holding.live
-        match step.action.device:
-            case Copy.DROPPED:
-                _require(value in live, self.graph, i, step, "not live")
-                if step.action.clock is Clock.NONE:
-                    self.holding.give_back(i, value)
-                else:
-                    self.holding.leave(value)
-                    self.leaving.append((end, value))
-            case Copy.TAKEN:
-                _require(value not in live, self.graph, i, step, "already live")
-                there = value in self.host or step.action.host is Copy.DROPPED
-                _require(there, self.graph, i, step, "not on the host")
-                self.holding.take(i, value)
-                self.ready[value] = end
-            case Copy.KEPT:
-                pass
-            case _:
-                assert_never(step.action.device)
+        if step.action.device is Copy.DROPPED:
+            _require(value in live, self.graph, i, step, "not live")
+            if step.action.clock is Clock.NONE:
+                self.holding.give_back(i, value)
+            else:
+                self.holding.leave(value)
+                self.leaving.append((end, value))
+        else:
+            _require(value not in live, self.graph, i, step, "already live")
+            there = value in self.host or step.action.host is Copy.DROPPED
+            _require(there, self.graph, i, step, "not on the host")
+            self.holding.take(i, value)
+            self.ready[value] = end
 
     def _transfer(self, i: int, step: Step) -> tuple[float, float]:
         """Return when a copy over a link begins and ends; it waits for the link and the value."""
@@ -195,13 +187,11 @@ class _Run:
         self.busy[clock] += seconds
         return start, start + seconds
 
-    def _begin(self, i: int, start: float) -> None:
-        """Note when a step begins, and give back what has left by then."""
-        self.starts.append(start)
-        if self.leaving:
-            for end, value in [x for x in self.leaving if x[0] <= start]:
-                self.leaving.remove((end, value))
-                self.holding.give_back(i, value)
+    def _give_back(self, i: int, start: float) -> None:
+        """Give back what has left by the time a step begins."""
+        for end, value in [x for x in self.leaving if x[0] <= start]:
+            self.leaving.remove((end, value))
+            self.holding.give_back(i, value)
 
 
 def _require(ok: bool, graph: Graph, i: int, step: Step, what: str) -> None:  # noqa: FBT001
