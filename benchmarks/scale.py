@@ -147,6 +147,8 @@ def built(name: str, build: Callable[[], Graph], folder: Path | None) -> tuple[G
     """Return the graph and the seconds it took; read it from the folder if it is there."""
     start = time.perf_counter()
     path = None if folder is None else folder / f"{name}.json"
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path is not None and path.exists():
         graph = load_graph(path)
     else:
