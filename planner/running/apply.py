@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from torch import nn
 from planner.errors import PlanMismatch
 from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
 from planner.graphs.capture.guards.modules import Fixed, changes, fixed_in, quick_look
+from planner.graphs.capture.sizes import (
+    Sizes,
+    at_smaller_sizes,
+    leaf_names,
+    sizes_of,
+    too_large,
+)
 from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.plan.step_plan import StepPlan
@@ -25,9 +33,13 @@ from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
+from planner.running.recent import Recent
 
 MISMATCH = ("error", "replan", "plain")
 _FORMER = {"original": "plain"}  # until 0.3
+
+SIZES = 32
+"""For how many smaller sizes a program is kept."""
 
 Replan = Callable[[StepPlan, nn.Module, Arguments, Callable[..., Any] | None], StepPlan]
 """Plans another call of a model within the budget of a plan, with the loss it was made with."""
@@ -43,8 +55,16 @@ class Runtime:
     loss: Callable[..., Any] | None
     on_mismatch: str
     replan: Replan | None
-    replanned: list[Runtime] = field(default_factory=list)
+    replanned: Recent[Runtime] = field(default_factory=Recent)
+    smaller: Recent[Runtime] = field(default_factory=lambda: Recent(SIZES))
     accepted: set[tuple[Any, ...]] = field(default_factory=set)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The sizes that the program is for, where they may be smaller."""
+        leaves = self.plan.signature["leaves"]
+        free = (leaves[i] for i, _ in self.plan.signature.get("dynamic", ()))
+        return tuple((tuple(shape), tuple(stride)) for shape, stride, *_ in free)
 
     def run(self, model: nn.Module, call: Arguments) -> Any:
         """Run the planned step's forward half; autograd will run the other."""
@@ -61,6 +81,8 @@ class Runtime:
             return str(error)
         if seen not in self.accepted:
             found = signature_of(model, call, loss=self.loss is not None)
+            for excess in too_large(self.plan.signature, found, leaf_names(model, call)):
+                return excess
             for difference in differences(self.plan.signature, found):
                 return difference
             for change in changes(self.fixed, model):
@@ -180,9 +202,13 @@ def _dispatch(
     call = arguments(args, kwargs, targets)
     if not torch.is_grad_enabled():
         return _plain(model, base, runtime.loss, call)
-    reason = runtime.mismatch(model, call)
+    try:
+        serving = _at_sizes(model, base, runtime, call)
+        reason = serving.mismatch(model, call)
+    except PlanMismatch as error:
+        reason = str(error)
     if reason is None:
-        return runtime.run(model, call)
+        return serving.run(model, call)
     if runtime.on_mismatch == "plain":
         return _plain(model, base, runtime.loss, call)
     if runtime.on_mismatch == "replan":
@@ -201,16 +227,46 @@ def _plain(
     return output if loss is None else loss(output, *targets)
 
 
+def _at_sizes(
+    model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
+) -> Runtime:
+    """Return the runtime for the sizes of a call: another, if they are smaller ones.
+
+    The step is traced at these sizes. If it is the planned one, no value larger, the plan's
+    schedule stays within its peak; if the model does something else then, that is planned.
+
+    Raises:
+        PlannerError: it cannot be traced or planned.
+    """
+    planned = runtime.plan.signature
+    sizes = sizes_of(planned, call)
+    if sizes == runtime.sizes or (signature := at_smaller_sizes(planned, call)) is planned:
+        return runtime
+    smaller, plain = replace(runtime.plan, signature=signature), reclassed(model, base)
+
+    def make() -> Runtime:
+        try:
+            return _runtime(smaller, plain, runtime.loss, "error", None)
+        except PlanMismatch:
+            if runtime.replan is None:
+                raise
+        plan = runtime.replan(runtime.plan, plain, call, runtime.loss)
+        return _runtime(plan, plain, runtime.loss, "error", None)
+
+    return runtime.smaller.get(sizes, make)
+
+
 def _replanned(
     model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
 ) -> Runtime:
     """Return a runtime for another call within the same budget, made once per kind of call."""
-    assert runtime.replan is not None, "checked when the plan was applied"
-    for known in runtime.replanned:
-        if known.mismatch(model, call) is None:
-            return known
-    plain = reclassed(model, base)
-    plan = runtime.replan(runtime.plan, plain, call, runtime.loss)
-    made = _runtime(plan, plain, runtime.loss, "error", None)
-    runtime.replanned.append(made)
-    return made
+    replan, plain = runtime.replan, reclassed(model, base)
+    assert replan is not None, "checked when the plan was applied"
+
+    def make() -> Runtime:
+        plan = replan(runtime.plan, plain, call, runtime.loss)
+        return _runtime(plan, plain, runtime.loss, "error", None)
+
+    modules = list(model.modules())
+    key = (fingerprint(modules, call), quick_look(modules, runtime.fixed.reads))
+    return runtime.replanned.get(key, make, lambda known: known.mismatch(model, call) is None)
