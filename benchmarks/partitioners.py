@@ -68,9 +68,9 @@ class Partitioner:
 
 def partitioner(model: nn.Module, captured: Captured) -> Partitioner:
     """Capture the joint graph of a step again, with the lowering of its ops."""
-    joint, bare, lowering = recapture(model, captured.signature, None)
-    assert len(bare.values) <= len(captured.graph.values), "the same step"
-    return Partitioner(captured.graph, joint, lowering)
+    again = recapture(model, captured.signature, None)
+    assert len(again.graph.values) <= len(captured.graph.values), "the same step"
+    return Partitioner(captured.graph, again.joint, again.lowering)
 
 
 def _forward_outputs(module: fx.GraphModule) -> int:

@@ -100,6 +100,12 @@ def sizes_of(signature: Signature, call: Arguments) -> Sizes:
     return tuple((tuple(x.shape), x.stride()) for x in free if isinstance(x, Tensor))
 
 
+def by_tensor(signature: Signature, call: Arguments) -> dict[int, list[int]]:
+    """Return the dimensions whose size may be smaller, by the place of the tensor among tensors."""
+    places = [i for i, x in enumerate(call.leaves) if isinstance(x, Tensor)]
+    return {places.index(i): dims for i, dims in signature.get("dynamic", ())}
+
+
 def at_smaller_sizes(planned: Signature, call: Arguments) -> Signature:
     """Return a signature at the sizes of a call: the same one if they are not smaller ones.
 

@@ -29,6 +29,7 @@ from planner.graphs.torch_api.module_watch import watch_forwards
 from planner.graphs.torch_api.patches import Patches, patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warnings
 from planner.graphs.torch_api.random_state import leave_generators_alone
+from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
 from planner.graphs.torch_api.versions import require_supported
 
 
@@ -40,6 +41,7 @@ def trace(
     device: torch.device | None = None,
     answers: Sequence[Any] | None = None,
     lean: bool = True,
+    sizes: SymbolicSizes | None = None,
 ) -> Joint:
     """Trace forward, loss and backward of one call under fake tensors.
 
@@ -50,12 +52,13 @@ def trace(
         device: where parameters on meta are taken to be; by default the CPU.
         answers: what the model is told where it branches on values of inputs without data.
         lean: take the leaner of two equal dropouts, which eager mode on a CPU does not.
+        sizes: makes symbols of some sizes, instead of tracing these very ones.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
     """
     parameters, buffers = unique_tensors(model)
-    watched, inputs, _ = _watch(model, call, loss, device, answers)
+    watched, inputs, _ = _watch(model, call, loss, device, answers, sizes=sizes)
     step = watched.step
     with _capturing(model, lean=lean) as (stack, patches):
         reads = stack.enter_context(watched_reads(model, patches))
@@ -128,14 +131,21 @@ def _watch(
     loss: Callable[..., Any] | None,
     device: torch.device | None,
     answers: Sequence[Any] | None,
+    *,
+    sizes: SymbolicSizes | None = None,
 ) -> tuple[_Watched, tuple[Tensor, ...], FakeTensorMode]:
     """Return a step of a model around fake tensors, what to call it with, and their mode."""
     parameters, buffers = unique_tensors(model)
     members = [*parameters.values(), *buffers.values(), *call.tensors]
-    mode = detect_fake_mode(members) or FakeTensorMode(allow_non_fake_inputs=True)
+    mode = sizes.mode if sizes else detect_fake_mode(members)
+    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     target = device or torch.device("cpu")
     fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
-    inputs = tuple(blank(t, mode, target if t.is_meta else t.device) for t in call.tensors)
+    places = [target if t.is_meta else t.device for t in call.tensors]
+    inputs = tuple(
+        sizes.like(t, i, at) if sizes else blank(t, mode, at)
+        for i, (t, at) in enumerate(zip(call.tensors, places, strict=True))
+    )
     step = StepFunction(
         model,
         {n: fake(p) for n, p in parameters.items()},
@@ -155,7 +165,9 @@ def _fake(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
     if isinstance(tensor, FakeTensor) and not tensor.is_meta:
         return tensor
     if not tensor.is_meta:
-        return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
+        return mode.from_tensor(tensor.detach(), static_shapes=True).requires_grad_(
+            tensor.requires_grad
+        )
     return blank(tensor, mode, device)
 
 
@@ -180,7 +192,7 @@ class _Watched(nn.Module):
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         with Observer(tensors, self._data, self._answers) as observer:
             kept: list[Tensor] = self.step(*tensors)
-        self.decisions = Decisions(tuple(observer.found))
+        self.decisions = Decisions(tuple(observer.found), tuple(observer.by_size))
         return kept
 
 

@@ -15,10 +15,11 @@ from planner.graphs.capture.guards.call import class_name, device_type, fake_cal
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.kernel_prices import prices
 from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble
+from planner.graphs.capture.numbers import Numbers, without_symbols
 from planner.graphs.capture.optimizer_step import OptimizerStep, optimizer_step
 from planner.graphs.capture.passes.eager_semantics import normalized
 from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of, rewritten
-from planner.graphs.capture.sizes import Dynamic, free_sizes
+from planner.graphs.capture.sizes import Dynamic, by_tensor, free_sizes
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.capture.target import Target
 from planner.graphs.capture.trace import trace
@@ -28,6 +29,7 @@ from planner.graphs.hardware import devices
 from planner.graphs.hardware.detect import local_device
 from planner.graphs.torch_api.fake_tensors import FakeTensor
 from planner.graphs.torch_api.patches import capturing
+from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,25 @@ def has_data(model: nn.Module) -> bool:
     return not any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters())
 
 
+@dataclass(frozen=True)
+class Recaptured:
+    """A step captured again in order to run it; ``numbers`` where it is for smaller sizes, too."""
+
+    joint: Joint
+    graph: Graph
+    lowering: Lowering
+    numbers: Numbers | None = None
+
+
 @capturing()
 def recapture(
     model: nn.Module,
     signature: dict[str, Any],
     loss: Callable[..., Any] | None,
     rewrite: str = AS_CAPTURED.name,
-) -> tuple[Joint, Graph, Lowering]:
+    *,
+    any_size: bool = False,
+) -> Recaptured:
     """Capture again, without prices, the step a signature describes, in order to run it.
 
     Args:
@@ -192,19 +206,23 @@ def recapture(
         signature: of the capture.
         loss: the callable that it was captured with.
         rewrite: which variant of the step.
+        any_size: take the sizes that may be smaller for symbols.
     """
     members = [*model.parameters(), *model.buffers()]
     mode = next((t.fake_mode for t in members if isinstance(t, FakeTensor)), None)
     call = fake_call(signature, mode)
-    joint = normalized(trace(model, call, loss=loss, answers=signature["answers"]))
-    joint, _ = rewritten(joint, rewrite)
+    sizes = SymbolicSizes(by_tensor(signature, call)) if any_size else None
+    joint = trace(model, call, loss=loss, answers=signature["answers"], sizes=sizes)
+    joint, _ = rewritten(normalized(joint), rewrite)
+    symbolic = without_symbols(joint, sizes) if sizes else None
     target = Target(devices.cpu(), device_type(model, call))
     free = Price(0.0, 0, 0, 0)
     graph, lowering = assemble(
         joint, lambda _: free, target=target, optimizer=None, accumulate=signature["accumulate"]
     )
     ops = (*lowering.ops, Lowered(Role.OPTIMIZER))  # whatever optimizer the plan counted
-    return joint, graph, replace(lowering, ops=ops)
+    numbers = symbolic.numbers(lowering) if symbolic else None
+    return Recaptured(joint, graph, replace(lowering, ops=ops), numbers)
 
 
 def optimizer_of(graph: Graph) -> OptimizerStep | None:

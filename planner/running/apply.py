@@ -31,6 +31,7 @@ from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.plan.step_plan import StepPlan
 from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
+from planner.running.engines.engine import Sized
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
 from planner.running.recent import Recent
@@ -57,6 +58,7 @@ class Runtime:
     replan: Replan | None
     replanned: Recent[Runtime] = field(default_factory=Recent)
     smaller: Recent[Runtime] = field(default_factory=lambda: Recent(SIZES))
+    any_size: Recent[Sized] = field(default_factory=lambda: Recent(1))
     accepted: set[tuple[Any, ...]] = field(default_factory=set)
 
     @cached_property
@@ -245,6 +247,9 @@ def _at_sizes(
     smaller, plain = replace(runtime.plan, signature=signature), reclassed(model, base)
 
     def make() -> Runtime:
+        if runtime.smaller and (program := _of_any_size(runtime, plain, call)) is not None:
+            fixed = fixed_in(plain, program.reads)
+            return Runtime(smaller, program, fixed, runtime.loss, "error", None)
         try:
             return _runtime(smaller, plain, runtime.loss, "error", None)
         except PlanMismatch:
@@ -254,6 +259,21 @@ def _at_sizes(
         return _runtime(plan, plain, runtime.loss, "error", None)
 
     return runtime.smaller.get(sizes, make)
+
+
+def _of_any_size(runtime: Runtime, plain: nn.Module, call: Arguments) -> Program | None:
+    """Return the program written for all sizes at those of a call, if it serves them.
+
+    It is written when a second smaller size comes: tracing one size costs less.
+    """
+    write = engine_of(runtime.plan.engine).of_any_size
+    if write is None:
+        return None
+    try:
+        sized = runtime.any_size.get((), lambda: write(runtime.plan, plain, runtime.loss))
+    except PlanMismatch:  # sizes cannot be symbols in this model: each is traced
+        return None
+    return sized(call.tensors)
 
 
 def _replanned(

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import annotate
 from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.pytree import tree_iter, tree_map
+from planner.graphs.torch_api.symbolic_sizes import SYMBOLIC, largest
 
 _LARGEST_SHADOW = 2**24  # elements; a larger tensor is never a question's operand in practice
 _QUESTIONS = frozenset(
@@ -70,8 +71,16 @@ class _Root:
     index: int
 
 
-def _evaluate(entry: Any, inputs: Sequence[Any], memo: dict[int, Any]) -> Any:
-    """Run the part of the tape that ``entry`` needs, iteratively: tapes may be deep."""
+def _evaluate(
+    entry: Any,
+    inputs: Sequence[Any],
+    memo: dict[int, Any],
+    number: Callable[[Any], Any] = largest,
+) -> Any:
+    """Run the part of the tape that ``entry`` needs, iteratively: tapes may be deep.
+
+    ``number`` says what a size that was a symbol is.
+    """
     stack = [entry]
     while stack:
         top = stack[-1]
@@ -84,7 +93,8 @@ def _evaluate(entry: Any, inputs: Sequence[Any], memo: dict[int, Any]) -> Any:
             memo[id(top)] = inputs[top.index]
             continue
         args, kwargs = tree_map(
-            lambda a: memo[id(a)] if isinstance(a, _Entry | _Root) else a, (top.args, top.kwargs)
+            lambda a: memo[id(a)] if isinstance(a, _Entry | _Root) else number(a),
+            (top.args, top.kwargs),
         )
         result = top.func(*args, **kwargs)
         memo[id(top)] = result if top.pick is None else result[top.pick]
@@ -98,15 +108,24 @@ def _operands(entry: Any) -> Iterator[Any]:
 
 
 def _reads_inputs(entry: Any) -> bool:
+    return any(isinstance(part, _Root) for part in _parts(entry))
+
+
+def _reads_sizes(entry: Any) -> bool:
+    """Tell whether a symbol is among what was computed with."""
+    leaves = (a for part in _parts(entry) if isinstance(part, _Entry)
+              for a in tree_iter((part.args, dict(part.kwargs))))  # fmt: skip
+    return any(isinstance(a, SYMBOLIC) for a in leaves)
+
+
+def _parts(entry: Any) -> Iterator[Any]:
     seen, stack = set[int](), [entry]
     while stack:
         top = stack.pop()
-        if isinstance(top, _Root):
-            return True
         if id(top) not in seen:
+            yield top
             seen.add(id(top))
             stack += _operands(top)
-    return False
 
 
 @dataclass(frozen=True)
@@ -120,9 +139,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Decisions:
-    """Every question whose answer depends on the inputs, in the order asked."""
+    """Every question whose answer depends on the inputs, in the order asked.
+
+    ``by_size`` are those that depend on sizes alone, where sizes are symbols; ``number`` says what
+    a size is.
+    """
 
     items: tuple[Decision, ...] = ()
+    by_size: tuple[Decision, ...] = ()
+    number: Callable[[Any], Any] = largest
 
     @property
     def answers(self) -> tuple[Any, ...]:
@@ -131,10 +156,22 @@ class Decisions:
 
     def broken_by(self, inputs: Sequence[Any]) -> Decision | None:
         """Return the first decision that other inputs would answer differently."""
+        return self._broken(self.items, inputs)
+
+    def at(self, number: Callable[[Any], Any]) -> Decisions | None:
+        """Return the decisions that remain at some sizes, ``None`` if another answer goes there.
+
+        Args:
+            number: what a size that was a symbol is there.
+        """
+        found = replace(self, number=number, by_size=())
+        return None if found._broken(self.by_size, ()) else found
+
+    def _broken(self, items: Sequence[Decision], inputs: Sequence[Any]) -> Decision | None:
         memo: dict[int, Any] = {}
         with torch.no_grad():
-            for decision in self.items:
-                if _evaluate(decision.entry, inputs, memo) != decision.answer:
+            for decision in items:
+                if _evaluate(decision.entry, inputs, memo, self.number) != decision.answer:
                     return decision
         return None
 
@@ -152,6 +189,7 @@ class Observer(TorchFunctionMode):
     data: Sequence[Any] | None
     answers: Sequence[Any] | None = None
     found: list[Decision] = field(default_factory=list)
+    by_size: list[Decision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         TorchFunctionMode.__init__(self)
@@ -194,11 +232,11 @@ class Observer(TorchFunctionMode):
         return _Entry(func, *tree_map(swap, (args, kwargs)))
 
     def _record(self, entry: _Entry, result: Any) -> None:
-        if isinstance(result, Tensor) and result.numel() <= _LARGEST_SHADOW:
+        if isinstance(result, Tensor) and largest(result.numel()) <= _LARGEST_SHADOW:
             self._tape[id(result)] = (entry, result)
         elif isinstance(result, tuple | list):
             for i, part in enumerate(result):
-                if isinstance(part, Tensor) and part.numel() <= _LARGEST_SHADOW:
+                if isinstance(part, Tensor) and largest(part.numel()) <= _LARGEST_SHADOW:
                     chosen = _Entry(entry.func, entry.args, entry.kwargs, i)
                     self._tape[id(part)] = (chosen, part)
 
@@ -218,6 +256,8 @@ class Observer(TorchFunctionMode):
                 answer = _evaluate(entry, self.data or (), {})
         if depends:
             self.found.append(Decision(entry, answer, source))
+        elif _reads_sizes(entry):
+            self.by_size.append(Decision(entry, answer, source))
         return answer
 
 

@@ -6,11 +6,11 @@ file of this folder that enters itself, and a line in the folder's ``__init__``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from planner.errors import UnknownEngine
 from planner.graphs.capture.training_step import Captured
@@ -18,6 +18,9 @@ from planner.plan.features import register_feature
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
 from planner.running.program import Program
+
+Sized = Callable[[Sequence[Tensor]], Program | None]
+"""From the input tensors of a call to the program at their sizes, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Engine:
     version: int = 1
     sharded: bool = False
     """Whether it also carries out the units of a sharded step, as they are captured for one."""
+    of_any_size: Callable[[StepPlan, nn.Module, Callable[..., Any] | None], Sized] | None = None
+    """Writes the programs of a plan once for all smaller sizes; raises ``PlanMismatch``, too."""
 
 
 ENGINES: dict[str, Engine] = {}

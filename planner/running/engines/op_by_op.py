@@ -19,12 +19,13 @@ from planner.graphs.capture.guards.call import model_differences, signature_of
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowering, Role
 from planner.graphs.capture.step_function import arguments
-from planner.graphs.capture.training_step import Captured, capture, recapture
+from planner.graphs.capture.training_step import Captured, Recaptured, capture, recapture
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
 from planner.running.engines.actions import carry_out
-from planner.running.engines.engine import Engine, register_engine
+from planner.running.engines.any_size import at_sizes
+from planner.running.engines.engine import Engine, Sized, register_engine
 from planner.running.engines.program_writer import ProgramWriter
 from planner.running.planned_module import unplanned
 from planner.running.program import Program
@@ -68,17 +69,31 @@ def program(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None) -
         PlanMismatch: the model is another, or does something else.
         InvalidPlan: the schedule is none that can run.
     """
-    joint, graph, lowering = _captured_again(plan, model, loss)
-    if (difference := graph_difference(plan.graph, graph)) is not None:
-        raise PlanMismatch(
-            f"{type(model).__name__} does not do what the plan was made for: {difference}; make "
-            "the plan again with planner.fit"
-        )
-    return build(joint, lowering, plan.graph, plan.schedule)
+    again = _captured_again(plan, model, loss)
+    return build(again.joint, again.lowering, plan.graph, plan.schedule)
 
 
-def _captured_again(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None) -> Any:
-    """Capture the planned call of a model, in the planned autocast state."""
+def program_of_any_size(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None) -> Sized:
+    """Write the programs of a plan once for all sizes, those it cannot serve excepted.
+
+    Args:
+        plan, model, loss: as for ``program``, which raises the same errors.
+    """
+    again = _captured_again(plan, model, loss, any_size=True)
+    numbers = again.numbers
+    assert numbers is not None, "it was captured for any size"
+    written = build(again.joint, again.lowering, plan.graph, plan.schedule, numbers.nodes)
+    return lambda inputs: at_sizes(written, numbers, inputs)
+
+
+def _captured_again(
+    plan: StepPlan,
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    *,
+    any_size: bool = False,
+) -> Recaptured:
+    """Capture the planned call of a model, in the planned autocast state: it must be the same."""
     signature = plan.signature
     here = signature_of(model, arguments((), {}))
     for difference in model_differences(signature, here):
@@ -88,9 +103,15 @@ def _captured_again(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] |
         chosen = getattr(torch, dtype[0]) if dtype else None
         stack.enter_context(torch.autocast(device, dtype=chosen, enabled=bool(dtype)))
         try:
-            return recapture(model, dict(signature), loss, plan.rewrite)
+            again = recapture(model, dict(signature), loss, plan.rewrite, any_size=any_size)
         except GraphsCaptureError as error:
             raise PlanMismatch(f"the planned step can no longer be captured: {error}") from error
+    if (changed := graph_difference(plan.graph, again.graph)) is not None:
+        raise PlanMismatch(
+            f"{type(model).__name__} does not do what the plan was made for: {changed}; make "
+            "the plan again with planner.fit"
+        )
+    return again
 
 
 def graph_difference(planned: Graph, found: Graph) -> str | None:
@@ -118,7 +139,13 @@ def graph_difference(planned: Graph, found: Graph) -> str | None:
     return None
 
 
-def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) -> Program:
+def build(
+    joint: Joint,
+    lowering: Lowering,
+    graph: Graph,
+    schedule: Schedule,
+    numbers: Sequence[fx.Node] = (),
+) -> Program:
     """Write the two programs of a schedule.
 
     Args:
@@ -126,6 +153,7 @@ def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) ->
         lowering: what its ops stand for.
         graph: its ops.
         schedule: the order in which they run.
+        numbers: placeholders of the joint graph that both programs take last.
 
     Raises:
         InvalidPlan: random ops would first run in another order than the model's, or a forward op
@@ -140,9 +168,12 @@ def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) ->
         node for i, c in counts.items() if c > 1 and (node := lowering.ops[i].node) is not None
     )
     forward = ProgramWriter(joint, lowering, repeated)
-    for placeholder in (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs):
+    taken = (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs)
+    for placeholder in (*taken, *numbers):
         forward.argument(placeholder, placeholder.meta["val"])
     backward = ProgramWriter(joint, lowering, repeated, ran=forward.ran, can_save=True)
+    for placeholder in numbers:
+        backward.argument(placeholder, placeholder.meta["val"])
     half, returned = forward, list[fx.Node | None]()
     for step in schedule.steps:
         if step.action.subject is Subject.OP:
@@ -150,17 +181,17 @@ def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) ->
             if role is Role.TANGENT:
                 half = backward
             elif role is Role.HAND_OVER:
-                returned = _returned(joint, forward, backward)
+                returned = _returned(joint, taken, backward)
         carry_out(half, step, graph)
-    return _program(joint, forward, backward, returned)
+    return _program(joint, forward, backward, returned, taken)
 
 
 def _returned(
-    joint: Joint, forward: ProgramWriter, backward: ProgramWriter
+    joint: Joint, taken: Sequence[fx.Node], backward: ProgramWriter
 ) -> list[fx.Node | None]:
     """Return the gradient of each of forward's arguments, ``None`` where there is none."""
     gradients = joint.gradient_of
-    wanted = [gradients.get(node) for node in forward.arguments]
+    wanted = [gradients.get(node) for node in taken]
     return [None if g is None else backward.get(g) for g in wanted]
 
 
@@ -178,15 +209,20 @@ def _check_order(lowering: Lowering, order: Sequence[int]) -> None:
 
 
 def _program(
-    joint: Joint, forward: ProgramWriter, backward: ProgramWriter, returned: list[fx.Node | None]
+    joint: Joint,
+    forward: ProgramWriter,
+    backward: ProgramWriter,
+    returned: list[fx.Node | None],
+    taken: Sequence[fx.Node],
 ) -> Program:
-    inputs = list(forward.arguments)
-    position = {node: i for i, node in enumerate(inputs)}
+    position = {node: i for i, node in enumerate(taken)}
+    numbers = [k for k in backward.arguments if k in forward.placeholders and k not in position]
     tangents = {node: index for index, node in joint.tangents.items()}
     reads = [k for k in backward.arguments if k in position]
     arrived = [k for k in backward.arguments if k in tangents]
-    saved = [k for k in backward.arguments if k not in position and k not in tangents]
-    backward.reorder([*reads, *saved, *arrived])
+    known = {*position, *tangents, *numbers}
+    saved = [k for k in backward.arguments if k not in known]
+    backward.reorder([*reads, *saved, *arrived, *numbers])
     outputs = [forward.get(node) for node in joint.forward_outputs]
     kept = [forward.env[k] if isinstance(k, tuple) else forward.get(k) for k in saved]
     fakes = [k.meta["val"] for k in arrived]
@@ -196,7 +232,7 @@ def _program(
         output_count=len(outputs),
         read=tuple(position[k] for k in reads),
         tangents=tuple(tangents[k] for k in arrived),
-        behind=_behind(joint, inputs),
+        behind=_behind(joint, taken),
         tangent_specs=tuple((f.shape, f.stride(), f.dtype, f.device) for f in fakes),
         outputs=joint.outputs,
         decisions=joint.decisions,
@@ -215,4 +251,6 @@ def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ..
     return tuple(frozenset() if g is None else found[g] for g in made)
 
 
-OP_BY_OP = register_engine(Engine("op_by_op", captured, program, sharded=True))
+OP_BY_OP = register_engine(
+    Engine("op_by_op", captured, program, sharded=True, of_any_size=program_of_any_size)
+)
