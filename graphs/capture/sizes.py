@@ -1,13 +1,14 @@
 """Which sizes of a call may be smaller than those that a step was captured with.
 
-A signature lists them as ``"dynamic": [[leaf, [dimension, ...]], ...]``, by the place of the tensor
-among the leaves of the call. Knows how they are named and compared. Knows nothing of programs.
+A signature lists them as ``"dynamic": [[leaf, [dimension, ...], name], ...]``, by the place of the
+tensor among the leaves of the call, with the name of its argument. Knows how they are named and
+compared. Knows nothing of programs.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,28 +41,28 @@ def free_sizes(model: nn.Module, call: Arguments, dynamic: Dynamic) -> list[list
     >>> from planner.graphs.capture.step_function import arguments
     >>> call = arguments((torch.zeros(4, 2),), {}, torch.zeros(4))
     >>> free_sizes(nn.Linear(2, 1), call, "batch")
-    [[0, [0]], [1, [0]]]
+    [[0, [0], 'input'], [1, [0], 'targets']]
     >>> free_sizes(nn.Linear(2, 1), call, {"input": (0, 1)})
-    [[0, [0, 1]]]
+    [[0, [0, 1], 'input']]
     """
     if dynamic == "off":
         return []
     tensors = {i: x for i, x in enumerate(call.leaves) if isinstance(x, Tensor) and x.dim()}
+    names = leaf_names(model, call)
     if dynamic == "batch":
         rows = next((x.shape[0] for x in tensors.values()), 1)
-        return [[i, [0]] for i, x in tensors.items() if x.shape[0] == rows > 1]
+        return [[i, [0], names[i]] for i, x in tensors.items() if x.shape[0] == rows > 1]
     if not isinstance(dynamic, Mapping):
         raise CaptureError(
             f'dynamic is {dynamic!r}; expected "batch", "off", or a mapping of argument names to '
             'dimensions, such as {"input_ids": (0, 1)}'
         )
-    names = leaf_names(model, call)
     for name in dynamic:
         if name not in names:
             known = ", ".join(map(repr, dict.fromkeys(names)))
             raise CaptureError(f"dynamic names {name!r}, but the arguments are {known}")
-    return [[i, _dims(names[i], dynamic[names[i]], x)] for i, x in tensors.items()
-            if names[i] in dynamic]  # fmt: skip
+    chosen = {i: (names[i], x) for i, x in tensors.items() if names[i] in dynamic}
+    return [[i, _dims(name, dynamic[name], x), name] for i, (name, x) in chosen.items()]
 
 
 def _dims(name: str, said: int | Sequence[int], tensor: Tensor) -> list[int]:
@@ -96,14 +97,14 @@ def leaf_names(model: nn.Module, call: Arguments) -> list[str]:
 def sizes_of(signature: Signature, call: Arguments) -> Sizes:
     """Return the sizes of a call where they may be smaller: a key, quick enough for every step."""
     leaves = call.leaves
-    free = (leaves[i] for i, _ in signature.get("dynamic", ()) if i < len(leaves))
+    free = (leaves[i] for i, *_ in signature.get("dynamic", ()) if i < len(leaves))
     return tuple((tuple(x.shape), x.stride()) for x in free if isinstance(x, Tensor))
 
 
 def by_tensor(signature: Signature, call: Arguments) -> dict[int, list[int]]:
     """Return the dimensions whose size may be smaller, by the place of the tensor among tensors."""
     places = [i for i, x in enumerate(call.leaves) if isinstance(x, Tensor)]
-    return {places.index(i): dims for i, dims in signature.get("dynamic", ())}
+    return {places.index(i): dims for i, dims, _ in signature.get("dynamic", ())}
 
 
 def at_smaller_sizes(planned: Signature, call: Arguments) -> Signature:
@@ -116,7 +117,7 @@ def at_smaller_sizes(planned: Signature, call: Arguments) -> Signature:
     if planned["spec"] != treespec_dumps(call.spec):
         return planned
     leaves = list(planned["leaves"])
-    for i, dims in planned.get("dynamic", ()):
+    for i, dims, *_ in planned.get("dynamic", ()):
         if _smaller(leaves[i], call.leaves[i], dims):
             x = call.leaves[i]
             leaves[i] = [list(x.shape), list(x.stride()), *leaves[i][2:]]
@@ -129,33 +130,3 @@ def _smaller(planned: Any, found: Any, dims: Sequence[int]) -> bool:
     pairs = enumerate(zip(planned[0], found.shape, strict=True))
     fits = all(0 < b <= a if d in dims else a == b for d, (a, b) in pairs)
     return fits and planned[0] != list(found.shape)
-
-
-def too_large(planned: Signature, found: Signature, names: Sequence[str]) -> Iterator[str]:
-    """Yield the sizes of a call that are larger than what is served.
-
-    Args:
-        planned: of the largest call.
-        found: of a call with the same arguments.
-        names: of its leaves.
-    """
-    if planned["spec"] != found["spec"]:
-        return
-    for i, dims in planned.get("dynamic", ()):
-        a, b = planned["leaves"][i], found["leaves"][i]
-        if isinstance(b, list) and len(a[0]) == len(b[0]):
-            for d in (d for d in dims if b[0][d] > a[0][d]):
-                yield (
-                    f"argument {names[i]} has {_sized(b[0][d], d)}, the plan serves up to {a[0][d]}"
-                )
-
-
-def _sized(count: int, dimension: int) -> str:
-    """Say a size.
-
-    >>> _sized(3, 0), _sized(7, 1)
-    ('3 rows', '7 in dimension 1')
-    """
-    if dimension:
-        return f"{count} in dimension {dimension}"
-    return f"{count} row{'s' if count != 1 else ''}"

@@ -19,7 +19,17 @@ from planner.analysis.pareto import POINTS
 from planner.analysis.pareto import pareto as run_pareto
 from planner.cli.answers import DEFECT, answering, dumped, finish, show_plan, tell
 from planner.cli.cluster_options import CLUSTER, cluster_arguments, cluster_options
-from planner.cli.options import BUDGET, JSON, MODEL, PLAN, arguments, file_to_write, shared
+from planner.cli.options import (
+    BUDGET,
+    DYNAMIC,
+    JSON,
+    MODEL,
+    PLAN,
+    arguments,
+    file_to_write,
+    shared,
+)
+from planner.cli.options import dynamic as sizes_said
 from planner.comparison import compare as run_compare
 from planner.errors import BadSpec
 from planner.fit import fit as run_fit
@@ -50,6 +60,7 @@ def cli() -> None:
 @shared
 @cluster_options
 @click.option("--method", default="auto", show_default=True, help="The solver to use.")
+@DYNAMIC
 @file_to_write("--export", "Write the plan here, as JSON.")
 @file_to_write("--report", "Write a report with a picture here, as HTML.")
 def fit(
@@ -59,6 +70,7 @@ def fit(
     export: Path | None,
     report: Path | None,
     *,
+    dynamic: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -71,6 +83,7 @@ def fit(
             example.model,
             inputs=example.inputs,
             method=method,
+            dynamic=sizes_said(dynamic),
             progress=progress,
             **cluster,
             **arguments(**options),

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from planner.errors import BadRequest
 from planner.solvers import Limits
 
 MODEL = click.argument("model", metavar="MODEL")
@@ -43,6 +44,13 @@ _SHARED = (
         help="Seconds a solver may take.",
     ),
     JSON,
+)
+
+DYNAMIC = click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="NAME=DIMS",
+    help="Sizes that may be smaller: batch (default), off, or ids=0,1 for each argument.",
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -89,3 +97,23 @@ def arguments(
         "costs": costs,
         "limits": Limits(seconds=time_limit),
     }
+
+
+def dynamic(said: Sequence[str]) -> str | dict[str, tuple[int, ...]]:
+    """Turn what ``--dynamic`` said into what ``planner.fit`` takes.
+
+    Raises:
+        BadRequest: a part is neither one word nor a name with its dimensions.
+
+    >>> dynamic([]), dynamic(["off"]), dynamic(["ids=0,1", "lengths=0"])
+    ('batch', 'off', {'ids': (0, 1), 'lengths': (0,)})
+    """
+    if len(said) <= 1 and "=" not in "".join(said):
+        return said[0] if said else "batch"
+    parts = [part.partition("=") for part in said]
+    try:
+        return {name: tuple(int(d) for d in dims.split(",")) for name, _, dims in parts}
+    except ValueError as error:
+        raise BadRequest(
+            f"--dynamic {' '.join(said)!r}: expected batch, off, or NAME=DIMS such as ids=0,1"
+        ) from error

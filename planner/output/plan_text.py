@@ -11,6 +11,7 @@ from typing import Any
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
 from planner.graphs import Kind, Live, Phase, phase_peaks
 from planner.graphs.binding import Binding, largest_live, short_source
+from planner.graphs.served_sizes import served
 from planner.output.device_notes import device_notes
 from planner.output.folding import fold
 from planner.output.layout import table, wrap
@@ -156,6 +157,8 @@ def notes(plan: StepPlan) -> Iterator[str]:
     if model:
         inputs = plan.signature.get("inputs")
         yield f"made for {model}" + (f" with {_inputs(inputs)}" if inputs else "")
+    if limits := served(plan.signature):
+        yield f"every smaller call is served, too, by the same schedule: {limits}"
     if plan.optimizer is None:
         yield "the optimizer's state and step are left out of every number here"
     else:

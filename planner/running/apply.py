@@ -22,12 +22,11 @@ from planner.graphs.capture.guards.modules import Fixed, changes, fixed_in, quic
 from planner.graphs.capture.sizes import (
     Sizes,
     at_smaller_sizes,
-    leaf_names,
     sizes_of,
-    too_large,
 )
 from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.graphs.served_sizes import too_large
 from planner.plan.step_plan import StepPlan
 from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
@@ -65,7 +64,7 @@ class Runtime:
     def sizes(self) -> Sizes:
         """The sizes that the program is for, where they may be smaller."""
         leaves = self.plan.signature["leaves"]
-        free = (leaves[i] for i, _ in self.plan.signature.get("dynamic", ()))
+        free = (leaves[i] for i, *_ in self.plan.signature.get("dynamic", ()))
         return tuple((tuple(shape), tuple(stride)) for shape, stride, *_ in free)
 
     def run(self, model: nn.Module, call: Arguments) -> Any:
@@ -83,7 +82,7 @@ class Runtime:
             return str(error)
         if seen not in self.accepted:
             found = signature_of(model, call, loss=self.loss is not None)
-            for excess in too_large(self.plan.signature, found, leaf_names(model, call)):
+            for excess in too_large(self.plan.signature, found):
                 return excess
             for difference in differences(self.plan.signature, found):
                 return difference
@@ -242,11 +241,14 @@ def _at_sizes(
     """
     planned = runtime.plan.signature
     sizes = sizes_of(planned, call)
-    if sizes == runtime.sizes or (signature := at_smaller_sizes(planned, call)) is planned:
+    if sizes == runtime.sizes:
         return runtime
-    smaller, plain = replace(runtime.plan, signature=signature), reclassed(model, base)
+    if sizes not in runtime.smaller and at_smaller_sizes(planned, call) is planned:
+        return runtime  # which says what differs
 
     def make() -> Runtime:
+        plain = reclassed(model, base)
+        smaller = replace(runtime.plan, signature=at_smaller_sizes(planned, call))
         if runtime.smaller and (program := _of_any_size(runtime, plain, call)) is not None:
             fixed = fixed_in(plain, program.reads)
             return Runtime(smaller, program, fixed, runtime.loss, "error", None)

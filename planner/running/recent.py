@@ -53,5 +53,8 @@ class Recent(Generic[T]):
             raise found.with_traceback(None)
         return found
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._known
+
     def __len__(self) -> int:
         return len(self._known)

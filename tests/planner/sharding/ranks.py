@@ -99,12 +99,14 @@ def train_rank(
     rank: int,
     steps: int,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    *,
+    samples: int = 2,
 ) -> dict[str, Any]:
     """Take steps on a rank's own batch, with its own dropout; only forward is in ``precision``."""
 
     def loss_of() -> torch.Tensor:
         with precision():
-            loss: torch.Tensor = model(batch(rank))
+            loss: torch.Tensor = model(batch(rank, samples))
             return loss
 
     torch.manual_seed(3 + rank)
@@ -131,6 +133,8 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
             optimizer = make_optimizer(configuration, model, lr=1e-3)
             lowered = functools.partial(precision_context, configuration, "cpu")
             found[f"{name} {kind}"] = train_rank(model, optimizer, rank, 5, lowered)
+            smaller = train_rank(model, optimizer, rank, 2, lowered, samples=1)
+            found[f"{name} {kind} smaller"] = smaller
         if name == "autocast":
             found["without autocast"] = _refused(functools.partial(planned, batch(rank)))
         if name == "mixed":
