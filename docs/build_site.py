@@ -33,6 +33,7 @@ PAGES = (
     "howto/out_of_memory.md",
     "howto/one_large_linear.md",
     "howto/choosing_a_batch.md",
+    "howto/every_size.md",
     "howto/reading_a_plan.md",
     "howto/fsdp2.md",
     "howto/exporting.md",

@@ -31,10 +31,11 @@ def served(signature: Mapping[str, Any]) -> str:
     >>> served({"leaves": [[[4, 9], [9, 1]]], "dynamic": [[0, [0, 1], "ids"]]})
     'ids up to 4 rows and 9 in dimension 1'
     """
-    return ", ".join(
-        f"{name} up to {' and '.join(_sized(signature['leaves'][i][0][d], d) for d in dims)}"
-        for i, dims, name in signature.get("dynamic", ())
-    )
+    names: dict[str, list[str]] = {}
+    for i, dims, name in signature.get("dynamic", ()):
+        limit = " and ".join(_sized(signature["leaves"][i][0][d], d) for d in dims)
+        names.setdefault(limit, []).append(name)
+    return "; ".join(f"{', '.join(who)} up to {limit}" for limit, who in names.items())
 
 
 def _sized(count: int, dimension: int) -> str:

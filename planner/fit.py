@@ -46,7 +46,8 @@ def fit(
         model: any ``nn.Module``, on a real, meta or fake device; it is not changed. Or a
             ``Request``.
         budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
-        said: what else is to be said of the step: ``inputs``, ``loss``, ``targets``, ``optimizer``,
+        said: what else is to be said of the step: ``inputs``, ``loss``, ``targets``, ``dynamic``,
+            ``optimizer``,
             ``device``, ``costs``, ``engine``, ``method``, ``limits``, ``progress``, ``accumulate``;
             and with a ``world_size`` above 1 ``devices_per_node``, ``link``, ``global_batch``,
             ``precisions``, ``offload``. ``planner.Request`` says what each means.

@@ -15,13 +15,16 @@ from planner.errors import InfeasibleBudget
 from planner.plan.advice import infeasible
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
-from planner.solvers import Solution, minimum_budget, solve
+from planner.solvers import Limits, Solution, minimum_budget, solve
 
 if TYPE_CHECKING:
     from torch import nn
 
     from planner.graphs.capture.step_function import Arguments
     from planner.graphs.capture.training_step import Captured
+
+LEAST_SECONDS = 5.0
+"""What a solver may take to plan again, however quick the first plan was."""
 
 
 def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
@@ -115,6 +118,8 @@ def plan_again(
 ) -> StepPlan:
     """Plan another call of a model with the budget, method, device, costs and engine of a plan.
 
+    It takes a fraction of the plan's own time: the loop waits for it.
+
     Args:
         plan: what to go by.
         model: in the modes of the call.
@@ -136,6 +141,7 @@ def plan_again(
         "rewrites": (plan.rewrite,),
         "method": plan.method,
         "accumulate": bool(plan.signature["accumulate"]),
+        "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),
         "dynamic": "off",  # it is found again by its very sizes
         "progress": "off",
     }

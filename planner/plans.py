@@ -112,10 +112,11 @@ class Plan(_Told, StepPlan):
 
         Args:
             model: the one the plan was made for, on its device and in its modes.
-            on_mismatch: what a call does that is not the planned one (another shape, dtype, mode,
-                autocast, frozen parameter): "error" raises ``PlanMismatch``, "replan" makes and
-                runs a plan for it within the same budget, "plain" runs the model without a plan,
-                whose memory nothing limits. Calls under ``torch.no_grad()`` always run plain.
+            on_mismatch: what a call does that is not the planned one nor a smaller one (a larger
+                shape, another dtype, mode, autocast, frozen parameter): "error" raises
+                ``PlanMismatch``, "replan" makes and runs a plan for it within the same budget,
+                "plain" runs the model without a plan, whose memory nothing limits. Calls under
+                ``torch.no_grad()`` always run plain.
             loss: the callable the plan was made with, needed if the plan comes from a file.
 
         Raises:

@@ -81,7 +81,8 @@ def arrows() -> nx.DiGraph:
 ORDER = (
     *(f"graphs/{name}" for name in ("checkout.py", "capture_error.py", "graph.py", "schedule.py")),
     *(f"graphs/{name}" for name in ("memory.py", "simulate.py", "snapshot.py", "binding.py")),
-    *(f"graphs/{name}" for name in ("files.py", "instances.py", "scaling.py", "__init__.py")),
+    *(f"graphs/{name}" for name in ("files.py", "instances.py", "scaling.py", "served_sizes.py")),
+    "graphs/__init__.py",
     *(f"graphs/{name}" for name in ("hardware", "torch_api", "costs", "capture")),
     *(f"solvers/{name}" for name in ("api.py", "tuning.py", "model", "bounds", "exact")),
     *(f"solvers/{name}" for name in ("baselines", "search", "minimum_budget.py")),

@@ -158,7 +158,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
         inputs = plan.signature.get("inputs")
         yield f"made for {model}" + (f" with {_inputs(inputs)}" if inputs else "")
     if limits := served(plan.signature):
-        yield f"every smaller call is served, too, by the same schedule: {limits}"
+        yield f"every smaller call is served, too: {limits}"
     if plan.optimizer is None:
         yield "the optimizer's state and step are left out of every number here"
     else:

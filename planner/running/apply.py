@@ -114,10 +114,11 @@ def apply(
     Args:
         plan: made for this model, by ``fit`` or ``load``.
         model: on its device, in the modes the plan was made for.
-        on_mismatch: what a call does that is not the planned one (another shape, dtype, mode,
-            autocast, frozen parameter): "error" raises ``PlanMismatch``, "replan" makes and runs
-            a plan for it within the same budget, "plain" runs the model without a plan, whose
-            memory nothing limits. Calls under ``torch.no_grad()`` always run plain.
+        on_mismatch: what a call does that is not the planned one nor a smaller one (a larger shape,
+            another dtype, mode, autocast, frozen parameter): "error" raises ``PlanMismatch``,
+            "replan" makes and runs a plan for it within the same budget, "plain" runs the model
+            without a plan, whose memory nothing limits. Calls under ``torch.no_grad()`` always run
+            plain.
         loss: the callable the plan was made with, if the plan was loaded from a file.
         replan: makes the plan of another call; needed for "replan".
 
