@@ -6,14 +6,14 @@ came from. Knows nothing of how the graph was traced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from planner.graphs.capture.guards.modules import Read
+from planner.graphs.capture.guards.reads import Read
 from planner.graphs.capture.guards.values import Decisions
 from planner.graphs.capture.step_function import Outputs
 from planner.graphs.capture_error import CaptureError
@@ -138,11 +138,16 @@ def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[An
         )
 
 
-def refuse_baked_tensors(model: nn.Module, module: fx.GraphModule) -> None:
+def refuse_baked_tensors(model: nn.Module, module: fx.GraphModule, left: Sequence[Tensor]) -> None:
     """Refuse tensors that the graph would hold for ever: a batch, or a parameter by the back door.
 
     Literals made inside the forward pass and tensors that are plain attributes of the model are
     constants in eager mode, too.
+
+    Args:
+        model: what was traced.
+        module: the graph.
+        left: what other calls left where this one leaves something: it must not be read.
     """
     attributes = {id(x) for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)}
     members = {storage_key(t) for t in (*model.parameters(), *model.buffers())}
@@ -152,6 +157,11 @@ def refuse_baked_tensors(model: nn.Module, module: fx.GraphModule) -> None:
         if literal or not isinstance(tensor, Tensor):
             continue
         where = source_of(node) or next((s for u in node.users if (s := source_of(u))), "a line")
+        if any(tensor is other for other in left):
+            raise CaptureError(
+                f"{where} reads a tensor of shape {tuple(tensor.shape)} that the call before left "
+                "there; keep it in a buffer (register_buffer), or pass it as an input"
+            )
         if storage_key(tensor) in members:
             raise CaptureError(
                 f"{where} reaches a parameter or buffer through another reference than the module "

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.effects import NO_EFFECTS, Effects, effects_of
+from planner.graphs.capture.guards.python_state import PythonState
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
     flat_weights,
@@ -88,7 +90,8 @@ class Outputs:
 
     ``slots[i]`` is the index of leaf ``i`` among the traced tensors, or ``None`` for a constant
     kept in ``constants[i]``. ``differentiable[j]`` says that a gradient may arrive at tensor ``j``;
-    ``refused[j]`` that eager mode would let one arrive there but the plan does not.
+    ``refused[j]`` that eager mode would let one arrive there but the plan does not. Tensors beyond
+    the output's own are what ``effects`` puts elsewhere.
     """
 
     spec: TreeSpec
@@ -97,6 +100,7 @@ class Outputs:
     names: tuple[str, ...]
     differentiable: tuple[bool, ...]
     refused: tuple[bool, ...]
+    effects: Effects = NO_EFFECTS
 
     def rebuild(self, tensors: Sequence[Any]) -> Any:
         """Return the user's output holding these tensors."""
@@ -184,9 +188,12 @@ class StepFunction(nn.Module):
         buffers: Mapping[str, Tensor],
         call: Arguments,
         loss: Callable[..., Any] | None,
+        *,
+        state: PythonState,
     ) -> None:
         super().__init__()
         self._model = [model]  # in a list: its tensors are arguments here, not members
+        self._state = [state]
         self._names = (tuple(parameters), tuple(buffers))
         self._call, self._loss = call, loss
         self.outputs: Outputs | None = None
@@ -201,12 +208,46 @@ class StepFunction(nn.Module):
         values = [getattr(self, f"p{i}") for i in range(len(self._names[0]))]
         values += [getattr(self, f"b{i}") for i in range(len(self._names[1]))]
         args, kwargs, targets = self._call.rebuild(tensors)
+        self._state[0].restore()
         with swapped(self._model[0], dict(zip(names, values, strict=True))):
             output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
             if self._loss is not None:
                 output = self._loss(output, *targets)
-        kept, self.outputs = split_outputs(output)
+        kept, outputs = split_outputs(output)
+        leaves = [x for x in tree_flatten(output)[0] if isinstance(x, Tensor)]
+        self.outputs = self._with_effects(kept, leaves, outputs, [*values, *tensors])
         return kept
+
+    def _with_effects(
+        self,
+        kept: list[Tensor],
+        leaves: list[Tensor],
+        outputs: Outputs,
+        arguments: Sequence[Tensor],
+    ) -> Outputs:
+        """Add to the outputs what the model leaves elsewhere; undo that it did."""
+        names, wanted = [], []
+
+        def add(name: str, tensor: Tensor) -> int:
+            for index, leaf in enumerate(leaves):
+                if leaf is tensor:
+                    return index
+            own: Callable[[Tensor], Tensor] = _Own.apply
+            kept.append(own(tensor) if tensor.requires_grad else tensor.detach())
+            names.append(name)
+            wanted.append(tensor.requires_grad)
+            return len(kept) - 1
+
+        state = self._state[0]
+        effects = effects_of(state, arguments, add)
+        state.restore()
+        return replace(
+            outputs,
+            names=(*outputs.names, *names),
+            differentiable=(*outputs.differentiable, *wanted),
+            refused=(*outputs.refused, *(False for _ in names)),
+            effects=effects,
+        )
 
 
 def unique_tensors(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:

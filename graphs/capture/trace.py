@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.graphs.capture.guards.modules import watched_reads
+from planner.graphs.capture.effects import (
+    refuse_backward_effects,
+    refuse_read_before,
+    tensors_left_at,
+)
+from planner.graphs.capture.guards.python_state import PythonState, unchanged
+from planner.graphs.capture.guards.reads import loosened, watched_reads
 from planner.graphs.capture.guards.values import Decisions, Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
 from planner.graphs.capture.step_function import Arguments, StepFunction, unique_tensors
@@ -26,7 +32,7 @@ from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode, de
 from planner.graphs.torch_api.functional_tensors import let_lists_be_asked_for
 from planner.graphs.torch_api.joint_export import export_joint
 from planner.graphs.torch_api.module_watch import watch_forwards
-from planner.graphs.torch_api.patches import Patches, patching
+from planner.graphs.torch_api.patches import Patches, capturing, patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warnings
 from planner.graphs.torch_api.random_state import leave_generators_alone
 from planner.graphs.torch_api.versions import require_supported
@@ -55,16 +61,24 @@ def trace(
         CaptureError: the step cannot be captured; the message names the user's line.
     """
     parameters, buffers = unique_tensors(model)
-    watched, inputs, _ = _watch(model, call, loss, device, answers)
-    step = watched.step
-    with _capturing(model, lean=lean) as (stack, patches):
-        reads = stack.enter_context(watched_reads(model, patches))
-        module = export_joint(stack, watched, inputs)
-    assert step.outputs is not None
-    refuse_baked_tensors(model, module)
+    with capturing():
+        state = PythonState(model, () if loss is None else (loss,))
+        watched, inputs, _ = _watch(model, call, loss, device, answers=answers, state=state)
+        step = watched.step
+        with unchanged(state), _capturing(model, lean=lean) as (stack, patches):
+            state.watch_draws(patches)
+            reads = stack.enter_context(watched_reads(model, patches))
+            reads.take(state.places)
+            module = export_joint(stack, watched, inputs)
+            assert step.outputs is not None
+            refuse_backward_effects(state)
+            effects, found = step.outputs.effects, tuple(reads.kept())
+            refuse_read_before(effects, state, {read.path for read in found})
+        written = [e.path for e in effects.items if e.has_tensors]
+    refuse_baked_tensors(model, module, tensors_left_at(effects, model))
     module.graph.eliminate_dead_code()
     joint = joint_of(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
-    return replace(joint, reads=tuple(reads))
+    return replace(joint, reads=loosened(found, written))
 
 
 def run_forward(
@@ -82,9 +96,10 @@ def run_forward(
     Raises:
         CaptureError: the forward pass cannot run without data.
     """
-    watched, inputs, mode = _watch(model, call, loss, None, None)
+    state = PythonState(model, () if loss is None else (loss,))
+    watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state)
     try:
-        with _capturing(model) as (stack, _):
+        with unchanged(state), _capturing(model) as (stack, _):
             export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
         return mode
@@ -127,7 +142,9 @@ def _watch(
     call: Arguments,
     loss: Callable[..., Any] | None,
     device: torch.device | None,
+    *,
     answers: Sequence[Any] | None,
+    state: PythonState,
 ) -> tuple[_Watched, tuple[Tensor, ...], FakeTensorMode]:
     """Return a step of a model around fake tensors, what to call it with, and their mode."""
     parameters, buffers = unique_tensors(model)
@@ -142,6 +159,7 @@ def _watch(
         {n: fake(b) for n, b in buffers.items()},
         call,
         loss,
+        state=state,
     )
     return _Watched(step, None if _dataless(call) else call.tensors, answers), inputs, mode
 

@@ -16,15 +16,13 @@ import torch
 from torch import nn
 
 from planner.errors import PlanMismatch
-from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
-from planner.graphs.capture.guards.modules import Fixed, changes, fixed_in, quick_look
 from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
-from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.plan.step_plan import StepPlan
 from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
+from planner.running.variants import Variants
 
 MISMATCH = ("error", "replan", "plain")
 _FORMER = {"original": "plain"}  # until 0.3
@@ -35,43 +33,31 @@ Replan = Callable[[StepPlan, nn.Module, Arguments, Callable[..., Any] | None], S
 
 @dataclass(frozen=True)
 class Runtime:
-    """A plan ready to run: its program, and what a call must look like."""
+    """A plan ready to run: its programs, and what is done about a call that is none of theirs."""
 
+    variants: Variants
     plan: StepPlan
-    program: Program
-    fixed: Fixed
     loss: Callable[..., Any] | None
     on_mismatch: str
     replan: Replan | None
     replanned: list[Runtime] = field(default_factory=list)
-    accepted: set[tuple[Any, ...]] = field(default_factory=set)
 
-    def run(self, model: nn.Module, call: Arguments) -> Any:
-        """Run the planned step's forward half; autograd will run the other."""
-        parameters, buffers = unique_tensors(model)
-        tensors = [*parameters.values(), *buffers.values(), *call.tensors]
-        return self.program.outputs.rebuild(execute(self.program, tensors))
 
-    def mismatch(self, model: nn.Module, call: Arguments) -> str | None:
-        """Say why a call is not the planned one, or ``None`` if it is."""
-        modules = list(model.modules())
-        try:
-            seen = (fingerprint(modules, call), quick_look(modules, self.fixed.reads))
-        except GraphsCaptureError as error:
-            return str(error)
-        if seen not in self.accepted:
-            found = signature_of(model, call, loss=self.loss is not None)
-            for difference in differences(self.plan.signature, found):
-                return difference
-            for change in changes(self.fixed, model):
-                return change
-            self.accepted.add(seen)
-        if (broken := self.program.decisions.broken_by(call.tensors)) is not None:
-            return (
-                f"the model asks for a value at {broken.source}; the plan was made for "
-                f"{broken.answer}, these inputs give another"
-            )
-        return None
+def run(program: Program, model: nn.Module, call: Arguments) -> Any:
+    """Run the planned step's forward half; autograd will run the other.
+
+    Args:
+        program: the call's.
+        model: whose parameters, buffers and attributes it works on.
+        call: its inputs.
+    """
+    parameters, buffers = unique_tensors(model)
+    tensors = [*parameters.values(), *buffers.values(), *call.tensors]
+    found, modules = program.outputs, list(model.modules())
+    found.effects.release(modules)
+    outputs = execute(program, tensors)
+    found.effects.replay(modules, outputs, tensors)
+    return found.rebuild(outputs)
 
 
 def apply(
@@ -164,8 +150,9 @@ def _runtime(
 ) -> Runtime:
     if plan.signature["loss"] and loss is None:
         raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
-    program = engine_of(plan.engine).program(plan, model, loss)
-    return Runtime(plan, program, fixed_in(model, program.reads), loss, on_mismatch, replan)
+    engine = engine_of(plan.engine)
+    variants = Variants(plan, model, lambda now: engine.program(plan, unplanned(now), loss))
+    return Runtime(variants, plan, loss, on_mismatch, replan)
 
 
 def _dispatch(
@@ -180,15 +167,15 @@ def _dispatch(
     call = arguments(args, kwargs, targets)
     if not torch.is_grad_enabled():
         return _plain(model, base, runtime.loss, call)
-    reason = runtime.mismatch(model, call)
-    if reason is None:
-        return runtime.run(model, call)
+    program = runtime.variants.of(model, call)
+    if isinstance(program, Program):
+        return run(program, model, call)
     if runtime.on_mismatch == "plain":
         return _plain(model, base, runtime.loss, call)
     if runtime.on_mismatch == "replan":
-        return _replanned(model, base, runtime, call).run(model, call)
+        return run(_replanned(model, base, runtime, call), model, call)
     raise PlanMismatch(
-        f"this call is not the planned one: {reason}; plan for it with planner.fit, or choose "
+        f"this call is not the planned one: {program}; plan for it with planner.fit, or choose "
         'plan.apply(model, on_mismatch="replan") or "plain"'
     )
 
@@ -203,14 +190,15 @@ def _plain(
 
 def _replanned(
     model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
-) -> Runtime:
-    """Return a runtime for another call within the same budget, made once per kind of call."""
+) -> Program:
+    """Return the program of another call within the same budget, planned once per kind of call."""
     assert runtime.replan is not None, "checked when the plan was applied"
     for known in runtime.replanned:
-        if known.mismatch(model, call) is None:
-            return known
+        program = known.variants.of(model, call)
+        if isinstance(program, Program):
+            return program
     plain = reclassed(model, base)
     plan = runtime.replan(runtime.plan, plain, call, runtime.loss)
     made = _runtime(plan, plain, runtime.loss, "error", None)
     runtime.replanned.append(made)
-    return made
+    return made.variants.last_used

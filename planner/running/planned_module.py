@@ -1,4 +1,4 @@
-"""A second object around the same parameters, buffers and submodules that differs in ``forward``.
+"""A second object around the same attributes, tensors and submodules with another ``forward``.
 
 Knows how such a model is copied, and how to get back to the one it stands for. Knows nothing of
 what its ``forward`` does.
@@ -23,7 +23,9 @@ def derived(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modul
     """Derive a planned class with a forward of its own; everything else is the model's."""
 
     def copied(self: nn.Module) -> nn.Module:
-        return reclassed(self, type(self))
+        fresh = type(self).__new__(type(self))
+        fresh.__dict__.update(vars(self))
+        return fresh
 
     def deep_copied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
         fresh = type(self).__new__(type(self))
@@ -70,7 +72,7 @@ def _is_planned(module: nn.Module) -> bool:
 
 
 def reclassed(model: nn.Module, cls: type[nn.Module]) -> nn.Module:
-    """Return another object around the same tensors and submodules, of another class."""
+    """Return the same module in another class: whatever is set on one of the two is on both."""
     fresh = cls.__new__(cls)
-    fresh.__dict__.update(vars(model))
+    object.__setattr__(fresh, "__dict__", vars(model))
     return fresh

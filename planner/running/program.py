@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from planner.graphs.capture.guards.modules import Read
+from planner.graphs.capture.guards.reads import Read
 from planner.graphs.capture.guards.values import Decisions
 from planner.graphs.capture.step_function import Outputs
 

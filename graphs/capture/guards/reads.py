@@ -1,0 +1,299 @@
+"""What a traced step read of Python's own state: to be noticed if it is another at a later call.
+
+The code of a model runs once, when it is traced. What it read then (a dropout rate, an activation
+function, a weight annealed in a config, a global) is part of the program from then on. Attributes
+of modules and of the objects that they hold are watched as they are read; what lies in lists,
+dicts, closures and globals is taken whole. Knows nothing of graphs or plans.
+"""
+
+from __future__ import annotations
+
+import enum
+import io
+import sys
+import types
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from planner.graphs.capture.guards.places import (
+    MISSING,
+    Attribute,
+    InModel,
+    Item,
+    Path,
+    Place,
+    Step,
+    in_class,
+)
+from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.module_internals import BOOKKEEPING, is_child
+from planner.graphs.torch_api.module_watch import watch_attributes, watch_writes
+from planner.graphs.torch_api.patches import Patches
+
+_CONSTANTS = (
+    *(type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum),
+    *(torch.dtype, torch.device, torch.layout, torch.Size, type, type(MISSING)),
+)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
+_LARGE = 4096
+"""Items beyond which of a list or an array only its identity and length are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A place that the traced step read, and what it found there.
+
+    ``loose`` says that the step leaves tensors there without reading them: which ones is no matter.
+    """
+
+    path: Path
+    value: Any
+    loose: bool = False
+
+    def now(self, modules: Sequence[nn.Module]) -> Any:
+        """Return what is there in a model, as one that does not change."""
+        return told(self.path.find(modules))
+
+    def holds(self, now: Any) -> bool:
+        """Tell whether that is what the traced step found."""
+        return _same(self.value, now, loose=self.loose)
+
+    def quick(self, modules: Sequence[nn.Module]) -> Any:
+        """Return what is there as a hashable value, quick enough for every step."""
+        return _quick(self.path.find(modules), loose=self.loose)
+
+    def told(self, now: Any) -> str:
+        """Say what is there now, and what was when the step was traced."""
+        path, was, found = _first_difference(self.path, self.value, now, loose=self.loose)
+        if isinstance(was, Tensor):
+            return f"{path} is another tensor than when the plan was applied"
+        return f"{path} is {_shown(found)}, and was {_shown(was)} when the plan was applied"
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The contents of a collection, or the class of an object, which is watched by itself."""
+
+    kind: type
+    parts: tuple[tuple[Step | None, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"a {self.kind.__name__}" + (f" of {len(self.parts)}" if self.parts else "")
+
+
+def _first_difference(path: Path, was: Any, now: Any, *, loose: bool) -> tuple[Path, Any, Any]:
+    """Return where two values begin to differ, as deep inside as can be told."""
+    if isinstance(was, _Whole) and isinstance(now, _Whole) and was.kind is now.kind:
+        before, after = dict(was.parts), dict(now.parts)
+        for step in {**before, **after}:
+            pair = before.get(step, MISSING), after.get(step, MISSING)
+            if step is not None and not _same(*pair, loose=loose):
+                return _first_difference(path.then(step), *pair, loose=loose)
+    return path, was, now
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "a tensor"
+    return str(getattr(value, "__name__", repr(value)))
+
+
+class Reads:
+    """What the code of a model reads inside ``watched_reads``."""
+
+    def __init__(self, model: nn.Module, patches: Patches) -> None:
+        self._patches = patches
+        self._in_order = list(model.modules())
+        self._at: dict[int, tuple[Any, Path]] = {}  # by id; held so that ids stay unique
+        self._watched: set[type] = set()
+        self._seen: dict[Path, Read] = {}
+        self._written: set[tuple[int, str]] = set()
+        self._watch(nn.Module)
+        for place, (name, module) in enumerate(model.named_modules()):
+            self._at[id(module)] = module, Path(InModel(place, name))
+
+    def look(self, owner: Any, name: str, value: Any) -> None:
+        """Note that an attribute was read.
+
+        Args:
+            owner: the module or object.
+            name: of the attribute.
+            value: what was found, or ``MISSING``.
+        """
+        if id(owner) not in self._at or name.startswith("__") or name in BOOKKEEPING:
+            return
+        own = getattr(owner, "__dict__", {})
+        if name not in own and value is not MISSING:
+            if in_class(type(owner), name, owner) is MISSING:
+                return
+        elif value is MISSING and isinstance(owner, nn.Module) and is_child(owner, name):
+            return
+        if (id(owner), name) in self._written:
+            return  # it finds what it put there itself
+        self.note(self._at[id(owner)][1].then(Attribute(name)), value)
+
+    def note(self, path: Path, value: Any) -> None:
+        """Note that a value was found at the end of a path, and watch the objects it holds."""
+        if isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+            raise CaptureError(
+                f"the forward pass uses an iterator, {path}, which runs on at every call, and in a "
+                "plan never; take the value outside the model and pass it as an input"
+            )
+        if not _is_told(value):
+            return
+        self._follow(path, value)
+        if path not in self._seen:
+            self._seen[path] = Read(path, told(value))
+
+    def take(self, places: Sequence[Place]) -> None:
+        """Note all that lies in closures and globals: reading those cannot be watched."""
+        for place in places:
+            if place.names is not None or isinstance(place.owner, types.CellType):
+                for step, value in place.entries().items():
+                    self.note(place.path.then(step), value)
+
+    def kept(self) -> Iterator[Read]:
+        """Yield what is still there: what the code put there itself it need not find again."""
+        for read in self._seen.values():
+            if read.holds(read.now(self._in_order)):
+                yield read
+
+    def _watch(self, cls: type) -> None:
+        if cls not in self._watched:
+            self._watched.add(cls)
+            watch_attributes(self._patches, cls, self.look, MISSING)
+            watch_writes(self._patches, cls, lambda o, name: self._written.add((id(o), name)))
+
+    def _follow(self, path: Path, value: Any) -> None:
+        """Watch the objects that a value is or holds."""
+        if isinstance(value, tuple | list | deque | dict):
+            if len(value) <= _LARGE:
+                pairs = value.items() if isinstance(value, dict) else enumerate(value)
+                for key, part in list(pairs):
+                    self._follow(path.then(Item(key)), part)
+        elif isinstance(value, types.SimpleNamespace):
+            for name, part in list(vars(value).items()):
+                self._follow(path.then(Attribute(name)), part)
+        elif _is_object(value) and id(value) not in self._at:
+            self._at[id(value)] = value, path
+            self._watch(type(value))
+        elif _is_object(value):
+            self._at[id(value)] = value, path  # most recently reached this way
+
+
+@contextmanager
+def watched_reads(model: nn.Module, patches: Patches) -> Iterator[Reads]:
+    """Collect what is read of a model's modules, and of what they hold, inside the block.
+
+    >>> from planner.graphs.torch_api.patches import patching
+    >>> model = nn.Sequential(nn.Dropout(0.1))
+    >>> with patching() as patches, watched_reads(model, patches) as reads:
+    ...     _ = model(torch.ones(2))
+    >>> [(str(read.path), read.value) for read in reads.kept()]
+    [("attribute 'p' of submodule '0'", 0.1), ("attribute 'inplace' of submodule '0'", False)]
+    """
+    yield Reads(model, patches)
+
+
+def loosened(reads: Sequence[Read], written: Sequence[Path]) -> tuple[Read, ...]:
+    """Return the reads with those loose in which the step leaves tensors.
+
+    Args:
+        reads: what the step read.
+        written: where it leaves tensors.
+    """
+    owners = {Path(p.root, p.steps[:-1]) for p in written}
+    inside = {Path(p.root, p.steps[:n]) for p in owners for n in range(len(p.steps) + 1)}
+    return tuple(replace(r, loose=True) if r.path in inside else r for r in reads)
+
+
+def _is_told(value: Any) -> bool:
+    # a tensor of another type was made by the trace itself
+    kinds = (*_CONSTANTS, *_FUNCTIONS, tuple, list, dict, set, frozenset, deque)
+    return (
+        isinstance(value, (*kinds, types.SimpleNamespace))
+        or type(value) is Tensor
+        or _is_array(value)
+        or _is_object(value)
+    )
+
+
+def _is_object(value: Any) -> bool:
+    """Tell an instance of somebody's own class, whose attributes can be watched."""
+    cls = type(value)
+    foreign = cls.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
+    heap = bool(cls.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE: written in Python
+    plain = isinstance(value, (*_CONSTANTS, Tensor, nn.Module, types.ModuleType, BaseException))
+    return foreign and heap and not plain
+
+
+def _is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic)
+
+
+def told(value: Any) -> Any:
+    """Return a value as one that does not change, as deep as its collections go."""
+    if _is_array(value):
+        content = value.tobytes() if value.size <= _LARGE else id(value)
+        return _Whole(type(value), ((None, (value.dtype.str, value.shape, content)),))
+    if isinstance(value, torch.Size) or not isinstance(value, _COLLECTIONS):
+        return _Whole(type(value)) if _is_object(value) else value
+    pairs: list[tuple[Step | None, Any]]
+    if isinstance(value, types.SimpleNamespace):
+        pairs = [(Attribute(k), told(v)) for k, v in vars(value).items()]
+    elif len(value) > _LARGE:
+        pairs = [(None, (id(value), len(value)))]
+    elif isinstance(value, dict):
+        pairs = [(Item(k), told(v)) for k, v in value.items()]
+    elif isinstance(value, set | frozenset):
+        pairs = [(None, tuple(sorted(map(repr, value))))]
+    else:
+        pairs = [(Item(i), told(v)) for i, v in enumerate(value)]
+    return _Whole(type(value), tuple(pairs))
+
+
+_COLLECTIONS = (tuple, list, deque, dict, set, frozenset, types.SimpleNamespace)
+
+
+def _same(a: Any, b: Any, *, loose: bool = False) -> bool:
+    same = partial(_same, loose=loose)
+    if isinstance(a, _Whole) and isinstance(b, _Whole):
+        alike = a.kind is b.kind and len(a.parts) == len(b.parts)
+        return alike and all(map(same, a.parts, b.parts))
+    if type(a) is type(b) is tuple:
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        kinds = [(type(t), t.shape, t.dtype, t.device) for t in (a, b)]
+        real = type(a) in (Tensor, nn.Parameter) and not a.is_meta
+        return a is b or (kinds[0] == kinds[1] and (loose or not real or torch.equal(a, b)))
+    return a is b or (type(a) is type(b) and (bool(a == b) or repr(a) == repr(b)))
+
+
+def _quick(value: Any, *, loose: bool) -> Any:
+    if isinstance(value, _CONSTANTS) and not isinstance(value, slice):
+        return type(value), value  # True is no 1
+    if isinstance(value, Tensor):
+        return (value.shape, value.dtype) if loose else id(value)
+    if isinstance(value, (*_COLLECTIONS, slice)) or _is_array(value):
+        return _quick_contents(value, loose=loose)
+    return type(value) if _is_object(value) else id(value)
+
+
+def _quick_contents(value: Any, *, loose: bool) -> Any:
+    if isinstance(value, types.SimpleNamespace):
+        value = vars(value)
+    elif not isinstance(value, tuple | list | deque | dict):
+        return repr(value)
+    if len(value) > _LARGE:
+        return id(value), len(value)
+    if isinstance(value, dict):
+        return tuple((key, _quick(part, loose=loose)) for key, part in value.items())
+    return tuple(_quick(part, loose=loose) for part in value)

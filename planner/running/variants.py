@@ -1,0 +1,141 @@
+"""The programs of one plan: the step as it was traced, and as what Python holds has changed it.
+
+All run the same schedule. A value that the step read of Python's state (an annealed weight, a flag)
+may be another at a later call: the step is traced again, and if it is the planned graph with other
+constants, that is one more program. Knows how to tell which program a call is for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from planner.errors import PlanMismatch
+from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
+from planner.graphs.capture.guards.modules import (
+    Fixed,
+    changes,
+    fixed_in,
+    quick_look,
+    read_changes,
+)
+from planner.graphs.capture.step_function import Arguments
+from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.plan.step_plan import StepPlan
+from planner.running.program import Program
+
+MOST_VARIANTS = 16
+"""Programs kept for one plan; the one used longest ago goes first."""
+_MANY = 8
+_MOST_ACCEPTED = 256
+
+Trace = Callable[[nn.Module], Program]
+"""Traces the planned call of a model again; raises ``PlanMismatch`` if it does something else."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """Why a program is not for a call; ``in_reads`` if all else is as planned."""
+
+    text: str
+    in_reads: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A program, and what must hold for it to be a call's."""
+
+    program: Program
+    fixed: Fixed
+    accepted: set[tuple[Any, ...]] = field(default_factory=set)
+
+    def difference(self, plan: StepPlan, model: nn.Module, call: Arguments) -> Departure | None:
+        """Say why a call is not the one this program is for, or ``None`` if it is.
+
+        Args:
+            plan: whose program this is.
+            model: as it is now.
+            call: what it is called with.
+        """
+        modules = list(model.modules())
+        try:
+            seen = (fingerprint(modules, call), quick_look(modules, self.fixed.reads))
+        except GraphsCaptureError as error:
+            return Departure(str(error))
+        if seen not in self.accepted:
+            found = signature_of(model, call, loss=bool(plan.signature["loss"]))
+            for text in differences(plan.signature, found):
+                return Departure(text)
+            for text in changes(self.fixed, model):
+                return Departure(text)
+            for text in read_changes(self.fixed, model):
+                return Departure(text, in_reads=True)
+            if len(self.accepted) >= _MOST_ACCEPTED:
+                self.accepted.clear()
+            self.accepted.add(seen)
+        if (broken := self.program.decisions.broken_by(call.tensors)) is not None:
+            return Departure(
+                f"the model asks for a value at {broken.source}; the plan was made for "
+                f"{broken.answer}, these inputs give another"
+            )
+        return None
+
+
+class Variants:
+    """The programs of a plan for one model, the last used first."""
+
+    def __init__(self, plan: StepPlan, model: nn.Module, trace: Trace) -> None:
+        self._plan, self._trace = plan, trace
+        self._items = [self._traced(model)]
+        self._again = 0
+
+    @property
+    def last_used(self) -> Program:
+        """The program that ran last, or will run first."""
+        return self._items[0].program
+
+    def of(self, model: nn.Module, call: Arguments) -> Program | str:
+        """Return the program that a call is for, or why there is none.
+
+        Args:
+            model: as it is now.
+            call: what it is called with.
+        """
+        first: Departure | None = None
+        for variant in list(self._items):
+            difference = variant.difference(self._plan, model, call)
+            if difference is None:
+                self._items.remove(variant)
+                self._items.insert(0, variant)
+                return variant.program
+            first = first or difference
+            if not difference.in_reads:
+                return difference.text
+        assert first is not None, "there is always one program"
+        try:
+            made = self._traced(model)
+        except PlanMismatch as error:
+            return f"{first.text}; with that, {error}"
+        if (still := made.difference(self._plan, model, call)) is not None:
+            return still.text
+        self._items = [made, *self._items[: MOST_VARIANTS - 1]]
+        self._tell(first.text)
+        return made.program
+
+    def _traced(self, model: nn.Module) -> Variant:
+        program = self._trace(model)
+        return Variant(program, fixed_in(model, program.reads))
+
+    def _tell(self, text: str) -> None:
+        self._again += 1
+        if self._again == _MANY:
+            warnings.warn(
+                f"the planned step was traced {_MANY} times again because what it reads changes "
+                f"between calls: {text}; this takes time at each change: pass the value as a "
+                "tensor input, or keep it in a buffer",
+                stacklevel=6,
+            )
