@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from planner.errors import PlanMismatch
+from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
+from planner.graphs.torch_api.pytree import TreeSpec, treespec_loads
 from planner.plan.step_plan import StepPlan
 from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
@@ -37,6 +39,7 @@ class Runtime:
 
     variants: Variants
     plan: StepPlan
+    spec: TreeSpec
     loss: Callable[..., Any] | None
     on_mismatch: str
     replan: Replan | None
@@ -152,7 +155,8 @@ def _runtime(
         raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
     engine = engine_of(plan.engine)
     variants = Variants(plan, model, lambda now: engine.program(plan, unplanned(now), loss))
-    return Runtime(variants, plan, loss, on_mismatch, replan)
+    spec = treespec_loads(plan.signature["spec"])
+    return Runtime(variants, plan, spec, loss, on_mismatch, replan)
 
 
 def _dispatch(
@@ -164,6 +168,7 @@ def _dispatch(
 ) -> Any:
     """Run the plan, the plain model, or what the user wants on a mismatch."""
     targets = kwargs.pop("targets", None) if runtime.loss is not None else None
+    args, kwargs = in_form(base.forward, args, kwargs, runtime.spec)
     call = arguments(args, kwargs, targets)
     if not torch.is_grad_enabled():
         return _plain(model, base, runtime.loss, call)

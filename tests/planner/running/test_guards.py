@@ -89,16 +89,27 @@ def test_autocast_is_noticed() -> None:
         planned(scene)(scene.call())
 
 
-def test_keywords_may_come_in_any_order_but_not_by_position() -> None:
-    scene = Scene(
-        lambda: Apply(lambda m, x, y=None, z=1.0: (m.a(x) * y * z).mean(), a=mlp()),
-        lambda: {"x": torch.randn(64, 16), "y": torch.ones(16), "z": 2.0},
-    )
+class Weighted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = mlp()
+
+    def forward(self, x: Tensor, y: Tensor, z: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        return (self.a(x) * y * z).mean()
+
+
+def test_arguments_may_come_by_position_or_name() -> None:
+    scene = Scene(Weighted, lambda: {"x": torch.randn(64, 16), "y": torch.ones(16), "z": 2.0})
     patched = planned(scene)
     x, y = torch.randn(64, 16), torch.ones(16)
-    assert torch.equal(patched(x=x, y=y, z=2.0), patched(z=2.0, y=y, x=x))
-    with pytest.raises(PlanMismatch, match="other names, number or nesting"):
-        patched(x, y=y, z=2.0)
+    calls = [patched(x=x, y=y, z=2.0), patched(z=2.0, y=y, x=x), patched(x, y=y, z=2.0)]
+    calls += [patched(x, y, 2.0), patched(x, y, 2.0, None), patched(x, y, z=2.0, mask=None)]
+    assert len({value.item() for value in calls}) == 1
+    other = planned(Scene(Weighted, lambda: (torch.randn(64, 16), torch.ones(16), 1.0)))
+    assert torch.equal(other(x, y), other(x, y, 1.0))
+    for args, kwargs in (((x, y, 2.0, y), {}), ((x,), {"z": 2.0}), ((x, y), {"x": x, "z": 2.0})):
+        with pytest.raises(PlanMismatch, match="other names, number or nesting"):
+            patched(*args, **kwargs)
     with pytest.raises(PlanMismatch, match=r"argument 2 is 3\.0, planned for 2\.0"):
         patched(x=x, y=y, z=3.0)
 
