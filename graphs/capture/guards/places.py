@@ -14,21 +14,19 @@ import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path as File
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.guards.values import NOT_THE_USERS
 from planner.graphs.torch_api.module_internals import BOOKKEEPING, TENSOR_STORES
 
 _MOST = 20_000
 """Places that are looked at; code that reaches more has them in a data set or a trainer."""
 _LARGE = 4096
 """Items of a list or dict beyond which only the collection itself is looked at."""
-_TORCH = tuple(f"{File(f).parent}/" for f in (torch.__file__, File(__file__).parents[2]))
 _LIBRARIES = (
-    *_TORCH,
+    *NOT_THE_USERS,
     *(f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")),
 )
 """Whose globals are taken to be what they are: they are settings that a loop does not change."""
@@ -261,7 +259,7 @@ def _forward_of(cls: type) -> Iterator[types.FunctionType]:
             member = vars(base).get(name)
             member = member.fget if isinstance(member, property) else member
             member = getattr(member, "__func__", member)
-            if isinstance(member, types.FunctionType) and not _in(member, _TORCH):
+            if isinstance(member, types.FunctionType) and not _in(member, NOT_THE_USERS):
                 waiting += names_in(inspect.unwrap(member).__code__)
                 yield member
 
@@ -317,6 +315,8 @@ class _Walk:
         function = getattr(function, "__func__", function)
         if not isinstance(function, types.FunctionType):
             self.waiting.append((Path(Outside(function, named(function))), function))
+            return
+        if _in(function, NOT_THE_USERS):
             return
         label = named(function)
         names = function.__code__.co_freevars

@@ -49,7 +49,7 @@ _FACTORIES = frozenset(
 _RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "poisson")
 _STEP = str(Path(__file__).parents[1] / "step_function.py")
 """Where the user's code is called from: what is further out did not compute anything."""
-_NOT_THE_USERS = tuple(
+NOT_THE_USERS = tuple(
     str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[3])
 )
 """Torch and this package; the separator tells them from ``torchvision`` and ``planner_app``."""
@@ -250,7 +250,7 @@ def user_line(frame: FrameType | None = None, line: int | None = None, *, walk: 
         name = frame.f_code.co_filename
         if name == _STEP and walk:
             return ""
-        if not name.startswith(_NOT_THE_USERS):
+        if not name.startswith(NOT_THE_USERS):
             return f"{name}:{line or frame.f_lineno}"
         frame, line = (frame.f_back, None) if walk else (None, None)
     return ""
