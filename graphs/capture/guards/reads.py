@@ -111,13 +111,13 @@ class Reads:
     def __init__(self, model: nn.Module, patches: Patches) -> None:
         self._patches = patches
         self._in_order = list(model.modules())
-        self._at: dict[int, tuple[Any, Path]] = {}  # by id; held so that ids stay unique
+        self._at: dict[int, tuple[Any, Path]] = {}  # by identity, held so that it stays unique
         self._watched: set[type] = set()
         self._seen: dict[Path, Read] = {}
         self._written: set[tuple[int, str]] = set()
         self._watch(nn.Module)
         for place, (name, module) in enumerate(model.named_modules()):
-            self._at[id(module)] = module, Path(InModel(place, name))
+            self._at[_identity(module)] = module, Path(InModel(place, name))
 
     def look(self, owner: Any, name: str, value: Any) -> None:
         """Note that an attribute was read.
@@ -127,7 +127,7 @@ class Reads:
             name: of the attribute.
             value: what was found, or ``MISSING``.
         """
-        if id(owner) not in self._at or name.startswith("__") or name in BOOKKEEPING:
+        if name.startswith("__") or name in BOOKKEEPING or _identity(owner) not in self._at:
             return
         own = getattr(owner, "__dict__", {})
         if name not in own and value is not MISSING:
@@ -135,9 +135,9 @@ class Reads:
                 return
         elif value is MISSING and isinstance(owner, nn.Module) and is_child(owner, name):
             return
-        if (id(owner), name) in self._written:
+        if (_identity(owner), name) in self._written:
             return  # it finds what it put there itself
-        self.note(self._at[id(owner)][1].then(Attribute(name)), value)
+        self.note(self._at[_identity(owner)][1].then(Attribute(name)), value)
 
     def note(self, path: Path, value: Any) -> None:
         """Note that a value was found at the end of a path, and watch the objects it holds."""
@@ -169,7 +169,10 @@ class Reads:
         if cls not in self._watched:
             self._watched.add(cls)
             watch_attributes(self._patches, cls, self.look, MISSING)
-            watch_writes(self._patches, cls, lambda o, name: self._written.add((id(o), name)))
+            watch_writes(self._patches, cls, self._wrote)
+
+    def _wrote(self, owner: Any, name: str) -> None:
+        self._written.add((_identity(owner), name))
 
     def _follow(self, path: Path, value: Any) -> None:
         """Watch the objects that a value is or holds."""
@@ -181,11 +184,9 @@ class Reads:
         elif isinstance(value, types.SimpleNamespace):
             for name, part in list(vars(value).items()):
                 self._follow(path.then(Attribute(name)), part)
-        elif _is_object(value) and id(value) not in self._at:
-            self._at[id(value)] = value, path
-            self._watch(type(value))
         elif _is_object(value):
-            self._at[id(value)] = value, path  # most recently reached this way
+            self._at[_identity(value)] = value, path  # most recently reached this way
+            self._watch(type(value))
 
 
 @contextmanager
@@ -212,6 +213,11 @@ def loosened(reads: Sequence[Read], written: Sequence[Path]) -> tuple[Read, ...]
     owners = {Path(p.root, p.steps[:-1]) for p in written}
     inside = {Path(p.root, p.steps[:n]) for p in owners for n in range(len(p.steps) + 1)}
     return tuple(replace(r, loose=True) if r.path in inside else r for r in reads)
+
+
+def _identity(owner: Any) -> int:
+    """Return a number that objects share which share their attributes, as a planned model does."""
+    return id(getattr(owner, "__dict__", owner))
 
 
 def _is_told(value: Any) -> bool:

@@ -1,0 +1,12 @@
+"""Training loops as people write them, by kind; each module adds its own to ``LOOPS``."""
+
+from benchmarks.loop_kinds import (
+    left_behind,
+    plain_loops,
+    random_numbers,
+    read_state,
+    repeated_calls,
+)
+from benchmarks.loop_kinds.loop import LOOPS
+
+__all__ = ["LOOPS", "left_behind", "plain_loops", "random_numbers", "read_state", "repeated_calls"]
