@@ -1,6 +1,7 @@
 """Training loops as people write them, by kind; each module adds its own to ``LOOPS``."""
 
 from benchmarks.loop_kinds import (
+    asked_values,
     left_behind,
     plain_loops,
     random_numbers,
@@ -9,4 +10,12 @@ from benchmarks.loop_kinds import (
 )
 from benchmarks.loop_kinds.loop import LOOPS
 
-__all__ = ["LOOPS", "left_behind", "plain_loops", "random_numbers", "read_state", "repeated_calls"]
+__all__ = [
+    "LOOPS",
+    "asked_values",
+    "left_behind",
+    "plain_loops",
+    "random_numbers",
+    "read_state",
+    "repeated_calls",
+]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from planner.graphs.capture.guards.reads import Read
-from planner.graphs.capture.guards.values import Decisions
+from planner.graphs.capture.guards.tape import Decisions, roots_of
 from planner.graphs.capture.step_function import Outputs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.joint_export import descriptors as desc
@@ -109,7 +109,21 @@ def joint_of(
         decisions=decisions,
     )
     _refuse_unknown(joint, where, made)
+    _refuse_moving_questions(joint)
     return joint
+
+
+def _refuse_moving_questions(joint: Joint) -> None:
+    """Refuse a question about a buffer that the step itself changes: the answer is soon another."""
+    known = [*(None for _ in joint.inputs), *joint.buffers]
+    for decision in joint.decisions.items:
+        names = {known[i] for i in roots_of(decision.entry)} & joint.mutations.keys()
+        for name in sorted(n for n in names if n is not None):
+            raise CaptureError(
+                f"{decision.source} asks for a value of buffer {name!r}, that it changes in every "
+                "call (a batch norm with momentum=None does); compute with the buffer instead, or "
+                "if it is set up at the first call only, call the model once before planning"
+            )
 
 
 def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[Any, Any]) -> None:
@@ -138,18 +152,24 @@ def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[An
         )
 
 
-def refuse_baked_tensors(model: nn.Module, module: fx.GraphModule, left: Sequence[Tensor]) -> None:
+def refuse_baked_tensors(
+    model: nn.Module, module: fx.GraphModule, left: Sequence[Tensor], known: Sequence[Tensor]
+) -> None:
     """Refuse tensors that the graph would hold for ever: a batch, or a parameter by the back door.
 
-    Literals made inside the forward pass and tensors that are plain attributes of the model are
-    constants in eager mode, too.
+    Literals made inside the forward pass and tensors that Python holds for it are constants in
+    eager mode, too.
 
     Args:
         model: what was traced.
         module: the graph.
         left: what other calls left where this one leaves something: it must not be read.
+        known: what Python holds, and is noticed if it is another at a later call.
     """
-    attributes = {id(x) for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)}
+    attributes = {id(x) for x in known}
+    attributes |= {
+        id(x) for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)
+    }
     members = {storage_key(t) for t in (*model.parameters(), *model.buffers())}
     for node in module.graph.find_nodes(op="get_attr"):
         tensor = getattr(module, str(node.target))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs.capture.effects import NO_EFFECTS, Effects, effects_of
+from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.guards.python_state import PythonState
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
@@ -91,7 +92,7 @@ class Outputs:
     ``slots[i]`` is the index of leaf ``i`` among the traced tensors, or ``None`` for a constant
     kept in ``constants[i]``. ``differentiable[j]`` says that a gradient may arrive at tensor ``j``;
     ``refused[j]`` that eager mode would let one arrive there but the plan does not. Tensors beyond
-    the output's own are what ``effects`` puts elsewhere.
+    the output's own are what ``effects`` puts elsewhere, and what ``checks`` tests by index.
     """
 
     spec: TreeSpec
@@ -101,6 +102,7 @@ class Outputs:
     differentiable: tuple[bool, ...]
     refused: tuple[bool, ...]
     effects: Effects = NO_EFFECTS
+    checks: tuple[tuple[int, Check], ...] = ()
 
     def rebuild(self, tensors: Sequence[Any]) -> Any:
         """Return the user's output holding these tensors."""
@@ -202,11 +204,37 @@ class StepFunction(nn.Module):
         for i, value in enumerate(buffers.values()):
             self.register_buffer(f"b{i}", value)
 
+    def members(self, kind: str, count: int) -> list[Tensor]:
+        """Return the tensors that stand for parameters ("p") or buffers ("b") in this call."""
+        return [getattr(self, f"{kind}{i}") for i in range(count)]
+
+    @property
+    def buffers_now(self) -> list[Tensor]:
+        """The tensors that stand for the model's buffers in this call."""
+        return self.members("b", len(self._names[1]))
+
+    def add_checks(self, kept: list[Tensor], checks: Sequence[tuple[Tensor, Check]]) -> None:
+        """Make what the model asked in order to raise or log further outputs of the step.
+
+        Args:
+            kept: the outputs of the call just made.
+            checks: what was asked, and what it should be.
+        """
+        assert self.outputs is not None, "there was a call"
+        first, count = len(kept), len(checks)
+        kept += [tensor.detach() for tensor, _ in checks]
+        self.outputs = replace(
+            self.outputs,
+            names=(*self.outputs.names, *(f"check at {c.source}" for _, c in checks)),
+            differentiable=(*self.outputs.differentiable, *[False] * count),
+            refused=(*self.outputs.refused, *[False] * count),
+            checks=tuple((first + i, check) for i, (_, check) in enumerate(checks)),
+        )
+
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         """Call the model with the current arguments; return its output tensors."""
         names = [*self._names[0], *self._names[1]]
-        values = [getattr(self, f"p{i}") for i in range(len(self._names[0]))]
-        values += [getattr(self, f"b{i}") for i in range(len(self._names[1]))]
+        values = [*self.members("p", len(self._names[0])), *self.buffers_now]
         args, kwargs, targets = self._call.rebuild(tensors)
         self._state[0].restore()
         with swapped(self._model[0], dict(zip(names, values, strict=True))):
@@ -293,5 +321,8 @@ def _write_back(
             if original is None or tensor is given[id(original)]:
                 continue
             if tensor is None or tensor.shape != original.shape:
-                raise CaptureError(f"the forward pass replaces {key!r} by a value of another shape")
+                raise CaptureError(
+                    f"the forward pass replaces {key!r} by a value of another shape; if it grows "
+                    "to the largest input, call the model once with that before planning"
+                )
             given[id(original)].copy_(tensor)

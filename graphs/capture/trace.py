@@ -21,7 +21,8 @@ from planner.graphs.capture.effects import (
 )
 from planner.graphs.capture.guards.python_state import PythonState, unchanged
 from planner.graphs.capture.guards.reads import loosened, watched_reads
-from planner.graphs.capture.guards.values import Decisions, Observer
+from planner.graphs.capture.guards.tape import Decisions
+from planner.graphs.capture.guards.values import Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
 from planner.graphs.capture.step_function import Arguments, StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
@@ -75,8 +76,11 @@ def trace(
             effects, found = step.outputs.effects, tuple(reads.kept())
             refuse_read_before(effects, state, {read.path for read in found})
         written = [e.path for e in effects.items if e.has_tensors]
-    refuse_baked_tensors(model, module, tensors_left_at(effects, model))
+    known = [t for read in found for t in read.tensors]
+    refuse_baked_tensors(model, module, tensors_left_at(effects, model), known)
     module.graph.eliminate_dead_code()
+    held = {id(getattr(module, str(n.target))) for n in module.graph.find_nodes(op="get_attr")}
+    found = tuple(read.only_held(held) for read in found)
     joint = joint_of(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
     return replace(joint, reads=loosened(found, written))
 
@@ -152,6 +156,7 @@ def _watch(
     mode = detect_fake_mode(members) or FakeTensorMode(allow_non_fake_inputs=True)
     target = device or torch.device("cpu")
     fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
+    known = [*call.tensors, *buffers.values()]
     inputs = tuple(blank(t, mode, target if t.is_meta else t.device) for t in call.tensors)
     step = StepFunction(
         model,
@@ -161,11 +166,8 @@ def _watch(
         loss,
         state=state,
     )
-    return _Watched(step, None if _dataless(call) else call.tensors, answers), inputs, mode
-
-
-def _dataless(call: Arguments) -> bool:
-    return any(isinstance(t, FakeTensor) or t.is_meta for t in call.tensors)
+    data = [None if isinstance(t, FakeTensor) or t.is_meta else t for t in known]
+    return _Watched(step, data, answers), inputs, mode
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
@@ -189,15 +191,17 @@ class _Watched(nn.Module):
     """A step run under an ``Observer``; AOTAutograd runs it several times, the last one counts."""
 
     def __init__(
-        self, step: StepFunction, data: Sequence[Tensor] | None, answers: Sequence[Any] | None
+        self, step: StepFunction, data: Sequence[Tensor | None], answers: Sequence[Any] | None
     ) -> None:
         super().__init__()
         self.step, self._data, self._answers = step, data, answers
         self.decisions = Decisions()
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        with Observer(tensors, self._data, self._answers) as observer:
+        known = [*tensors, *self.step.buffers_now]
+        with Observer(known, self._data, self._answers) as observer:
             kept: list[Tensor] = self.step(*tensors)
+        self.step.add_checks(kept, observer.checks)
         self.decisions = Decisions(tuple(observer.found))
         return kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +22,21 @@ def tensor_stores(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     (['weight', 'bias'], [])
     """
     return module._parameters, module._buffers
+
+
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield a module's own parameters and buffers: the attribute they lie under, name, tensor."""
+    for store in ("_parameters", "_buffers"):
+        for name, tensor in vars(module)[store].items():
+            if tensor is not None:
+                yield store, name, tensor
+
+
+def own_children(module: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield a module's own children: the attribute they lie under, name, module."""
+    for name, child in module._modules.items():
+        if child is not None:
+            yield "_modules", name, child
 
 
 def hooks_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.errors import PlanMismatch
+from planner.errors import CheckFailed, PlanMismatch
 from planner.graphs.capture.guards.call_form import in_form
+from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
 from planner.graphs.torch_api.pytree import TreeSpec, treespec_loads
 from planner.plan.step_plan import StepPlan
@@ -60,7 +61,28 @@ def run(program: Program, model: nn.Module, call: Arguments) -> Any:
     found.effects.release(modules)
     outputs = execute(program, tensors)
     found.effects.replay(modules, outputs, tensors)
+    for index, check in found.checks:
+        if bool(outputs[index]) is not check.expected:
+            _tell_failed(check)
     return found.rebuild(outputs)
+
+
+def _tell_failed(check: Check) -> None:
+    """Say that a check of the model's code, which passed when it was planned, has failed.
+
+    Raises:
+        CheckFailed: the model's own code would raise, too.
+    """
+    if check.raises:
+        raise CheckFailed(
+            f"the check at {check.source} fails for this call; the model's own code would raise "
+            "there: call it without the plan to see its message"
+        )
+    warnings.warn(
+        f"the check at {check.source} fails for this call; what the model would log there is not "
+        "logged by a plan",
+        stacklevel=5,
+    )
 
 
 def apply(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.graphs.capture.guards.reads import Read
-from planner.graphs.capture.guards.values import Decisions
+from planner.graphs.capture.guards.tape import Decisions
 from planner.graphs.capture.step_function import Outputs
 
 

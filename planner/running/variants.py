@@ -23,7 +23,7 @@ from planner.graphs.capture.guards.modules import (
     quick_look,
     read_changes,
 )
-from planner.graphs.capture.step_function import Arguments
+from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.plan.step_plan import StepPlan
 from planner.running.program import Program
@@ -72,12 +72,13 @@ class Variant:
                 return Departure(text)
             for text in changes(self.fixed, model):
                 return Departure(text)
-            for text in read_changes(self.fixed, model):
-                return Departure(text, in_reads=True)
+            for text, constant in read_changes(self.fixed, model):
+                return Departure(text, in_reads=not constant)
             if len(self.accepted) >= _MOST_ACCEPTED:
                 self.accepted.clear()
             self.accepted.add(seen)
-        if (broken := self.program.decisions.broken_by(call.tensors)) is not None:
+        known = [*call.tensors, *unique_tensors(model)[1].values()]
+        if (broken := self.program.decisions.broken_by(known)) is not None:
             return Departure(
                 f"the model asks for a value at {broken.source}; the plan was made for "
                 f"{broken.answer}, these inputs give another"

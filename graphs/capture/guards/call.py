@@ -5,6 +5,7 @@ Knows how to describe, compare and rebuild a call. Knows nothing of graphs or pl
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -70,7 +71,7 @@ def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...
         tuple(
             (x.shape, x.stride(), x.dtype, x.device.type, x.requires_grad)
             if isinstance(x, Tensor)
-            else (type(x), _leaf(x))
+            else (type(x), repr(_leaf(x)))
             for x in call.leaves
         ),
         tuple(
@@ -115,17 +116,28 @@ def _dtype(dtype: torch.dtype) -> str:
 
 
 def _leaf(leaf: Any) -> Any:
-    """Describe an argument: a list for a tensor, the constant itself otherwise."""
+    """Describe an argument: a list for a tensor, a dict for a type, else the constant itself."""
     if isinstance(leaf, Tensor):
         device = "cpu" if leaf.is_meta else leaf.device.type
         shape, stride = list(leaf.shape), list(leaf.stride())
         return [shape, stride, _dtype(leaf.dtype), device, leaf.requires_grad]
+    if is_numpy_scalar(leaf):
+        return {"numpy": [leaf.dtype.name, leaf.item()]}
     if leaf is None or isinstance(leaf, bool | int | float | str):
         return leaf
+    if isinstance(leaf, torch.dtype | torch.device):
+        return {type(leaf).__name__: str(leaf).removeprefix("torch.")}
     raise CaptureError(
         f"an argument is a {type(leaf).__name__}; expected tensors and plain constants (None, "
-        "bool, int, float, str), in lists, tuples or dicts if need be"
+        "bool, int, float, str, torch.dtype, torch.device, a number of NumPy), in lists, tuples or "
+        "dicts if need be"
     )
+
+
+def is_numpy_scalar(value: Any) -> bool:
+    """Tell a number of NumPy, a float64 among them, which is a float, too."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.generic)
 
 
 def describe(leaf: Any) -> str:
@@ -134,6 +146,9 @@ def describe(leaf: Any) -> str:
     >>> describe([[2, 3], [3, 1], "float32", "cpu", False])
     'float32[2, 3]'
     """
+    if isinstance(leaf, dict):
+        ((kind, value),) = leaf.items()
+        return f"{value[0]}({value[1]!r})" if kind == "numpy" else f"torch.{kind} {value}"
     return f"{leaf[2]}{leaf[0]}" if isinstance(leaf, list) else repr(leaf)
 
 
@@ -145,6 +160,11 @@ def fake_call(signature: Signature, mode: FakeTensorMode | None = None) -> Argum
 
 
 def _rebuild(leaf: Any) -> Any:
+    if isinstance(leaf, dict):
+        ((kind, value),) = leaf.items()
+        if kind == "numpy":
+            return getattr(importlib.import_module("numpy"), value[0])(value[1])
+        return torch.device(value) if kind == "device" else getattr(torch, value)
     if not isinstance(leaf, list):
         return leaf
     shape, stride, dtype, device, requires_grad = leaf

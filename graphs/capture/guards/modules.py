@@ -52,12 +52,12 @@ def changes(fixed: Fixed, model: nn.Module) -> Iterator[str]:
             yield f"hooks or the forward of submodule {path!r} changed after the plan was applied"
 
 
-def read_changes(fixed: Fixed, model: nn.Module) -> Iterator[str]:
-    """Yield what the traced step read of Python's state and would find otherwise now."""
+def read_changes(fixed: Fixed, model: nn.Module) -> Iterator[tuple[str, bool]]:
+    """Yield what the step read of Python's state and would find otherwise; if it is a constant."""
     modules = list(model.modules())
     for read in fixed.reads:
         if not read.holds(now := read.now(modules)):
-            yield read.told(now)
+            yield read.change(now)
 
 
 def quick_look(modules: Sequence[nn.Module], reads: Sequence[Read]) -> tuple[Any, ...]:

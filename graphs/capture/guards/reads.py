@@ -13,7 +13,7 @@ import io
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,13 +27,19 @@ from planner.graphs.capture.guards.places import (
     Attribute,
     InModel,
     Item,
+    Outside,
     Path,
     Place,
     Step,
     in_class,
 )
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.module_internals import BOOKKEEPING, is_child
+from planner.graphs.torch_api.module_internals import (
+    BOOKKEEPING,
+    is_child,
+    own_children,
+    own_tensors,
+)
 from planner.graphs.torch_api.module_watch import watch_attributes, watch_writes
 from planner.graphs.torch_api.patches import Patches
 
@@ -69,12 +75,30 @@ class Read:
         """Return what is there as a hashable value, quick enough for every step."""
         return _quick(self.path.find(modules), loose=self.loose)
 
-    def told(self, now: Any) -> str:
-        """Say what is there now, and what was when the step was traced."""
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that were found."""
+        return tuple(_tensors_in(self.value))
+
+    def only_held(self, held: Container[int]) -> Read:
+        """Return the read, loose if it is of a tensor outside the model that no op reads.
+
+        Args:
+            held: the ids of the tensors that ops read.
+        """
+        outside = isinstance(self.value, Tensor) and isinstance(self.path.root, Outside)
+        unread = outside and id(self.value) not in held
+        return replace(self, loose=True) if unread else self
+
+    def change(self, now: Any) -> tuple[str, bool]:
+        """Say what is there now and was when the step was traced; whether that was a constant."""
         path, was, found = _first_difference(self.path, self.value, now, loose=self.loose)
         if isinstance(was, Tensor):
-            return f"{path} is another tensor than when the plan was applied"
-        return f"{path} is {_shown(found)}, and was {_shown(was)} when the plan was applied"
+            constant = isinstance(path.root, Outside) and not self.loose
+            advice = "; pass it as an input, or for a loss callable as targets="
+            text = f"{path} is another tensor than when the plan was applied"
+            return text + advice * constant, constant
+        return f"{path} is {_shown(found)}, and was {_shown(was)} when the plan was applied", False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +110,14 @@ class _Whole:
 
     def __repr__(self) -> str:
         return f"a {self.kind.__name__}" + (f" of {len(self.parts)}" if self.parts else "")
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, _Whole):
+        for _, part in value.parts:
+            yield from _tensors_in(part)
 
 
 def _first_difference(path: Path, was: Any, now: Any, *, loose: bool) -> tuple[Path, Any, Any]:
@@ -165,6 +197,17 @@ class Reads:
             if read.holds(read.now(self._in_order)):
                 yield read
 
+    def _foreign(self, path: Path, module: nn.Module) -> None:
+        """Watch a module that is not the model's, such as a teacher: its tensors are constants."""
+        self._at[_identity(module)] = module, path
+        mode = path.then(Attribute("training"))
+        self._seen[mode] = Read(mode, module.training)
+        for store, name, tensor in own_tensors(module):
+            inside = path.then(Attribute(store)).then(Item(name))
+            self._seen[inside] = Read(inside, tensor)
+        for store, name, child in own_children(module):
+            self._follow(path.then(Attribute(store)).then(Item(name)), child)
+
     def _watch(self, cls: type) -> None:
         if cls not in self._watched:
             self._watched.add(cls)
@@ -181,6 +224,8 @@ class Reads:
                 pairs = value.items() if isinstance(value, dict) else enumerate(value)
                 for key, part in list(pairs):
                     self._follow(path.then(Item(key)), part)
+        elif isinstance(value, nn.Module) and _identity(value) not in self._at:
+            self._foreign(path, value)
         elif isinstance(value, types.SimpleNamespace):
             for name, part in list(vars(value).items()):
                 self._follow(path.then(Attribute(name)), part)
@@ -210,8 +255,7 @@ def loosened(reads: Sequence[Read], written: Sequence[Path]) -> tuple[Read, ...]
         reads: what the step read.
         written: where it leaves tensors.
     """
-    owners = {Path(p.root, p.steps[:-1]) for p in written}
-    inside = {Path(p.root, p.steps[:n]) for p in owners for n in range(len(p.steps) + 1)}
+    inside = {Path(p.root, p.steps[:n]) for p in written for n in range(len(p.steps) + 1)}
     return tuple(replace(r, loose=True) if r.path in inside else r for r in reads)
 
 
@@ -224,7 +268,7 @@ def _is_told(value: Any) -> bool:
     # a tensor of another type was made by the trace itself
     kinds = (*_CONSTANTS, *_FUNCTIONS, tuple, list, dict, set, frozenset, deque)
     return (
-        isinstance(value, (*kinds, types.SimpleNamespace))
+        isinstance(value, (*kinds, types.SimpleNamespace, nn.Module))
         or type(value) is Tensor
         or _is_array(value)
         or _is_object(value)

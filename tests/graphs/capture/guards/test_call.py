@@ -72,7 +72,7 @@ def test_a_difference_is_named_first(kind: str, words: str) -> None:
     assert words in first
 
 
-@pytest.mark.parametrize("strange", [object(), 1j, torch.float32])
+@pytest.mark.parametrize("strange", [object(), 1j, slice(3)])
 def test_arguments_that_no_file_can_hold_are_refused(strange: Any) -> None:
     with pytest.raises(CaptureError, match="expected tensors and plain constants"):
         signature_of(model(), arguments((strange,), {}))
