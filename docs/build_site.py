@@ -30,6 +30,7 @@ PAGES = (
     "architecture.md",
     "results.md",
     "limits.md",
+    "what_forward_may_do.md",
     "howto/out_of_memory.md",
     "howto/one_large_linear.md",
     "howto/choosing_a_batch.md",
