@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from planner.errors import PlanMismatch
 from planner.graphs.torch_api.dispatch import without_autocast
@@ -42,9 +41,9 @@ class _Run(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         program: Program = ctx.program
+        _refuse_mode(program)
         _refuse_gradients(program, gradients)
         saved, ctx.saved = ctx.saved, None
         if saved is None:
@@ -58,8 +57,25 @@ class _Run(torch.autograd.Function):
             arguments.append(_tangent(gradients[index], *spec))
         arrived = {i for i, g in enumerate(gradients) if g is not None}
         del saved, gradients
-        found = zip(program.backward(arguments), program.behind, strict=True)
+        with without_autocast():
+            made = program.backward(arguments)
+        found = zip(made, program.behind, strict=True)
         return (None, *(g if arrived & behind else None for g, behind in found))
+
+
+def _refuse_mode(program: Program) -> None:
+    """Refuse a backward pass that would have to be differentiated, or to cast by itself."""
+    if torch.is_grad_enabled():
+        raise PlanMismatch(
+            "backward runs with create_graph=True, and a plan cannot be differentiated twice: "
+            "compute what needs it (a gradient penalty) with the model that was given to "
+            "plan.apply, which is as it was"
+        )
+    if program.recast():
+        raise PlanMismatch(
+            "backward runs inside a torch.autocast block, which would change its dtypes; the plan "
+            "is made for a backward pass outside of it, as torch advises: leave the block first"
+        )
 
 
 def _tangent(

@@ -24,7 +24,8 @@ class Program:
     saved, then the tangents at ``tangents`` (indices of outputs), and returns a gradient or
     ``None`` for each of forward's arguments. ``behind`` are the tangents each gradient is made of.
     ``outputs`` puts the outputs back into the user's structure. The program is valid where every
-    one of ``decisions`` and ``reads`` still holds.
+    one of ``decisions`` and ``reads`` still holds; ``recast`` tells whether autocast, as it is
+    then, would change what backward computes.
     """
 
     forward: Callable[[list[Any]], list[Any]]
@@ -37,3 +38,4 @@ class Program:
     outputs: Outputs
     decisions: Decisions
     reads: tuple[Read, ...]
+    recast: Callable[[], bool]

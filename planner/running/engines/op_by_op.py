@@ -18,6 +18,7 @@ from planner.graphs import Graph, Schedule, Subject
 from planner.graphs.capture.guards.call import model_differences, signature_of
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowering, Role
+from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.step_function import arguments
 from planner.graphs.capture.training_step import Captured, capture, recapture
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
@@ -26,6 +27,7 @@ from planner.request import Request
 from planner.running.engines.actions import carry_out
 from planner.running.engines.engine import Engine, register_engine
 from planner.running.engines.program_writer import ProgramWriter
+from planner.running.engines.recast import recast_by
 from planner.running.planned_module import unplanned
 from planner.running.program import Program
 
@@ -200,6 +202,7 @@ def _program(
         outputs=joint.outputs,
         decisions=joint.decisions,
         reads=joint.reads,
+        recast=recast_by(list(joint.graph.nodes)[first_backward(joint) :]),
     )
 
 
