@@ -125,8 +125,8 @@ class _Own(torch.autograd.Function):
 def split_outputs(output: Any) -> tuple[list[Tensor], Outputs]:
     """Flatten the model's output and choose what is differentiated.
 
-    A scalar output, or the scalar named ``loss`` (or first of a tuple) beside other outputs, is the
-    loss and alone differentiable; otherwise every floating-point output that requires grad is.
+    Every output that requires grad is differentiable, but for those that a scalar among them was
+    made of (logits beside the loss) and, where one is named ``loss``, for all that are no scalars.
 
     Raises:
         CaptureError: nothing to differentiate, or an output that is neither tensor nor constant.
@@ -148,8 +148,8 @@ def split_outputs(output: Any) -> tuple[list[Tensor], Outputs]:
             "no output requires grad, so there is no backward pass to plan; call model.train(), "
             "unfreeze a parameter, or return the loss"
         )
-    loss = _loss_index(output, tensors, labels)
-    chosen = wants if loss is None else [i == loss for i in range(len(tensors))]
+    named = labels if isinstance(output, Mapping) else ()
+    chosen = _differentiable(tensors, named)
     own: Callable[[Tensor], Tensor] = _Own.apply
     kept = [own(t) if c else t.detach() for t, c in zip(tensors, chosen, strict=True)]
     counter = iter(range(len(tensors)))
@@ -170,11 +170,33 @@ def _names(output: Any, count: int) -> list[str]:
     return ["output"] if count == 1 else [f"output[{i}]" for i in range(count)]
 
 
-def _loss_index(output: Any, tensors: list[Tensor], labels: list[str]) -> int | None:
-    scalar = [t.dim() == 0 and t.requires_grad for t in tensors]
-    if isinstance(output, Mapping):
-        return next((i for i, n in enumerate(labels) if n == "loss" and scalar[i]), None)
-    return 0 if scalar[0] else None
+def _differentiable(tensors: Sequence[Tensor], names: Sequence[str]) -> list[bool]:
+    """Choose the outputs that the caller differentiates, whose ``names`` are known in a mapping."""
+    scalar = [t.requires_grad and t.dim() == 0 for t in tensors]
+    alone = any(s and n == "loss" for s, n in zip(scalar, names, strict=False))
+    used = _made_of([t for s, t in zip(scalar, tensors, strict=True) if s])
+    return [
+        s or (t.requires_grad and not alone and not _places(t) & used)
+        for s, t in zip(scalar, tensors, strict=True)
+    ]
+
+
+def _made_of(tensors: Sequence[Tensor]) -> set[tuple[Any, int]]:
+    """Return the places in the autograd graph whose tensors these were computed from."""
+    found: set[tuple[Any, int]] = set()
+    ahead = [edge for t in tensors if t.grad_fn for edge in t.grad_fn.next_functions]
+    while ahead:
+        node, index = ahead.pop()
+        if node is not None and (node, index) not in found:
+            found.add((node, index))
+            ahead.extend(node.next_functions)
+    return found
+
+
+def _places(tensor: Tensor) -> set[tuple[Any, int]]:
+    """Return where in the autograd graph a tensor comes from, or what it is a view of."""
+    sources = [tensor, tensor._base] if tensor._is_view() else [tensor]
+    return {(t.grad_fn, t.output_nr) for t in sources if t is not None and t.grad_fn}
 
 
 class StepFunction(nn.Module):

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from planner.errors import CheckFailed, PlanMismatch
+from planner.graphs.capture.guards.call import fake_call
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
-from planner.graphs.torch_api.pytree import TreeSpec, treespec_loads
+from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
 from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
@@ -36,12 +37,16 @@ Replan = Callable[[StepPlan, nn.Module, Arguments, Callable[..., Any] | None], S
 
 @dataclass(frozen=True)
 class Runtime:
-    """A plan ready to run: its programs, and what is done about a call that is none of theirs."""
+    """A plan ready to run: its programs, and what is done about a call that is none of theirs.
+
+    ``targets`` says whether its loss takes some.
+    """
 
     variants: Variants
     plan: StepPlan
     spec: TreeSpec
     loss: Callable[..., Any] | None
+    targets: bool
     on_mismatch: str
     replan: Replan | None
     replanned: list[Runtime] = field(default_factory=list)
@@ -97,7 +102,8 @@ def apply(
 
     The model given stays as it was and shares every tensor with the one returned. With a plan made
     with ``loss=``, the returned model is called with the model's own arguments and ``targets=``,
-    and returns the loss.
+    and returns the loss. Without targets it returns the model's output, under ``torch.no_grad()``
+    and in eval mode.
 
     Args:
         plan: made for this model, by ``fit`` or ``load``.
@@ -177,8 +183,9 @@ def _runtime(
         raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
     engine = engine_of(plan.engine)
     variants = Variants(plan, model, lambda now: engine.program(plan, unplanned(now), loss))
-    spec = treespec_loads(plan.signature["spec"])
-    return Runtime(variants, plan, spec, loss, on_mismatch, replan)
+    planned = fake_call(plan.signature)
+    targets = bool(planned.rebuild(planned.tensors)[2])
+    return Runtime(variants, plan, planned.spec, loss, targets, on_mismatch, replan)
 
 
 def _dispatch(
@@ -189,14 +196,23 @@ def _dispatch(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run the plan, the plain model, or what the user wants on a mismatch."""
-    targets = kwargs.pop("targets", None) if runtime.loss is not None else None
+    ours = runtime.loss is not None and (runtime.targets or kwargs.get("targets") is None)
+    targets = kwargs.pop("targets", None) if ours else None
     args, kwargs = in_form(base.forward, args, kwargs, runtime.spec)
     call = arguments(args, kwargs, targets)
+    loss = runtime.loss if targets is not None else None  # else the model's output is wanted
     if not torch.is_grad_enabled():
-        return _plain(model, base, runtime.loss, call)
+        return _plain(model, base, loss, call)
     program = runtime.variants.of(model, call)
     if isinstance(program, Program):
         return run(program, model, call)
+    if runtime.loss is not None and targets is None and not model.training:
+        return _plain(model, base, None, call)
+    if runtime.targets and targets is None:
+        raise PlanMismatch(
+            "the plan's loss takes targets and none came: pass targets=; in eval mode, or under "
+            "torch.no_grad(), a call without them returns the model's output"
+        )
     if runtime.on_mismatch == "plain":
         return _plain(model, base, runtime.loss, call)
     if runtime.on_mismatch == "replan":

@@ -109,6 +109,7 @@ def _refuse_gradients(program: Program, gradients: Sequence[Tensor | None]) -> N
     for name, refused, gradient in zip(outputs.names, outputs.refused, gradients, strict=True):
         if refused and gradient is not None:
             raise PlanMismatch(
-                f"a gradient reached output {name!r}, but the plan differentiates only the loss; "
-                "plan with loss=, or make the model return what you differentiate"
+                f"a gradient reached output {name!r}, and the plan holds nothing for it beside the "
+                "scalars that the model returns; say what is differentiated with loss=, a function "
+                "of the model's output, or have the model return only that"
             )
