@@ -73,6 +73,47 @@ def check_of_the_inputs() -> Setup:
     return trained(Model())
 
 
+@loop(CHECKED)
+def value_that_is_kept() -> Setup:
+    class Model(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.history: list[float] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            loss = super().forward(x)
+            self.last = loss.item()
+            self.history.append(round(loss.detach().item(), 3))
+            return loss
+
+    model = Model()
+
+    def step(called: nn.Module, k: int) -> Tensor:
+        loss: Tensor = called(batch(k))
+        return loss * model.last + model.history.pop()
+
+    return Setup(model, step)
+
+
+@loop(CHECKED)
+def value_that_is_logged() -> Setup:
+    def check(out: Tensor) -> None:
+        log.info("mean %s, largest %.3f", out.mean().item(), 0.5)
+        log.info(f"mean {out.mean():.3f}, least {out.min().item():.3f}")
+
+    return checked(check)
+
+
+@loop(CHECKED, refused="may be kept or logged")
+def value_that_is_computed_with() -> Setup:
+    class Model(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            loss = super().forward(x)
+            return loss / loss.item()
+
+    return trained(Model())
+
+
 @loop(CHECKED, refused="needs the value of a tensor")
 def branch_on_an_activation() -> Setup:
     class Model(Net):

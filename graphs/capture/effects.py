@@ -11,11 +11,13 @@ import dis
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.guards.pending import Pending
 from planner.graphs.capture.guards.places import MISSING, Attribute, Path, Step
 from planner.graphs.capture.guards.python_state import Change, PythonState
 from planner.graphs.capture_error import CaptureError
@@ -33,6 +35,14 @@ class Output:
     """A leaf of an effect: an output of the step, by its index."""
 
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A leaf of an effect: the number in an output of the step, rounded to these digits in turn."""
+
+    index: int
+    rounding: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,7 @@ class Effect:
     @property
     def has_tensors(self) -> bool:
         """Whether any of it is made by the step."""
-        return any(isinstance(x, Output | Argument) for x in self.leaves)
+        return any(isinstance(x, Output | Number | Argument) for x in self.leaves)
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,8 @@ NO_EFFECTS = Effects()
 def _filled(leaf: Any, outputs: Sequence[Any], arguments: Sequence[Tensor]) -> Any:
     if isinstance(leaf, Output):
         return outputs[leaf.index]
+    if isinstance(leaf, Number):
+        return reduce(round, leaf.rounding, outputs[leaf.index].item())
     return arguments[leaf.index] if isinstance(leaf, Argument) else leaf
 
 
@@ -127,30 +139,13 @@ def effects_of(
             "is made and never again: every step would see the same numbers; draw with torch "
             "(torch.rand, torch.bernoulli), or outside the model and pass the result as an input"
         )
-    known = {id(t): Argument(i) for i, t in enumerate(arguments)}
-    made: dict[int, Any] = {}
-
-    def leaf(path: Path, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if id(value) in known:
-                return known[id(value)]
-            if type(value) in (Tensor, nn.Parameter):
-                return value  # a constant of the model's own
-            if id(value) not in made:
-                made[id(value)] = value, Output(output(_name(path), value))
-            return made[id(value)][1]
-        if isinstance(value, _CONSTANTS):
-            return value
-        raise CaptureError(
-            f"the forward pass keeps a {type(value).__name__} in {path}{_line(state, path)}, which "
-            "a plan cannot make again at each call; return it, or keep tensors and plain values "
-            "there, in lists, tuples or dicts"
-        )
-
+    known: dict[int, Any] = {id(t): Argument(i) for i, t in enumerate(arguments)}
     items = []
     for change in sorted(state.changes(), key=_appended_last):
         leaves, spec = tree_flatten(change.now)
-        found = tuple(leaf(change.path, x) for x in leaves)
+        found = tuple(_leaf(x, change.path, known, output) for x in leaves)
+        if (strange := next((x for x in found if x is _STRANGE), None)) is not None:
+            raise _kept(state, change, leaves[found.index(strange)])
         effect = Effect(
             change.place.path, change.step, found, spec, replaces=change.before is not MISSING
         )
@@ -159,6 +154,32 @@ def effects_of(
             raise _depends(state, change)
         items.append(effect)
     return Effects(tuple(items))
+
+
+_STRANGE = object()
+
+
+def _leaf(
+    value: Any, path: Path, known: dict[int, Any], output: Callable[[str, Tensor], int]
+) -> Any:
+    """Return how a value is made again at each call, ``_STRANGE`` if it cannot be."""
+    if isinstance(value, Pending):
+        return Number(output(_name(path), value.tensor.detach()), value.rounding)
+    if not isinstance(value, Tensor):
+        return value if isinstance(value, _CONSTANTS) else _STRANGE
+    if type(value) in (Tensor, nn.Parameter):
+        return value  # a constant of the model's own
+    if id(value) not in known:
+        known[id(value)] = Output(output(_name(path), value))
+    return known[id(value)]
+
+
+def _kept(state: PythonState, change: Change, value: Any) -> CaptureError:
+    return CaptureError(
+        f"the forward pass keeps a {type(value).__name__} in {change.path}"
+        f"{_line(state, change.path)}, which a plan cannot make again at each call; return it, or "
+        "keep tensors and plain values there, in lists, tuples or dicts"
+    )
 
 
 def refuse_read_before(effects: Effects, state: PythonState, reads: Collection[Path]) -> None:

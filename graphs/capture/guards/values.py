@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from planner.graphs.capture.guards.checks import Check, check_at
+from planner.graphs.capture.guards.pending import Pending, asks_for_item
 from planner.graphs.capture.guards.tape import Decision, Entry, Root, evaluate, roots_of
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import annotate
@@ -104,6 +105,13 @@ class Observer(TorchFunctionMode):
         if func in _CHECKS and (check := check_at(_asking_frame())) is not None:
             self.checks.append((args[0], check))
             return check.expected
+        if func is Tensor.item and asks_for_item(_asking_frame()):
+            return Pending(args[0], user_line())
+        if func is Tensor.__format__:
+            return str(Pending(args[0], user_line()))
+        for part in tree_iter((args, kwargs)):
+            if isinstance(part, Pending):
+                part.refuse()
         _refuse_lost_gradients(args, kwargs)
         with annotate({"source": user_line()}):
             result = func(*args, **kwargs)
