@@ -64,7 +64,14 @@ def unplanned(model: nn.Module) -> nn.Module:
                 f"submodule {path!r} already runs a plan of its own; plan the model with the "
                 "submodule as it was before plan.apply"
             )
-    return reclassed(model, type(model).__bases__[0]) if _is_planned(model) else model
+    if not _is_planned(model):
+        return model
+    base = type(model).__bases__[0]
+    if "forward" not in vars(model):
+        return reclassed(model, base)
+    fresh = base.__new__(base)  # what was put over the plan's forward would lead back to the plan
+    fresh.__dict__.update({k: v for k, v in vars(model).items() if k != "forward"})
+    return fresh
 
 
 def _is_planned(module: nn.Module) -> bool:
