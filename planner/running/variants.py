@@ -77,8 +77,9 @@ class Variant:
             if len(self.accepted) >= _MOST_ACCEPTED:
                 self.accepted.clear()
             self.accepted.add(seen)
-        known = [*call.tensors, *unique_tensors(model)[1].values()]
-        if (broken := self.program.decisions.broken_by(known)) is not None:
+        decisions = self.program.decisions
+        known = [*call.tensors, *unique_tensors(model)[1].values()] if decisions.items else []
+        if (broken := decisions.broken_by(known)) is not None:
             return Departure(
                 f"the model asks for a value at {broken.source}; the plan was made for "
                 f"{broken.answer}, these inputs give another"

@@ -50,8 +50,10 @@ class Attribute:
 
     def of(self, owner: Any) -> Any:
         """Return what an owner has there: its own or its class's; no property is run."""
-        found = getattr(owner, "__dict__", {}).get(self.name, MISSING)
-        return found if found is not MISSING else in_class(type(owner), self.name, owner)
+        try:
+            return owner.__dict__[self.name]
+        except (AttributeError, KeyError):
+            return in_class(type(owner), self.name, owner)
 
     def put(self, owner: Any, value: Any) -> None:
         """Set the attribute, or delete it."""

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -47,6 +47,8 @@ _CONSTANTS = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum),
     *(torch.dtype, torch.device, torch.layout, torch.Size, type, type(MISSING)),
 )
+_PLAIN = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device, type(MISSING)))
+"""The commonest constants: told by their type alone, which is the quickest."""
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 _LARGE = 4096
 """Items beyond which of a list or an array only its identity and length are compared."""
@@ -73,7 +75,9 @@ class Read:
 
     def quick(self, modules: Sequence[nn.Module]) -> Any:
         """Return what is there as a hashable value, quick enough for every step."""
-        return _quick(self.path.find(modules), loose=self.loose)
+        value = self.path.find(modules)
+        kind = type(value)
+        return (kind, value) if kind in _PLAIN else _quick(value, loose=self.loose)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -277,10 +281,14 @@ def _is_told(value: Any) -> bool:
 
 def _is_object(value: Any) -> bool:
     """Tell an instance of somebody's own class, whose attributes can be watched."""
-    cls = type(value)
+    return _is_own_class(type(value))
+
+
+@lru_cache(maxsize=4096)
+def _is_own_class(cls: type) -> bool:
     foreign = cls.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
     heap = bool(cls.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE: written in Python
-    plain = isinstance(value, (*_CONSTANTS, Tensor, nn.Module, types.ModuleType, BaseException))
+    plain = issubclass(cls, (*_CONSTANTS, Tensor, nn.Module, types.ModuleType, BaseException))
     return foreign and heap and not plain
 
 
@@ -328,13 +336,15 @@ def _same(a: Any, b: Any, *, loose: bool = False) -> bool:
 
 
 def _quick(value: Any, *, loose: bool) -> Any:
+    if _is_object(value):
+        return type(value)  # watched by itself
     if isinstance(value, _CONSTANTS) and not isinstance(value, slice):
         return type(value), value  # True is no 1
     if isinstance(value, Tensor):
         return (value.shape, value.dtype) if loose else id(value)
     if isinstance(value, (*_COLLECTIONS, slice)) or _is_array(value):
         return _quick_contents(value, loose=loose)
-    return type(value) if _is_object(value) else id(value)
+    return id(value)
 
 
 def _quick_contents(value: Any, *, loose: bool) -> Any:
