@@ -281,7 +281,7 @@ def _is_told(value: Any) -> bool:
 
 def _is_object(value: Any) -> bool:
     """Tell an instance of somebody's own class, whose attributes can be watched."""
-    return _is_own_class(type(value))
+    return _is_own_class(type(value))  # type: ignore[arg-type] # classes are hashable
 
 
 @lru_cache(maxsize=4096)
