@@ -332,7 +332,7 @@ def _same(a: Any, b: Any, *, loose: bool = False) -> bool:
         kinds = [(type(t), t.shape, t.dtype, t.device) for t in (a, b)]
         real = type(a) in (Tensor, nn.Parameter) and not a.is_meta
         return a is b or (kinds[0] == kinds[1] and (loose or not real or torch.equal(a, b)))
-    comparable = type(a) is type(b) and isinstance(a, _CONSTANTS)
+    comparable = type(a) is type(b) and isinstance(a, (*_CONSTANTS, Attribute, Item))
     return a is b or (comparable and (bool(a == b) or repr(a) == repr(b)))  # nan is no nan
 
 
