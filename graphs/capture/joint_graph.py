@@ -29,7 +29,8 @@ class Joint:
     here in the order of the model's own; ``forward_outputs``, ``mutations`` (buffer name -> new
     value) and ``gradients`` (of each parameter, then of each input tensor; ``None`` where there
     is none) are nodes of it. ``rewired`` are backward nodes that read an updated buffer in place;
-    ``reads`` are the attributes of the model that the trace depends on.
+    ``reads`` are what of Python's state the trace depends on; ``lifted`` are placeholders for
+    numbers of that state which are no constants of the graph, after the inputs.
     """
 
     module: fx.GraphModule
@@ -44,6 +45,7 @@ class Joint:
     decisions: Decisions
     rewired: frozenset[fx.Node] = frozenset()
     reads: tuple[Read, ...] = ()
+    lifted: tuple[fx.Node, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -63,6 +65,8 @@ def joint_of(
     decisions: Decisions,
     parameter_names: tuple[str, ...],
     buffer_names: tuple[str, ...],
+    *,
+    lifted: int = 0,
 ) -> Joint:
     """Read the descriptors of a joint graph's placeholders and outputs.
 
@@ -72,6 +76,7 @@ def joint_of(
         decisions: what the model asked of its inputs while it was traced.
         parameter_names: of the model, in the order of the step's own.
         buffer_names: likewise.
+        lifted: how many inputs, the last, are numbers of Python's state.
 
     Raises:
         CaptureError: the step does what a plan cannot carry out.
@@ -100,13 +105,16 @@ def joint_of(
         module=module,
         parameters={n: where[d] for n, d in zip(parameter_names, parameter, strict=True)},
         buffers={n: where[d.mutated_input] for n, d in zip(buffer_names, changed, strict=True)},
-        inputs=tuple(where[d] for d in plain),
+        inputs=tuple(where[d] for d in plain[: len(plain) - lifted]),
         tangents=tangents,
         forward_outputs=tuple(n for n in returned if isinstance(n, fx.Node)),
         mutations=mutated,
-        gradients=tuple(made.get(desc.GradAOTOutput(d)) for d in [*parameter, *plain]),
+        gradients=tuple(
+            made.get(desc.GradAOTOutput(d)) for d in [*parameter, *plain[: len(plain) - lifted]]
+        ),
         outputs=outputs,
         decisions=decisions,
+        lifted=tuple(where[d] for d in plain[len(plain) - lifted :]),
     )
     _refuse_unknown(joint, where, made)
     _refuse_moving_questions(joint)
@@ -143,6 +151,7 @@ def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[An
         *joint.parameters.values(),
         *joint.buffers.values(),
         *joint.inputs,
+        *joint.lifted,
         *joint.tangents.values(),
     }
     if strange or len(joint.forward_outputs) != len(joint.outputs.names):

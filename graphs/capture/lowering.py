@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from planner.graphs.capture.joint_graph import Joint, module_of, source_of
-from planner.graphs.capture.node_kinds import is_random, is_view, target_name
+from planner.graphs.capture.node_kinds import is_random, is_scalar, is_view, target_name
 from planner.graphs.capture.optimizer_step import OptimizerStep
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.passes.inplace import Overwrite, Readers
@@ -141,7 +141,8 @@ def assemble(
     readers = None if eager else Readers(joint.graph)
     builder = _Builder(joint, price, target, target.device.granularity_bytes, readers)
     _add_resident(builder)
-    kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
+    nodes = joint.graph.nodes
+    kernels = [n for n in nodes if n.op == "call_function" and not is_scalar(n)]
     border = first_backward(joint)
     position = {n: i for i, n in enumerate(joint.graph.nodes)}
     tainted = once_only(joint)

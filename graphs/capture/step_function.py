@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from planner.graphs.capture.effects import NO_EFFECTS, Effects, effects_of
 from planner.graphs.capture.guards.checks import Check
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.guards.python_state import PythonState
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
@@ -202,7 +203,8 @@ def _places(tensor: Tensor) -> set[tuple[Any, int]]:
 class StepFunction(nn.Module):
     """Parameters, buffers and input tensors in; output tensors out. Tied tensors are one argument.
 
-    After a call ``outputs`` describes what came out.
+    After a call ``outputs`` describes what came out. ``numbers`` are put where Python holds others
+    while the model runs.
     """
 
     def __init__(
@@ -221,6 +223,7 @@ class StepFunction(nn.Module):
         self._names = (tuple(parameters), tuple(buffers))
         self._call, self._loss = call, loss
         self.outputs: Outputs | None = None
+        self.numbers: tuple[tuple[Path, Any], ...] = ()
         for i, value in enumerate(parameters.values()):
             self.register_parameter(f"p{i}", nn.Parameter(value, value.requires_grad))
         for i, value in enumerate(buffers.values()):
@@ -259,10 +262,14 @@ class StepFunction(nn.Module):
         values = [*self.members("p", len(self._names[0])), *self.buffers_now]
         args, kwargs, targets = self._call.rebuild(tensors)
         self._state[0].restore()
+        modules = list(self._model[0].modules())
+        before = [path.replace(modules, number) for path, number in self.numbers]
         with swapped(self._model[0], dict(zip(names, values, strict=True))):
             output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
             if self._loss is not None:
                 output = self._loss(output, *targets)
+        for (path, _), number in zip(self.numbers, before, strict=True):
+            path.replace(modules, number)
         kept, outputs = split_outputs(output)
         leaves = [x for x in tree_flatten(output)[0] if isinstance(x, Tensor)]
         self.outputs = self._with_effects(kept, leaves, outputs, [*values, *tensors])

@@ -19,6 +19,7 @@ from planner.graphs.capture.effects import (
     refuse_read_before,
     tensors_left_at,
 )
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.guards.python_state import PythonState, unchanged
 from planner.graphs.capture.guards.reads import loosened, watched_reads
 from planner.graphs.capture.guards.tape import Decisions
@@ -26,10 +27,16 @@ from planner.graphs.capture.guards.values import Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
 from planner.graphs.capture.step_function import Arguments, StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import annotate, preserve_node_meta
 from planner.graphs.torch_api.decompositions import eager_pieces
 from planner.graphs.torch_api.fake_kernels import lenient_kernels
-from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode, detect_fake_mode
+from planner.graphs.torch_api.fake_tensors import (
+    FakeTensor,
+    FakeTensorMode,
+    detect_fake_mode,
+    with_numbers,
+)
 from planner.graphs.torch_api.functional_tensors import let_lists_be_asked_for
 from planner.graphs.torch_api.joint_export import export_joint
 from planner.graphs.torch_api.module_watch import watch_forwards
@@ -47,6 +54,7 @@ def trace(
     device: torch.device | None = None,
     answers: Sequence[Any] | None = None,
     lean: bool = True,
+    lifted: Sequence[Path] = (),
 ) -> Joint:
     """Trace forward, loss and backward of one call under fake tensors.
 
@@ -57,6 +65,7 @@ def trace(
         device: where parameters on meta are taken to be; by default the CPU.
         answers: what the model is told where it branches on values of inputs without data.
         lean: take the leaner of two equal dropouts, which eager mode on a CPU does not.
+        lifted: where Python holds floats that are to be inputs of the graph, not constants.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -64,11 +73,13 @@ def trace(
     parameters, buffers = unique_tensors(model)
     with capturing():
         state = PythonState(model, () if loss is None else (loss,))
-        watched, inputs, _ = _watch(model, call, loss, device, answers=answers, state=state)
+        watched, inputs, _ = _watch(
+            model, call, loss, device, answers=answers, state=state, lifted=lifted
+        )
         step = watched.step
         with unchanged(state), _capturing(model, lean=lean) as (stack, patches):
             state.watch_draws(patches)
-            reads = stack.enter_context(watched_reads(model, patches))
+            reads = stack.enter_context(watched_reads(model, patches, lifted))
             reads.take(state.places)
             module = export_joint(stack, watched, inputs)
             assert step.outputs is not None
@@ -81,7 +92,8 @@ def trace(
     module.graph.eliminate_dead_code()
     held = {id(getattr(module, str(n.target))) for n in module.graph.find_nodes(op="get_attr")}
     found = tuple(read.only_held(held) for read in found)
-    joint = joint_of(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
+    names = tuple(parameters), tuple(buffers)
+    joint = joint_of(module, step.outputs, watched.decisions, *names, lifted=len(lifted))
     return replace(joint, reads=loosened(found, written))
 
 
@@ -149,11 +161,15 @@ def _watch(
     *,
     answers: Sequence[Any] | None,
     state: PythonState,
+    lifted: Sequence[Path] = (),
 ) -> tuple[_Watched, tuple[Tensor, ...], FakeTensorMode]:
     """Return a step of a model around fake tensors, what to call it with, and their mode."""
     parameters, buffers = unique_tensors(model)
     members = [*parameters.values(), *buffers.values(), *call.tensors]
-    mode = detect_fake_mode(members) or FakeTensorMode(allow_non_fake_inputs=True)
+    mode = detect_fake_mode(members)
+    if lifted and mode is not None and mode.shape_env is None:
+        raise CaptureError("numbers of a model that is fake already cannot be inputs")
+    mode = mode or (with_numbers() if lifted else FakeTensorMode(allow_non_fake_inputs=True))
     target = device or torch.device("cpu")
     fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
     known = [*call.tensors, *buffers.values()]
@@ -166,8 +182,10 @@ def _watch(
         loss,
         state=state,
     )
+    with mode:
+        numbers = [torch.empty((), dtype=torch.float64) for _ in lifted]
     data = [None if isinstance(t, FakeTensor) or t.is_meta else t for t in known]
-    return _Watched(step, data, answers), inputs, mode
+    return _Watched(step, data, answers, lifted), (*inputs, *numbers), mode
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
@@ -191,13 +209,21 @@ class _Watched(nn.Module):
     """A step run under an ``Observer``; AOTAutograd runs it several times, the last one counts."""
 
     def __init__(
-        self, step: StepFunction, data: Sequence[Tensor | None], answers: Sequence[Any] | None
+        self,
+        step: StepFunction,
+        data: Sequence[Tensor | None],
+        answers: Sequence[Any] | None,
+        lifted: Sequence[Path],
     ) -> None:
         super().__init__()
         self.step, self._data, self._answers = step, data, answers
+        self._lifted = tuple(lifted)
         self.decisions = Decisions()
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
+        count = len(tensors) - len(self._lifted)
+        tensors, numbers = tensors[:count], [t.item() for t in tensors[count:]]
+        self.step.numbers = tuple(zip(self._lifted, numbers, strict=True))
         known = [*tensors, *self.step.buffers_now]
         with Observer(known, self._data, self._answers) as observer:
             kept: list[Tensor] = self.step(*tensors)

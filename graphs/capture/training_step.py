@@ -5,13 +5,14 @@ Puts tracing, prices and the optimizer together. Knows nothing of budgets or sch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from planner.graphs.capture.guards.call import class_name, device_type, fake_call, signature_of
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.kernel_prices import prices
 from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble
@@ -25,7 +26,7 @@ from planner.graphs.costs.registry import cost_model
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
 from planner.graphs.hardware.detect import local_device
-from planner.graphs.torch_api.fake_tensors import FakeTensor
+from planner.graphs.torch_api.fake_tensors import FakeTensor, with_numbers
 from planner.graphs.torch_api.patches import capturing
 
 
@@ -176,6 +177,7 @@ def recapture(
     signature: dict[str, Any],
     loss: Callable[..., Any] | None,
     rewrite: str = AS_CAPTURED.name,
+    lifted: Sequence[Path] = (),
 ) -> tuple[Joint, Graph, Lowering]:
     """Capture again, without prices, the step a signature describes, in order to run it.
 
@@ -184,11 +186,13 @@ def recapture(
         signature: of the capture.
         loss: the callable that it was captured with.
         rewrite: which variant of the step.
+        lifted: where Python holds floats that are to be inputs, not constants.
     """
     members = [*model.parameters(), *model.buffers()]
     mode = next((t.fake_mode for t in members if isinstance(t, FakeTensor)), None)
-    call = fake_call(signature, mode)
-    joint = normalized(trace(model, call, loss=loss, answers=signature["answers"]))
+    call = fake_call(signature, mode or (with_numbers() if lifted else None))
+    answers = signature["answers"]
+    joint = normalized(trace(model, call, loss=loss, answers=answers, lifted=lifted))
     joint, _ = rewritten(joint, rewrite)
     target = Target(devices.cpu(), device_type(model, call))
     free = Price(0.0, 0, 0, 0)

@@ -26,7 +26,7 @@ from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
-from planner.running.variants import Variants
+from planner.running.variants import Trace, Variants
 
 MISMATCH = ("error", "replan", "plain")
 _FORMER = {"original": "plain"}  # until 0.3
@@ -61,8 +61,9 @@ def run(program: Program, model: nn.Module, call: Arguments) -> Any:
         call: its inputs.
     """
     parameters, buffers = unique_tensors(model)
-    tensors = [*parameters.values(), *buffers.values(), *call.tensors]
     found, modules = program.outputs, list(model.modules())
+    numbers = [torch.tensor(p.find(modules), dtype=torch.float64) for p in program.lifted]
+    tensors = [*parameters.values(), *buffers.values(), *call.tensors, *numbers]
     found.effects.release(modules)
     outputs = execute(program, tensors)
     found.effects.replay(modules, outputs, tensors)
@@ -182,7 +183,8 @@ def _runtime(
     if plan.signature["loss"] and loss is None:
         raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
     engine = engine_of(plan.engine)
-    variants = Variants(plan, model, lambda now: engine.program(plan, unplanned(now), loss))
+    trace: Trace = lambda now, lifted: engine.program(plan, unplanned(now), loss, lifted)  # noqa: E731
+    variants = Variants(plan, model, trace)
     planned = fake_call(plan.signature)
     targets = bool(planned.rebuild(planned.tensors)[2])
     return Runtime(variants, plan, planned.spec, loss, targets, on_mismatch, replan)

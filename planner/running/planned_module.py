@@ -69,7 +69,9 @@ def unplanned(model: nn.Module) -> nn.Module:
     base = type(model).__bases__[0]
     if "forward" not in vars(model):
         return reclassed(model, base)
-    fresh: nn.Module = object.__new__(base)  # what was put over the plan's forward would lead back to the plan
+    fresh: nn.Module = object.__new__(
+        base
+    )  # what was put over the plan's forward would lead back to the plan
     fresh.__dict__.update({k: v for k, v in vars(model).items() if k != "forward"})
     return fresh
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.guards.reads import Read
 from planner.graphs.capture.guards.tape import Decisions
 from planner.graphs.capture.step_function import Outputs
@@ -25,7 +26,8 @@ class Program:
     ``None`` for each of forward's arguments. ``behind`` are the tangents each gradient is made of.
     ``outputs`` puts the outputs back into the user's structure. The program is valid where every
     one of ``decisions`` and ``reads`` still holds; ``recast`` tells whether autocast, as it is
-    then, would change what backward computes.
+    then, would change what backward computes. ``lifted`` are where Python holds floats that forward
+    takes after the inputs, each as a tensor.
     """
 
     forward: Callable[[list[Any]], list[Any]]
@@ -39,3 +41,4 @@ class Program:
     decisions: Decisions
     reads: tuple[Read, ...]
     recast: Callable[[], bool]
+    lifted: tuple[Path, ...] = ()

@@ -8,7 +8,7 @@ constants, that is one more program. Knows how to tell which program a call is f
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from planner.graphs.capture.guards.modules import (
     quick_look,
     read_changes,
 )
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.plan.step_plan import StepPlan
@@ -33,8 +34,11 @@ MOST_VARIANTS = 16
 _MANY = 8
 _MOST_ACCEPTED = 256
 
-Trace = Callable[[nn.Module], Program]
-"""Traces the planned call of a model again; raises ``PlanMismatch`` if it does something else."""
+Trace = Callable[[nn.Module, Sequence[Path]], Program]
+"""Traces the planned call of a model with floats of Python's as inputs, not constants.
+
+Raises ``PlanMismatch`` if the model does something else than was planned.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,9 @@ class Variant:
     fixed: Fixed
     accepted: set[tuple[Any, ...]] = field(default_factory=set)
 
-    def difference(self, plan: StepPlan, model: nn.Module, call: Arguments) -> Departure | None:
+    def difference(  # noqa: PLR0911 - one return a kind, in order
+        self, plan: StepPlan, model: nn.Module, call: Arguments
+    ) -> Departure | None:
         """Say why a call is not the one this program is for, or ``None`` if it is.
 
         Args:
@@ -74,6 +80,9 @@ class Variant:
                 return Departure(text)
             for text, constant in read_changes(self.fixed, model):
                 return Departure(text, in_reads=not constant)
+            for path in self.program.lifted:
+                if type(now := path.find(modules)) is not float:
+                    return Departure(f"{path} is {now!r}, and was a float", in_reads=True)
             if len(self.accepted) >= _MOST_ACCEPTED:
                 self.accepted.clear()
             self.accepted.add(seen)
@@ -92,7 +101,7 @@ class Variants:
 
     def __init__(self, plan: StepPlan, model: nn.Module, trace: Trace) -> None:
         self._plan, self._trace = plan, trace
-        self._items = [self._traced(model)]
+        self._items = [self._traced(model, ())]
         self._again = 0
 
     @property
@@ -119,7 +128,7 @@ class Variants:
                 return difference.text
         assert first is not None, "there is always one program"
         try:
-            made = self._traced(model)
+            made = self._traced_otherwise(model)
         except PlanMismatch as error:
             return f"{first.text}; with that, {error}"
         if (still := made.difference(self._plan, model, call)) is not None:
@@ -128,8 +137,24 @@ class Variants:
         self._tell(first.text)
         return made.program
 
-    def _traced(self, model: nn.Module) -> Variant:
-        program = self._trace(model)
+    def _traced_otherwise(self, model: nn.Module) -> Variant:
+        """Trace again; a float that has changed becomes an input if the step lets it.
+
+        Raises:
+            PlanMismatch: the model does something else than was planned.
+        """
+        modules = list(model.modules())
+        last = self._items[0]
+        changed = [path for read in last.fixed.reads for path in read.changed_floats(modules)]
+        if wanted := (*last.program.lifted, *changed):
+            try:
+                return self._traced(model, wanted)
+            except PlanMismatch:
+                pass  # its code asks for the value: then it is a constant
+        return self._traced(model, ())
+
+    def _traced(self, model: nn.Module, lifted: Sequence[Path]) -> Variant:
+        program = self._trace(model, lifted)
         return Variant(program, fixed_in(model, program.reads))
 
     def _tell(self, text: str) -> None:

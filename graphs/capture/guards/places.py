@@ -57,7 +57,9 @@ class Attribute:
 
     def put(self, owner: Any, value: Any) -> None:
         """Set the attribute, or delete it."""
-        if value is MISSING:
+        if not hasattr(owner, "__dict__"):
+            object.__setattr__(owner, self.name, value)  # in a slot
+        elif value is MISSING:
             vars(owner).pop(self.name, None)
         else:
             vars(owner)[self.name] = value
@@ -165,6 +167,22 @@ class Path:
                 return found
             found = step.of(found)
         return found
+
+    def replace(self, modules: Sequence[nn.Module], value: Any) -> Any:
+        """Put something else there; return what was there.
+
+        Args:
+            modules: of the model, in order.
+            value: what is put.
+        """
+        step, owner = self.steps[-1], Path(self.root, self.steps[:-1]).find(modules)
+        before = step.of(owner)
+        if isinstance(step, Attribute) and step.name not in getattr(
+            owner, "__dict__", (step.name,)
+        ):
+            before = MISSING  # it is its class's
+        step.put(owner, value)
+        return before
 
     def __str__(self) -> str:
         text = "".join(map(str, self.steps))

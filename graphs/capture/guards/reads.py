@@ -59,15 +59,18 @@ class Read:
     """A place that the traced step read, and what it found there.
 
     ``loose`` says that the step leaves tensors there without reading them: which ones is no matter.
+    ``only_keys`` compares under what keys something is there: what that is has reads of its own.
     """
 
     path: Path
     value: Any
     loose: bool = False
+    only_keys: bool = False
 
     def now(self, modules: Sequence[nn.Module]) -> Any:
         """Return what is there in a model, as one that does not change."""
-        return told(self.path.find(modules))
+        value = self.path.find(modules)
+        return keys_of(value) if self.only_keys else told(value)
 
     def holds(self, now: Any) -> bool:
         """Tell whether that is what the traced step found."""
@@ -76,6 +79,8 @@ class Read:
     def quick(self, modules: Sequence[nn.Module]) -> Any:
         """Return what is there as a hashable value, quick enough for every step."""
         value = self.path.find(modules)
+        if self.only_keys:
+            return keys_of(value)
         kind = type(value)
         return (kind, value) if kind in _PLAIN else _quick(value, loose=self.loose)
 
@@ -93,6 +98,14 @@ class Read:
         outside = isinstance(self.value, Tensor) and isinstance(self.path.root, Outside)
         unread = outside and id(self.value) not in held
         return replace(self, loose=True) if unread else self
+
+    def changed_floats(self, modules: Sequence[nn.Module]) -> list[Path]:
+        """Return where a float is another float now: what may be an input as well.
+
+        Args:
+            modules: of the model, in order.
+        """
+        return list(_changed_floats(self.path, self.value, self.now(modules)))
 
     def change(self, now: Any) -> tuple[str, bool]:
         """Say what is there now and was when the step was traced; whether that was a constant."""
@@ -124,6 +137,16 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
             yield from _tensors_in(part)
 
 
+def _changed_floats(path: Path, was: Any, now: Any) -> Iterator[Path]:
+    if isinstance(was, _Whole) and isinstance(now, _Whole):
+        after = dict(now.parts)
+        for step, part in was.parts:
+            if step is not None and step in after:
+                yield from _changed_floats(path.then(step), part, after[step])
+    elif type(was) is type(now) is float and repr(was) != repr(now):
+        yield path
+
+
 def _first_difference(path: Path, was: Any, now: Any, *, loose: bool) -> tuple[Path, Any, Any]:
     """Return where two values begin to differ, as deep inside as can be told."""
     if isinstance(was, _Whole) and isinstance(now, _Whole) and was.kind is now.kind:
@@ -144,8 +167,10 @@ def _shown(value: Any) -> str:
 class Reads:
     """What the code of a model reads inside ``watched_reads``."""
 
-    def __init__(self, model: nn.Module, patches: Patches) -> None:
+    def __init__(self, model: nn.Module, patches: Patches, lifted: Sequence[Path]) -> None:
         self._patches = patches
+        self._lifted = frozenset(lifted)
+        self._around = {Path(p.root, p.steps[:n]) for p in lifted for n in range(len(p.steps))}
         self._in_order = list(model.modules())
         self._at: dict[int, tuple[Any, Path]] = {}  # by identity, held so that it stays unique
         self._watched: set[type] = set()
@@ -185,8 +210,13 @@ class Reads:
         if not _is_told(value):
             return
         self._follow(path, value)
-        if path not in self._seen:
-            self._seen[path] = Read(path, told(value))
+        if path in self._seen or path in self._lifted:
+            return
+        self._seen[path] = Read(path, told(value))
+        if path in self._around and isinstance(value, dict | list | types.SimpleNamespace):
+            self._seen[path] = Read(path, keys_of(value), only_keys=True)
+            for step, part in list(Place(path, value).entries().items()):
+                self.note(path.then(step), part)
 
     def take(self, places: Sequence[Place]) -> None:
         """Note all that lies in closures and globals: reading those cannot be watched."""
@@ -239,8 +269,15 @@ class Reads:
 
 
 @contextmanager
-def watched_reads(model: nn.Module, patches: Patches) -> Iterator[Reads]:
+def watched_reads(
+    model: nn.Module, patches: Patches, lifted: Sequence[Path] = ()
+) -> Iterator[Reads]:
     """Collect what is read of a model's modules, and of what they hold, inside the block.
+
+    Args:
+        model: whose code runs in the block.
+        patches: what undoes the watching.
+        lifted: floats that may be any: they are not collected.
 
     >>> from planner.graphs.torch_api.patches import patching
     >>> model = nn.Sequential(nn.Dropout(0.1))
@@ -249,7 +286,7 @@ def watched_reads(model: nn.Module, patches: Patches) -> Iterator[Reads]:
     >>> [(str(read.path), read.value) for read in reads.kept()]
     [("attribute 'p' of submodule '0'", 0.1), ("attribute 'inplace' of submodule '0'", False)]
     """
-    yield Reads(model, patches)
+    yield Reads(model, patches, lifted)
 
 
 def loosened(reads: Sequence[Read], written: Sequence[Path]) -> tuple[Read, ...]:
@@ -295,6 +332,13 @@ def _is_own_class(cls: type) -> bool:
 def _is_array(value: Any) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic)
+
+
+def keys_of(value: Any) -> Any:
+    """Return the keys under which a collection holds something, its length if it is a list."""
+    if isinstance(value, types.SimpleNamespace):
+        return tuple(vars(value))
+    return tuple(value) if isinstance(value, dict) else len(value)
 
 
 def told(value: Any) -> Any:

@@ -6,13 +6,14 @@ file of this folder that enters itself, and a line in the folder's ``__init__``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from planner.errors import UnknownEngine
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.training_step import Captured
 from planner.plan.features import register_feature
 from planner.plan.step_plan import StepPlan
@@ -24,12 +25,14 @@ from planner.running.program import Program
 class Engine:
     """Two functions: the graph for a request and the name of a rewrite, and the program of a plan.
 
-    ``version`` rises when plans made with an older one can no longer be carried out as they are.
+    The program takes a plan, a model, the loss and where Python holds floats that are to be inputs
+    of it. ``version`` rises when plans made with an older one can no longer be carried out as they
+    are.
     """
 
     name: str
     captured: Callable[[Request, str], Captured]
-    program: Callable[[StepPlan, nn.Module, Callable[..., Any] | None], Program]
+    program: Callable[[StepPlan, nn.Module, Callable[..., Any] | None, Sequence[Path]], Program]
     version: int = 1
     sharded: bool = False
     """Whether it also carries out the units of a sharded step, as they are captured for one."""

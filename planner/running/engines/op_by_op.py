@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import fx, nn
 from planner.errors import CaptureError, InvalidPlan, PlanMismatch
 from planner.graphs import Graph, Schedule, Subject
 from planner.graphs.capture.guards.call import model_differences, signature_of
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowering, Role
 from planner.graphs.capture.passes.eager_semantics import first_backward
@@ -57,28 +59,40 @@ def captured(request: Request, rewrite: str) -> Captured:
         raise CaptureError(str(error)) from error
 
 
-def program(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None) -> Program:
+def program(
+    plan: StepPlan,
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    lifted: Sequence[Path] = (),
+) -> Program:
     """Write the programs of a plan for a model, which must do what the plan was made for.
 
     Args:
         plan: made on a graph of this engine.
         model: in the modes the plan was made for.
         loss: the callable the plan was made with.
+        lifted: where Python holds floats that are to be inputs of the program, not constants.
 
     Raises:
         PlanMismatch: the model is another, or does something else.
         InvalidPlan: the schedule is none that can run.
     """
-    joint, graph, lowering = _captured_again(plan, model, loss)
+    joint, graph, lowering = _captured_again(plan, model, loss, lifted)
     if (difference := graph_difference(plan.graph, graph)) is not None:
         raise PlanMismatch(
             f"{type(model).__name__} does not do what the plan was made for: {difference}; make "
             "the plan again with planner.fit"
         )
-    return build(joint, lowering, plan.graph, plan.schedule)
+    made = build(joint, lowering, plan.graph, plan.schedule)
+    return replace(made, lifted=tuple(lifted))
 
 
-def _captured_again(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None) -> Any:
+def _captured_again(
+    plan: StepPlan,
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    lifted: Sequence[Path],
+) -> Any:
     """Capture the planned call of a model, in the planned autocast state."""
     signature = plan.signature
     here = signature_of(model, arguments((), {}))
@@ -89,7 +103,7 @@ def _captured_again(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] |
         chosen = getattr(torch, dtype[0]) if dtype else None
         stack.enter_context(torch.autocast(device, dtype=chosen, enabled=bool(dtype)))
         try:
-            return recapture(model, dict(signature), loss, plan.rewrite)
+            return recapture(model, dict(signature), loss, plan.rewrite, lifted)
         except GraphsCaptureError as error:
             raise PlanMismatch(f"the planned step can no longer be captured: {error}") from error
 
@@ -141,7 +155,8 @@ def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) ->
         node for i, c in counts.items() if c > 1 and (node := lowering.ops[i].node) is not None
     )
     forward = ProgramWriter(joint, lowering, repeated)
-    for placeholder in (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs):
+    own = (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs, *joint.lifted)
+    for placeholder in own:
         forward.argument(placeholder, placeholder.meta["val"])
     backward = ProgramWriter(joint, lowering, repeated, ran=forward.ran, can_save=True)
     half, returned = forward, list[fx.Node | None]()

@@ -21,6 +21,7 @@ from planner.graphs.capture.node_kinds import (
     RECURRENT,
     is_functional_batch_norm,
     is_random,
+    is_scalar,
     is_view,
 )
 from planner.graphs.costs.roofline import tensors_in
@@ -57,6 +58,8 @@ class ProgramWriter:
         return self.env[node]
 
     def _is_root(self, node: fx.Node) -> bool:
+        if is_scalar(node):
+            return False
         if node.target is operator.getitem:
             parent = node.args[0]
             assert isinstance(parent, fx.Node)
