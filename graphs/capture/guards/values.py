@@ -230,7 +230,7 @@ def real_tensors() -> Iterator[None]:
 
 def _mutates(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
-    inplace = name.endswith("_") and not name.endswith("__")
+    inplace = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
     return inplace or name in ("__setitem__", "__set__") or kwargs.get("out") is not None
 
 
