@@ -7,6 +7,7 @@ further arguments. So the plan waits for the first call that trains. Knows no tr
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,9 +74,12 @@ class FirstBatch:
             base: the class that it had.
             args, kwargs: of the call.
         """
+        trains = model.training and torch.is_grad_enabled()
         with _class_forward(model):
+            if trains and getattr(getattr(model, "config", None), "use_cache", None) is True:
+                kwargs.setdefault("use_cache", False)  # of transformers: it is for generating
             if self.run is None:
-                if not (model.training and torch.is_grad_enabled()):
+                if not trains:
                     return base.forward(model, *args, **kwargs)
                 plain = reclassed(model, base)
                 self.plan = self._planned(plain, arguments(args, kwargs))
@@ -126,10 +130,10 @@ def plan_at_first_batch(
 
     >>> from torch import nn, optim, zeros
     >>> model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64), nn.GELU())
-    >>> model = plan_at_first_batch(model, "14.5MB")
+    >>> model = plan_at_first_batch(model, "17MB")
     >>> model(zeros(4096, 64)).square().mean().backward()
-    >>> plan_of(model)
-    Plan(Sequential: fits, peak 14.5 MB of 14.5 MB, time +..., gap ...)
+    >>> plan_of(model).peak_bytes <= 17_000_000 < plan_of(model).plain_peak_bytes
+    True
     """
     install(model, FirstBatch(budget, Largest(largest_batch, largest_length), said))
     return model
@@ -201,11 +205,12 @@ def inner(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, DistributedDataParallel):
         return inner(model.module)
-    others = (DataParallel, torch.distributed.fsdp.FullyShardedDataParallel)
-    if isinstance(model, others) or hasattr(model, "_orig_mod"):
+    sharded = sys.modules.get("torch.distributed.fsdp")  # slow to import: then none is sharded
+    fsdp = () if sharded is None else (sharded.FullyShardedDataParallel, sharded.FSDPModule)
+    if isinstance(model, (DataParallel, *fsdp)) or hasattr(model, "_orig_mod"):
         raise BadRequest(
-            f"the model is in {type(model).__name__}, which a plan for one device cannot run in: "
-            "leave it out; for several devices see planner.fit(..., world_size=)"
+            f"the model is a {type(model).__name__}, which a plan for one device cannot run in: "
+            "leave that out; for several devices see planner.fit(..., world_size=)"
         )
     return model
 
