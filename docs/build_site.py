@@ -32,6 +32,7 @@ PAGES = (
     "limits.md",
     "howto/out_of_memory.md",
     "howto/one_large_linear.md",
+    "howto/in_your_trainer.md",
     "howto/choosing_a_batch.md",
     "howto/reading_a_plan.md",
     "howto/fsdp2.md",

@@ -11,25 +11,23 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from planner.byte_sizes import parse_budget
+from planner.byte_sizes import format_bytes, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.fit import fit
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.integrations.largest import UNSAID, Largest, enlarged, shown
+from planner.plans import Plan
 from planner.progress import Told
-from planner.request import check_said, checked_method
+from planner.request import check_said, checked_method, find_device
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.solvers import Limits
-
-if TYPE_CHECKING:
-    from planner.plans import Plan
 
 Forward = Callable[..., Any]
 
@@ -52,12 +50,14 @@ class FirstBatch:
     """What is known before the first call that trains, and what came of it.
 
     ``said`` is for ``fit``. Where ``largest`` says nothing, ``usual`` is what a trainer expects.
+    ``beside_bytes`` of the budget are held by what is trained outside the model.
     """
 
     budget: str | float
     largest: Largest = UNSAID
     said: Mapping[str, Any] = field(default_factory=dict)
     usual: Largest = UNSAID
+    beside_bytes: int = 0
     plan: Plan | None = None
     run: Forward | None = field(default=None, repr=False)
 
@@ -88,8 +88,10 @@ class FirstBatch:
 
     def _planned(self, model: nn.Module, call: Arguments) -> Plan:
         larger = enlarged(call, self.largest, self.usual)
+        where = find_device(self.said.get("device", "auto"), model)
+        budget = parse_budget(self.budget, lambda: where.memory_bytes) - self.beside_bytes
         try:
-            plan: Plan = fit(model, self.budget, inputs=larger, **self.said)
+            plan: Plan = fit(model, budget, inputs=larger, **self.said)
         except InfeasibleBudget as error:
             if larger is not call:
                 error.add_note(
@@ -97,7 +99,10 @@ class FirstBatch:
                     f"{shown(call)}. If none is as large, say so: largest_batch=, largest_length="
                 )
             raise
-        return plan
+        if not self.beside_bytes:
+            return plan
+        left = f"{format_bytes(self.beside_bytes)} of the budget are left for what is trained"
+        return Plan.of(plan.with_remark(f"{left} outside the planned module, by an Adam"))
 
 
 def plan_at_first_batch(
@@ -195,6 +200,22 @@ def install(
     cls = derived(base, forward)
     cls._first_batch, cls._as_it_was = state, staticmethod(as_it_was)  # type: ignore[attr-defined]
     model.__class__ = cls
+
+
+def beside(whole: nn.Module, planned: nn.Module) -> int:
+    """Return the bytes of parameters outside the planned module, their gradients and Adam's states.
+
+    Args:
+        whole: all that is trained.
+        planned: a module of it.
+
+    >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1, bias=False))
+    >>> beside(net, net[0])
+    128
+    """
+    own = {id(p) for p in planned.parameters()}
+    others = (p for p in whole.parameters() if id(p) not in own)
+    return sum(p.nbytes * (4 if p.requires_grad else 1) for p in others)
 
 
 def inner(model: nn.Module) -> nn.Module:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import nn
 
 from planner.errors import BadRequest
-from planner.integrations.first_batch import FirstBatch, TrainerOptions, install, without_plan
+from planner.integrations.first_batch import (
+    FirstBatch,
+    TrainerOptions,
+    beside,
+    install,
+    without_plan,
+)
 from planner.integrations.largest import Largest
 
 if find_spec("lightning") is not None:
@@ -35,7 +41,8 @@ class LightningPlannerCallback(Callback):  # type: ignore[misc] # it may not be 
         module: what is planned, by its path in the LightningModule (``"net"``): a module that
             ``training_step`` calls. By default the child that holds every parameter, if there is
             one, else the LightningModule, whose ``forward`` runs where ``training_step`` calls
-            ``self(batch)``. What else ``training_step`` computes is not planned.
+            ``self(batch)``. What else ``training_step`` computes is not planned; parameters
+            elsewhere are counted.
         largest_batch: the most samples that a call will have; by default what the first has.
         largest_length: the most tokens that a sample will have; by default what the first has.
         said: ``device``, ``costs``, ``engine``, ``method``, ``limits``, ``progress``, as for
@@ -88,8 +95,9 @@ class LightningPlannerCallback(Callback):  # type: ignore[misc] # it may not be 
             "accumulate": trainer.accumulate_grad_batches > 1,
             **self._asked.said,
         }
-        self._state = replace(self._asked, said=said)
         self._planned = _module_to_plan(pl_module, self._module)
+        held = beside(pl_module, self._planned)
+        self._state = replace(self._asked, said=said, beside_bytes=held)
         install(self._planned, self._state)
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *others: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sized
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
@@ -17,6 +18,7 @@ from planner.errors import BadRequest
 from planner.integrations.first_batch import (
     FirstBatch,
     TrainerOptions,
+    beside,
     inner,
     install,
     without_plan,
@@ -32,7 +34,8 @@ class PlannerCallback(TrainerCallback):  # type: ignore[misc] # transformers has
 
     The plan is made at the first batch, with the Trainer's optimizer, precision and gradient
     accumulation. When training ends the model is as it was. Gradient checkpointing is switched
-    off: what is recomputed is the plan's to decide.
+    off: what is recomputed is the plan's to decide. Where TRL's head scores only the tokens that
+    have labels (devices with Triton), what is below the head is planned.
 
     Args:
         budget: as for ``planner.fit``: of each process, if there are several.
@@ -82,10 +85,14 @@ class PlannerCallback(TrainerCallback):  # type: ignore[misc] # transformers has
             BadRequest: the Trainer trains by other means than a plan for one device can serve.
         """
         _refuse(args)
-        self._model = inner(model)
-        self._state = _with_what_is_known(self._asked, args, self._model, **others)
-        _switch_checkpointing_off(self._model)
-        install(self._model, self._state, _losses_made_outside if _is_from_trl(args) else None)
+        whole = inner(model)
+        _switch_checkpointing_off(whole)
+        known = _with_what_is_known(self._asked, args, whole, **others)
+        trl = _is_from_trl(args)
+        self._model = _backbone(whole) if trl and _scores_some_tokens(whole) else whole
+        self._state = replace(known, beside_bytes=beside(whole, self._model))
+        around = _losses_made_outside if trl and self._model is whole else None
+        install(self._model, self._state, around)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Give the model back as it was.
@@ -139,6 +146,19 @@ def _with_what_is_known(
 
 def _is_from_trl(args: Any) -> bool:
     return any(cls.__module__.partition(".")[0] == "trl" for cls in type(args).__mro__)
+
+
+def _scores_some_tokens(model: nn.Module) -> bool:
+    """Whether TRL's head, as on devices with Triton, runs on as many tokens as there are labels."""
+    on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+    return not on_cpu and find_spec("triton") is not None
+
+
+def _backbone(model: Any) -> nn.Module:
+    """Return what is below the head, whose size no batch changes."""
+    own = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone: nn.Module = own.base_model
+    return backbone
 
 
 def _losses_made_outside(forward: Callable[..., Any]) -> Callable[..., Any]:

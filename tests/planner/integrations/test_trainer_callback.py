@@ -140,7 +140,7 @@ def finetuned(folder: Path, callback: Any = None, **changed: Any) -> Any:
     trainer = trl.SFTTrainer(
         llama(),
         arguments(folder, trl.SFTConfig, **said),
-        train_dataset=rows(18, 0),
+        train_dataset=rows(10, 0),
         eval_dataset=rows(6, 1),
         processing_class=tokenizer,
         callbacks=[callback] if callback else [],
@@ -149,17 +149,23 @@ def finetuned(folder: Path, callback: Any = None, **changed: Any) -> Any:
     return trainer
 
 
+@pytest.mark.parametrize("below", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_trls_finetuning_is_the_same_in_less_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, below: bool
 ) -> None:
     pytest.importorskip("trl")
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 32)
+    where = "planner.integrations.trainer_callback._scores_some_tokens"
+    monkeypatch.setattr(where, lambda model: below)
     plain = finetuned(tmp_path)
     callback = PlannerCallback(365_000, **QUICK)
     planned = finetuned(tmp_path, callback)
     assert logged(planned) == logged(plain)
     assert same(planned.model, plain.model)
-    check_less_memory(callback, 365_000)
+    if below:
+        assert "outside the planned module" in str(callback.plan)
+    else:
+        check_less_memory(callback, 365_000)
 
 
 def test_what_a_plan_cannot_run_in_is_said(tmp_path: Path) -> None:
