@@ -112,7 +112,7 @@ def test_a_loop_in_the_manner_of_nanogpt_is_the_same() -> None:
     assert plan.peak_bytes <= 520_000 < plan.plain_peak_bytes
 
 
-@pytest.mark.parametrize("prepared_first", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("prepared_first", [False, True])
 def test_accelerate_trains_the_same(prepared_first: bool) -> None:
     accelerate = pytest.importorskip("accelerate")
     state = accelerate.state

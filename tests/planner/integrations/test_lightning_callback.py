@@ -68,9 +68,7 @@ def trained(folder: Path, model: Any, callback: Any = None) -> tuple[Any, Any]:
     return model, trainer
 
 
-@pytest.mark.parametrize(
-    ("call", "module"), [("net", None), pytest.param("self", "", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("call", "module"), [("net", None), ("self", "")])
 def test_lightning_is_the_same_in_less_memory(tmp_path: Path, call: str, module: str) -> None:
     from planner.integrations import LightningPlannerCallback
 

@@ -154,7 +154,7 @@ def test_trls_finetuning_is_the_same_in_less_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, below: bool
 ) -> None:
     pytest.importorskip("trl")
-    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 32)
+    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 64)
     where = "planner.integrations.trainer_callback._scores_some_tokens"
     monkeypatch.setattr(where, lambda model: below)
     plain = finetuned(tmp_path)
