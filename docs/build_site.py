@@ -33,6 +33,7 @@ PAGES = (
     "what_forward_may_do.md",
     "howto/out_of_memory.md",
     "howto/one_large_linear.md",
+    "howto/in_your_trainer.md",
     "howto/choosing_a_batch.md",
     "howto/reading_a_plan.md",
     "howto/fsdp2.md",

@@ -317,6 +317,25 @@ def example_inputs(model: nn.Module) -> Any:
     )
 
 
+def without_labels(model: nn.Module) -> str | None:
+    """Say what is missing where a model's own example has no labels and ``forward`` takes some.
+
+    >>> class Model:
+    ...     dummy_inputs = {"input_ids": [[1, 2]]}
+    ...     def forward(self, input_ids, labels=None): ...
+    >>> without_labels(Model()).partition(":")[0]
+    "planned for Model's dummy_inputs, which have no labels"
+    """
+    found = example_inputs(model)
+    takes = inspect.signature(model.forward).parameters
+    if not isinstance(found, Mapping) or "labels" in found or "labels" not in takes:
+        return None
+    return (
+        f"planned for {type(model).__name__}'s dummy_inputs, which have no labels: its loss, if it "
+        "has one, is not in the step; pass inputs= with labels"
+    )
+
+
 def optimizer_name(optimizer: Any) -> str | None:
     """Name an optimizer given as text, class, factory or instance.
 

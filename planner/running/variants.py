@@ -74,7 +74,7 @@ class Variant:
             return Departure(str(error))
         if seen not in self.accepted:
             found = signature_of(model, call, loss=bool(plan.signature["loss"]))
-            for text in differences(plan.signature, found):
+            for text in differences(plan.signature, found, type(model).forward):
                 return Departure(text)
             for text in changes(self.fixed, model):
                 return Departure(text)

@@ -37,6 +37,22 @@ def test_dummy_inputs_are_used() -> None:
     assert example_inputs(Dummy())["x"].shape == (5, 16)
 
 
+class Labelled(Dummy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return self.head(x) if labels is None else nn.functional.cross_entropy(self.head(x), labels)
+
+
+def test_a_plan_says_that_dummy_inputs_have_no_labels() -> None:
+    missing = "planned for Labelled's dummy_inputs, which have no labels"
+    assert missing in str(planner.fit(Labelled(), "1GB")).replace("\n    ", " ")
+    inputs = {"x": torch.zeros(5, 16), "labels": torch.zeros(5, dtype=torch.long)}
+    assert missing not in str(planner.fit(Labelled(), "1GB", inputs=inputs))
+
+
 def test_no_inputs_says_what_to_pass(make_net: Callable[[], nn.Module]) -> None:
     with pytest.raises(CaptureError, match=r"Net has neither .*: pass inputs="):
         planner.fit(make_net(), "1GB")

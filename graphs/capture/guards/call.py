@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.guards.call_form import argument_names
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
@@ -172,13 +173,20 @@ def _rebuild(leaf: Any) -> Any:
     return fresh.requires_grad_(requires_grad)
 
 
-def differences(planned: Signature, found: Signature) -> Iterator[str]:
+def differences(
+    planned: Signature, found: Signature, forward: Callable[..., Any] | None = None
+) -> Iterator[str]:
     """Yield what differs between two signatures, most telling first.
 
     The answers that the inputs' data gave are not compared here: only running them can tell.
+
+    Args:
+        planned: what a plan was made for.
+        found: what there is now.
+        forward: of the model's class, whose parameters name what is passed by position.
     """
     yield from model_differences(planned, found)
-    yield from call_differences(planned, found)
+    yield from call_differences(planned, found, forward)
     if planned["autocast"] != found["autocast"]:
         yield f"autocast is {found['autocast']}, planned for {planned['autocast']}"
 
@@ -197,14 +205,32 @@ def model_differences(planned: Signature, found: Signature) -> Iterator[str]:
         yield f"train/eval mode of module {changed[0]!r} ({len(changed)} in all) changed"
 
 
-def call_differences(planned: Signature, found: Signature) -> Iterator[str]:
-    """Yield what differs between the arguments of two signatures."""
-    if planned["spec"] != found["spec"]:
-        yield "the arguments have other names, number or nesting than the planned ones"
-        return
-    for index, (a, b) in enumerate(zip(planned["leaves"], found["leaves"], strict=True)):
+def call_differences(
+    planned: Signature, found: Signature, forward: Callable[..., Any] | None = None
+) -> Iterator[str]:
+    """Yield what differs between the arguments of two signatures, each by its name.
+
+    Args:
+        planned: what a plan was made for.
+        found: what the model is called with now.
+        forward: of the model's class, whose parameters name what is passed by position.
+    """
+    before, after = _by_name(planned, forward), _by_name(found, forward)
+    for name in (n for n in before if n not in after):
+        yield f"argument {name} is missing, planned for {describe(before[name])}"
+    for name in (n for n in after if n not in before):
+        yield f"argument {name} is new, {describe(after[name])}; the plan was made without it"
+    for name, a in before.items():
+        b = after.get(name, a)
         if a != b or type(a) is not type(b):  # True is no 1
-            yield f"argument {index} is {describe(b)}, planned for {describe(a)}{_detail(a, b)}"
+            yield f"argument {name} is {describe(b)}, planned for {describe(a)}{_detail(a, b)}"
+    if before.keys() == after.keys() and planned["spec"] != found["spec"]:
+        yield "the arguments have another nesting or order than the planned ones"
+
+
+def _by_name(signature: Signature, forward: Callable[..., Any] | None) -> dict[str, Any]:
+    names = argument_names(treespec_loads(signature["spec"]), forward)
+    return dict(zip(names, signature["leaves"], strict=True))
 
 
 def _detail(a: Any, b: Any) -> str:

@@ -1,6 +1,7 @@
 """One form for calls that mean the same: an argument by position or by name, a default or nothing.
 
-Knows the parameters of a model's forward. Knows nothing of what the arguments are.
+And what each is called. Knows the parameters of a model's forward. Knows nothing of what the
+arguments are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from planner.graphs.torch_api.pytree import TreeSpec, tree_unflatten
+from planner.graphs.torch_api.pytree import TreeSpec, tree_leaves, tree_unflatten
 
 _EMPTY = inspect.Parameter.empty
 
@@ -47,6 +48,30 @@ def in_form(
         tuple(values[n] for n in wanted[: len(by_position)]),
         {n: values[n] for n in by_name},
     )
+
+
+def argument_names(spec: TreeSpec, forward: Callable[..., Any] | None = None) -> list[str]:
+    """Return what each leaf of a call's arguments is called by people, in order.
+
+    Args:
+        spec: of those by position, those by name, the targets.
+        forward: of the model's class, whose parameters name what is passed by position.
+
+    >>> from planner.graphs.capture.step_function import arguments
+    >>> def forward(self, x, mask=None): ...
+    >>> argument_names(arguments((1,), {"mask": [2, 3]}, 4).spec, forward)
+    ["'x'", "'mask'[0]", "'mask'[1]", "'targets'"]
+    """
+    args, kwargs, targets = tree_unflatten(list(range(spec.num_leaves)), spec)
+    known = list((forward and _parameters(forward)) or ())
+    labels = [repr(known[i]) if i < len(known) else str(i) for i in range(len(args))]
+    named = [*zip(labels, args, strict=True), *((repr(k), v) for k, v in kwargs.items())]
+    named.append(("'targets'", targets[0] if len(targets) == 1 else targets))
+    found: dict[int, str] = {}
+    for label, part in named:
+        leaves = tree_leaves(part)
+        found |= {i: f"{label}[{n}]" if len(leaves) > 1 else label for n, i in enumerate(leaves)}
+    return [found[i] for i in range(spec.num_leaves)]
 
 
 def _by_name(

@@ -196,7 +196,7 @@ def _changed(
     name = getattr(func, "__name__", "")
     if kwargs.get("out") is not None:
         return kwargs["out"] if isinstance(kwargs["out"], Tensor) else kwargs["out"][0]
-    inplace = name.endswith("_") and not name.endswith("__")
+    inplace = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
     if inplace or name in _WRITES:
         return args[0] if args and isinstance(args[0], Tensor) else None
     return None

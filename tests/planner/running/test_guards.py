@@ -107,10 +107,14 @@ def test_arguments_may_come_by_position_or_name() -> None:
     assert len({value.item() for value in calls}) == 1
     other = planned(Scene(Weighted, lambda: (torch.randn(64, 16), torch.ones(16), 1.0)))
     assert torch.equal(other(x, y), other(x, y, 1.0))
-    for args, kwargs in (((x, y, 2.0, y), {}), ((x,), {"z": 2.0}), ((x, y), {"x": x, "z": 2.0})):
-        with pytest.raises(PlanMismatch, match="other names, number or nesting"):
+    for args, kwargs, said in (
+        ((x, y, 2.0, y), {}, "argument 'mask' is new"),
+        ((x,), {"z": 2.0}, "argument 'y' is missing"),
+        ((x, y), {"x": x, "z": 2.0}, "another nesting or order"),
+    ):
+        with pytest.raises(PlanMismatch, match=said):
             patched(*args, **kwargs)
-    with pytest.raises(PlanMismatch, match=r"argument 2 is 3\.0, planned for 2\.0"):
+    with pytest.raises(PlanMismatch, match=r"argument 'z' is 3\.0, planned for 2\.0"):
         patched(x=x, y=y, z=3.0)
 
 

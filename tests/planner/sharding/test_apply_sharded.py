@@ -107,7 +107,7 @@ def test_evaluation_takes_any_shape_and_training_only_the_planned_one(
 ) -> None:
     assert found[0]["evaluated"] > 0
     assert (
-        "argument 0 is float32[3, 16, 32], planned for float32[2, 16, 32]"
+        "argument 'x' is float32[3, 16, 32], planned for float32[2, 16, 32]"
         in (found[0]["other shape"])
     )
 
