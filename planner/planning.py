@@ -136,6 +136,7 @@ def plan_again(
         "rewrites": (plan.rewrite,),
         "method": plan.method,
         "accumulate": bool(plan.signature["accumulate"]),
+        "dynamic": "off",  # it is found again by its very sizes
         "progress": "off",
     }
     again = plan_step(request_of(model, said), plan.budget_bytes)

@@ -51,6 +51,7 @@ class StepOptions(BatchOptions, total=False):
 
     inputs: Any
     targets: Any
+    dynamic: str | Mapping[str, int | Sequence[int]]
 
 
 class SingleOptions(StepOptions, total=False):
@@ -124,6 +125,10 @@ class Request:
         loss: called with the model's output and ``targets``; without it the output is the loss, has
             a ``.loss``, or is differentiated by the caller.
         targets: further arguments of ``loss``: a tensor or a tuple.
+        dynamic: which sizes of a call may be smaller than those of ``inputs``, which are then the
+            largest: "batch", dimension 0 of every tensor that has as many rows as the first; "off";
+            or the dimensions of every argument that has some, by its name, those of ``targets``
+            under that: ``{"input_ids": (0, 1), "labels": (0, 1)}``.
         optimizer: a name, a class, a factory or an instance; ``None`` leaves its state out.
         device: a ``Device``, a name of the device table or of the driver, the path of a JSON file,
             or "auto" for the device that the model lives on (meta stands for this CPU).
@@ -151,6 +156,7 @@ class Request:
     inputs: Any = None
     loss: Callable[..., Any] | None = None
     targets: Any = None
+    dynamic: str | Mapping[str, int | Sequence[int]] = "batch"
     optimizer: Any = "adamw"
     device: DeviceSpec = "auto"
     costs: str = "roofline"
@@ -210,6 +216,8 @@ def request_of(
     check_said(said, allowed)
     made = replace(model, **said) if isinstance(model, Request) else Request(model, **said)
     _check_ranks(made, said)
+    if isinstance(made.dynamic, str) and made.dynamic not in ("batch", "off"):
+        raise BadRequest(f'dynamic is {made.dynamic!r}; expected "batch", "off" or a mapping')
     made = replace(made, method=checked_method(made.method))
     hardware = find_device(made.device, made.model)
     inputs = example_inputs(made.model) if made.inputs is None else made.inputs
@@ -253,6 +261,8 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
         )
     if request.world_size != 1 and "rewrites" in said:
         raise BadCluster("rewrites= are for one device so far: leave them out")
+    if request.world_size != 1 and isinstance(request.dynamic, Mapping):
+        raise BadCluster('over several devices dynamic= is "batch" or "off" so far')
     several = ShardedOptions.__annotations__.keys() - FitOptions.__annotations__.keys()
     if request.world_size == 1 and (used := sorted(several & said.keys())):
         raise BadCluster(

@@ -19,6 +19,7 @@ from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, asse
 from planner.graphs.capture.optimizer_step import OptimizerStep, optimizer_step
 from planner.graphs.capture.passes.eager_semantics import normalized
 from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of, rewritten
+from planner.graphs.capture.sizes import Dynamic, free_sizes
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.capture.target import Target
 from planner.graphs.capture.trace import trace
@@ -51,6 +52,7 @@ def capture(
     costs: str = "roofline",
     accumulate: bool = False,
     rewrite: str = AS_CAPTURED.name,
+    dynamic: Dynamic = "batch",
     progress: Callable[[str], None] | None = None,
 ) -> Captured:
     """Capture one training step of a model without allocating it.
@@ -68,6 +70,7 @@ def capture(
             meta, or for another device, both are formulas.
         accumulate: gradients of earlier micro-batches are held while this one runs.
         rewrite: the variant of the step to capture, a name of ``REWRITES``.
+        dynamic: which sizes may be smaller when the step is run, as ``free_sizes`` takes it.
         progress: called with a word about what begins.
 
     Raises:
@@ -89,6 +92,7 @@ def capture(
         costs=costs,
         accumulate=accumulate,
         rewrite=rewrite,
+        dynamic=dynamic,
         progress=progress,
     )
     return found.captured
@@ -116,12 +120,14 @@ def capture_joint(
     eager: bool = False,
     real: bool | None = None,
     rewrite: str = AS_CAPTURED.name,
+    dynamic: Dynamic = "batch",
     progress: Callable[[str], None] | None = None,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
     Args:
-        model, loss, optimizer, device, costs, accumulate, rewrite, progress: as for ``capture``.
+        model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, progress: as for
+            ``capture``.
         call: the flattened inputs and targets.
         eager: torch will run the step itself, with its own dropout and no kernel writing into
             what the one before it made.
@@ -135,6 +141,7 @@ def capture_joint(
     target = Target(where, kind, lean=not (eager and where.name == "cpu"))
     tell("capturing forward and backward")
     rewrite_of(rewrite)  # an unknown one is said before any work
+    free = free_sizes(model, call, dynamic)
     joint = normalized(trace(model, call, loss=loss, lean=target.lean))
     joint, rewrite = rewritten(joint, rewrite)
     tell("pricing operators")
@@ -158,7 +165,8 @@ def capture_joint(
     )
     answers = joint.decisions.answers
     signature = signature_of(model, call, answers=answers, loss=loss is not None)
-    captured = Captured(graph, signature | {"accumulate": accumulate}, rewrite)
+    signature |= {"accumulate": accumulate, "dynamic": free}
+    captured = Captured(graph, signature, rewrite)
     return Traced(captured, joint, lowering)
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from planner.errors import CheckFailed, PlanMismatch
+from planner.errors import CheckFailed, PlanMismatch, PlannerError
 from planner.graphs.capture.guards.call import fake_call
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.guards.checks import Check
+from planner.graphs.capture.sizes import Sizes, at_smaller_sizes, sizes_of
 from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
 from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
@@ -26,10 +28,14 @@ from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
+from planner.running.recent import Recent
 from planner.running.variants import Trace, Variants
 
 MISMATCH = ("error", "replan", "plain")
 _FORMER = {"original": "plain"}  # until 0.3
+
+SIZES = 32
+"""For how many smaller sizes a program is kept."""
 
 Replan = Callable[[StepPlan, nn.Module, Arguments, Callable[..., Any] | None], StepPlan]
 """Plans another call of a model within the budget of a plan, with the loss it was made with."""
@@ -49,7 +55,15 @@ class Runtime:
     targets: bool
     on_mismatch: str
     replan: Replan | None
-    replanned: list[Runtime] = field(default_factory=list)
+    replanned: Recent[Runtime] = field(default_factory=Recent)
+    smaller: Recent[Runtime] = field(default_factory=lambda: Recent(SIZES))
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The sizes that the programs are for, where they may be smaller."""
+        leaves = self.plan.signature["leaves"]
+        free = (leaves[i] for i, _ in self.plan.signature.get("dynamic", ()))
+        return tuple((tuple(shape), tuple(stride)) for shape, stride, *_ in free)
 
 
 def run(program: Program, model: nn.Module, call: Arguments) -> Any:
@@ -205,7 +219,7 @@ def _dispatch(
     loss = runtime.loss if targets is not None else None  # else the model's output is wanted
     if not torch.is_grad_enabled():
         return _plain(model, base, loss, call)
-    program = runtime.variants.of(model, call)
+    program = _program_of(model, base, runtime, call)
     if isinstance(program, Program):
         return run(program, model, call)
     if runtime.loss is not None and targets is None and not model.training:
@@ -225,6 +239,45 @@ def _dispatch(
     )
 
 
+def _program_of(
+    model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
+) -> Program | str:
+    """Return the program that a call is for, at its sizes, or why there is none."""
+    try:
+        return _at_sizes(model, base, runtime, call).variants.of(model, call)
+    except PlannerError as error:
+        return str(error)
+
+
+def _at_sizes(
+    model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
+) -> Runtime:
+    """Return the runtime for the sizes of a call: another, if they are smaller ones.
+
+    The step is traced at these sizes. If it is the planned one, no value larger, the plan's
+    schedule stays within its peak; if the model does something else then, that is planned.
+
+    Raises:
+        PlannerError: it cannot be traced or planned.
+    """
+    planned = runtime.plan.signature
+    sizes = sizes_of(planned, call)
+    if sizes == runtime.sizes or (signature := at_smaller_sizes(planned, call)) is planned:
+        return runtime
+    smaller, plain = replace(runtime.plan, signature=signature), unplanned(model)
+
+    def make() -> Runtime:
+        try:
+            return _runtime(smaller, plain, runtime.loss, "error", None)
+        except PlanMismatch:
+            if runtime.replan is None:
+                raise
+        plan = runtime.replan(runtime.plan, plain, call, runtime.loss)
+        return _runtime(plan, plain, runtime.loss, "error", None)
+
+    return runtime.smaller.get(sizes, make)
+
+
 def _plain(
     model: nn.Module, base: type[nn.Module], loss: Callable[..., Any] | None, call: Arguments
 ) -> Any:
@@ -237,13 +290,18 @@ def _replanned(
     model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
 ) -> Program:
     """Return the program of another call within the same budget, planned once per kind of call."""
-    assert runtime.replan is not None, "checked when the plan was applied"
-    for known in runtime.replanned:
-        program = known.variants.of(model, call)
-        if isinstance(program, Program):
-            return program
-    plain = reclassed(model, base)
-    plan = runtime.replan(runtime.plan, plain, call, runtime.loss)
-    made = _runtime(plan, plain, runtime.loss, "error", None)
-    runtime.replanned.append(made)
-    return made.variants.last_used
+    replan, plain = runtime.replan, unplanned(model)
+    assert replan is not None, "checked when the plan was applied"
+
+    def make() -> Runtime:
+        plan = replan(runtime.plan, plain, call, runtime.loss)
+        return _runtime(plan, plain, runtime.loss, "error", None)
+
+    def serves(known: Runtime) -> bool:
+        return isinstance(known.variants.of(model, call), Program)
+
+    made = runtime.replanned.get(runtime.variants.key(model, call), make, serves)
+    program = made.variants.of(model, call)
+    if isinstance(program, str):
+        raise PlanMismatch(f"the step planned anew is not this call's: {program}")
+    return program

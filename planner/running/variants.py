@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,7 @@ from planner.graphs.capture.guards.modules import (
     read_changes,
 )
 from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.sizes import leaf_names, too_large
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.plan.step_plan import StepPlan
@@ -57,9 +59,7 @@ class Variant:
     fixed: Fixed
     accepted: set[tuple[Any, ...]] = field(default_factory=set)
 
-    def difference(  # noqa: PLR0911 - one return a kind, in order
-        self, plan: StepPlan, model: nn.Module, call: Arguments
-    ) -> Departure | None:
+    def difference(self, plan: StepPlan, model: nn.Module, call: Arguments) -> Departure | None:
         """Say why a call is not the one this program is for, or ``None`` if it is.
 
         Args:
@@ -74,9 +74,12 @@ class Variant:
             return Departure(str(error))
         if seen not in self.accepted:
             found = signature_of(model, call, loss=bool(plan.signature["loss"]))
-            for text in differences(plan.signature, found, type(model).forward):
-                return Departure(text)
-            for text in changes(self.fixed, model):
+            texts = chain(
+                too_large(plan.signature, found, leaf_names(model, call)),
+                differences(plan.signature, found, type(model).forward),
+                changes(self.fixed, model),
+            )
+            for text in texts:
                 return Departure(text)
             for text, constant in read_changes(self.fixed, model):
                 return Departure(text, in_reads=not constant)
@@ -108,6 +111,16 @@ class Variants:
     def last_used(self) -> Program:
         """The program that ran last, or will run first."""
         return self._items[0].program
+
+    def key(self, model: nn.Module, call: Arguments) -> tuple[Any, ...]:
+        """Return what tells one kind of call from another, quick enough for every step.
+
+        Args:
+            model: as it is now.
+            call: what it is called with.
+        """
+        modules = list(model.modules())
+        return fingerprint(modules, call), quick_look(modules, self._items[0].fixed.reads)
 
     def of(self, model: nn.Module, call: Arguments) -> Program | str:
         """Return the program that a call is for, or why there is none.

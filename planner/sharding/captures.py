@@ -40,6 +40,7 @@ class Captures:
                 targets=targets,
                 device=request.hardware,
                 costs=request.costs,
+                dynamic=request.dynamic,
                 precision=precision,
             )
 

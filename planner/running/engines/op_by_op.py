@@ -53,6 +53,7 @@ def captured(request: Request, rewrite: str) -> Captured:
             costs=request.costs,
             accumulate=request.accumulate,
             rewrite=rewrite,
+            dynamic=request.dynamic,
             progress=request.tell,
         )
     except ValueError as error:  # a CaptureError of graphs, or an argument it does not know

@@ -19,6 +19,7 @@ from planner.errors import CaptureError
 from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
+from planner.graphs.capture.sizes import Dynamic
 from planner.graphs.capture.step_function import (
     Arguments,
     Inputs,
@@ -66,6 +67,7 @@ def capture_units(
     targets: Any = None,
     device: DeviceSpec = "auto",
     costs: str = "roofline",
+    dynamic: Dynamic = "batch",
     precision: str = "float32",
     units: Sequence[str] | None = None,
 ) -> ModelCapture:
@@ -73,6 +75,7 @@ def capture_units(
 
     Args:
         model, inputs, loss, targets, device, costs: as for ``capture``.
+        dynamic: which sizes of a unit's call may be smaller: "batch" or "off".
         precision: one of ``PRECISIONS``.
         units: paths of the modules to shard and plan one by one, instead of those found.
 
@@ -95,7 +98,8 @@ def capture_units(
         with in_precision(model, precision, device_type(model, call)):
             return _taken_apart(
                 model, call, candidates, stored, loss, chosen=units is not None,
-                options={"device": device, "costs": costs, "real": real}, precision=precision,
+                options={"device": device, "costs": costs, "real": real, "dynamic": dynamic},
+                precision=precision,
             )  # fmt: skip
     except GraphsCaptureError as error:
         raise CaptureError(str(error)) from error
