@@ -15,6 +15,8 @@
       UnknownDevice       ValueError           no device has this name
       BadSpec             ValueError           a MODEL text does not lead to a model
 
+``PlannerWarning`` is none of them: a planned step runs, but not as it was planned for.
+
 Every message says what was found, what was expected and what to do next. Knows nothing of torch.
 """
 
@@ -29,6 +31,10 @@ from planner.graphs.binding import Binding
 
 class PlannerError(Exception):
     """The root: ``except PlannerError`` catches whatever this package raises on purpose."""
+
+
+class PlannerWarning(UserWarning):
+    """Something holds memory that a plan does not count, or takes time at every call."""
 
 
 class BadBudget(PlannerError, ValueError):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.errors import CheckFailed, PlanMismatch, PlannerError
+from planner.errors import CheckFailed, PlanMismatch, PlannerError, PlannerWarning
 from planner.graphs.capture.guards.call import fake_call
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.guards.checks import Check
@@ -26,6 +26,7 @@ from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
 from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
+from planner.running.held_memory import HeldMemory
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
 from planner.running.recent import Recent
@@ -57,6 +58,7 @@ class Runtime:
     replan: Replan | None
     replanned: Recent[Runtime] = field(default_factory=Recent)
     smaller: Recent[Runtime] = field(default_factory=lambda: Recent(SIZES))
+    held: HeldMemory = field(default_factory=lambda: HeldMemory(accumulate=False))
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -66,20 +68,23 @@ class Runtime:
         return tuple((tuple(shape), tuple(stride)) for shape, stride, *_ in free)
 
 
-def run(program: Program, model: nn.Module, call: Arguments) -> Any:
+def run(program: Program, model: nn.Module, call: Arguments, held: HeldMemory) -> Any:
     """Run the planned step's forward half; autograd will run the other.
 
     Args:
         program: the call's.
         model: whose parameters, buffers and attributes it works on.
         call: its inputs.
+        held: what is held beside it.
     """
     parameters, buffers = unique_tensors(model)
     found, modules = program.outputs, list(model.modules())
     numbers = [torch.tensor(p.find(modules), dtype=torch.float64) for p in program.lifted]
     tensors = [*parameters.values(), *buffers.values(), *call.tensors, *numbers]
     found.effects.release(modules)
+    held.look(parameters.values())
     outputs = execute(program, tensors)
+    held.note(outputs)
     found.effects.replay(modules, outputs, tensors)
     for index, check in found.checks:
         if bool(outputs[index]) is not check.expected:
@@ -101,6 +106,7 @@ def _tell_failed(check: Check) -> None:
     warnings.warn(
         f"the check at {check.source} fails for this call; what the model would log there is not "
         "logged by a plan",
+        PlannerWarning,
         stacklevel=5,
     )
 
@@ -201,7 +207,8 @@ def _runtime(
     variants = Variants(plan, model, trace)
     planned = fake_call(plan.signature)
     targets = bool(planned.rebuild(planned.tensors)[2])
-    return Runtime(variants, plan, planned.spec, loss, targets, on_mismatch, replan)
+    held = HeldMemory(accumulate=bool(plan.signature.get("accumulate")))
+    return Runtime(variants, plan, planned.spec, loss, targets, on_mismatch, replan, held=held)
 
 
 def _dispatch(
@@ -221,7 +228,7 @@ def _dispatch(
         return _plain(model, base, loss, call)
     program = _program_of(model, base, runtime, call)
     if isinstance(program, Program):
-        return run(program, model, call)
+        return run(program, model, call, runtime.held)
     if runtime.loss is not None and targets is None and not model.training:
         return _plain(model, base, None, call)
     if runtime.targets and targets is None:
@@ -232,7 +239,7 @@ def _dispatch(
     if runtime.on_mismatch == "plain":
         return _plain(model, base, runtime.loss, call)
     if runtime.on_mismatch == "replan":
-        return run(_replanned(model, base, runtime, call), model, call)
+        return run(_replanned(model, base, runtime, call), model, call, runtime.held)
     raise PlanMismatch(
         f"this call is not the planned one: {program}; plan for it with planner.fit, or choose "
         'plan.apply(model, on_mismatch="replan") or "plain"'

@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from planner.errors import PlanMismatch
@@ -20,7 +21,10 @@ _MARK = "_runs_a_plan"
 
 
 def derived(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
-    """Derive a planned class with a forward of its own; everything else is the model's."""
+    """Derive a planned class with a forward of its own; everything else is the model's.
+
+    Where somebody compiles the planned model, its forward is left as it is.
+    """
 
     def copied(self: nn.Module) -> nn.Module:
         fresh = type(self).__new__(type(self))
@@ -41,7 +45,7 @@ def derived(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modul
 
     members = {
         _MARK: True,
-        "forward": functools.wraps(base.forward)(forward),
+        "forward": torch.compiler.disable(functools.wraps(base.forward)(forward)),  # type: ignore[no-untyped-call]
         "__copy__": copied,
         "__deepcopy__": deep_copied,
         "__reduce_ex__": refused,

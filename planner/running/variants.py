@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from planner.errors import PlanMismatch
+from planner.errors import PlanMismatch, PlannerWarning
 from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
 from planner.graphs.capture.guards.modules import (
     Fixed,
@@ -177,5 +177,6 @@ class Variants:
                 f"the planned step was traced {_MANY} times again because what it reads changes "
                 f"between calls: {text}; this takes time at each change: pass the value as a "
                 "tensor input, or keep it in a buffer",
+                PlannerWarning,
                 stacklevel=6,
             )
