@@ -261,8 +261,8 @@ def _check_values(request: Request) -> None:
         if isinstance(value, str) or not value:
             raise BadRequest(f"{name} is {value!r}; expected a sequence of names, at least one")
     ranks = request.world_size
-    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
-        raise BadRequest(f"world_size is {ranks!r}; expected a number of devices, at least 1")
+    if isinstance(ranks, bool) or not isinstance(ranks, int):
+        raise BadRequest(f"world_size is {ranks!r}; expected a number of devices")
     if not (callable(request.progress) or request.progress in ("auto", "off", None)):
         raise BadRequest(
             f"progress={request.progress!r}: expected 'auto', 'off' or a function of a sentence"

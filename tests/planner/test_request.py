@@ -212,7 +212,6 @@ def test_a_request_drops_nothing_in_silence(ask: Any, said: dict[str, Any]) -> N
         {"precisions": "bfloat16"},
         {"progress": "on"},
         {"world_size": True},
-        {"world_size": 0},
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(said: dict[str, Any]) -> None:
