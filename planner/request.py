@@ -254,6 +254,11 @@ def _check_values(request: Request) -> None:
         raise BadRequest(
             f"the model is a {type(request.model).__name__}; expected an nn.Module, or a Request"
         )
+    if hasattr(request.model, "_orig_mod"):
+        raise BadRequest(
+            "the model is what torch.compile returned; plan the model that was compiled: a plan "
+            "runs eager kernels"
+        )
     if isinstance(request.dynamic, str) and request.dynamic not in ("batch", "off"):
         raise BadRequest(f'dynamic is {request.dynamic!r}; expected "batch", "off" or a mapping')
     for name in ("rewrites", "precisions"):

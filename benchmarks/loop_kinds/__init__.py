@@ -7,6 +7,7 @@ from benchmarks.loop_kinds import (
     random_numbers,
     read_state,
     repeated_calls,
+    torch_features,
 )
 from benchmarks.loop_kinds.loop import LOOPS
 
@@ -18,4 +19,5 @@ __all__ = [
     "random_numbers",
     "read_state",
     "repeated_calls",
+    "torch_features",
 ]

@@ -118,7 +118,19 @@ def joint_of(
     )
     _refuse_unknown(joint, where, made)
     _refuse_moving_questions(joint)
+    _refuse_resized_buffers(joint)
     return joint
+
+
+def _refuse_resized_buffers(joint: Joint) -> None:
+    """Refuse buffers that get their size at the first call, as observers of quantization do."""
+    for name, made in joint.mutations.items():
+        before, after = (n.meta["val"].shape for n in (joint.buffers[name], made))
+        if before != after or 0 in before:
+            raise CaptureError(
+                f"the step gives buffer {name!r}, whose shape is {list(before)}, another one; if "
+                "that is at the first call only, call the model once before planning"
+            )
 
 
 def _refuse_moving_questions(joint: Joint) -> None:

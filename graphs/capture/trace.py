@@ -43,6 +43,7 @@ from planner.graphs.torch_api.module_watch import watch_forwards
 from planner.graphs.torch_api.patches import Patches, capturing, patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warnings
 from planner.graphs.torch_api.random_state import leave_generators_alone
+from planner.graphs.torch_api.refused import refuse_what_cannot_be_traced
 from planner.graphs.torch_api.versions import require_supported
 
 
@@ -147,6 +148,7 @@ def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[tuple[ExitSta
         lenient_kernels(patches)
         eager_pieces(patches, lean=lean)
         let_lists_be_asked_for(patches)
+        refuse_what_cannot_be_traced(patches)
         stack.enter_context(preserve_node_meta())
         stack.enter_context(_module_paths(model, patches))
         stack.enter_context(explained(model))

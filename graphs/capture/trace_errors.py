@@ -24,11 +24,12 @@ def explained(model: nn.Module) -> Iterator[None]:
     except CaptureError:
         raise
     except DATA_DEPENDENT as error:
+        experts = any("expert" in type(m).__name__.lower() for m in model.modules())
+        advice = ' (for experts in transformers: experts_implementation="grouped_mm")' * experts
         raise CaptureError(
             f"{name}: {_where(error)} needs the value of a tensor, which capturing cannot know "
             f"({_first_line(error)}); compute it outside the model, or choose an implementation "
-            "without data-dependent shapes (for mixture-of-experts models in transformers: "
-            'experts_implementation="grouped_mm")'
+            f"without data-dependent shapes{advice}"
         ) from error
     except UnsupportedOperatorException as error:
         raise CaptureError(
@@ -38,8 +39,8 @@ def explained(model: nn.Module) -> Iterator[None]:
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CaptureError(
             f"{name}: {_where(error)} fails while it is captured: {type(error).__name__}: "
-            f"{_first_line(error)}; check that model(inputs) and its backward run without the "
-            "planner"
+            f"{_first_line(error)}; if the model and its backward run without a plan, this line "
+            "does what cannot be traced"
         ) from error
     except (AssertionError, NotImplementedError) as error:
         raise CaptureError(

@@ -109,7 +109,13 @@ def test_a_capture_that_fails_halfway_leaves_nothing_behind(error: BaseException
 
 
 PIECES = ["silence_warnings", "leave_generators_alone", "lenient_kernels", "eager_pieces"]
-PIECES += ["let_lists_be_asked_for", "preserve_node_meta", "watch_forwards", "watched_reads"]
+PIECES += [
+    "let_lists_be_asked_for",
+    "refuse_what_cannot_be_traced",
+    "preserve_node_meta",
+    "watch_forwards",
+    "watched_reads",
+]
 
 
 @pytest.mark.parametrize("name", PIECES)
