@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
@@ -20,6 +20,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from planner.byte_sizes import format_bytes, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.fit import fit
+from planner.graphs.capture.sizes import free_dimensions
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.integrations.largest import UNSAID, Largest, enlarged, shown
@@ -43,6 +44,8 @@ class TrainerOptions(TypedDict, total=False):
     limits: Limits
     progress: Told
     accumulate: bool
+    dynamic: str | Mapping[str, int | Sequence[int]]
+    reserve: str | float
 
 
 @dataclass
@@ -90,8 +93,9 @@ class FirstBatch:
         larger = enlarged(call, self.largest, self.usual)
         where = find_device(self.said.get("device", "auto"), model)
         budget = parse_budget(self.budget, lambda: where.memory_bytes) - self.beside_bytes
+        said: dict[str, Any] = {"dynamic": free_dimensions(model, larger), **self.said}
         try:
-            plan: Plan = fit(model, budget, inputs=larger, **self.said)
+            plan: Plan = fit(model, budget, inputs=larger, **said)
         except InfeasibleBudget as error:
             if larger is not call:
                 error.add_note(
