@@ -24,7 +24,6 @@ from planner.errors import (
     InvalidPlan,
     PlanMismatch,
     PlannerError,
-    PlannerWarning,
     UnknownDevice,
     UnknownEngine,
     UnknownMethod,
@@ -33,6 +32,7 @@ from planner.fit import fit
 from planner.output.timeline import render_timeline_svg
 from planner.plan.stage import Stage
 from planner.plans import Plan, ShardedPlan, load
+from planner.progress import PlannerWarning
 from planner.request import Request
 from planner.solvers import Limits, Status
 from planner.textbook.estimate import Estimate, estimate

@@ -6,7 +6,7 @@
       BadRequest          ValueError           something is said that this does not take
       BadEstimate         ValueError           an estimate is asked of numbers that make no model
       CaptureError        graphs.CaptureError  the training step cannot be captured
-      CheckFailed         RuntimeError         a check in the model's own code fails
+      CheckFailed         ValueError           a check in the model's own code fails
       InfeasibleBudget    ValueError           no schedule found fits the budget
       InvalidPlan         ValueError           a plan file is damaged, foreign or too new
       PlanMismatch        ValueError           the plan was made for another model or other inputs
@@ -14,8 +14,6 @@
       UnknownEngine       ValueError           no engine has this name
       UnknownDevice       ValueError           no device has this name
       BadSpec             ValueError           a MODEL text does not lead to a model
-
-``PlannerWarning`` is none of them: a planned step runs, but not as it was planned for.
 
 Every message says what was found, what was expected and what to do next. Knows nothing of torch.
 """
@@ -31,10 +29,6 @@ from planner.graphs.binding import Binding
 
 class PlannerError(Exception):
     """The root: ``except PlannerError`` catches whatever this package raises on purpose."""
-
-
-class PlannerWarning(UserWarning):
-    """Something holds memory that a plan does not count, or takes time at every call."""
 
 
 class BadBudget(PlannerError, ValueError):
@@ -57,7 +51,7 @@ class CaptureError(PlannerError, capture_error.CaptureError):
     """The training step cannot be captured; the message names the line and what to change."""
 
 
-class CheckFailed(PlannerError, RuntimeError):
+class CheckFailed(PlannerError, ValueError):
     """A check in the model's code, which passed when the step was planned, fails for a call."""
 
 

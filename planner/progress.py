@@ -24,6 +24,10 @@ Told = Literal["auto", "off"] | Progress | None
 _ONE = threading.Lock()
 
 
+class PlannerWarning(UserWarning):
+    """Something holds memory that a plan does not count, or takes time at every call."""
+
+
 def silent(_sentence: str) -> None:
     """Say nothing."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.errors import CheckFailed, PlanMismatch, PlannerError, PlannerWarning
+from planner.errors import CheckFailed, PlanMismatch, PlannerError
 from planner.graphs.capture.guards.call import fake_call
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.guards.checks import Check
@@ -24,6 +24,7 @@ from planner.graphs.capture.sizes import Sizes, at_smaller_sizes, sizes_of
 from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
 from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
+from planner.progress import PlannerWarning
 from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
 from planner.running.held_memory import HeldMemory

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from planner.byte_sizes import format_bytes
-from planner.errors import PlannerWarning
+from planner.progress import PlannerWarning
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from planner.errors import PlanMismatch, PlannerWarning
+from planner.errors import PlanMismatch
 from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
 from planner.graphs.capture.guards.modules import (
     Fixed,
@@ -29,6 +29,7 @@ from planner.graphs.capture.sizes import leaf_names, too_large
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.plan.step_plan import StepPlan
+from planner.progress import PlannerWarning
 from planner.running.program import Program
 
 MOST_VARIANTS = 16
