@@ -203,7 +203,9 @@ def compare_graph(
 
 
 def _checked(methods: Sequence[str] | None) -> Sequence[str]:
-    return sorted(SOLVERS) if methods is None else [checked_method(m) for m in methods]
+    if methods is None:
+        return sorted(SOLVERS)
+    return list(dict.fromkeys(checked_method(m) for m in methods))  # old names are others' now
 
 
 def _row(graph: Graph, budget_bytes: int, method: str, limits: Limits) -> MethodResult:
