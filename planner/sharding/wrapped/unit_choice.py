@@ -50,8 +50,8 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
     }
     if not alone:
         raise CaptureError(
-            f"{class_name(model)} has no repeated blocks to shard (modules such as h.0 and h.1 with "
-            "parameters of their own); put its layers into an nn.ModuleList"
+            f"{class_name(model)} has no repeated blocks (modules such as h.0 and h.1 with "
+            "parameters of their own) to shard; put its layers into an nn.ModuleList"
         )
     return alone
 
