@@ -66,7 +66,7 @@ def quick_look(modules: Sequence[nn.Module], reads: Sequence[Read]) -> tuple[Any
     first: dict[int, int] = {}
     return (
         tuple(
-            None if t is None else (first.setdefault(id(t), i), t.stride(), t.device.type)
+            None if t is None else (first.setdefault(id(t), i), t.stride(), t.device)
             for i, t in enumerate(members)
         ),
         tuple(_hooks_of(m) for m in modules[1:]),
@@ -81,7 +81,7 @@ def _layout(model: nn.Module) -> dict[str, tuple[Any, ...]]:
         *model.named_buffers(remove_duplicate=False),
     ]
     first: dict[int, str] = {}
-    return {n: (t.stride(), t.device.type, first.setdefault(id(t), n)) for n, t in named}
+    return {n: (t.stride(), str(t.device), first.setdefault(id(t), n)) for n, t in named}
 
 
 def _layout_changes(
