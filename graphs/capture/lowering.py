@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from planner.graphs.capture.hand_over import early_hand_overs
 from planner.graphs.capture.joint_graph import Joint, module_of, source_of
 from planner.graphs.capture.node_kinds import is_random, is_scalar, is_view, target_name
 from planner.graphs.capture.optimizer_step import OptimizerStep
@@ -155,8 +156,12 @@ def assemble(
         made = builder.own(node, Kind.GRADIENT)
         op = Op(node.name, "tangent", (), made, phase=Phase.BACKWARD, recomputable=False)
         builder.add(op, Lowered(Role.TANGENT, node))
-    for node in (n for n in kernels if position[n] >= border):
+    backward = [n for n in kernels if position[n] >= border]
+    early = early_hand_overs(joint, backward) if accumulate else {}
+    for node in backward:
         _add_kernel(builder, node, Phase.BACKWARD, recomputable=node not in tainted)
+        if node in early:
+            _add_hand_over(builder, early[node])
     held = _held(builder)
     gradients = _gradients(builder)
     _add_optimizer(builder, gradients, optimizer, optimizer_seconds, accumulate=accumulate)
@@ -293,6 +298,15 @@ def _gradients(b: _Builder) -> list[int]:
     return [v for node in b.joint.gradients if node is not None for v in b.value_of[node]]
 
 
+def _add_hand_over(b: _Builder, gradients: Sequence[fx.Node]) -> None:
+    """Add gradients to those of earlier micro-steps before all of them are made."""
+    reads = tuple(v for node in gradients for v in b.value_of[node])
+    done = sum(low.role is Role.HAND_OVER for low in b.lowered)
+    name, target = f"accumulate_grad_{done}", "accumulate_grad"
+    op = Op(name, target, reads, (), phase=Phase.BACKWARD, recomputable=False)
+    b.add(op, Lowered(Role.HAND_OVER))
+
+
 def _add_optimizer(
     b: _Builder,
     gradients: Sequence[int],
@@ -303,7 +317,13 @@ def _add_optimizer(
 ) -> None:
     # autograd holds the tangents until the whole backward pass, one node to it, has returned
     held = [v for node in b.joint.tangents.values() for v in b.value_of[node]]
-    reads = tuple(dict.fromkeys((*gradients, *held)))
+    given = {
+        v
+        for op, low in zip(b.ops, b.lowered, strict=True)
+        if low.role is Role.HAND_OVER
+        for v in op.inputs
+    }
+    reads = tuple(v for v in dict.fromkeys((*gradients, *held)) if v not in given)
     name = "accumulate_grad"
     op = Op(name, name, reads, (), phase=Phase.BACKWARD, recomputable=False)
     b.add(op, Lowered(Role.HAND_OVER))

@@ -6,7 +6,8 @@ written, of models or of guards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,26 +15,70 @@ from torch import Tensor
 
 from planner.errors import PlanMismatch
 from planner.graphs.torch_api.dispatch import without_autocast
+from planner.graphs.torch_api.gradients import acts_on_arrival
 from planner.graphs.torch_api.storages import write_count
 from planner.running.program import Program
 
 
 def execute(program: Program, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Run the forward program on parameters, buffers and inputs; autograd runs the other half."""
+    """Run the forward program on parameters, buffers and inputs; autograd runs the other half.
+
+    Backward is a chain of nodes, one for each time that gradients are handed over.
+    """
+    first, *later = ([arguments[i] for i in part] for part in program.handed)
+    step, turn = _Step(program, [leaf for part in (first, *later) for leaf in part]), None
     with without_autocast():
-        return _Run.apply(program, *arguments)  # type: ignore[no-any-return, no-untyped-call]
+        for edges in reversed(later):
+            turn = _Later.apply(step, turn, *edges)  # type: ignore[no-untyped-call]
+        return _Run.apply(step, arguments, turn, *first)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Step:
+    """One run of a program, which the nodes of its backward pass take turns in."""
+
+    def __init__(self, program: Program, leaves: Sequence[Tensor]) -> None:
+        self.program, self.leaves = program, leaves
+        self.saved: list[Tensor] | None = None
+        self.versions: list[int] = []
+        self._gradients: Iterator[tuple[Tensor | None, ...]] = iter(())
+
+    def start(self, arguments: list[Tensor], arrived: set[int]) -> None:
+        """Begin backward; only what is made of the tangents that arrived is a gradient."""
+        behind = [[self.program.behind[i] for i in part] for part in self.program.handed]
+        running = self.program.backward(arguments)
+        self._gradients = (_part(running, [bool(arrived & b) for b in row]) for row in behind)
+        if any(map(acts_on_arrival, self.leaves)):  # it may change what later kernels read
+            made = deque(self._gradients)
+            self._gradients = (made.popleft() for _ in self.program.handed)
+
+    def hand_over(self) -> tuple[Tensor | None, ...]:
+        """Run backward until the next gradients are made, and return them."""
+        return next(self._gradients)
+
+
+def _part(running: Iterator[list[Tensor]], wanted: list[bool]) -> tuple[Tensor | None, ...]:
+    """Return a part of the gradients, to which nothing else then refers."""
+    with without_autocast():
+        made = next(running)
+    found = tuple(g if w else None for g, w in zip(made, wanted, strict=True))
+    made.clear()
+    return found
 
 
 class _Run(torch.autograd.Function):
-    """A planned step as one node of the autograd graph."""
+    """A planned step as a node of the autograd graph; it hands over the gradients made first."""
 
     @staticmethod
-    def forward(ctx: Any, program: Program, *arguments: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, step: _Step, arguments: Sequence[Tensor], turn: Tensor | None, *edges: Tensor
+    ) -> tuple[Tensor, ...]:
+        program = step.program
+        ctx.turn = None if turn is None else turn.device
         ctx.set_materialize_grads(False)
         results = program.forward(list(arguments))
-        outputs, ctx.saved = results[: program.output_count], results[program.output_count :]
-        ctx.versions = [write_count(x) for x in ctx.saved]
-        ctx.program = program
+        outputs, step.saved = results[: program.output_count], results[program.output_count :]
+        step.versions = [write_count(x) for x in step.saved]
+        ctx.step = step
         ctx.save_for_backward(*(arguments[i] for i in program.read))
         found = program.outputs
         silent = zip(outputs, found.differentiable, found.refused, strict=True)
@@ -41,26 +86,44 @@ class _Run(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        program: Program = ctx.program
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        step: _Step = ctx.step
+        program = step.program
         _refuse_mode(program)
         _refuse_gradients(program, gradients)
-        saved, ctx.saved = ctx.saved, None
+        saved, step.saved = step.saved, None
         if saved is None:
             raise RuntimeError(
                 "backward ran twice through a planned step, whose saved values are gone; "
                 "retain_graph is not supported by a plan"
             )
-        _refuse_changes(saved, ctx.versions)
+        _refuse_changes(saved, step.versions)
         arguments = [*ctx.saved_tensors, *saved]
         for index, spec in zip(program.tangents, program.tangent_specs, strict=True):
             arguments.append(_tangent(gradients[index], *spec))
         arrived = {i for i, g in enumerate(gradients) if g is not None}
         del saved, gradients
-        with without_autocast():
-            made = program.backward(arguments)
-        found = zip(made, program.behind, strict=True)
-        return (None, *(g if arrived & behind else None for g, behind in found))
+        step.start(arguments, arrived)
+        return (None, None, _turn(ctx), *step.hand_over())
+
+
+class _Later(torch.autograd.Function):
+    """The node that hands over what backward makes next; ``turn`` leads to the one after it."""
+
+    @staticmethod
+    def forward(ctx: Any, step: _Step, turn: Tensor | None, *edges: Tensor) -> Tensor:
+        ctx.step, ctx.turn = step, None if turn is None else turn.device
+        return torch.empty(0, device=edges[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, *turns: Tensor) -> tuple[Any, ...]:
+        step: _Step = ctx.step
+        return (None, _turn(ctx), *step.hand_over())
+
+
+def _turn(ctx: Any) -> Tensor | None:
+    """Return what lets the next node run, if there is one."""
+    return None if ctx.turn is None else torch.empty(0, device=ctx.turn)
 
 
 def _refuse_mode(program: Program) -> None:

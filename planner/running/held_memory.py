@@ -31,8 +31,8 @@ class HeldMemory:
         Args:
             parameters: of the model, with the gradients they have now.
         """
-        node = None if self.before is None else self.before()
-        saved = [x for x in getattr(node, "saved", None) or () if isinstance(x, Tensor)]
+        step = getattr(None if self.before is None else self.before(), "step", None)
+        saved = [] if step is None else [x for x in step.saved or () if isinstance(x, Tensor)]
         if saved:
             self._tell(
                 "a planned step is called again before the backward pass of the call before, "

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from planner.errors import CaptureError, InvalidPlan, PlanMismatch
-from planner.graphs import Graph, Schedule, Subject
+from planner.graphs import Graph, Op, Schedule, Subject
 from planner.graphs.capture.guards.call import model_differences, signature_of
 from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.joint_graph import Joint
@@ -160,25 +160,31 @@ def build(joint: Joint, lowering: Lowering, graph: Graph, schedule: Schedule) ->
     for placeholder in own:
         forward.argument(placeholder, placeholder.meta["val"])
     backward = ProgramWriter(joint, lowering, repeated, ran=forward.ran, can_save=True)
-    half, returned = forward, list[fx.Node | None]()
+    half, handed = forward, list[tuple[int, ...]]()
     for step in schedule.steps:
         if step.action.subject is Subject.OP:
             role = lowering.ops[step.index].role
             if role is Role.TANGENT:
                 half = backward
-            elif role is Role.HAND_OVER:
-                returned = _returned(joint, forward, backward)
+            elif given := _given(joint, lowering, graph.ops[step.index], role):
+                backward.hand_over([backward.get(gradient) for gradient in given.values()])
+                handed.append(tuple(given))
         carry_out(half, step, graph)
-    return _program(joint, forward, backward, returned)
+    return _program(joint, forward, backward, tuple(handed))
 
 
-def _returned(
-    joint: Joint, forward: ProgramWriter, backward: ProgramWriter
-) -> list[fx.Node | None]:
-    """Return the gradient of each of forward's arguments, ``None`` where there is none."""
+def _given(joint: Joint, lowering: Lowering, op: Op, role: Role) -> dict[int, fx.Node]:
+    """Return the gradients that an op hands over, by the argument of forward that each is of."""
+    if role is not Role.HAND_OVER:
+        return {}
+    owners = (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs)
     gradients = joint.gradient_of
-    wanted = [gradients.get(node) for node in forward.arguments]
-    return [None if g is None else backward.get(g) for g in wanted]
+    return {
+        index: gradient
+        for index, owner in enumerate(owners)
+        if (gradient := gradients.get(owner)) is not None
+        and lowering.value_of[gradient][0] in op.inputs
+    }
 
 
 def _check_order(lowering: Lowering, order: Sequence[int]) -> None:
@@ -195,7 +201,10 @@ def _check_order(lowering: Lowering, order: Sequence[int]) -> None:
 
 
 def _program(
-    joint: Joint, forward: ProgramWriter, backward: ProgramWriter, returned: list[fx.Node | None]
+    joint: Joint,
+    forward: ProgramWriter,
+    backward: ProgramWriter,
+    handed: tuple[tuple[int, ...], ...],
 ) -> Program:
     inputs = list(forward.arguments)
     position = {node: i for i, node in enumerate(inputs)}
@@ -209,7 +218,8 @@ def _program(
     fakes = [k.meta["val"] for k in arrived]
     return Program(
         forward=forward.compile([*outputs, *kept]),
-        backward=backward.compile(returned),
+        backward=backward.compile(None),
+        handed=handed,
         output_count=len(outputs),
         read=tuple(position[k] for k in reads),
         tangents=tuple(tangents[k] for k in arrived),
