@@ -119,7 +119,17 @@ def joint_of(
     _refuse_unknown(joint, where, made)
     _refuse_moving_questions(joint)
     _refuse_resized_buffers(joint)
+    _refuse_no_gradients(joint)
     return joint
+
+
+def _refuse_no_gradients(joint: Joint) -> None:
+    """Refuse a step that is differentiated with respect to nothing outside of it."""
+    if all(gradient is None for gradient in joint.gradients):
+        raise CaptureError(
+            "no parameter and no input gets a gradient from what the step returns, though it "
+            "requires grad: it depends only on tensors that are made inside with requires_grad_()"
+        )
 
 
 def _refuse_resized_buffers(joint: Joint) -> None:

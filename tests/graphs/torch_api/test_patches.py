@@ -259,7 +259,7 @@ def test_a_capture_draws_no_numbers_and_rewinds_none() -> None:
 
 
 def test_a_model_that_seeds_the_generators_is_rewound() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), Calling(lambda: torch.manual_seed(5)))
+    model = nn.Sequential(nn.Linear(2, 2), Calling(lambda: torch.default_generator.manual_seed(5)))
     torch.manual_seed(4)
     state = torch.get_rng_state()
     trace.trace(model, arguments((torch.zeros(3, 2),), {}), loss=torch.sum)
