@@ -28,6 +28,8 @@ from planner.progress import PlannerWarning
 from planner.running.autograd_node import execute
 from planner.running.engines import engine_of
 from planner.running.held_memory import HeldMemory
+from planner.running.optimizer_states import watch_states
+from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
 from planner.running.recent import Recent
@@ -60,6 +62,7 @@ class Runtime:
     replanned: Recent[Runtime] = field(default_factory=Recent)
     smaller: Recent[Runtime] = field(default_factory=lambda: Recent(SIZES))
     held: HeldMemory = field(default_factory=lambda: HeldMemory(accumulate=False))
+    account: Account | None = None
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -69,7 +72,13 @@ class Runtime:
         return tuple((tuple(shape), tuple(stride)) for shape, stride, *_ in free)
 
 
-def run(program: Program, model: nn.Module, call: Arguments, held: HeldMemory) -> Any:
+def run(
+    program: Program,
+    model: nn.Module,
+    call: Arguments,
+    held: HeldMemory,
+    account: Account | None = None,
+) -> Any:
     """Run the planned step's forward half; autograd will run the other.
 
     Args:
@@ -77,6 +86,7 @@ def run(program: Program, model: nn.Module, call: Arguments, held: HeldMemory) -
         model: whose parameters, buffers and attributes it works on.
         call: its inputs.
         held: what is held beside it.
+        account: what was planned, to be told if memory runs out.
     """
     parameters, buffers = unique_tensors(model)
     found, modules = program.outputs, list(model.modules())
@@ -84,7 +94,7 @@ def run(program: Program, model: nn.Module, call: Arguments, held: HeldMemory) -
     tensors = [*parameters.values(), *buffers.values(), *call.tensors, *numbers]
     found.effects.release(modules)
     held.look(parameters.values())
-    outputs = execute(program, tensors)
+    outputs = execute(program, tensors, account)
     held.note(outputs)
     found.effects.replay(modules, outputs, tensors)
     for index, check in found.checks:
@@ -142,8 +152,12 @@ def apply(
             that the model already runs is replaced.
         ValueError: an unknown ``on_mismatch``.
     """
-    cls = planned_class(plan, model, on_mismatch=on_mismatch, loss=loss, replan=replan)
-    return reclassed(model, cls)
+    cls = planned_class(
+        plan, model, on_mismatch=on_mismatch, loss=loss, replan=replan, account=Account(plan)
+    )
+    patched = reclassed(model, cls)
+    watch_states(plan, patched)
+    return patched
 
 
 def planned_class(
@@ -153,11 +167,13 @@ def planned_class(
     on_mismatch: str = "error",
     loss: Callable[..., Any] | None = None,
     replan: Replan | None = None,
+    account: Account | None = None,
 ) -> type[nn.Module]:
     """Return a class derived from a model's own whose ``forward`` runs the plan.
 
     Args:
         plan, model, on_mismatch, loss, replan: as for ``apply``, which raises the same errors.
+        account: what was planned for the whole device, to be told if memory runs out.
     """
     on_mismatch = checked_mismatch(on_mismatch, MISMATCH if replan else ("error", "plain"))
     model = unplanned(model)
@@ -167,6 +183,7 @@ def planned_class(
             "the plan first and wrap the model it returns"
         )
     runtime = _runtime(plan, model, loss or plan.loss, on_mismatch, replan)
+    runtime = replace(runtime, account=account)
     base = type(model)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -229,7 +246,7 @@ def _dispatch(
         return _plain(model, base, loss, call)
     program = _program_of(model, base, runtime, call)
     if isinstance(program, Program):
-        return run(program, model, call, runtime.held)
+        return run(program, model, call, runtime.held, runtime.account)
     if runtime.loss is not None and targets is None and not model.training:
         return _plain(model, base, None, call)
     if runtime.targets and targets is None:
@@ -240,7 +257,8 @@ def _dispatch(
     if runtime.on_mismatch == "plain":
         return _plain(model, base, runtime.loss, call)
     if runtime.on_mismatch == "replan":
-        return run(_replanned(model, base, runtime, call), model, call, runtime.held)
+        again = _replanned(model, base, runtime, call)
+        return run(again, model, call, runtime.held, runtime.account)
     raise PlanMismatch(
         f"this call is not the planned one: {program}; plan for it with planner.fit, or choose "
         'plan.apply(model, on_mismatch="replan") or "plain"'

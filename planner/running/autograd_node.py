@@ -8,25 +8,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from planner.errors import PlanMismatch
+from planner.graphs import Phase
 from planner.graphs.torch_api.dispatch import without_autocast
 from planner.graphs.torch_api.gradients import acts_on_arrival
 from planner.graphs.torch_api.storages import write_count
+from planner.running.out_of_memory import Account
 from planner.running.program import Program
 
 
-def execute(program: Program, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def execute(
+    program: Program, arguments: Sequence[Tensor], account: Account | None = None
+) -> tuple[Tensor, ...]:
     """Run the forward program on parameters, buffers and inputs; autograd runs the other half.
 
     Backward is a chain of nodes, one for each time that gradients are handed over.
+
+    Args:
+        program: of the step.
+        arguments: of its forward half.
+        account: what was planned, to be told if memory runs out.
     """
     first, *later = ([arguments[i] for i in part] for part in program.handed)
-    step, turn = _Step(program, [leaf for part in (first, *later) for leaf in part]), None
+    step, turn = _Step(program, [*first, *(x for part in later for x in part)], account), None
     with without_autocast():
         for edges in reversed(later):
             turn = _Later.apply(step, turn, *edges)  # type: ignore[no-untyped-call]
@@ -36,8 +46,8 @@ def execute(program: Program, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]
 class _Step:
     """One run of a program, which the nodes of its backward pass take turns in."""
 
-    def __init__(self, program: Program, leaves: Sequence[Tensor]) -> None:
-        self.program, self.leaves = program, leaves
+    def __init__(self, program: Program, leaves: Sequence[Tensor], account: Account | None) -> None:
+        self.program, self.leaves, self.account = program, leaves, account
         self.saved: list[Tensor] | None = None
         self.versions: list[int] = []
         self._gradients: Iterator[tuple[Tensor | None, ...]] = iter(())
@@ -46,7 +56,7 @@ class _Step:
         """Begin backward; only what is made of the tangents that arrived is a gradient."""
         behind = [[self.program.behind[i] for i in part] for part in self.program.handed]
         running = self.program.backward(arguments)
-        self._gradients = (_part(running, [bool(arrived & b) for b in row]) for row in behind)
+        self._gradients = (self._part(running, [bool(arrived & b) for b in r]) for r in behind)
         if any(map(acts_on_arrival, self.leaves)):  # it may change what later kernels read
             made = deque(self._gradients)
             self._gradients = (made.popleft() for _ in self.program.handed)
@@ -55,14 +65,24 @@ class _Step:
         """Run backward until the next gradients are made, and return them."""
         return next(self._gradients)
 
+    def half(self, phase: Phase) -> AbstractContextManager[None]:
+        """Return what surrounds the running of a half."""
+        return nullcontext() if self.account is None else self.account.kept(self.device, phase)
 
-def _part(running: Iterator[list[Tensor]], wanted: list[bool]) -> tuple[Tensor | None, ...]:
-    """Return a part of the gradients, to which nothing else then refers."""
-    with without_autocast():
-        made = next(running)
-    found = tuple(g if w else None for g, w in zip(made, wanted, strict=True))
-    made.clear()
-    return found
+    @property
+    def device(self) -> torch.device:
+        """Where the step runs."""
+        return self.leaves[0].device
+
+    def _part(
+        self, running: Iterator[list[Tensor]], wanted: list[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """Return a part of the gradients, to which nothing else then refers."""
+        with without_autocast(), self.half(Phase.BACKWARD):
+            made = next(running)
+        found = tuple(g if w else None for g, w in zip(made, wanted, strict=True))
+        made.clear()
+        return found
 
 
 class _Run(torch.autograd.Function):
@@ -75,7 +95,8 @@ class _Run(torch.autograd.Function):
         program = step.program
         ctx.turn = None if turn is None else turn.device
         ctx.set_materialize_grads(False)
-        results = program.forward(list(arguments))
+        with step.half(Phase.FORWARD):
+            results = program.forward(list(arguments))
         outputs, step.saved = results[: program.output_count], results[program.output_count :]
         step.versions = [write_count(x) for x in step.saved]
         ctx.step = step
