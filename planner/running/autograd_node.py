@@ -36,53 +36,56 @@ def execute(
         account: what was planned, to be told if memory runs out.
     """
     first, *later = ([arguments[i] for i in part] for part in program.handed)
-    step, turn = _Step(program, [*first, *(x for part in later for x in part)], account), None
+    edges = [*first, *(x for part in later for x in part)]
+    step, turn = _Step(program, edges, account), None
     with without_autocast():
-        for edges in reversed(later):
-            turn = _Later.apply(step, turn, *edges)  # type: ignore[no-untyped-call]
+        for part in reversed(later):
+            turn = _Later.apply(step, turn, *part)  # type: ignore[no-untyped-call]
         return _Run.apply(step, arguments, turn, *first)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Step:
     """One run of a program, which the nodes of its backward pass take turns in."""
 
-    def __init__(self, program: Program, leaves: Sequence[Tensor], account: Account | None) -> None:
-        self.program, self.leaves, self.account = program, leaves, account
+    def __init__(self, program: Program, edges: Sequence[Tensor], account: Account | None) -> None:
+        self.program, self.account, self.device = program, account, edges[0].device
+        self.leaves = [x for x in edges if x.is_leaf]  # others are no longer needed for themselves
         self.saved: list[Tensor] | None = None
         self.versions: list[int] = []
         self._gradients: Iterator[tuple[Tensor | None, ...]] = iter(())
-
-    def start(self, arguments: list[Tensor], arrived: set[int]) -> None:
-        """Begin backward; only what is made of the tangents that arrived is a gradient."""
-        behind = [[self.program.behind[i] for i in part] for part in self.program.handed]
-        running = self.program.backward(arguments)
-        self._gradients = (self._part(running, [bool(arrived & b) for b in r]) for r in behind)
-        if any(map(acts_on_arrival, self.leaves)):  # it may change what later kernels read
-            made = deque(self._gradients)
-            self._gradients = (made.popleft() for _ in self.program.handed)
-
-    def hand_over(self) -> tuple[Tensor | None, ...]:
-        """Run backward until the next gradients are made, and return them."""
-        return next(self._gradients)
 
     def half(self, phase: Phase) -> AbstractContextManager[None]:
         """Return what surrounds the running of a half."""
         return nullcontext() if self.account is None else self.account.kept(self.device, phase)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the step runs."""
-        return self.leaves[0].device
+    def start(self, arguments: list[Tensor], arrived: set[int]) -> None:
+        """Begin backward; only what is made of the tangents that arrived is a gradient."""
+        wanted = [[bool(arrived & self.program.behind[i]) for i in p] for p in self.program.handed]
+        self._gradients = _parts(self.program.backward(arguments), wanted)
+        if any(map(acts_on_arrival, self.leaves)):  # it may change what later kernels read
+            made = deque(self.hand_over() for _ in wanted)
+            self._gradients = (made.popleft() for _ in wanted)
 
-    def _part(
-        self, running: Iterator[list[Tensor]], wanted: list[bool]
-    ) -> tuple[Tensor | None, ...]:
-        """Return a part of the gradients, to which nothing else then refers."""
-        with without_autocast(), self.half(Phase.BACKWARD):
+    def hand_over(self) -> tuple[Tensor | None, ...]:
+        """Run backward until the next gradients are made, and return them."""
+        with self.half(Phase.BACKWARD):
+            return next(self._gradients)
+
+
+def _parts(
+    running: Iterator[list[Tensor]], wanted: list[list[bool]]
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Yield the gradients part by part; nothing else refers to them then."""
+    for row in wanted:
+        with without_autocast():
             made = next(running)
-        found = tuple(g if w else None for g, w in zip(made, wanted, strict=True))
-        made.clear()
-        return found
+        yield _taken(made, row)
+
+
+def _taken(made: list[Tensor], wanted: list[bool]) -> tuple[Tensor | None, ...]:
+    found = tuple(g if w else None for g, w in zip(made, wanted, strict=True))
+    made.clear()
+    return found
 
 
 class _Run(torch.autograd.Function):

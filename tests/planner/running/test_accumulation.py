@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,26 @@ def test_an_input_and_unused_parameters_are_left_as_eager_mode_leaves_them() -> 
     found = gradients(plan.apply(model))
     assert _same(gradients(plain), found)
     assert found[1] is None
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_nothing_is_kept_when_backward_is_done(accumulate: bool) -> None:
+    torch.manual_seed(0)
+    model = chain(mlp(), mlp())
+    call = torch.ones(8, 16, requires_grad=True)
+    plan = planner.fit(model, "1GB", inputs=call, optimizer=None, accumulate=accumulate)
+    patched = plan.apply(model)
+    gc.collect()
+    gc.disable()
+    try:
+        inner = call * 1
+        seen = weakref.ref(inner)
+        loss = patched(inner)
+        loss.backward()
+        del inner, loss
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def _on_ranks(rank: int, folder: Path) -> dict[str, Any]:
