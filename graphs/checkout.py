@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
-from types import ModuleType
+from importlib.util import find_spec, spec_from_loader
+from types import CodeType, ModuleType
 
 
 class _Inside(MetaPathFinder, Loader):
@@ -26,7 +26,16 @@ class _Inside(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return spec_from_loader(fullname, self) if fullname.startswith(f"{self.name}.") else None
+        if not fullname.startswith(f"{self.name}.") or find_spec(f"planner.{fullname}") is None:
+            return None
+        return spec_from_loader(fullname, self)
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """Return the code of a module that is run by ``python -m``."""
+        spec = find_spec(f"planner.{fullname}")
+        assert spec is not None, "it was found"
+        assert isinstance(spec.loader, InspectLoader), "it is a file"
+        return spec.loader.get_code(f"planner.{fullname}")
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(f"planner.{spec.name}")

@@ -22,7 +22,7 @@ def too_large(planned: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[
         a, b = planned["leaves"][i], found["leaves"][i]
         if isinstance(b, list) and len(a[0]) == len(b[0]):
             for d in (d for d in dims if b[0][d] > a[0][d]):
-                yield f"argument {name} has {_sized(b[0][d], d)}, the plan serves up to {a[0][d]}"
+                yield (f"{_called(name)} has {_sized(b[0][d], d)}, the plan serves up to {a[0][d]}")
 
 
 def served(signature: Mapping[str, Any]) -> str:
@@ -36,6 +36,10 @@ def served(signature: Mapping[str, Any]) -> str:
         limit = " and ".join(_sized(signature["leaves"][i][0][d], d) for d in dims)
         names.setdefault(limit, []).append(name)
     return "; ".join(f"{', '.join(who)} up to {limit}" for limit, who in names.items())
+
+
+def _called(name: str) -> str:
+    return name if name.startswith("argument ") else f"argument {name}"
 
 
 def _sized(count: int, dimension: int) -> str:

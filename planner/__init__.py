@@ -19,6 +19,7 @@ from planner.errors import (
     BadRequest,
     BadSpec,
     CaptureError,
+    CheckFailed,
     InfeasibleBudget,
     InvalidPlan,
     PlanMismatch,
@@ -31,6 +32,7 @@ from planner.fit import fit
 from planner.output.timeline import render_timeline_svg
 from planner.plan.stage import Stage
 from planner.plans import Plan, ShardedPlan, load
+from planner.progress import PlannerWarning
 from planner.request import Request
 from planner.solvers import Limits, Status
 from planner.textbook.estimate import Estimate, estimate
@@ -43,6 +45,7 @@ __all__ = [
     "BadRequest",
     "BadSpec",
     "CaptureError",
+    "CheckFailed",
     "Comparison",
     "Curve",
     "CurvePoint",
@@ -54,6 +57,7 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "PlannerError",
+    "PlannerWarning",
     "Request",
     "ShardedPlan",
     "Stage",

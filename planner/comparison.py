@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.byte_sizes import (
@@ -48,7 +49,7 @@ class MethodResult:
         return self.peak_bytes is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The rows of every method, cheapest schedule first."""
 
@@ -75,6 +76,13 @@ class Comparison:
 
     def _over(self, seconds: float) -> float:
         return max(0.0, seconds / self.plain_seconds) if self.plain_seconds else 0.0
+
+    def __repr__(self) -> str:
+        return f"Comparison({len(self.rows)} methods within {format_bytes(self.budget_bytes)})"
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         """Lay the rows out as a table under the budget."""
@@ -195,7 +203,9 @@ def compare_graph(
 
 
 def _checked(methods: Sequence[str] | None) -> Sequence[str]:
-    return sorted(SOLVERS) if methods is None else [checked_method(m) for m in methods]
+    if methods is None:
+        return sorted(SOLVERS)
+    return list(dict.fromkeys(checked_method(m) for m in methods))  # old names are others' now
 
 
 def _row(graph: Graph, budget_bytes: int, method: str, limits: Limits) -> MethodResult:

@@ -6,6 +6,7 @@
       BadRequest          ValueError           something is said that this does not take
       BadEstimate         ValueError           an estimate is asked of numbers that make no model
       CaptureError        graphs.CaptureError  the training step cannot be captured
+      CheckFailed         ValueError           a check in the model's own code fails
       InfeasibleBudget    ValueError           no schedule found fits the budget
       InvalidPlan         ValueError           a plan file is damaged, foreign or too new
       PlanMismatch        ValueError           the plan was made for another model or other inputs
@@ -48,6 +49,10 @@ class BadEstimate(PlannerError, ValueError):
 
 class CaptureError(PlannerError, capture_error.CaptureError):
     """The training step cannot be captured; the message names the line and what to change."""
+
+
+class CheckFailed(PlannerError, ValueError):
+    """A check in the model's code, which passed when the step was planned, fails for a call."""
 
 
 class InfeasibleBudget(PlannerError, ValueError):

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Literal, Unpack, overload
 from planner.errors import BadRequest
 from planner.planning import plan_step
 from planner.plans import Plan, ShardedPlan, with_verbs
-from planner.request import AnyOptions, FitOptions, Request, ShardedOptions, requested, takes
+from planner.request import (
+    AnyOptions,
+    FitOptions,
+    Request,
+    ShardedOptions,
+    requested,
+    takes,
+    without_labels,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +75,11 @@ def fit(
     with requested(model, said) as request:
         budget_bytes = request.budget_bytes(budget)
         if request.world_size == 1:
-            return Plan.of(plan_step(request, budget_bytes))
+            plan = plan_step(request, budget_bytes)
+            given = model.inputs if isinstance(model, Request) else said.get("inputs")
+            own = given is None and request.loss is None
+            missing = without_labels(request.model) if own else None
+            return Plan.of(plan if missing is None else plan.with_remark(missing))
         from planner.running.engines import engine_of
         from planner.sharding.fit_sharded import fit_sharded
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from planner.byte_sizes import format_both
+from planner.byte_sizes import format_both, parse_budget
 from planner.errors import InfeasibleBudget
 from planner.plan.advice import infeasible
 from planner.plan.step_plan import StepPlan
@@ -110,7 +110,15 @@ def plan_of(
         message=solution.message,
         hardware=request.hardware,
         loss=request.loss,
+        remarks=_reserved(request),
     )
+
+
+def _reserved(request: Request) -> tuple[str, ...]:
+    if not request.reserve:
+        return ()
+    room = format_both(parse_budget(request.reserve))
+    return (f"{room} of the budget are left to what else lives on the device (reserve=)",)
 
 
 def plan_again(

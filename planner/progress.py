@@ -7,6 +7,7 @@ notebook.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -18,6 +19,13 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 Progress = Callable[[str], None]
 Told = Literal["auto", "off"] | Progress | None
 """How a person is told: "auto", "off" (or ``None``), or by calling something."""
+
+
+_ONE = threading.Lock()
+
+
+class PlannerWarning(UserWarning):
+    """Something holds memory that a plan does not count, or takes time at every call."""
 
 
 def silent(_sentence: str) -> None:
@@ -56,10 +64,19 @@ def on_terminal() -> Iterator[Progress]:
         yield silent
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Display(*columns, console=console, transient=True) as display:
-        task = display.add_task("starting", total=None)
+    if not _ONE.acquire(blocking=False):
+        yield silent  # another thread's display is on the same line
+        return
+    try:
+        # what the user's own code prints meanwhile goes where it always goes
+        with Display(
+            *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+        ) as display:
+            task = display.add_task("starting", total=None)
 
-        def show(sentence: str) -> None:
-            display.reset(task, description=sentence)
+            def show(sentence: str) -> None:
+                display.reset(task, description=sentence)
 
-        yield show
+            yield show
+    finally:
+        _ONE.release()

@@ -44,6 +44,7 @@ class BatchOptions(TypedDict, total=False):
     engine: str
     limits: Limits
     progress: Told
+    reserve: str | float
 
 
 class StepOptions(BatchOptions, total=False):
@@ -83,6 +84,8 @@ class AnyOptions(FitOptions, ShardedOptions, total=False):
 
     world_size: int
 
+
+_SAID = AnyOptions.__annotations__.keys()
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -150,6 +153,8 @@ class Request:
             the example inputs once.
         precisions: what compute may run in: "float32" (as the model is), "bfloat16".
         offload: whether states may be moved to the host.
+        reserve: what else lives on the device, a reference model or an inference engine, as a size:
+            its room is taken off the budget.
     """
 
     model: nn.Module
@@ -172,6 +177,7 @@ class Request:
     global_batch: int | None = None
     precisions: Sequence[str] = ("float32",)
     offload: bool = True
+    reserve: str | float = 0
 
     @property
     def hardware(self) -> Device:
@@ -215,13 +221,57 @@ def request_of(
     """
     check_said(said, allowed)
     made = replace(model, **said) if isinstance(model, Request) else Request(model, **said)
-    _check_ranks(made, said)
-    if isinstance(made.dynamic, str) and made.dynamic not in ("batch", "off"):
-        raise BadRequest(f'dynamic is {made.dynamic!r}; expected "batch", "off" or a mapping')
+    check_said(said_in(made), allowed)
+    _check_values(made)
+    _check_ranks(made, {**said, **said_in(made)})
     made = replace(made, method=checked_method(made.method))
     hardware = find_device(made.device, made.model)
+    if made.reserve:
+        others = parse_budget(made.reserve)
+        hardware = replace(hardware, reserve_bytes=hardware.reserve_bytes + others)
     inputs = example_inputs(made.model) if made.inputs is None else made.inputs
     return replace(made, device=hardware, inputs=inputs)
+
+
+def said_in(request: Request) -> dict[str, Any]:
+    """Return what a request says, by name: the fields that are not what they are by default."""
+    found = {f.name: getattr(request, f.name) for f in fields(Request) if f.name in _SAID}
+    defaults = {f.name: f.default for f in fields(Request)}
+    return {n: v for n, v in found.items() if not _is_default(v, defaults[n])}
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if isinstance(value, list):
+        value = tuple(value)
+    return value is default or (type(value) is type(default) and bool(value == default))
+
+
+def _check_values(request: Request) -> None:
+    """Refuse values that no field takes, before any work."""
+    from torch import nn
+
+    if not isinstance(request.model, nn.Module):
+        raise BadRequest(
+            f"the model is a {type(request.model).__name__}; expected an nn.Module, or a Request"
+        )
+    if hasattr(request.model, "_orig_mod"):
+        raise BadRequest(
+            "the model is what torch.compile returned; plan the model that was compiled: a plan "
+            "runs eager kernels"
+        )
+    if isinstance(request.dynamic, str) and request.dynamic not in ("batch", "off"):
+        raise BadRequest(f'dynamic is {request.dynamic!r}; expected "batch", "off" or a mapping')
+    for name in ("rewrites", "precisions"):
+        value = getattr(request, name)
+        if isinstance(value, str) or not value:
+            raise BadRequest(f"{name} is {value!r}; expected a sequence of names, at least one")
+    ranks = request.world_size
+    if isinstance(ranks, bool) or not isinstance(ranks, int):
+        raise BadRequest(f"world_size is {ranks!r}; expected a number of devices")
+    if not (callable(request.progress) or request.progress in ("auto", "off", None)):
+        raise BadRequest(
+            f"progress={request.progress!r}: expected 'auto', 'off' or a function of a sentence"
+        )
 
 
 def check_said(said: Mapping[str, Any], allowed: type) -> None:
@@ -324,6 +374,25 @@ def example_inputs(model: nn.Module) -> Any:
     raise CaptureError(
         f"{type(model).__name__} has neither example_input_array nor dummy_inputs, so it is not "
         "known what to run it on: pass inputs= a tensor, a tuple (positional) or a dict (keywords)"
+    )
+
+
+def without_labels(model: nn.Module) -> str | None:
+    """Say what is missing where a model's own example has no labels and ``forward`` takes some.
+
+    >>> class Model:
+    ...     dummy_inputs = {"input_ids": [[1, 2]]}
+    ...     def forward(self, input_ids, labels=None): ...
+    >>> without_labels(Model()).partition(":")[0]
+    "planned for Model's dummy_inputs, which have no labels"
+    """
+    found = example_inputs(model)
+    takes = inspect.signature(model.forward).parameters
+    if not isinstance(found, Mapping) or "labels" in found or "labels" not in takes:
+        return None
+    return (
+        f"planned for {type(model).__name__}'s dummy_inputs, which have no labels: its loss, if it "
+        "has one, is not in the step; pass inputs= with labels"
     )
 
 

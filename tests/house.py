@@ -92,7 +92,7 @@ ORDER = (
     *(f"planner/{name}" for name in ("model_argument.py", "request.py", "plan", "output")),
     *(f"planner/{name}" for name in ("textbook", "running", "planning.py", "sharding")),
     *(f"planner/{name}" for name in ("verification", "comparison.py", "plans.py", "fit.py")),
-    *(f"planner/{name}" for name in ("analysis", "cli", "__init__.py")),
+    *(f"planner/{name}" for name in ("analysis", "integrations", "cli", "__init__.py")),
 )
 """The rooms, lower first: a file may use its own room and those before."""
 

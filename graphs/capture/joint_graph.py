@@ -6,15 +6,15 @@ came from. Knows nothing of how the graph was traced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from planner.graphs.capture.guards.modules import Read
-from planner.graphs.capture.guards.values import Decisions
+from planner.graphs.capture.guards.reads import Read
+from planner.graphs.capture.guards.tape import Decisions, roots_of
 from planner.graphs.capture.step_function import Outputs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.joint_export import descriptors as desc
@@ -29,7 +29,8 @@ class Joint:
     here in the order of the model's own; ``forward_outputs``, ``mutations`` (buffer name -> new
     value) and ``gradients`` (of each parameter, then of each input tensor; ``None`` where there
     is none) are nodes of it. ``rewired`` are backward nodes that read an updated buffer in place;
-    ``reads`` are the attributes of the model that the trace depends on.
+    ``reads`` are what of Python's state the trace depends on; ``lifted`` are placeholders for
+    numbers of that state which are no constants of the graph, after the inputs.
     """
 
     module: fx.GraphModule
@@ -44,6 +45,7 @@ class Joint:
     decisions: Decisions
     rewired: frozenset[fx.Node] = frozenset()
     reads: tuple[Read, ...] = ()
+    lifted: tuple[fx.Node, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -63,6 +65,8 @@ def joint_of(
     decisions: Decisions,
     parameter_names: tuple[str, ...],
     buffer_names: tuple[str, ...],
+    *,
+    lifted: int = 0,
 ) -> Joint:
     """Read the descriptors of a joint graph's placeholders and outputs.
 
@@ -72,6 +76,7 @@ def joint_of(
         decisions: what the model asked of its inputs while it was traced.
         parameter_names: of the model, in the order of the step's own.
         buffer_names: likewise.
+        lifted: how many inputs, the last, are numbers of Python's state.
 
     Raises:
         CaptureError: the step does what a plan cannot carry out.
@@ -100,16 +105,55 @@ def joint_of(
         module=module,
         parameters={n: where[d] for n, d in zip(parameter_names, parameter, strict=True)},
         buffers={n: where[d.mutated_input] for n, d in zip(buffer_names, changed, strict=True)},
-        inputs=tuple(where[d] for d in plain),
+        inputs=tuple(where[d] for d in plain[: len(plain) - lifted]),
         tangents=tangents,
         forward_outputs=tuple(n for n in returned if isinstance(n, fx.Node)),
         mutations=mutated,
-        gradients=tuple(made.get(desc.GradAOTOutput(d)) for d in [*parameter, *plain]),
+        gradients=tuple(
+            made.get(desc.GradAOTOutput(d)) for d in [*parameter, *plain[: len(plain) - lifted]]
+        ),
         outputs=outputs,
         decisions=decisions,
+        lifted=tuple(where[d] for d in plain[len(plain) - lifted :]),
     )
     _refuse_unknown(joint, where, made)
+    _refuse_moving_questions(joint)
+    _refuse_resized_buffers(joint)
+    _refuse_no_gradients(joint)
     return joint
+
+
+def _refuse_no_gradients(joint: Joint) -> None:
+    """Refuse a step that is differentiated with respect to nothing outside of it."""
+    if all(gradient is None for gradient in joint.gradients):
+        raise CaptureError(
+            "no parameter and no input gets a gradient from what the step returns, though it "
+            "requires grad: it depends only on tensors that are made inside with requires_grad_()"
+        )
+
+
+def _refuse_resized_buffers(joint: Joint) -> None:
+    """Refuse buffers that get their size at the first call, as observers of quantization do."""
+    for name, made in joint.mutations.items():
+        before, after = (n.meta["val"].shape for n in (joint.buffers[name], made))
+        if before != after or 0 in before:
+            raise CaptureError(
+                f"the step gives buffer {name!r}, whose shape is {list(before)}, another one; if "
+                "that is at the first call only, call the model once before planning"
+            )
+
+
+def _refuse_moving_questions(joint: Joint) -> None:
+    """Refuse a question about a buffer that the step itself changes: the answer is soon another."""
+    known = [*(None for _ in joint.inputs), *joint.buffers]
+    for decision in joint.decisions.items:
+        names = {known[i] for i in roots_of(decision.entry)} & joint.mutations.keys()
+        for name in sorted(n for n in names if n is not None):
+            raise CaptureError(
+                f"{decision.source} asks for a value of buffer {name!r}, that it changes in every "
+                "call (a batch norm with momentum=None does); compute with the buffer instead, or "
+                "if it is set up at the first call only, call the model once before planning"
+            )
 
 
 def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[Any, Any]) -> None:
@@ -129,6 +173,7 @@ def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[An
         *joint.parameters.values(),
         *joint.buffers.values(),
         *joint.inputs,
+        *joint.lifted,
         *joint.tangents.values(),
     }
     if strange or len(joint.forward_outputs) != len(joint.outputs.names):
@@ -138,13 +183,24 @@ def _refuse_unknown(joint: Joint, where: Mapping[Any, fx.Node], made: Mapping[An
         )
 
 
-def refuse_baked_tensors(model: nn.Module, module: fx.GraphModule) -> None:
+def refuse_baked_tensors(
+    model: nn.Module, module: fx.GraphModule, left: Sequence[Tensor], known: Sequence[Tensor]
+) -> None:
     """Refuse tensors that the graph would hold for ever: a batch, or a parameter by the back door.
 
-    Literals made inside the forward pass and tensors that are plain attributes of the model are
-    constants in eager mode, too.
+    Literals made inside the forward pass and tensors that Python holds for it are constants in
+    eager mode, too.
+
+    Args:
+        model: what was traced.
+        module: the graph.
+        left: what other calls left where this one leaves something: it must not be read.
+        known: what Python holds, and is noticed if it is another at a later call.
     """
-    attributes = {id(x) for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)}
+    attributes = {id(x) for x in known}
+    attributes |= {
+        id(x) for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)
+    }
     members = {storage_key(t) for t in (*model.parameters(), *model.buffers())}
     for node in module.graph.find_nodes(op="get_attr"):
         tensor = getattr(module, str(node.target))
@@ -152,6 +208,11 @@ def refuse_baked_tensors(model: nn.Module, module: fx.GraphModule) -> None:
         if literal or not isinstance(tensor, Tensor):
             continue
         where = source_of(node) or next((s for u in node.users if (s := source_of(u))), "a line")
+        if any(tensor is other for other in left):
+            raise CaptureError(
+                f"{where} reads a tensor of shape {tuple(tensor.shape)} that the call before left "
+                "there; keep it in a buffer (register_buffer), or pass it as an input"
+            )
         if storage_key(tensor) in members:
             raise CaptureError(
                 f"{where} reaches a parameter or buffer through another reference than the module "

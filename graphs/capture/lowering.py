@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from planner.graphs.capture.hand_over import early_hand_overs
 from planner.graphs.capture.joint_graph import Joint, module_of, source_of
-from planner.graphs.capture.node_kinds import is_random, is_view, target_name
+from planner.graphs.capture.node_kinds import is_random, is_scalar, is_view, target_name
 from planner.graphs.capture.optimizer_step import OptimizerStep
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.passes.inplace import Overwrite, Readers
@@ -141,7 +142,8 @@ def assemble(
     readers = None if eager else Readers(joint.graph)
     builder = _Builder(joint, price, target, target.device.granularity_bytes, readers)
     _add_resident(builder)
-    kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
+    nodes = joint.graph.nodes
+    kernels = [n for n in nodes if n.op == "call_function" and not is_scalar(n)]
     border = first_backward(joint)
     position = {n: i for i, n in enumerate(joint.graph.nodes)}
     tainted = once_only(joint)
@@ -154,8 +156,12 @@ def assemble(
         made = builder.own(node, Kind.GRADIENT)
         op = Op(node.name, "tangent", (), made, phase=Phase.BACKWARD, recomputable=False)
         builder.add(op, Lowered(Role.TANGENT, node))
-    for node in (n for n in kernels if position[n] >= border):
+    backward = [n for n in kernels if position[n] >= border]
+    early = early_hand_overs(joint, backward) if accumulate else {}
+    for node in backward:
         _add_kernel(builder, node, Phase.BACKWARD, recomputable=node not in tainted)
+        if node in early:
+            _add_hand_over(builder, early[node])
     held = _held(builder)
     gradients = _gradients(builder)
     _add_optimizer(builder, gradients, optimizer, optimizer_seconds, accumulate=accumulate)
@@ -292,6 +298,15 @@ def _gradients(b: _Builder) -> list[int]:
     return [v for node in b.joint.gradients if node is not None for v in b.value_of[node]]
 
 
+def _add_hand_over(b: _Builder, gradients: Sequence[fx.Node]) -> None:
+    """Add gradients to those of earlier micro-steps before all of them are made."""
+    reads = tuple(v for node in gradients for v in b.value_of[node])
+    done = sum(low.role is Role.HAND_OVER for low in b.lowered)
+    name, target = f"accumulate_grad_{done}", "accumulate_grad"
+    op = Op(name, target, reads, (), phase=Phase.BACKWARD, recomputable=False)
+    b.add(op, Lowered(Role.HAND_OVER))
+
+
 def _add_optimizer(
     b: _Builder,
     gradients: Sequence[int],
@@ -302,7 +317,13 @@ def _add_optimizer(
 ) -> None:
     # autograd holds the tangents until the whole backward pass, one node to it, has returned
     held = [v for node in b.joint.tangents.values() for v in b.value_of[node]]
-    reads = tuple(dict.fromkeys((*gradients, *held)))
+    given = {
+        v
+        for op, low in zip(b.ops, b.lowered, strict=True)
+        if low.role is Role.HAND_OVER
+        for v in op.inputs
+    }
+    reads = tuple(v for v in dict.fromkeys((*gradients, *held)) if v not in given)
     name = "accumulate_grad"
     op = Op(name, name, reads, (), phase=Phase.BACKWARD, recomputable=False)
     b.add(op, Lowered(Role.HAND_OVER))

@@ -38,6 +38,11 @@ def is_view(node: fx.Node) -> bool:
     return bool(mine) and mine <= theirs
 
 
+def is_scalar(node: fx.Node) -> bool:
+    """Tell a node that computes a plain number, which is made anew wherever it is needed."""
+    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
 def is_random(node: fx.Node) -> bool:
     """Tell a kernel that draws from the generator."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

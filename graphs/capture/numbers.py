@@ -30,6 +30,7 @@ from planner.graphs.torch_api.symbolic_sizes import (
     Compiled,
     SymbolicSizes,
     expression,
+    is_of_sizes,
     largest,
 )
 
@@ -90,8 +91,14 @@ class Numbers:
         return AtSizes(
             self.numbers(values),
             tangents,
-            lambda n: known(expression(n)) if isinstance(n, SYMBOLIC) else n,
+            lambda n: _number(n, known),
         )
+
+
+def _number(value: Any, known: Callable[[Any], Any]) -> Any:
+    if isinstance(value, torch.Size):
+        return torch.Size([_number(n, known) for n in value])
+    return known(expression(value)) if isinstance(value, SYMBOLIC) else value
 
 
 @dataclass
@@ -119,9 +126,10 @@ class _Writer:
 
 
 def _is_number(node: fx.Node) -> bool:
-    return node.op == "call_function" and isinstance(
-        node.meta.get("val"), (*SYMBOLIC, int, float, bool)
-    )
+    """Tell a node that computes a number from sizes; one that is an input stays a node."""
+    value = node.meta.get("val")
+    plain = isinstance(value, (*SYMBOLIC, int, float, bool))
+    return node.op == "call_function" and plain and is_of_sizes(value)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,33 @@ def _dims(name: str, said: int | Sequence[int], tensor: Tensor) -> list[int]:
     return sorted({d % tensor.dim() for d in dims})
 
 
+def free_dimensions(model: nn.Module, call: Arguments) -> Dynamic:
+    """Return what a trainer's batches differ in: rows and, where there are tokens, their number.
+
+    Args:
+        model: whose forward names the positional arguments.
+        call: the largest one.
+
+    >>> import torch
+    >>> from planner.graphs.capture.step_function import arguments
+    >>> ids = torch.zeros(4, 9, dtype=torch.long)
+    >>> free_dimensions(nn.Embedding(2, 2), arguments((), {"ids": ids, "labels": ids[:, 0]}))
+    {'ids': (0, 1), 'labels': (0,)}
+    """
+    tensors = {i: x for i, x in enumerate(call.leaves) if isinstance(x, Tensor)}
+    tokens = next((x for x in tensors.values() if x.dim() > 1 and not x.is_floating_point()), None)
+    if tokens is None:
+        return "batch"
+    found: dict[str, tuple[int, ...]] = {}
+    names = leaf_names(model, call)
+    for i, x in tensors.items():
+        pairs = enumerate(zip(x.shape, tokens.shape[:2], strict=False))
+        dims = tuple(d for d, (a, b) in pairs if a == b)
+        if found.setdefault(names[i], dims) != dims:
+            return "batch"  # tensors of one argument differ
+    return {name: dims for name, dims in found.items() if dims}
+
+
 def leaf_names(model: nn.Module, call: Arguments) -> list[str]:
     """Name the argument that each leaf of a call belongs to, positional ones as forward does.
 
@@ -89,7 +116,7 @@ def leaf_names(model: nn.Module, call: Arguments) -> list[str]:
         for p in inspect.signature(type(model).forward).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ][1:]
-    named = [(own[i] if i < len(own) else str(i), x) for i, x in enumerate(args)]
+    named = [(own[i] if i < len(own) else f"argument {i}", x) for i, x in enumerate(args)]
     found = {i: name for name, x in (*named, *kwargs.items()) for i in tree_leaves(x)}
     return [found.get(i, "targets") for i in range(len(call.leaves))]
 

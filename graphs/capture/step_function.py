@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.effects import NO_EFFECTS, Effects, effects_of
+from planner.graphs.capture.guards.checks import Check
+from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.python_state import PythonState
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
     flat_weights,
@@ -21,7 +25,8 @@ from planner.graphs.torch_api.module_internals import (
     restore_flat_weights,
     tensor_stores,
 )
-from planner.graphs.torch_api.pytree import TreeSpec, tree_flatten, tree_unflatten
+from planner.graphs.torch_api.pytree import TreeSpec, flatten_made, tree_flatten, tree_unflatten
+from planner.graphs.torch_api.symbolic_sizes import is_size
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -88,7 +93,8 @@ class Outputs:
 
     ``slots[i]`` is the index of leaf ``i`` among the traced tensors, or ``None`` for a constant
     kept in ``constants[i]``. ``differentiable[j]`` says that a gradient may arrive at tensor ``j``;
-    ``refused[j]`` that eager mode would let one arrive there but the plan does not.
+    ``refused[j]`` that eager mode would let one arrive there but the plan does not. Tensors beyond
+    the output's own are what ``effects`` puts elsewhere, and what ``checks`` tests by index.
     """
 
     spec: TreeSpec
@@ -97,11 +103,22 @@ class Outputs:
     names: tuple[str, ...]
     differentiable: tuple[bool, ...]
     refused: tuple[bool, ...]
+    effects: Effects = NO_EFFECTS
+    checks: tuple[tuple[int, Check], ...] = ()
 
     def rebuild(self, tensors: Sequence[Any]) -> Any:
         """Return the user's output holding these tensors."""
         pairs = zip(self.slots, self.constants, strict=True)
         return tree_unflatten([c if s is None else tensors[s] for s, c in pairs], self.spec)
+
+    def at(self, number: Callable[[Any], Any]) -> Outputs:
+        """Return what comes out at some sizes.
+
+        Args:
+            number: what a size that was a symbol is there.
+        """
+        constants = tuple(map(number, self.constants))
+        return replace(self, constants=constants, effects=self.effects.at(number))
 
 
 class _Own(torch.autograd.Function):
@@ -119,18 +136,19 @@ class _Own(torch.autograd.Function):
 def split_outputs(output: Any) -> tuple[list[Tensor], Outputs]:
     """Flatten the model's output and choose what is differentiated.
 
-    A scalar output, or the scalar named ``loss`` (or first of a tuple) beside other outputs, is the
-    loss and alone differentiable; otherwise every floating-point output that requires grad is.
+    Every output that requires grad is differentiable, but for those that a scalar among them was
+    made of (logits beside the loss) and, where one is named ``loss``, for all that are no scalars.
 
     Raises:
         CaptureError: nothing to differentiate, or an output that is neither tensor nor constant.
     """
-    leaves, spec = tree_flatten(output)
+    leaves, spec = flatten_made(output)
     names = _names(output, len(leaves))
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     labels = [n for n, x in zip(names, leaves, strict=True) if isinstance(x, Tensor)]
     for name, leaf in zip(names, leaves, strict=True):
-        if not isinstance(leaf, Tensor | int | float | str | bool | type(None)):
+        plain = isinstance(leaf, Tensor | int | float | str | bool | torch.Size | None)
+        if not plain and not is_size(leaf):
             raise CaptureError(
                 f"output {name!r} is a {type(leaf).__name__}, which is neither a tensor nor a "
                 "constant; do not return it (for a cache: use_cache=False) or pass "
@@ -142,8 +160,8 @@ def split_outputs(output: Any) -> tuple[list[Tensor], Outputs]:
             "no output requires grad, so there is no backward pass to plan; call model.train(), "
             "unfreeze a parameter, or return the loss"
         )
-    loss = _loss_index(output, tensors, labels)
-    chosen = wants if loss is None else [i == loss for i in range(len(tensors))]
+    named = labels if isinstance(output, Mapping) else ()
+    chosen = _differentiable(tensors, named)
     own: Callable[[Tensor], Tensor] = _Own.apply
     kept = [own(t) if c else t.detach() for t, c in zip(tensors, chosen, strict=True)]
     counter = iter(range(len(tensors)))
@@ -157,24 +175,47 @@ def _names(output: Any, count: int) -> list[str]:
     if isinstance(output, Mapping):
         spread: list[str] = []
         for key, part in output.items():
-            width = len(tree_flatten(part)[0])
+            width = len(flatten_made(part)[0])
             spread += [str(key)] if width == 1 else [f"{key}[{i}]" for i in range(width)]
         if len(spread) == count:
             return spread
     return ["output"] if count == 1 else [f"output[{i}]" for i in range(count)]
 
 
-def _loss_index(output: Any, tensors: list[Tensor], labels: list[str]) -> int | None:
-    scalar = [t.dim() == 0 and t.requires_grad for t in tensors]
-    if isinstance(output, Mapping):
-        return next((i for i, n in enumerate(labels) if n == "loss" and scalar[i]), None)
-    return 0 if scalar[0] else None
+def _differentiable(tensors: Sequence[Tensor], names: Sequence[str]) -> list[bool]:
+    """Choose the outputs that the caller differentiates, whose ``names`` are known in a mapping."""
+    scalar = [t.requires_grad and t.dim() == 0 for t in tensors]
+    alone = any(s and n == "loss" for s, n in zip(scalar, names, strict=False))
+    used = _made_of([t for s, t in zip(scalar, tensors, strict=True) if s])
+    return [
+        s or (t.requires_grad and not alone and not _places(t) & used)
+        for s, t in zip(scalar, tensors, strict=True)
+    ]
+
+
+def _made_of(tensors: Sequence[Tensor]) -> set[tuple[Any, int]]:
+    """Return the places in the autograd graph whose tensors these were computed from."""
+    found: set[tuple[Any, int]] = set()
+    ahead = [edge for t in tensors if t.grad_fn for edge in t.grad_fn.next_functions]
+    while ahead:
+        node, index = ahead.pop()
+        if node is not None and (node, index) not in found:
+            found.add((node, index))
+            ahead.extend(node.next_functions)
+    return found
+
+
+def _places(tensor: Tensor) -> set[tuple[Any, int]]:
+    """Return where in the autograd graph a tensor comes from, or what it is a view of."""
+    sources = [tensor, tensor._base] if tensor._is_view() else [tensor]
+    return {(t.grad_fn, t.output_nr) for t in sources if t is not None and t.grad_fn}
 
 
 class StepFunction(nn.Module):
     """Parameters, buffers and input tensors in; output tensors out. Tied tensors are one argument.
 
-    After a call ``outputs`` describes what came out.
+    After a call ``outputs`` describes what came out. ``numbers`` are put where Python holds others
+    while the model runs.
     """
 
     def __init__(
@@ -184,29 +225,97 @@ class StepFunction(nn.Module):
         buffers: Mapping[str, Tensor],
         call: Arguments,
         loss: Callable[..., Any] | None,
+        *,
+        state: PythonState,
     ) -> None:
         super().__init__()
         self._model = [model]  # in a list: its tensors are arguments here, not members
+        self._state = [state]
         self._names = (tuple(parameters), tuple(buffers))
         self._call, self._loss = call, loss
         self.outputs: Outputs | None = None
+        self.numbers: tuple[tuple[Path, Any], ...] = ()
         for i, value in enumerate(parameters.values()):
             self.register_parameter(f"p{i}", nn.Parameter(value, value.requires_grad))
         for i, value in enumerate(buffers.values()):
             self.register_buffer(f"b{i}", value)
 
+    def members(self, kind: str, count: int) -> list[Tensor]:
+        """Return the tensors that stand for parameters ("p") or buffers ("b") in this call."""
+        return [getattr(self, f"{kind}{i}") for i in range(count)]
+
+    @property
+    def buffers_now(self) -> list[Tensor]:
+        """The tensors that stand for the model's buffers in this call."""
+        return self.members("b", len(self._names[1]))
+
+    def add_checks(self, kept: list[Tensor], checks: Sequence[tuple[Tensor, Check]]) -> None:
+        """Make what the model asked in order to raise or log further outputs of the step.
+
+        Args:
+            kept: the outputs of the call just made.
+            checks: what was asked, and what it should be.
+        """
+        assert self.outputs is not None, "there was a call"
+        first, count = len(kept), len(checks)
+        kept += [tensor.detach() for tensor, _ in checks]
+        self.outputs = replace(
+            self.outputs,
+            names=(*self.outputs.names, *(f"check at {c.source}" for _, c in checks)),
+            differentiable=(*self.outputs.differentiable, *[False] * count),
+            refused=(*self.outputs.refused, *[False] * count),
+            checks=tuple((first + i, check) for i, (_, check) in enumerate(checks)),
+        )
+
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         """Call the model with the current arguments; return its output tensors."""
         names = [*self._names[0], *self._names[1]]
-        values = [getattr(self, f"p{i}") for i in range(len(self._names[0]))]
-        values += [getattr(self, f"b{i}") for i in range(len(self._names[1]))]
+        values = [*self.members("p", len(self._names[0])), *self.buffers_now]
         args, kwargs, targets = self._call.rebuild(tensors)
+        self._state[0].restore()
+        modules = list(self._model[0].modules())
+        before = [path.replace(modules, number) for path, number in self.numbers]
         with swapped(self._model[0], dict(zip(names, values, strict=True))):
             output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
             if self._loss is not None:
                 output = self._loss(output, *targets)
-        kept, self.outputs = split_outputs(output)
+        for (path, _), number in zip(self.numbers, before, strict=True):
+            path.replace(modules, number)
+        kept, outputs = split_outputs(output)
+        leaves = [x for x in tree_flatten(output)[0] if isinstance(x, Tensor)]
+        self.outputs = self._with_effects(kept, leaves, outputs, [*values, *tensors])
         return kept
+
+    def _with_effects(
+        self,
+        kept: list[Tensor],
+        leaves: list[Tensor],
+        outputs: Outputs,
+        arguments: Sequence[Tensor],
+    ) -> Outputs:
+        """Add to the outputs what the model leaves elsewhere; undo that it did."""
+        names, wanted = [], []
+
+        def add(name: str, tensor: Tensor) -> int:
+            for index, leaf in enumerate(leaves):
+                if leaf is tensor:
+                    return index
+            own: Callable[[Tensor], Tensor] = _Own.apply
+            kept.append(own(tensor) if tensor.requires_grad else tensor.detach())
+            names.append(name)
+            wanted.append(tensor.requires_grad)
+            return len(kept) - 1
+
+        state = self._state[0]
+        effects = effects_of(state, arguments, add)
+        state.restore()
+        return replace(
+            outputs,
+            names=(*outputs.names, *names),
+            differentiable=(*outputs.differentiable, *wanted),
+            refused=(*outputs.refused, *(False for _ in names)),
+            effects=effects,
+        )
 
 
 def unique_tensors(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
@@ -252,5 +361,8 @@ def _write_back(
             if original is None or tensor is given[id(original)]:
                 continue
             if tensor is None or tensor.shape != original.shape:
-                raise CaptureError(f"the forward pass replaces {key!r} by a value of another shape")
+                raise CaptureError(
+                    f"the forward pass replaces {key!r} by a value of another shape; if it grows "
+                    "to the largest input, call the model once with that before planning"
+                )
             given[id(original)].copy_(tensor)

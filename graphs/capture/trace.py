@@ -14,21 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.graphs.capture.guards.modules import watched_reads
-from planner.graphs.capture.guards.values import Decisions, Observer
+from planner.graphs.capture.effects import (
+    not_read_before,
+    refuse_backward_effects,
+    tensors_left_at,
+)
+from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.python_state import PythonState, unchanged
+from planner.graphs.capture.guards.reads import loosened, watched_reads
+from planner.graphs.capture.guards.tape import Decisions
+from planner.graphs.capture.guards.values import Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
 from planner.graphs.capture.step_function import Arguments, StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import annotate, preserve_node_meta
 from planner.graphs.torch_api.decompositions import eager_pieces
 from planner.graphs.torch_api.fake_kernels import lenient_kernels
-from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode, detect_fake_mode
+from planner.graphs.torch_api.fake_tensors import (
+    FakeTensor,
+    FakeTensorMode,
+    detect_fake_mode,
+    with_numbers,
+)
 from planner.graphs.torch_api.functional_tensors import let_lists_be_asked_for
 from planner.graphs.torch_api.joint_export import export_joint
 from planner.graphs.torch_api.module_watch import watch_forwards
-from planner.graphs.torch_api.patches import Patches, patching
+from planner.graphs.torch_api.patches import Patches, capturing, patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warnings
 from planner.graphs.torch_api.random_state import leave_generators_alone
+from planner.graphs.torch_api.refused import refuse_what_cannot_be_traced
 from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
 from planner.graphs.torch_api.versions import require_supported
 
@@ -41,6 +56,7 @@ def trace(
     device: torch.device | None = None,
     answers: Sequence[Any] | None = None,
     lean: bool = True,
+    lifted: Sequence[Path] = (),
     sizes: SymbolicSizes | None = None,
 ) -> Joint:
     """Trace forward, loss and backward of one call under fake tensors.
@@ -52,22 +68,39 @@ def trace(
         device: where parameters on meta are taken to be; by default the CPU.
         answers: what the model is told where it branches on values of inputs without data.
         lean: take the leaner of two equal dropouts, which eager mode on a CPU does not.
+        lifted: where Python holds floats that are to be inputs of the graph, not constants.
         sizes: makes symbols of some sizes, instead of tracing these very ones.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
     """
     parameters, buffers = unique_tensors(model)
-    watched, inputs, _ = _watch(model, call, loss, device, answers, sizes=sizes)
-    step = watched.step
-    with _capturing(model, lean=lean) as (stack, patches):
-        reads = stack.enter_context(watched_reads(model, patches))
-        module = export_joint(stack, watched, inputs)
-    assert step.outputs is not None
-    refuse_baked_tensors(model, module)
+    with capturing():
+        state = PythonState(model, () if loss is None else (loss,))
+        watched, inputs, _ = _watch(
+            model, call, loss, device, answers=answers, state=state, lifted=lifted, sizes=sizes
+        )
+        step = watched.step
+        with unchanged(state), _capturing(model, lean=lean) as (stack, patches):
+            state.watch_draws(patches)
+            reads = stack.enter_context(watched_reads(model, patches, lifted))
+            reads.take(state.places)
+            state.written = reads.written
+            module = export_joint(stack, watched, inputs)
+            assert step.outputs is not None
+            refuse_backward_effects(state)
+            found = tuple(reads.kept())
+            effects = not_read_before(step.outputs.effects, state, {r.path for r in found})
+            outputs = replace(step.outputs, effects=effects)
+        written = [e.path for e in effects.items if e.has_tensors]
+    known = [t for read in found for t in read.tensors]
+    refuse_baked_tensors(model, module, tensors_left_at(effects, model), known)
     module.graph.eliminate_dead_code()
-    joint = joint_of(module, step.outputs, watched.decisions, tuple(parameters), tuple(buffers))
-    return replace(joint, reads=tuple(reads))
+    held = {id(getattr(module, str(n.target))) for n in module.graph.find_nodes(op="get_attr")}
+    found = tuple(read.only_held(held) for read in found)
+    names = tuple(parameters), tuple(buffers)
+    joint = joint_of(module, outputs, watched.decisions, *names, lifted=len(lifted))
+    return replace(joint, reads=loosened(found, written))
 
 
 def run_forward(
@@ -85,9 +118,10 @@ def run_forward(
     Raises:
         CaptureError: the forward pass cannot run without data.
     """
-    watched, inputs, mode = _watch(model, call, loss, None, None)
+    state = PythonState(model, () if loss is None else (loss,))
+    watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state)
     try:
-        with _capturing(model) as (stack, _):
+        with unchanged(state), _capturing(model) as (stack, _):
             export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
         return mode
@@ -119,6 +153,7 @@ def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[tuple[ExitSta
         lenient_kernels(patches)
         eager_pieces(patches, lean=lean)
         let_lists_be_asked_for(patches)
+        refuse_what_cannot_be_traced(patches)
         stack.enter_context(preserve_node_meta())
         stack.enter_context(_module_paths(model, patches))
         stack.enter_context(explained(model))
@@ -130,17 +165,22 @@ def _watch(
     call: Arguments,
     loss: Callable[..., Any] | None,
     device: torch.device | None,
-    answers: Sequence[Any] | None,
     *,
+    answers: Sequence[Any] | None,
+    state: PythonState,
+    lifted: Sequence[Path] = (),
     sizes: SymbolicSizes | None = None,
 ) -> tuple[_Watched, tuple[Tensor, ...], FakeTensorMode]:
     """Return a step of a model around fake tensors, what to call it with, and their mode."""
     parameters, buffers = unique_tensors(model)
     members = [*parameters.values(), *buffers.values(), *call.tensors]
     mode = sizes.mode if sizes else detect_fake_mode(members)
-    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+    if lifted and mode is not None and mode.shape_env is None:
+        raise CaptureError("numbers of a model that is fake already cannot be inputs")
+    mode = mode or (with_numbers() if lifted else FakeTensorMode(allow_non_fake_inputs=True))
     target = device or torch.device("cpu")
     fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
+    known = [*call.tensors, *buffers.values()]
     places = [target if t.is_meta else t.device for t in call.tensors]
     inputs = tuple(
         sizes.like(t, i, at) if sizes else blank(t, mode, at)
@@ -152,12 +192,12 @@ def _watch(
         {n: fake(b) for n, b in buffers.items()},
         call,
         loss,
+        state=state,
     )
-    return _Watched(step, None if _dataless(call) else call.tensors, answers), inputs, mode
-
-
-def _dataless(call: Arguments) -> bool:
-    return any(isinstance(t, FakeTensor) or t.is_meta for t in call.tensors)
+    with mode:
+        numbers = [torch.empty((), dtype=torch.float64) for _ in lifted]
+    data = [None if isinstance(t, FakeTensor) or t.is_meta else t for t in known]
+    return _Watched(step, data, answers, lifted), (*inputs, *numbers), mode
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
@@ -165,9 +205,8 @@ def _fake(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
     if isinstance(tensor, FakeTensor) and not tensor.is_meta:
         return tensor
     if not tensor.is_meta:
-        return mode.from_tensor(tensor.detach(), static_shapes=True).requires_grad_(
-            tensor.requires_grad
-        )
+        fresh = mode.from_tensor(tensor.detach(), static_shapes=True)
+        return fresh.requires_grad_(tensor.requires_grad)
     return blank(tensor, mode, device)
 
 
@@ -183,15 +222,25 @@ class _Watched(nn.Module):
     """A step run under an ``Observer``; AOTAutograd runs it several times, the last one counts."""
 
     def __init__(
-        self, step: StepFunction, data: Sequence[Tensor] | None, answers: Sequence[Any] | None
+        self,
+        step: StepFunction,
+        data: Sequence[Tensor | None],
+        answers: Sequence[Any] | None,
+        lifted: Sequence[Path],
     ) -> None:
         super().__init__()
         self.step, self._data, self._answers = step, data, answers
+        self._lifted = tuple(lifted)
         self.decisions = Decisions()
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        with Observer(tensors, self._data, self._answers) as observer:
+        count = len(tensors) - len(self._lifted)
+        tensors, numbers = tensors[:count], [t.item() for t in tensors[count:]]
+        self.step.numbers = tuple(zip(self._lifted, numbers, strict=True))
+        known = [*tensors, *self.step.buffers_now]
+        with Observer(known, self._data, self._answers) as observer:
             kept: list[Tensor] = self.step(*tensors)
+        self.step.add_checks(kept, observer.checks)
         self.decisions = Decisions(tuple(observer.found), tuple(observer.by_size))
         return kept
 

@@ -13,6 +13,7 @@ from torch import nn
 from planner.graphs.capture.guards.values import user_line
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.fake_tensors import DATA_DEPENDENT, UnsupportedOperatorException
+from planner.graphs.torch_api.refused import NotTracedWhole
 
 
 @contextmanager
@@ -24,27 +25,51 @@ def explained(model: nn.Module) -> Iterator[None]:
     except CaptureError:
         raise
     except DATA_DEPENDENT as error:
+        experts = any("expert" in type(m).__name__.lower() for m in model.modules())
+        advice = ' (for experts in transformers: experts_implementation="grouped_mm")' * experts
         raise CaptureError(
             f"{name}: {_where(error)} needs the value of a tensor, which capturing cannot know "
             f"({_first_line(error)}); compute it outside the model, or choose an implementation "
-            "without data-dependent shapes (for mixture-of-experts models in transformers: "
-            'experts_implementation="grouped_mm")'
+            f"without data-dependent shapes{advice}"
         ) from error
     except UnsupportedOperatorException as error:
         raise CaptureError(
             f"{name}: {_where(error)} calls {error}, which has no fake-tensor implementation; "
             "register one with torch.library.register_fake"
         ) from error
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except NotTracedWhole as error:
         raise CaptureError(
-            f"{name}: {_where(error)} fails while it is captured: {type(error).__name__}: "
-            f"{_first_line(error)}; check that model(inputs) and its backward run without the "
-            "planner"
+            f"{name}: {_where(error)} calls an operator around a function of its own (scan, map), "
+            "which a plan cannot run: write the loop in Python"
         ) from error
-    except (AssertionError, NotImplementedError) as error:
+    except NotImplementedError as error:
         raise CaptureError(
             f"{name}: {_where(error)} cannot be captured: {_first_line(error)}"
         ) from error
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise CaptureError(
+            f"{name}: {_where(error)} fails while it is captured: {type(error).__name__}: "
+            f"{_first_line(error)}; if the model and its backward run without a plan, this line "
+            f"does what cannot be traced{_inside_a_function(error)}"
+        ) from error
+    except AssertionError as error:
+        raise CaptureError(
+            f"{name}: {_where(error)} cannot be captured: {_first_line(error)}"
+        ) from error
+
+
+def _inside_a_function(error: BaseException) -> str:
+    """Say what to do where the backward of somebody's autograd Function fails."""
+    step = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if code.co_name == "backward" and "ctx" in code.co_varnames[: code.co_argcount]:
+            return (
+                ": a Function that runs modules again in its backward is better a "
+                "torch.utils.checkpoint with use_reentrant=False"
+            )
+        step = step.tb_next
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

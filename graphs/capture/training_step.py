@@ -5,13 +5,14 @@ Puts tracing, prices and the optimizer together. Knows nothing of budgets or sch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from planner.graphs.capture.guards.call import class_name, device_type, fake_call, signature_of
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.kernel_prices import prices
 from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble
@@ -27,7 +28,7 @@ from planner.graphs.costs.registry import cost_model
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
 from planner.graphs.hardware.detect import local_device
-from planner.graphs.torch_api.fake_tensors import FakeTensor
+from planner.graphs.torch_api.fake_tensors import FakeTensor, with_numbers
 from planner.graphs.torch_api.patches import capturing
 from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
 
@@ -196,6 +197,7 @@ def recapture(
     signature: dict[str, Any],
     loss: Callable[..., Any] | None,
     rewrite: str = AS_CAPTURED.name,
+    lifted: Sequence[Path] = (),
     *,
     any_size: bool = False,
 ) -> Recaptured:
@@ -206,13 +208,15 @@ def recapture(
         signature: of the capture.
         loss: the callable that it was captured with.
         rewrite: which variant of the step.
+        lifted: where Python holds floats that are to be inputs, not constants.
         any_size: take the sizes that may be smaller for symbols.
     """
     members = [*model.parameters(), *model.buffers()]
     mode = next((t.fake_mode for t in members if isinstance(t, FakeTensor)), None)
-    call = fake_call(signature, mode)
+    call = fake_call(signature, mode or (with_numbers() if lifted else None))
+    answers = signature["answers"]
     sizes = SymbolicSizes(by_tensor(signature, call)) if any_size else None
-    joint = trace(model, call, loss=loss, answers=signature["answers"], sizes=sizes)
+    joint = trace(model, call, loss=loss, answers=answers, lifted=lifted, sizes=sizes)
     joint, _ = rewritten(normalized(joint), rewrite)
     symbolic = without_symbols(joint, sizes) if sizes else None
     target = Target(devices.cpu(), device_type(model, call))

@@ -123,7 +123,9 @@ def _each(
             continue
         try:
             where = _check_present(call)
-            book = books.setdefault(where, recall(cache, kind, where) if cache else {})
+            if where not in books:
+                books[where] = recall(cache, kind, where) if cache else {}
+            book = books[where]
             if key not in book:
                 book[key] = fresh.setdefault(where, {})[key] = _guarded(call, one)
             answers[key] = book[key]

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-__all__ = ["TorchDispatchMode", "without_autocast", "without_modes"]
+__all__ = ["TorchDispatchMode", "heeds_autocast", "without_autocast", "without_modes"]
 
 
 @contextmanager
@@ -21,3 +22,22 @@ def without_modes() -> Iterator[None]:
 def without_autocast() -> AbstractContextManager[None]:
     """Call operators in the dtypes of their arguments."""
     return torch._C._DisableAutocast()
+
+
+def heeds_autocast(target: OpOverload, device: str) -> bool:
+    """Tell an operator that autocast may hand other dtypes than it was called with.
+
+    Args:
+        target: the operator.
+        device: the type of the device that its tensors are on.
+
+    >>> heeds_autocast(torch.ops.aten.mm.default, "cpu")
+    True
+    >>> heeds_autocast(torch.ops.aten.relu.default, "cpu")
+    False
+    """
+    if not torch.amp.is_autocast_available(device):
+        return False
+    key = f"Autocast{device.upper()}"
+    name: str = target.name()  # type: ignore[no-untyped-call]
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 __all__ = [
     "DATA_DEPENDENT",
@@ -19,7 +19,14 @@ __all__ = [
     "FakeTensorMode",
     "UnsupportedOperatorException",
     "detect_fake_mode",
+    "with_numbers",
 ]
+
+
+def with_numbers() -> FakeTensorMode:
+    """Return a mode in which a number taken out of a tensor is one that nobody knows yet."""
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True, static_shapes=True)
+
 
 DATA_DEPENDENT = (
     DataDependentOutputException,

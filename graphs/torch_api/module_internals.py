@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+TENSOR_STORES = frozenset(("_parameters", "_buffers", "_modules"))
+"""The attributes of a module under which its tensors lie, its children's among them."""
+BOOKKEEPING = frozenset((*vars(nn.Module()), *vars(nn.Module), "_flat_weights"))
+"""What torch itself keeps in every module: tensors, hooks, the mode."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -19,10 +24,45 @@ def tensor_stores(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     return module._parameters, module._buffers
 
 
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield a module's own parameters and buffers: the attribute they lie under, name, tensor."""
+    for store in ("_parameters", "_buffers"):
+        for name, tensor in vars(module)[store].items():
+            if tensor is not None:
+                yield store, name, tensor
+
+
+def own_children(module: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield a module's own children: the attribute they lie under, name, module."""
+    for name, child in module._modules.items():
+        if child is not None:
+            yield "_modules", name, child
+
+
 def hooks_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     """Return the keys of a module's own hooks, kind by kind."""
     inside = vars(module)
     return tuple(tuple(inside.get(kind, ())) for kind in _HOOKS)
+
+
+def is_child(owner: Any, name: str) -> bool:
+    """Tell whether a module has a parameter, a buffer or a submodule of that name.
+
+    >>> is_child(nn.Linear(2, 2), "weight"), is_child(nn.Linear(2, 2), "scale")
+    (True, False)
+    """
+    return any(name in vars(owner).get(store, ()) for store in TENSOR_STORES)
+
+
+def written_by_torch(module: nn.Module) -> set[str]:
+    """Return the attributes that torch's own code renews in every forward, such as a normed weight.
+
+    >>> written_by_torch(nn.utils.spectral_norm(nn.Linear(2, 2))) >= {"weight"}
+    True
+    """
+    hooks = vars(module).get("_forward_pre_hooks", {}).values()
+    normed = {h.name for h in hooks if type(h).__module__.startswith("torch.nn.utils.")}
+    return {"_flat_weights", "_flat_weight_refs", *normed}
 
 
 def flat_weights(model: nn.Module) -> dict[nn.RNNBase, list[Tensor | None]]:

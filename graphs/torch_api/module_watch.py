@@ -1,4 +1,4 @@
-"""Watch what the capturing thread does with modules: attributes it reads, forwards it runs.
+"""Watch what the capturing thread does: attributes it reads, forwards of modules it runs.
 
 Torch has one place for every module and thread: what other threads do is passed on as it is.
 """
@@ -14,17 +14,49 @@ from torch.nn.modules import module as every_module
 from planner.graphs.torch_api.patches import Patches
 
 
-def watch_attributes(patches: Patches, look: Callable[[nn.Module, str, Any], None]) -> None:
-    """Call ``look(module, name, value)`` for every attribute of a module that is read."""
-    own: Callable[[Any, str], Any] = nn.Module.__getattribute__
+def watch_attributes(
+    patches: Patches, cls: type, look: Callable[[Any, str, Any], None], missing: Any
+) -> None:
+    """Call ``look(owner, name, value)`` for every attribute of a class's instances that is read.
 
-    def read(self: nn.Module, name: str) -> Any:
-        value = own(self, name)
-        if patches.mine():
-            look(self, name, value)
+    Args:
+        patches: what undoes it.
+        cls: a class written in Python.
+        look: called with the object, the name and what was found.
+        missing: what is said to be found where the object has no such attribute.
+    """
+    own: Any = cls.__getattribute__
+
+    def read(self: Any, name: str) -> Any:
+        if not patches.mine():
+            return own(self, name)
+        try:
+            value = own(self, name)
+        except AttributeError:
+            look(self, name, missing)
+            raise
+        look(self, name, value)
         return value
 
-    patches.attribute(nn.Module, "__getattribute__", read)
+    patches.attribute(cls, "__getattribute__", read)
+
+
+def watch_writes(patches: Patches, cls: type, look: Callable[[Any, str], None]) -> None:
+    """Call ``look(owner, name)`` before an attribute of a class's instances is set.
+
+    Args:
+        patches: what undoes it.
+        cls: a class written in Python.
+        look: called with the object and the name.
+    """
+    own: Any = cls.__setattr__
+
+    def write(self: Any, name: str, value: Any) -> None:
+        if patches.mine():
+            look(self, name)
+        own(self, name, value)
+
+    patches.attribute(cls, "__setattr__", write)
 
 
 def watch_forwards(

@@ -116,6 +116,16 @@ def expression(number: Any) -> Any:
     return found
 
 
+def is_of_sizes(number: Any) -> bool:
+    """Tell a number that depends on nothing but sizes."""
+    return not isinstance(number, SYMBOLIC) or number.node.hint is not None
+
+
+def is_size(value: Any) -> bool:
+    """Tell a whole number that depends on symbols, and on nothing but sizes."""
+    return isinstance(value, torch.SymInt) and is_of_sizes(value)
+
+
 def largest(number: Any) -> Any:
-    """Return a number with every symbol as large as it gets."""
-    return number.node.hint if isinstance(number, SYMBOLIC) else number
+    """Return a number with every size as large as it gets; one that is no size stays what it is."""
+    return number.node.hint if isinstance(number, SYMBOLIC) and is_of_sizes(number) else number

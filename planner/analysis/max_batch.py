@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.analysis.batch_search import Batches
 from planner.byte_sizes import format_both, format_percent
-from planner.errors import BadBudget, CaptureError
+from planner.errors import BadBudget, BadRequest, CaptureError
 from planner.output.layout import wrap
 from planner.planning import captured_step, plan_captured, plan_of
 from planner.plans import Plan
-from planner.request import BatchOptions, Request, check_said, requested, takes
+from planner.request import BatchOptions, Request, StepOptions, check_said, requested, takes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +48,10 @@ class MaxBatch:
     def ratio(self) -> float:
         """How many times larger the batch is than without a plan; ``inf`` if none fits so."""
         return self.batch / self.plain_batch if self.plain_batch else math.inf
+
+    def _repr_html_(self) -> str:
+        """Show what ``str`` says in a notebook."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         """Say the three batches, then what the largest costs."""
@@ -110,9 +115,14 @@ def max_batch(
     True
     """
     allowed = parse_overhead(max_overhead)
-    first = {"inputs": inputs(1), "targets": None if targets is None else targets(1)}
     check_said(said, BatchOptions)
-    with requested(model, {**said, **first}) as request:
+    for name, made in (("inputs", inputs), ("targets", targets)):
+        if made is not None and not callable(made):
+            raise BadRequest(
+                f"{name} is a {type(made).__name__}; expected a function of the batch size"
+            )
+    first = {"inputs": inputs(1), "targets": None if targets is None else targets(1)}
+    with requested(model, {**said, **first}, StepOptions) as request:
 
         def capture(batch: int) -> Captured:
             request.tell(f"batch {batch}")

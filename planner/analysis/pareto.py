@@ -10,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.byte_sizes import (
@@ -59,7 +60,7 @@ class CurvePoint:
         return max(0.0, self.overhead - self.bound_overhead)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
     """The budget-overhead frontier of a captured step, and its proven lower envelope.
 
@@ -151,6 +152,17 @@ class Curve:
         """Return what a step of so many seconds takes more than the plain one, as a fraction."""
         plain = self.frontier.plain_seconds
         return max(0.0, seconds / plain - 1.0) if plain else 0.0
+
+    def __repr__(self) -> str:
+        budgets = [point.budget_bytes for point in self.points]
+        return (
+            f"Curve({self.graph.name or 'a step'}: {len(budgets)} points, "
+            f"{format_bytes(min(budgets, default=0))} to {format_bytes(max(budgets, default=0))})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         """Lay the points out as a table, the tightest budget first."""

@@ -43,6 +43,11 @@ _SHARED = (
         show_default=True,
         help="Seconds a solver may take.",
     ),
+    click.option(
+        "--reserve",
+        metavar="SIZE",
+        help="Room of the budget for what else lives on the device, such as 12GB.",
+    ),
     JSON,
 )
 
@@ -81,13 +86,20 @@ def _writable(_context: click.Context, _option: click.Parameter, path: Path | No
 
 
 def arguments(
-    *, optimizer: str, device: str, costs: str, time_limit: float, budget: str | None = None
+    *,
+    optimizer: str,
+    device: str,
+    costs: str,
+    time_limit: float,
+    reserve: str | None = None,
+    budget: str | None = None,
 ) -> dict[str, Any]:
     """Turn the shared options into arguments of ``planner.fit``.
 
     Args:
         optimizer, device, costs: as ``Request`` has them; "none" leaves the optimizer out.
         time_limit: seconds of a solver.
+        reserve: a size, or nothing.
         budget: a text, or bytes as digits.
     """
     asked = {} if budget is None else {"budget": int(budget) if budget.isdecimal() else budget}
@@ -96,6 +108,7 @@ def arguments(
         "device": device,
         "costs": costs,
         "limits": Limits(seconds=time_limit),
+        "reserve": reserve or 0,
     }
 
 

@@ -25,7 +25,7 @@ from planner.graphs import (
 )
 from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.device_files import device_from_dict, device_to_dict
-from planner.graphs.hardware.devices import in_table
+from planner.graphs.hardware.devices import cpu, device, in_table
 from planner.graphs.schedule import action_of
 from planner.output import checksummed_json
 from planner.plan.step_plan import StepPlan
@@ -98,8 +98,17 @@ def body_of(plan: StepPlan) -> dict[str, Any]:
 
 def _own(hardware: Device | None) -> dict[str, Any] | None:
     """Write the figures of a device that only the user has: those of the table go without."""
-    known = hardware is None or hardware.name == "cpu" or in_table(hardware.name)
-    return None if known or hardware is None else device_to_dict(hardware)
+    if hardware is None or hardware == _of_the_table(hardware.name):
+        return None
+    return device_to_dict(hardware)
+
+
+def _of_the_table(name: str) -> Device | None:
+    """Return what is known of a name here; the CPU is each machine's own."""
+    if name == "cpu":
+        return cpu()
+    known: Device | None = device(name) if in_table(name) else None
+    return known
 
 
 def plan_of(fields: Body, path: str | Path, judged_by: Mapping[str, int]) -> StepPlan:

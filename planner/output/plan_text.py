@@ -18,6 +18,7 @@ from planner.output.layout import table, wrap
 from planner.plan.step_plan import StepPlan
 from planner.solvers import Status
 
+SCALAR_BYTES = 512  # what an allocator gives for a single number at most
 ROWS = 12  # of the longest tables; what is left out is added up in one more row
 LIVE = 6
 LONG = 40  # rows of the values held, where somebody asks why
@@ -53,7 +54,7 @@ def notes_text(plan: StepPlan) -> str:
 
 
 def answer(plan: StepPlan) -> str:
-    """Say whether the plan fits, what it costs and how good it is, in five lines."""
+    """Say whether the plan fits, what it costs, how good it is, and what it does not count."""
     verdict = "Fits" if plan.fits else "DOES NOT FIT"
     lines = [
         f"{verdict}: peak {format_both(plan.peak_bytes)} of a {format_both(plan.budget_bytes)} "
@@ -65,8 +66,22 @@ def answer(plan: StepPlan) -> str:
         f"Proven  at least +{format_percent(plan.bound_overhead)} is necessary: "
         f"gap {format_percent(plan.gap)} of the plain step",
         f"Status  {_status(plan)}, by {plan.method}",
+        wrap(f"not counted: {', '.join(not_counted(plan))}", "Beyond  ", " " * 8),
     ]
     return "\n".join(lines)
+
+
+def not_counted(plan: StepPlan) -> Iterator[str]:
+    """Yield what a loop may hold that no number of the plan knows of."""
+    if plan.optimizer is None:
+        yield "the optimizer"
+    sizes = {plan.graph.values[v].size_bytes for op in plan.graph.ops
+             if op.target == "tangent" for v in op.outputs}  # fmt: skip
+    if max(sizes, default=0) > SCALAR_BYTES:
+        yield "a loss outside the model"
+    yield "a second call before backward"
+    if not plan.signature.get("accumulate"):
+        yield "gradients kept from an earlier backward"
 
 
 def _status(plan: StepPlan) -> str:

@@ -9,92 +9,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from planner.errors import PlanMismatch
-from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
-from planner.graphs.capture.guards.modules import Fixed, changes, fixed_in, quick_look
-from planner.graphs.capture.sizes import (
-    Sizes,
-    at_smaller_sizes,
-    sizes_of,
-)
-from planner.graphs.capture.step_function import Arguments, arguments, unique_tensors
-from planner.graphs.capture_error import CaptureError as GraphsCaptureError
-from planner.graphs.served_sizes import too_large
+from planner.errors import PlanMismatch, PlannerError
+from planner.graphs.capture.guards.call_form import in_form
+from planner.graphs.capture.step_function import Arguments, arguments
 from planner.plan.step_plan import StepPlan
-from planner.running.autograd_node import execute
-from planner.running.engines import engine_of
-from planner.running.engines.engine import Sized
+from planner.running.optimizer_states import watch_states
+from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
-from planner.running.recent import Recent
+from planner.running.run_step import run
+from planner.running.runtime import Replan, Runtime, at_sizes, runtime_of
 
 MISMATCH = ("error", "replan", "plain")
 _FORMER = {"original": "plain"}  # until 0.3
-
-SIZES = 32
-"""For how many smaller sizes a program is kept."""
-
-Replan = Callable[[StepPlan, nn.Module, Arguments, Callable[..., Any] | None], StepPlan]
-"""Plans another call of a model within the budget of a plan, with the loss it was made with."""
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """A plan ready to run: its program, and what a call must look like."""
-
-    plan: StepPlan
-    program: Program
-    fixed: Fixed
-    loss: Callable[..., Any] | None
-    on_mismatch: str
-    replan: Replan | None
-    replanned: Recent[Runtime] = field(default_factory=Recent)
-    smaller: Recent[Runtime] = field(default_factory=lambda: Recent(SIZES))
-    any_size: Recent[Sized] = field(default_factory=lambda: Recent(1))
-    accepted: set[tuple[Any, ...]] = field(default_factory=set)
-
-    @cached_property
-    def sizes(self) -> Sizes:
-        """The sizes that the program is for, where they may be smaller."""
-        leaves = self.plan.signature["leaves"]
-        free = (leaves[i] for i, *_ in self.plan.signature.get("dynamic", ()))
-        return tuple((tuple(shape), tuple(stride)) for shape, stride, *_ in free)
-
-    def run(self, model: nn.Module, call: Arguments) -> Any:
-        """Run the planned step's forward half; autograd will run the other."""
-        parameters, buffers = unique_tensors(model)
-        tensors = [*parameters.values(), *buffers.values(), *call.tensors]
-        return self.program.outputs.rebuild(execute(self.program, tensors))
-
-    def mismatch(self, model: nn.Module, call: Arguments) -> str | None:
-        """Say why a call is not the planned one, or ``None`` if it is."""
-        modules = list(model.modules())
-        try:
-            seen = (fingerprint(modules, call), quick_look(modules, self.fixed.reads))
-        except GraphsCaptureError as error:
-            return str(error)
-        if seen not in self.accepted:
-            found = signature_of(model, call, loss=self.loss is not None)
-            for excess in too_large(self.plan.signature, found):
-                return excess
-            for difference in differences(self.plan.signature, found):
-                return difference
-            for change in changes(self.fixed, model):
-                return change
-            self.accepted.add(seen)
-        if (broken := self.program.decisions.broken_by(call.tensors)) is not None:
-            return (
-                f"the model asks for a value at {broken.source}; the plan was made for "
-                f"{broken.answer}, these inputs give another"
-            )
-        return None
 
 
 def apply(
@@ -109,7 +42,8 @@ def apply(
 
     The model given stays as it was and shares every tensor with the one returned. With a plan made
     with ``loss=``, the returned model is called with the model's own arguments and ``targets=``,
-    and returns the loss.
+    and returns the loss. Without targets it returns the model's output, under ``torch.no_grad()``
+    and in eval mode.
 
     Args:
         plan: made for this model, by ``fit`` or ``load``.
@@ -127,8 +61,12 @@ def apply(
             that the model already runs is replaced.
         ValueError: an unknown ``on_mismatch``.
     """
-    cls = planned_class(plan, model, on_mismatch=on_mismatch, loss=loss, replan=replan)
-    return reclassed(model, cls)
+    cls = planned_class(
+        plan, model, on_mismatch=on_mismatch, loss=loss, replan=replan, account=Account(plan)
+    )
+    patched = reclassed(model, cls)
+    watch_states(plan, patched)
+    return patched
 
 
 def planned_class(
@@ -138,11 +76,13 @@ def planned_class(
     on_mismatch: str = "error",
     loss: Callable[..., Any] | None = None,
     replan: Replan | None = None,
+    account: Account | None = None,
 ) -> type[nn.Module]:
     """Return a class derived from a model's own whose ``forward`` runs the plan.
 
     Args:
         plan, model, on_mismatch, loss, replan: as for ``apply``, which raises the same errors.
+        account: what was planned for the whole device, to be told if memory runs out.
     """
     on_mismatch = checked_mismatch(on_mismatch, MISMATCH if replan else ("error", "plain"))
     model = unplanned(model)
@@ -151,7 +91,12 @@ def planned_class(
             "model.forward was replaced on the instance, so a plan would run something else; apply "
             "the plan first and wrap the model it returns"
         )
-    runtime = _runtime(plan, model, loss or plan.loss, on_mismatch, replan)
+    runtime = replace(
+        runtime_of(plan, model, loss or plan.loss),
+        on_mismatch=on_mismatch,
+        replan=replan,
+        account=account,
+    )
     base = type(model)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -179,19 +124,6 @@ def checked_mismatch(on_mismatch: str, valid: tuple[str, ...]) -> str:
     return on_mismatch
 
 
-def _runtime(
-    plan: StepPlan,
-    model: nn.Module,
-    loss: Callable[..., Any] | None,
-    on_mismatch: str,
-    replan: Replan | None,
-) -> Runtime:
-    if plan.signature["loss"] and loss is None:
-        raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
-    program = engine_of(plan.engine).program(plan, model, loss)
-    return Runtime(plan, program, fixed_in(model, program.reads), loss, on_mismatch, replan)
-
-
 def _dispatch(
     model: nn.Module,
     base: type[nn.Module],
@@ -200,25 +132,40 @@ def _dispatch(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run the plan, the plain model, or what the user wants on a mismatch."""
-    targets = kwargs.pop("targets", None) if runtime.loss is not None else None
+    ours = runtime.loss is not None and (runtime.targets or kwargs.get("targets") is None)
+    targets = kwargs.pop("targets", None) if ours else None
+    args, kwargs = in_form(base.forward, args, kwargs, runtime.spec)
     call = arguments(args, kwargs, targets)
+    loss = runtime.loss if targets is not None else None  # else the model's output is wanted
     if not torch.is_grad_enabled():
-        return _plain(model, base, runtime.loss, call)
-    try:
-        serving = _at_sizes(model, base, runtime, call)
-        reason = serving.mismatch(model, call)
-    except PlanMismatch as error:
-        reason = str(error)
-    if reason is None:
-        return serving.run(model, call)
+        return _plain(model, base, loss, call)
+    program = _program_of(runtime, model, call)
+    if isinstance(program, Program):
+        return run(program, model, call, runtime.held, runtime.account)
+    if runtime.loss is not None and targets is None and not model.training:
+        return _plain(model, base, None, call)
+    if runtime.targets and targets is None:
+        raise PlanMismatch(
+            "the plan's loss takes targets and none came: pass targets=; in eval mode, or under "
+            "torch.no_grad(), a call without them returns the model's output"
+        )
     if runtime.on_mismatch == "plain":
         return _plain(model, base, runtime.loss, call)
     if runtime.on_mismatch == "replan":
-        return _replanned(model, base, runtime, call).run(model, call)
+        again = _replanned(runtime, model, call)
+        return run(again, model, call, runtime.held, runtime.account)
     raise PlanMismatch(
-        f"this call is not the planned one: {reason}; plan for it with planner.fit, or choose "
+        f"this call is not the planned one: {program}; plan for it with planner.fit, or choose "
         'plan.apply(model, on_mismatch="replan") or "plain"'
     )
+
+
+def _program_of(runtime: Runtime, model: nn.Module, call: Arguments) -> Program | str:
+    """Return the program that a call is for, at its sizes, or why there is none."""
+    try:
+        return at_sizes(runtime, model, call).variants.of(model, call)
+    except PlannerError as error:
+        return str(error)
 
 
 def _plain(
@@ -229,67 +176,20 @@ def _plain(
     return output if loss is None else loss(output, *targets)
 
 
-def _at_sizes(
-    model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
-) -> Runtime:
-    """Return the runtime for the sizes of a call: another, if they are smaller ones.
-
-    The step is traced at these sizes. If it is the planned one, no value larger, the plan's
-    schedule stays within its peak; if the model does something else then, that is planned.
-
-    Raises:
-        PlannerError: it cannot be traced or planned.
-    """
-    planned = runtime.plan.signature
-    sizes = sizes_of(planned, call)
-    if sizes == runtime.sizes:
-        return runtime
-    if sizes not in runtime.smaller and at_smaller_sizes(planned, call) is planned:
-        return runtime  # which says what differs
-
-    def make() -> Runtime:
-        plain = reclassed(model, base)
-        smaller = replace(runtime.plan, signature=at_smaller_sizes(planned, call))
-        if runtime.smaller and (program := _of_any_size(runtime, plain, call)) is not None:
-            fixed = fixed_in(plain, program.reads)
-            return Runtime(smaller, program, fixed, runtime.loss, "error", None)
-        try:
-            return _runtime(smaller, plain, runtime.loss, "error", None)
-        except PlanMismatch:
-            if runtime.replan is None:
-                raise
-        plan = runtime.replan(runtime.plan, plain, call, runtime.loss)
-        return _runtime(plan, plain, runtime.loss, "error", None)
-
-    return runtime.smaller.get(sizes, make)
-
-
-def _of_any_size(runtime: Runtime, plain: nn.Module, call: Arguments) -> Program | None:
-    """Return the program written for all sizes at those of a call, if it serves them.
-
-    It is written when a second smaller size comes: tracing one size costs less.
-    """
-    write = engine_of(runtime.plan.engine).of_any_size
-    if write is None:
-        return None
-    try:
-        sized = runtime.any_size.get((), lambda: write(runtime.plan, plain, runtime.loss))
-    except PlanMismatch:  # sizes cannot be symbols in this model: each is traced
-        return None
-    return sized(call.tensors)
-
-
-def _replanned(
-    model: nn.Module, base: type[nn.Module], runtime: Runtime, call: Arguments
-) -> Runtime:
-    """Return a runtime for another call within the same budget, made once per kind of call."""
-    replan, plain = runtime.replan, reclassed(model, base)
+def _replanned(runtime: Runtime, model: nn.Module, call: Arguments) -> Program:
+    """Return the program of another call within the same budget, planned once per kind of call."""
+    replan, plain = runtime.replan, unplanned(model)
     assert replan is not None, "checked when the plan was applied"
 
     def make() -> Runtime:
         plan = replan(runtime.plan, plain, call, runtime.loss)
-        return _runtime(plan, plain, runtime.loss, "error", None)
+        return runtime_of(plan, plain, runtime.loss)
 
-    modules = list(model.modules())
-    key = (fingerprint(modules, call), quick_look(modules, runtime.fixed.reads))
-    return runtime.replanned.get(key, make, lambda known: known.mismatch(model, call) is None)
+    def serves(known: Runtime) -> bool:
+        return isinstance(known.variants.of(model, call), Program)
+
+    made = runtime.replanned.get(runtime.variants.key(model, call), make, serves)
+    program = made.variants.of(model, call)
+    if isinstance(program, str):
+        raise PlanMismatch(f"the step planned anew is not this call's: {program}")
+    return program

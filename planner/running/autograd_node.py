@@ -6,35 +6,103 @@ written, of models or of guards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from planner.errors import PlanMismatch
+from planner.graphs import Phase
 from planner.graphs.torch_api.dispatch import without_autocast
+from planner.graphs.torch_api.gradients import acts_on_arrival
 from planner.graphs.torch_api.storages import write_count
+from planner.running.out_of_memory import Account
 from planner.running.program import Program
 
 
-def execute(program: Program, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Run the forward program on parameters, buffers and inputs; autograd runs the other half."""
+def execute(
+    program: Program, arguments: Sequence[Tensor], account: Account | None = None
+) -> tuple[Tensor, ...]:
+    """Run the forward program on parameters, buffers and inputs; autograd runs the other half.
+
+    Backward is a chain of nodes, one for each time that gradients are handed over.
+
+    Args:
+        program: of the step.
+        arguments: of its forward half.
+        account: what was planned, to be told if memory runs out.
+    """
+    first, *later = ([arguments[i] for i in part] for part in program.handed)
+    edges = [*first, *(x for part in later for x in part)]
+    step, turn = _Step(program, edges, account), None
     with without_autocast():
-        return _Run.apply(program, *arguments)  # type: ignore[no-any-return, no-untyped-call]
+        for part in reversed(later):
+            turn = _Later.apply(step, turn, *part)  # type: ignore[no-untyped-call]
+        return _Run.apply(step, arguments, turn, *first)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Step:
+    """One run of a program, which the nodes of its backward pass take turns in."""
+
+    def __init__(self, program: Program, edges: Sequence[Tensor], account: Account | None) -> None:
+        self.program, self.account, self.device = program, account, edges[0].device
+        self.leaves = [x for x in edges if x.is_leaf]  # others are no longer needed for themselves
+        self.saved: list[Tensor] | None = None
+        self.versions: list[int] = []
+        self._gradients: Iterator[tuple[Tensor | None, ...]] = iter(())
+
+    def half(self, phase: Phase) -> AbstractContextManager[None]:
+        """Return what surrounds the running of a half."""
+        return nullcontext() if self.account is None else self.account.kept(self.device, phase)
+
+    def start(self, arguments: list[Tensor], arrived: set[int]) -> None:
+        """Begin backward; only what is made of the tangents that arrived is a gradient."""
+        wanted = [[bool(arrived & self.program.behind[i]) for i in p] for p in self.program.handed]
+        self._gradients = _parts(self.program.backward(arguments), wanted)
+        if any(map(acts_on_arrival, self.leaves)):  # it may change what later kernels read
+            made = deque(self.hand_over() for _ in wanted)
+            self._gradients = (made.popleft() for _ in wanted)
+
+    def hand_over(self) -> tuple[Tensor | None, ...]:
+        """Run backward until the next gradients are made, and return them."""
+        with self.half(Phase.BACKWARD):
+            return next(self._gradients)
+
+
+def _parts(
+    running: Iterator[list[Tensor]], wanted: list[list[bool]]
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Yield the gradients part by part; nothing else refers to them then."""
+    for row in wanted:
+        with without_autocast():
+            made = next(running)
+        yield _taken(made, row)
+
+
+def _taken(made: list[Tensor], wanted: list[bool]) -> tuple[Tensor | None, ...]:
+    found = tuple(g if w else None for g, w in zip(made, wanted, strict=True))
+    made.clear()
+    return found
 
 
 class _Run(torch.autograd.Function):
-    """A planned step as one node of the autograd graph."""
+    """A planned step as a node of the autograd graph; it hands over the gradients made first."""
 
     @staticmethod
-    def forward(ctx: Any, program: Program, *arguments: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, step: _Step, arguments: Sequence[Tensor], turn: Tensor | None, *edges: Tensor
+    ) -> tuple[Tensor, ...]:
+        program = step.program
+        ctx.turn = None if turn is None else turn.device
         ctx.set_materialize_grads(False)
-        results = program.forward(list(arguments))
-        outputs, ctx.saved = results[: program.output_count], results[program.output_count :]
-        ctx.versions = [write_count(x) for x in ctx.saved]
-        ctx.program = program
+        with step.half(Phase.FORWARD):
+            results = program.forward(list(arguments))
+        outputs, step.saved = results[: program.output_count], results[program.output_count :]
+        step.versions = [write_count(x) for x in step.saved]
+        ctx.step = step
         ctx.save_for_backward(*(arguments[i] for i in program.read))
         found = program.outputs
         silent = zip(outputs, found.differentiable, found.refused, strict=True)
@@ -42,24 +110,59 @@ class _Run(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        program: Program = ctx.program
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        step: _Step = ctx.step
+        program = step.program
+        _refuse_mode(program)
         _refuse_gradients(program, gradients)
-        saved, ctx.saved = ctx.saved, None
+        saved, step.saved = step.saved, None
         if saved is None:
             raise RuntimeError(
                 "backward ran twice through a planned step, whose saved values are gone; "
                 "retain_graph is not supported by a plan"
             )
-        _refuse_changes(saved, ctx.versions)
+        _refuse_changes(saved, step.versions)
         arguments = [*ctx.saved_tensors, *saved]
         for index, spec in zip(program.tangents, program.tangent_specs, strict=True):
             arguments.append(_tangent(gradients[index], *spec))
         arrived = {i for i, g in enumerate(gradients) if g is not None}
         del saved, gradients
-        found = zip(program.backward(arguments), program.behind, strict=True)
-        return (None, *(g if arrived & behind else None for g, behind in found))
+        step.start(arguments, arrived)
+        return (None, None, _turn(ctx), *step.hand_over())
+
+
+class _Later(torch.autograd.Function):
+    """The node that hands over what backward makes next; ``turn`` leads to the one after it."""
+
+    @staticmethod
+    def forward(ctx: Any, step: _Step, turn: Tensor | None, *edges: Tensor) -> Tensor:
+        ctx.step, ctx.turn = step, None if turn is None else turn.device
+        return torch.empty(0, device=edges[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, *turns: Tensor) -> tuple[Any, ...]:
+        step: _Step = ctx.step
+        return (None, _turn(ctx), *step.hand_over())
+
+
+def _turn(ctx: Any) -> Tensor | None:
+    """Return what lets the next node run, if there is one."""
+    return None if ctx.turn is None else torch.empty(0, device=ctx.turn)
+
+
+def _refuse_mode(program: Program) -> None:
+    """Refuse a backward pass that would have to be differentiated, or to cast by itself."""
+    if torch.is_grad_enabled():
+        raise PlanMismatch(
+            "backward runs with create_graph=True, and a plan cannot be differentiated twice: "
+            "compute what needs it (a gradient penalty) with the model that was given to "
+            "plan.apply, which is as it was"
+        )
+    if program.recast():
+        raise PlanMismatch(
+            "backward runs inside a torch.autocast block, which would change its dtypes; the plan "
+            "is made for a backward pass outside of it, as torch advises: leave the block first"
+        )
 
 
 def _tangent(
@@ -93,6 +196,7 @@ def _refuse_gradients(program: Program, gradients: Sequence[Tensor | None]) -> N
     for name, refused, gradient in zip(outputs.names, outputs.refused, gradients, strict=True):
         if refused and gradient is not None:
             raise PlanMismatch(
-                f"a gradient reached output {name!r}, but the plan differentiates only the loss; "
-                "plan with loss=, or make the model return what you differentiate"
+                f"a gradient reached output {name!r}, and the plan holds nothing for it beside the "
+                "scalars that the model returns; say what is differentiated with loss=, a function "
+                "of the model's output, or have the model return only that"
             )

@@ -1,4 +1,4 @@
-"""A second object around the same parameters, buffers and submodules that differs in ``forward``.
+"""A second object around the same attributes, tensors and submodules with another ``forward``.
 
 Knows how such a model is copied, and how to get back to the one it stands for. Knows nothing of
 what its ``forward`` does.
@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from planner.errors import PlanMismatch
@@ -20,10 +21,15 @@ _MARK = "_runs_a_plan"
 
 
 def derived(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
-    """Derive a planned class with a forward of its own; everything else is the model's."""
+    """Derive a planned class with a forward of its own; everything else is the model's.
+
+    Where somebody compiles the planned model, its forward is left as it is.
+    """
 
     def copied(self: nn.Module) -> nn.Module:
-        return reclassed(self, type(self))
+        fresh = type(self).__new__(type(self))
+        fresh.__dict__.update(vars(self))
+        return fresh
 
     def deep_copied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
         fresh = type(self).__new__(type(self))
@@ -39,7 +45,7 @@ def derived(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modul
 
     members = {
         _MARK: True,
-        "forward": functools.wraps(base.forward)(forward),
+        "forward": torch.compiler.disable(functools.wraps(base.forward)(forward)),  # type: ignore[no-untyped-call]
         "__copy__": copied,
         "__deepcopy__": deep_copied,
         "__reduce_ex__": refused,
@@ -62,7 +68,16 @@ def unplanned(model: nn.Module) -> nn.Module:
                 f"submodule {path!r} already runs a plan of its own; plan the model with the "
                 "submodule as it was before plan.apply"
             )
-    return reclassed(model, type(model).__bases__[0]) if _is_planned(model) else model
+    if not _is_planned(model):
+        return model
+    base = type(model).__bases__[0]
+    if "forward" not in vars(model):
+        return reclassed(model, base)
+    fresh: nn.Module = object.__new__(
+        base
+    )  # what was put over the plan's forward would lead back to the plan
+    fresh.__dict__.update({k: v for k, v in vars(model).items() if k != "forward"})
+    return fresh
 
 
 def _is_planned(module: nn.Module) -> bool:
@@ -70,7 +85,7 @@ def _is_planned(module: nn.Module) -> bool:
 
 
 def reclassed(model: nn.Module, cls: type[nn.Module]) -> nn.Module:
-    """Return another object around the same tensors and submodules, of another class."""
+    """Return the same module in another class: whatever is set on one of the two is on both."""
     fresh = cls.__new__(cls)
-    fresh.__dict__.update(vars(model))
+    object.__setattr__(fresh, "__dict__", vars(model))
     return fresh

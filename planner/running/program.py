@@ -6,12 +6,13 @@ which gradients leave. Knows nothing of autograd, models or guards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from planner.graphs.capture.guards.modules import Read
-from planner.graphs.capture.guards.values import Decisions
+from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.reads import Read
+from planner.graphs.capture.guards.tape import Decisions
 from planner.graphs.capture.step_function import Outputs
 
 
@@ -21,14 +22,17 @@ class Program:
 
     ``forward`` takes parameters, buffers and input tensors and returns the outputs, then what it
     saves. ``backward`` takes the tensors at ``read`` (indices into forward's arguments), what was
-    saved, then the tangents at ``tangents`` (indices of outputs), and returns a gradient or
-    ``None`` for each of forward's arguments. ``behind`` are the tangents each gradient is made of.
-    ``outputs`` puts the outputs back into the user's structure. The program is valid where every
-    one of ``decisions`` and ``reads`` still holds.
+    saved, then the tangents at ``tangents`` (indices of outputs), and yields, once for each part
+    of ``handed`` (indices into forward's arguments), a list of their gradients, to be emptied.
+    ``behind`` are the tangents each gradient is made of. ``outputs`` puts the outputs back into the
+    user's structure. The program is valid where every one of ``decisions`` and ``reads`` still
+    holds; ``recast`` tells whether autocast, as it is then, would change what backward computes.
+    ``lifted`` are where Python holds floats that forward takes after the inputs, each as a tensor.
     """
 
     forward: Callable[[list[Any]], list[Any]]
-    backward: Callable[[list[Any]], list[Any]]
+    backward: Callable[[list[Any]], Iterator[list[Any]]]
+    handed: tuple[tuple[int, ...], ...]
     output_count: int
     read: tuple[int, ...]
     tangents: tuple[int, ...]
@@ -37,3 +41,5 @@ class Program:
     outputs: Outputs
     decisions: Decisions
     reads: tuple[Read, ...]
+    recast: Callable[[], bool]
+    lifted: tuple[Path, ...] = ()

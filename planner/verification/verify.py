@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.byte_sizes import format_both
-from planner.errors import PlannerError
+from planner.errors import BadRequest, PlannerError
+from planner.plan.step_plan import StepPlan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from planner.plan.step_plan import StepPlan
     from planner.verification.difference import Difference
     from planner.verification.training_run import Factory, Measurement, Trial
 
@@ -108,6 +108,11 @@ def verify(
     Raises:
         VerificationFailed: the model does not survive pickling, or a process died.
     """
+    if not isinstance(plan, StepPlan):
+        raise BadRequest(
+            f"the plan is a {type(plan).__name__}; expected verify(model, plan, inputs), the plan "
+            "for one device"
+        )
     import torch
 
     from planner.verification.training_run import Trial

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import planner
-from planner import CaptureError, UnknownDevice
+from planner import BadCluster, BadRequest, CaptureError, Request, UnknownDevice
 from planner.graphs.capture.training_step import capture
 from planner.graphs.hardware import detect
 from planner.graphs.hardware.device_files import save_device
@@ -35,6 +35,22 @@ class Dummy(nn.Module):
 
 def test_dummy_inputs_are_used() -> None:
     assert example_inputs(Dummy())["x"].shape == (5, 16)
+
+
+class Labelled(Dummy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return self.head(x) if labels is None else nn.functional.cross_entropy(self.head(x), labels)
+
+
+def test_a_plan_says_that_dummy_inputs_have_no_labels() -> None:
+    missing = "planned for Labelled's dummy_inputs, which have no labels"
+    assert missing in str(planner.fit(Labelled(), "1GB")).replace("\n    ", " ")
+    inputs = {"x": torch.zeros(5, 16), "labels": torch.zeros(5, dtype=torch.long)}
+    assert missing not in str(planner.fit(Labelled(), "1GB", inputs=inputs))
 
 
 def test_no_inputs_says_what_to_pass(make_net: Callable[[], nn.Module]) -> None:
@@ -162,3 +178,54 @@ def test_signatures_show_what_may_be_said() -> None:
     assert (
         inspect.signature(planner.max_batch).parameters["inputs"].default is inspect.Parameter.empty
     )
+
+
+def rows(count: int) -> torch.Tensor:
+    return torch.zeros(count, 4)
+
+
+def _request(**said: Any) -> Request:
+    return Request(nn.Linear(4, 4), inputs=torch.zeros(2, 4), loss=torch.sum, **said)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda r: planner.fit(r, "1MB"), {"precisions": ("bfloat16",), "global_batch": 3}),
+        (lambda r: planner.fit(r, "1MB"), {"rewrites": ("as_captured", "x"), "world_size": 2}),
+        (lambda r: planner.pareto(r, points=3), {"world_size": 8}),
+        (lambda r: planner.pareto(r, points=3), {"rewrites": ("other",)}),
+        (lambda r: planner.compare(r, "1MB"), {"world_size": 8}),
+        (lambda r: planner.max_batch(r, "1MB", inputs=rows), {"method": "plain"}),
+    ],
+)
+def test_a_request_drops_nothing_in_silence(ask: Any, said: dict[str, Any]) -> None:
+    with pytest.raises((BadRequest, BadCluster)):
+        ask(_request(**said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"rewrites": ()},
+        {"rewrites": "as_captured"},
+        {"precisions": "bfloat16"},
+        {"progress": "on"},
+        {"world_size": True},
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(said: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match=next(iter(said))):
+        planner.fit(_request(**said), "1MB")
+    with pytest.raises(BadRequest, match=r"expected an nn\.Module"):
+        planner.fit("a model", "1MB")  # type: ignore[call-overload]
+
+
+def test_room_for_others_is_taken_off_and_said() -> None:
+    alone = planner.fit(_request(), "1MB")
+    beside = planner.fit(_request(reserve="400kB"), "1MB")
+    assert beside.peak_bytes == alone.peak_bytes + 400_000
+    assert "400 KB" in str(beside)
+    assert "reserve=" in str(beside)
+    with pytest.raises(planner.InfeasibleBudget):
+        planner.fit(_request(reserve="1MB"), "1MB")

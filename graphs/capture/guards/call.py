@@ -5,13 +5,15 @@ Knows how to describe, compare and rebuild a call. Knows nothing of graphs or pl
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.guards.call_form import argument_names
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
@@ -70,7 +72,7 @@ def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...
         tuple(
             (x.shape, x.stride(), x.dtype, x.device.type, x.requires_grad)
             if isinstance(x, Tensor)
-            else (type(x), _leaf(x))
+            else (type(x), repr(_leaf(x)))
             for x in call.leaves
         ),
         tuple(
@@ -115,17 +117,28 @@ def _dtype(dtype: torch.dtype) -> str:
 
 
 def _leaf(leaf: Any) -> Any:
-    """Describe an argument: a list for a tensor, the constant itself otherwise."""
+    """Describe an argument: a list for a tensor, a dict for a type, else the constant itself."""
     if isinstance(leaf, Tensor):
         device = "cpu" if leaf.is_meta else leaf.device.type
         shape, stride = list(leaf.shape), list(leaf.stride())
         return [shape, stride, _dtype(leaf.dtype), device, leaf.requires_grad]
+    if is_numpy_scalar(leaf):
+        return {"numpy": [leaf.dtype.name, leaf.item()]}
     if leaf is None or isinstance(leaf, bool | int | float | str):
         return leaf
+    if isinstance(leaf, torch.dtype | torch.device):
+        return {type(leaf).__name__: str(leaf).removeprefix("torch.")}
     raise CaptureError(
         f"an argument is a {type(leaf).__name__}; expected tensors and plain constants (None, "
-        "bool, int, float, str), in lists, tuples or dicts if need be"
+        "bool, int, float, str, torch.dtype, torch.device, a number of NumPy), in lists, tuples or "
+        "dicts if need be"
     )
+
+
+def is_numpy_scalar(value: Any) -> bool:
+    """Tell a number of NumPy, a float64 among them, which is a float, too."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.generic)
 
 
 def describe(leaf: Any) -> str:
@@ -134,6 +147,9 @@ def describe(leaf: Any) -> str:
     >>> describe([[2, 3], [3, 1], "float32", "cpu", False])
     'float32[2, 3]'
     """
+    if isinstance(leaf, dict):
+        ((kind, value),) = leaf.items()
+        return f"{value[0]}({value[1]!r})" if kind == "numpy" else f"torch.{kind} {value}"
     return f"{leaf[2]}{leaf[0]}" if isinstance(leaf, list) else repr(leaf)
 
 
@@ -145,6 +161,11 @@ def fake_call(signature: Signature, mode: FakeTensorMode | None = None) -> Argum
 
 
 def _rebuild(leaf: Any) -> Any:
+    if isinstance(leaf, dict):
+        ((kind, value),) = leaf.items()
+        if kind == "numpy":
+            return getattr(importlib.import_module("numpy"), value[0])(value[1])
+        return torch.device(value) if kind == "device" else getattr(torch, value)
     if not isinstance(leaf, list):
         return leaf
     shape, stride, dtype, device, requires_grad = leaf
@@ -152,13 +173,20 @@ def _rebuild(leaf: Any) -> Any:
     return fresh.requires_grad_(requires_grad)
 
 
-def differences(planned: Signature, found: Signature) -> Iterator[str]:
+def differences(
+    planned: Signature, found: Signature, forward: Callable[..., Any] | None = None
+) -> Iterator[str]:
     """Yield what differs between two signatures, most telling first.
 
     The answers that the inputs' data gave are not compared here: only running them can tell.
+
+    Args:
+        planned: what a plan was made for.
+        found: what there is now.
+        forward: of the model's class, whose parameters name what is passed by position.
     """
     yield from model_differences(planned, found)
-    yield from call_differences(planned, found)
+    yield from call_differences(planned, found, forward)
     if planned["autocast"] != found["autocast"]:
         yield f"autocast is {found['autocast']}, planned for {planned['autocast']}"
 
@@ -177,14 +205,32 @@ def model_differences(planned: Signature, found: Signature) -> Iterator[str]:
         yield f"train/eval mode of module {changed[0]!r} ({len(changed)} in all) changed"
 
 
-def call_differences(planned: Signature, found: Signature) -> Iterator[str]:
-    """Yield what differs between the arguments of two signatures."""
-    if planned["spec"] != found["spec"]:
-        yield "the arguments have other names, number or nesting than the planned ones"
-        return
-    for index, (a, b) in enumerate(zip(planned["leaves"], found["leaves"], strict=True)):
+def call_differences(
+    planned: Signature, found: Signature, forward: Callable[..., Any] | None = None
+) -> Iterator[str]:
+    """Yield what differs between the arguments of two signatures, each by its name.
+
+    Args:
+        planned: what a plan was made for.
+        found: what the model is called with now.
+        forward: of the model's class, whose parameters name what is passed by position.
+    """
+    before, after = _by_name(planned, forward), _by_name(found, forward)
+    for name in (n for n in before if n not in after):
+        yield f"argument {name} is missing, planned for {describe(before[name])}"
+    for name in (n for n in after if n not in before):
+        yield f"argument {name} is new, {describe(after[name])}; the plan was made without it"
+    for name, a in before.items():
+        b = after.get(name, a)
         if a != b or type(a) is not type(b):  # True is no 1
-            yield f"argument {index} is {describe(b)}, planned for {describe(a)}{_detail(a, b)}"
+            yield f"argument {name} is {describe(b)}, planned for {describe(a)}{_detail(a, b)}"
+    if before.keys() == after.keys() and planned["spec"] != found["spec"]:
+        yield "the arguments have another nesting or order than the planned ones"
+
+
+def _by_name(signature: Signature, forward: Callable[..., Any] | None) -> dict[str, Any]:
+    names = argument_names(treespec_loads(signature["spec"]), forward)
+    return dict(zip(names, signature["leaves"], strict=True))
 
 
 def _detail(a: Any, b: Any) -> str:

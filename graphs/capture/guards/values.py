@@ -1,10 +1,9 @@
 """Watch a model run under fake tensors: where each op comes from, and which values it branches on.
 
 A fake tensor has no data, so ``if mask.all():`` cannot be answered. Many models ask such questions
-of their integer inputs alone. ``Observer`` keeps a lazy tape of what was computed from inputs whose
-data is known; when the model asks for a value, it replays the tape on the data, records the answer
-as a ``Decision`` and lets the model go on. ``Decisions.hold`` replays the tape on other inputs: a
-captured graph is valid for them only if every answer is the same. Knows nothing of graphs or plans.
+of their integer inputs and buffers alone. ``Observer`` keeps a lazy tape of what was computed from
+those; when the model asks for a value, it replays the tape on the data, records the answer as a
+``Decision`` and lets the model go on. Knows nothing of graphs or plans.
 """
 
 from __future__ import annotations
@@ -13,20 +12,31 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from planner.graphs.capture.guards.checks import Check, check_at
+from planner.graphs.capture.guards.pending import Pending, asks_for_item
+from planner.graphs.capture.guards.tape import (
+    Decision,
+    Entry,
+    Root,
+    evaluate,
+    reads_sizes,
+    roots_of,
+)
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import annotate
 from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.pytree import tree_iter, tree_map
-from planner.graphs.torch_api.symbolic_sizes import SYMBOLIC, largest
+from planner.graphs.torch_api.storages import storage_key
+from planner.graphs.torch_api.symbolic_sizes import largest
 
 _LARGEST_SHADOW = 2**24  # elements; a larger tensor is never a question's operand in practice
 _QUESTIONS = frozenset(
@@ -44,159 +54,49 @@ _QUESTIONS = frozenset(
         torch.allclose,
     }
 )
+_CHECKS = frozenset((Tensor.__bool__, Tensor.item, Tensor.is_nonzero, torch.is_nonzero))
+_WRITES = frozenset(
+    f"__{name}__"
+    for name in ("setitem", "set", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")
+) | {"__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
 _FACTORIES = frozenset(
     {torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.tensor, torch.eye}
 )
 _RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "empty", "poisson")
 _STEP = str(Path(__file__).parents[1] / "step_function.py")
 """Where the user's code is called from: what is further out did not compute anything."""
-_NOT_THE_USERS = tuple(
+NOT_THE_USERS = tuple(
     str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[3])
 )
 """Torch and this package; the separator tells them from ``torchvision`` and ``planner_app``."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    """One call on the tape; ``args`` may hold other entries and ``_Root``s."""
-
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    pick: int | None = None  # which element, if the call returned several tensors
-
-
-@dataclass(frozen=True, eq=False)
-class _Root:
-    index: int
-
-
-def _evaluate(
-    entry: Any,
-    inputs: Sequence[Any],
-    memo: dict[int, Any],
-    number: Callable[[Any], Any] = largest,
-) -> Any:
-    """Run the part of the tape that ``entry`` needs, iteratively: tapes may be deep.
-
-    ``number`` says what a size that was a symbol is.
-    """
-    stack = [entry]
-    while stack:
-        top = stack[-1]
-        waiting = [e for e in _operands(top) if id(e) not in memo]
-        if waiting:
-            stack += waiting
-            continue
-        stack.pop()
-        if isinstance(top, _Root):
-            memo[id(top)] = inputs[top.index]
-            continue
-        args, kwargs = tree_map(
-            lambda a: memo[id(a)] if isinstance(a, _Entry | _Root) else number(a),
-            (top.args, top.kwargs),
-        )
-        result = top.func(*args, **kwargs)
-        memo[id(top)] = result if top.pick is None else result[top.pick]
-    return memo[id(entry)]
-
-
-def _operands(entry: Any) -> Iterator[Any]:
-    if isinstance(entry, _Entry):
-        leaves = tree_iter((entry.args, dict(entry.kwargs)))
-        yield from (a for a in leaves if isinstance(a, _Entry | _Root))
-
-
-def _reads_inputs(entry: Any) -> bool:
-    return any(isinstance(part, _Root) for part in _parts(entry))
-
-
-def _reads_sizes(entry: Any) -> bool:
-    """Tell whether a symbol is among what was computed with."""
-    leaves = (a for part in _parts(entry) if isinstance(part, _Entry)
-              for a in tree_iter((part.args, dict(part.kwargs))))  # fmt: skip
-    return any(isinstance(a, SYMBOLIC) for a in leaves)
-
-
-def _parts(entry: Any) -> Iterator[Any]:
-    seen, stack = set[int](), [entry]
-    while stack:
-        top = stack.pop()
-        if id(top) not in seen:
-            yield top
-            seen.add(id(top))
-            stack += _operands(top)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A question the model asked of a value, its answer and the line that asked."""
-
-    entry: _Entry
-    answer: Any
-    source: str
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """Every question whose answer depends on the inputs, in the order asked.
-
-    ``by_size`` are those that depend on sizes alone, where sizes are symbols; ``number`` says what
-    a size is.
-    """
-
-    items: tuple[Decision, ...] = ()
-    by_size: tuple[Decision, ...] = ()
-    number: Callable[[Any], Any] = largest
-
-    @property
-    def answers(self) -> tuple[Any, ...]:
-        """The answers alone: what a plan file remembers."""
-        return tuple(d.answer for d in self.items)
-
-    def broken_by(self, inputs: Sequence[Any]) -> Decision | None:
-        """Return the first decision that other inputs would answer differently."""
-        return self._broken(self.items, inputs)
-
-    def at(self, number: Callable[[Any], Any]) -> Decisions | None:
-        """Return the decisions that remain at some sizes, ``None`` if another answer goes there.
-
-        Args:
-            number: what a size that was a symbol is there.
-        """
-        found = replace(self, number=number, by_size=())
-        return None if found._broken(self.by_size, ()) else found
-
-    def _broken(self, items: Sequence[Decision], inputs: Sequence[Any]) -> Decision | None:
-        memo: dict[int, Any] = {}
-        with torch.no_grad():
-            for decision in items:
-                if _evaluate(decision.entry, inputs, memo, self.number) != decision.answer:
-                    return decision
-        return None
 
 
 @dataclass
 class Observer(TorchFunctionMode):
     """Annotate each op with its source line; answer questions about known integer data.
 
-    ``inputs`` are the flat tensors the model is called with, fake; ``data`` the same with real
-    contents, or ``None`` where there are none. ``answers`` are given instead of evaluating, in
-    order, when a recorded plan is captured again without data.
+    ``inputs`` are the flat tensors the model is called with, then its buffers, fake; ``data`` the
+    same with real contents, ``None`` where there are none. ``answers`` are given instead of
+    evaluating, in order, when a recorded plan is captured again without data. ``checks`` are what
+    the model asked in order to raise or log, which it is told to be as it should.
     """
 
     inputs: Sequence[Any]
-    data: Sequence[Any] | None
+    data: Sequence[Any]
     answers: Sequence[Any] | None = None
     found: list[Decision] = field(default_factory=list)
     by_size: list[Decision] = field(default_factory=list)
+    checks: list[tuple[Tensor, Check]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         TorchFunctionMode.__init__(self)
         self._tape: dict[int, tuple[Any, Tensor]] = {}  # the tensor is held: ids stay unique
         for index, value in enumerate(self.inputs):
             if isinstance(value, Tensor) and not value.is_floating_point():
-                self._tape[id(value)] = (_Root(index), value)
+                self._put(value, Root(index))
+
+    def _put(self, tensor: Tensor, entry: Any) -> None:
+        self._tape[id(tensor)] = (entry, tensor)
 
     def __torch_function__(
         self,
@@ -208,19 +108,40 @@ class Observer(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is Tensor.__iter__:  # an iterator cannot be recorded, its elements can
             return iter(self.__torch_function__(Tensor.unbind, types, args))
-        if func in _QUESTIONS and (entry := self._entry(func, args, kwargs)) is not None:
+        entry = self._entry(func, args, kwargs)
+        if func in _QUESTIONS and entry is not None:
             return self._answer(entry)
+        if func in _CHECKS and (check := check_at(_asking_frame())) is not None:
+            self.checks.append((args[0], check))
+            return check.expected
+        if func is Tensor.item and asks_for_item(_asking_frame()):
+            return Pending(args[0], user_line())
+        if func is Tensor.__format__:
+            return str(Pending(args[0], user_line()))
+        for part in tree_iter((args, kwargs)):
+            if isinstance(part, Pending):
+                part.refuse()
+        _refuse_lost_gradients(args, kwargs)
         with annotate({"source": user_line()}):
             result = func(*args, **kwargs)
-        if _mutates(func, kwargs):
-            self._tape.clear()  # a view of the changed tensor could be on the tape: forget all
-        elif (entry := self._entry(func, args, kwargs)) is not None:
+        if (changed := _changed(func, args, kwargs)) is not None:
+            self._change(changed, entry)
+        elif entry is not None:
             self._record(entry, result)
         return result
 
+    def _change(self, changed: Tensor, entry: Entry | None) -> None:
+        """Forget what shares memory with a tensor that was written, but for what wrote it."""
+        key = storage_key(changed)
+        for known, (_, tensor) in list(self._tape.items()):
+            if storage_key(tensor) == key:
+                del self._tape[known]
+        if entry is not None and entry.args and entry.args[0] is not None:
+            self._put(changed, Entry(_OnACopy(entry.func), entry.args, entry.kwargs))
+
     def _entry(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> _Entry | None:
+    ) -> Entry | None:
         """Return the call with tensors replaced by tape entries, if all are on the tape."""
         tensors = [a for a in tree_iter((args, kwargs)) if isinstance(a, Tensor)]
         name = getattr(func, "__name__", "")
@@ -229,34 +150,33 @@ class Observer(TorchFunctionMode):
         if not tensors and func not in _FACTORIES:
             return None
         swap = lambda a: self._tape[id(a)][0] if isinstance(a, Tensor) else a  # noqa: E731
-        return _Entry(func, *tree_map(swap, (args, kwargs)))
+        return Entry(func, *tree_map(swap, (args, kwargs)))
 
-    def _record(self, entry: _Entry, result: Any) -> None:
+    def _record(self, entry: Entry, result: Any) -> None:
         if isinstance(result, Tensor) and largest(result.numel()) <= _LARGEST_SHADOW:
-            self._tape[id(result)] = (entry, result)
+            self._put(result, entry)
         elif isinstance(result, tuple | list):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor) and largest(part.numel()) <= _LARGEST_SHADOW:
-                    chosen = _Entry(entry.func, entry.args, entry.kwargs, i)
-                    self._tape[id(part)] = (chosen, part)
+                    self._put(part, Entry(entry.func, entry.args, entry.kwargs, i))
 
-    def _answer(self, entry: _Entry) -> Any:
-        source, depends = user_line(), _reads_inputs(entry)
+    def _answer(self, entry: Entry) -> Any:
+        source, depends = user_line(), bool(roots_of(entry))
         if depends and self.answers is not None:
             if len(self.found) >= len(self.answers):
                 raise CaptureError(f"{source} asks for a value the plan has no answer to")
             answer = self.answers[len(self.found)]
-        elif depends and self.data is None:
+        elif any(self.data[i] is None for i in roots_of(entry)):
             raise CaptureError(
-                f"{source} asks for the value of a tensor made from the inputs, but the inputs "
-                "have no data (meta or fake tensors); pass real integer inputs"
+                f"{source} asks for the value of a tensor made from inputs or buffers that have no "
+                "data (meta or fake tensors); pass real integer inputs"
             )
         else:
             with real_tensors():
-                answer = _evaluate(entry, self.data or (), {})
+                answer = evaluate(entry, self.data, {})
         if depends:
             self.found.append(Decision(entry, answer, source))
-        elif _reads_sizes(entry):
+        elif reads_sizes(entry):
             self.by_size.append(Decision(entry, answer, source))
         return answer
 
@@ -268,10 +188,53 @@ def real_tensors() -> Iterator[None]:
         yield
 
 
-def _mutates(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+@dataclass(frozen=True)
+class _OnACopy:
+    """A call that writes into its first argument, as one that returns what it would be then."""
+
+    func: Callable[..., Any]
+
+    def __call__(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        copy = tensor.clone()
+        self.func(copy, *args, **kwargs)
+        return copy
+
+
+def _changed(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Tensor | None:
+    """Return the tensor that a call writes into."""
     name = getattr(func, "__name__", "")
-    inplace = name.endswith("_") and not name.endswith("__")
-    return inplace or name in ("__setitem__", "__set__") or kwargs.get("out") is not None
+    if kwargs.get("out") is not None:
+        return kwargs["out"] if isinstance(kwargs["out"], Tensor) else kwargs["out"][0]
+    inplace = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+    if inplace or name in _WRITES:
+        return args[0] if args and isinstance(args[0], Tensor) else None
+    return None
+
+
+def _refuse_lost_gradients(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a parameter that is not the model's: its gradient would be lost."""
+    if not torch.is_grad_enabled():
+        return
+    for a in tree_iter((args, dict(kwargs))):
+        if type(a) in (Tensor, nn.Parameter) and a.requires_grad:
+            raise CaptureError(
+                f"{user_line()} computes with a tensor of shape {tuple(a.shape)} that requires a "
+                "gradient and is neither an input nor part of the model; freeze it, use it under "
+                "torch.no_grad(), or make it part of the model"
+            )
+
+
+def _asking_frame() -> FrameType:
+    """Return the innermost frame that is neither this package's nor torch's own machinery."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(NOT_THE_USERS) or f"{os.sep}distributions{os.sep}" in name:
+            return frame
+        frame = frame.f_back
+    return sys._getframe(1)
 
 
 def user_line(frame: FrameType | None = None, line: int | None = None, *, walk: bool = True) -> str:
@@ -290,7 +253,7 @@ def user_line(frame: FrameType | None = None, line: int | None = None, *, walk: 
         name = frame.f_code.co_filename
         if name == _STEP and walk:
             return ""
-        if not name.startswith(_NOT_THE_USERS):
+        if not name.startswith(NOT_THE_USERS):
             return f"{name}:{line or frame.f_lineno}"
         frame, line = (frame.f_back, None) if walk else (None, None)
     return ""

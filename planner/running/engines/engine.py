@@ -13,31 +13,45 @@ from typing import Any
 from torch import Tensor, nn
 
 from planner.errors import UnknownEngine
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.training_step import Captured
 from planner.plan.features import register_feature
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
 from planner.running.program import Program
 
-Sized = Callable[[Sequence[Tensor]], Program | None]
-"""From the input tensors of a call to the program at their sizes, where there is one."""
+
+@dataclass(frozen=True)
+class Sized:
+    """A program written for all sizes up to the planned ones, and how it becomes that of some.
+
+    ``at`` takes the input tensors of a call, of which it reads shapes and strides; it returns
+    ``None`` where the program would not be right.
+    """
+
+    program: Program
+    at: Callable[[Sequence[Tensor]], Program | None]
 
 
 @dataclass(frozen=True)
 class Engine:
     """Two functions: the graph for a request and the name of a rewrite, and the program of a plan.
 
-    ``version`` rises when plans made with an older one can no longer be carried out as they are.
+    The program takes a plan, a model, the loss and where Python holds floats that are to be inputs
+    of it; ``any_size``, if the engine has it, takes the same. Both raise ``PlanMismatch`` if the
+    model does something else than was planned. ``version`` rises when plans made with an older one
+    can no longer be carried out as they are.
     """
 
     name: str
     captured: Callable[[Request, str], Captured]
-    program: Callable[[StepPlan, nn.Module, Callable[..., Any] | None], Program]
+    program: Callable[[StepPlan, nn.Module, Callable[..., Any] | None, Sequence[Path]], Program]
+    any_size: (
+        Callable[[StepPlan, nn.Module, Callable[..., Any] | None, Sequence[Path]], Sized] | None
+    ) = None
     version: int = 1
     sharded: bool = False
     """Whether it also carries out the units of a sharded step, as they are captured for one."""
-    of_any_size: Callable[[StepPlan, nn.Module, Callable[..., Any] | None], Sized] | None = None
-    """Writes the programs of a plan once for all smaller sizes; raises ``PlanMismatch``, too."""
 
 
 ENGINES: dict[str, Engine] = {}

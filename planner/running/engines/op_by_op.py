@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from planner.errors import CaptureError, InvalidPlan, PlanMismatch
-from planner.graphs import Graph, Schedule, Subject
+from planner.graphs import Graph, Op, Schedule, Subject
 from planner.graphs.capture.guards.call import model_differences, signature_of
+from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowering, Role
+from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.step_function import arguments
 from planner.graphs.capture.training_step import Captured, Recaptured, capture, recapture
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
 from planner.running.engines.actions import carry_out
-from planner.running.engines.any_size import at_sizes
+from planner.running.engines.at_sizes import at_sizes
 from planner.running.engines.engine import Engine, Sized, register_engine
 from planner.running.engines.program_writer import ProgramWriter
+from planner.running.engines.recast import recast_by
 from planner.running.planned_module import unplanned
 from planner.running.program import Program
 
@@ -57,39 +61,53 @@ def captured(request: Request, rewrite: str) -> Captured:
         raise CaptureError(str(error)) from error
 
 
-def program(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None) -> Program:
+def program(
+    plan: StepPlan,
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    lifted: Sequence[Path] = (),
+) -> Program:
     """Write the programs of a plan for a model, which must do what the plan was made for.
 
     Args:
         plan: made on a graph of this engine.
         model: in the modes the plan was made for.
         loss: the callable the plan was made with.
+        lifted: where Python holds floats that are to be inputs of the program, not constants.
 
     Raises:
         PlanMismatch: the model is another, or does something else.
         InvalidPlan: the schedule is none that can run.
     """
-    again = _captured_again(plan, model, loss)
-    return build(again.joint, again.lowering, plan.graph, plan.schedule)
+    again = _captured_again(plan, model, loss, lifted)
+    made = build(again.joint, again.lowering, plan.graph, plan.schedule)
+    return replace(made, lifted=tuple(lifted))
 
 
-def program_of_any_size(plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None) -> Sized:
-    """Write the programs of a plan once for all sizes, those it cannot serve excepted.
+def any_size(
+    plan: StepPlan,
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    lifted: Sequence[Path] = (),
+) -> Sized:
+    """Write the programs of a plan once for all sizes up to the planned ones.
 
     Args:
-        plan, model, loss: as for ``program``, which raises the same errors.
+        plan, model, loss, lifted: as for ``program``, which raises the same errors.
     """
-    again = _captured_again(plan, model, loss, any_size=True)
+    again = _captured_again(plan, model, loss, lifted, any_size=True)
     numbers = again.numbers
     assert numbers is not None, "it was captured for any size"
-    written = build(again.joint, again.lowering, plan.graph, plan.schedule, numbers.nodes)
-    return lambda inputs: at_sizes(written, numbers, inputs)
+    made = build(again.joint, again.lowering, plan.graph, plan.schedule, numbers.nodes)
+    made = replace(made, lifted=tuple(lifted))
+    return Sized(made, lambda inputs: at_sizes(made, numbers, inputs))
 
 
 def _captured_again(
     plan: StepPlan,
     model: nn.Module,
     loss: Callable[..., Any] | None,
+    lifted: Sequence[Path],
     *,
     any_size: bool = False,
 ) -> Recaptured:
@@ -103,7 +121,7 @@ def _captured_again(
         chosen = getattr(torch, dtype[0]) if dtype else None
         stack.enter_context(torch.autocast(device, dtype=chosen, enabled=bool(dtype)))
         try:
-            again = recapture(model, dict(signature), loss, plan.rewrite, any_size=any_size)
+            again = recapture(model, dict(signature), loss, plan.rewrite, lifted, any_size=any_size)
         except GraphsCaptureError as error:
             raise PlanMismatch(f"the planned step can no longer be captured: {error}") from error
     if (changed := graph_difference(plan.graph, again.graph)) is not None:
@@ -168,31 +186,37 @@ def build(
         node for i, c in counts.items() if c > 1 and (node := lowering.ops[i].node) is not None
     )
     forward = ProgramWriter(joint, lowering, repeated)
-    taken = (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs)
+    taken = (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs, *joint.lifted)
     for placeholder in (*taken, *numbers):
         forward.argument(placeholder, placeholder.meta["val"])
     backward = ProgramWriter(joint, lowering, repeated, ran=forward.ran, can_save=True)
     for placeholder in numbers:
         backward.argument(placeholder, placeholder.meta["val"])
-    half, returned = forward, list[fx.Node | None]()
+    half, handed = forward, list[tuple[int, ...]]()
     for step in schedule.steps:
         if step.action.subject is Subject.OP:
             role = lowering.ops[step.index].role
             if role is Role.TANGENT:
                 half = backward
-            elif role is Role.HAND_OVER:
-                returned = _returned(joint, taken, backward)
+            elif given := _given(joint, lowering, graph.ops[step.index], role):
+                backward.hand_over([backward.get(gradient) for gradient in given.values()])
+                handed.append(tuple(given))
         carry_out(half, step, graph)
-    return _program(joint, forward, backward, returned, taken)
+    return _program(joint, forward, backward, tuple(handed), len(taken))
 
 
-def _returned(
-    joint: Joint, taken: Sequence[fx.Node], backward: ProgramWriter
-) -> list[fx.Node | None]:
-    """Return the gradient of each of forward's arguments, ``None`` where there is none."""
+def _given(joint: Joint, lowering: Lowering, op: Op, role: Role) -> dict[int, fx.Node]:
+    """Return the gradients that an op hands over, by the argument of forward that each is of."""
+    if role is not Role.HAND_OVER:
+        return {}
+    owners = (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs)
     gradients = joint.gradient_of
-    wanted = [gradients.get(node) for node in taken]
-    return [None if g is None else backward.get(g) for g in wanted]
+    return {
+        index: gradient
+        for index, owner in enumerate(owners)
+        if (gradient := gradients.get(owner)) is not None
+        and lowering.value_of[gradient][0] in op.inputs
+    }
 
 
 def _check_order(lowering: Lowering, order: Sequence[int]) -> None:
@@ -212,11 +236,11 @@ def _program(
     joint: Joint,
     forward: ProgramWriter,
     backward: ProgramWriter,
-    returned: list[fx.Node | None],
-    taken: Sequence[fx.Node],
+    handed: tuple[tuple[int, ...], ...],
+    count: int,
 ) -> Program:
-    position = {node: i for i, node in enumerate(taken)}
-    numbers = [k for k in backward.arguments if k in forward.placeholders and k not in position]
+    inputs, numbers = forward.arguments[:count], forward.arguments[count:]
+    position = {node: i for i, node in enumerate(inputs)}
     tangents = {node: index for index, node in joint.tangents.items()}
     reads = [k for k in backward.arguments if k in position]
     arrived = [k for k in backward.arguments if k in tangents]
@@ -228,15 +252,17 @@ def _program(
     fakes = [k.meta["val"] for k in arrived]
     return Program(
         forward=forward.compile([*outputs, *kept]),
-        backward=backward.compile(returned),
+        backward=backward.compile(None),
+        handed=handed,
         output_count=len(outputs),
         read=tuple(position[k] for k in reads),
         tangents=tuple(tangents[k] for k in arrived),
-        behind=_behind(joint, taken),
+        behind=_behind(joint, inputs),
         tangent_specs=tuple((f.shape, f.stride(), f.dtype, f.device) for f in fakes),
         outputs=joint.outputs,
         decisions=joint.decisions,
         reads=joint.reads,
+        recast=recast_by(list(joint.graph.nodes)[first_backward(joint) :]),
     )
 
 
@@ -251,6 +277,4 @@ def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ..
     return tuple(frozenset() if g is None else found[g] for g in made)
 
 
-OP_BY_OP = register_engine(
-    Engine("op_by_op", captured, program, sharded=True, of_any_size=program_of_any_size)
-)
+OP_BY_OP = register_engine(Engine("op_by_op", captured, program, any_size, sharded=True))

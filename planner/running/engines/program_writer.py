@@ -21,12 +21,19 @@ from planner.graphs.capture.node_kinds import (
     RECURRENT,
     is_functional_batch_norm,
     is_random,
+    is_scalar,
     is_view,
 )
 from planner.graphs.costs.roofline import tensors_in
-from planner.graphs.torch_api.fx_graphs import before_all, take_arguments_in_a_list
+from planner.graphs.torch_api.fx_graphs import before_all, take_arguments_in_a_list, yield_where
 from planner.graphs.torch_api.operators import OpOverload
 from planner.running.rng import rng_state, run_for_backward, run_with_rng_state
+
+
+def hand_over(held: list[Any]) -> None:
+    """Mark where a program hands its results over; it is never called."""
+    raise AssertionError(held)
+
 
 _WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
 
@@ -57,6 +64,8 @@ class ProgramWriter:
         return self.env[node]
 
     def _is_root(self, node: fx.Node) -> bool:
+        if is_scalar(node):
+            return False
         if node.target is operator.getitem:
             parent = node.args[0]
             assert isinstance(parent, fx.Node)
@@ -141,14 +150,25 @@ class ProgramWriter:
         for key in reversed(keys):
             before_all(self.graph).append(self.placeholders[key])
 
-    def compile(self, results: Sequence[Any]) -> Callable[[list[Any]], list[Any]]:
-        """Finish the program: drop what nobody reads, generate boxed code."""
-        self.graph.output(list(results))
+    def hand_over(self, results: Sequence[fx.Node]) -> None:
+        """Give results to the caller, who empties the list, and go on when asked to."""
+        held = self.graph.call_function(list, (list(results),))
+        self.graph.call_function(hand_over, (held,))
+
+    def compile(self, results: Sequence[Any] | None) -> Callable[[list[Any]], Any]:
+        """Finish the program: drop what nobody reads, generate boxed code.
+
+        Args:
+            results: what it returns; ``None`` if it hands its results over one after another.
+        """
+        self.graph.output(None if results is None else list(results))
         for made in reversed(list(self.graph.nodes)):
             cheap = made.target is operator.getitem or made.op == "get_attr" or _is_view_call(made)
             if made.op != "placeholder" and cheap and not made.users:
                 self.graph.erase_node(made)
         take_arguments_in_a_list(self.graph)
+        if results is None:
+            yield_where(self.graph, hand_over)
         module = fx.GraphModule(self.joint.module, self.graph)
         return module.forward
 

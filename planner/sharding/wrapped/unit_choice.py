@@ -51,7 +51,7 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
     if not alone:
         raise CaptureError(
             f"{class_name(model)} has no repeated blocks (modules such as h.0 and h.1 with "
-            "parameters of their own); name the modules to shard with units="
+            "parameters of their own) to shard; put its layers into an nn.ModuleList"
         )
     return alone
 
@@ -114,5 +114,5 @@ def called_once(
         raise CaptureError(f"unit {other[0]!r} is called {counts[other[0]]} times, expected once")
     kept = [entry for entry in recorded if counts[entry[0]] == 1]
     if not kept:
-        raise CaptureError("no repeated block is called exactly once; name units with units=")
+        raise CaptureError("no repeated block is called exactly once, so none can be sharded")
     return kept

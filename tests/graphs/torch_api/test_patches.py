@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -108,7 +109,13 @@ def test_a_capture_that_fails_halfway_leaves_nothing_behind(error: BaseException
 
 
 PIECES = ["silence_warnings", "leave_generators_alone", "lenient_kernels", "eager_pieces"]
-PIECES += ["let_lists_be_asked_for", "preserve_node_meta", "watch_forwards", "watched_reads"]
+PIECES += [
+    "let_lists_be_asked_for",
+    "refuse_what_cannot_be_traced",
+    "preserve_node_meta",
+    "watch_forwards",
+    "watched_reads",
+]
 
 
 @pytest.mark.parametrize("name", PIECES)
@@ -145,7 +152,7 @@ def patched() -> None:
         decompositions.eager_pieces(made)
         trace.let_lists_be_asked_for(made)
         watch_forwards(made, lambda module: None, lambda module: None)
-        watch_attributes(made, lambda module, name, value: None)
+        watch_attributes(made, nn.Module, lambda module, name, value: None, None)
 
 
 FOLDER = str(Path(patches.__file__).parent)
@@ -200,7 +207,7 @@ def test_what_other_threads_do_with_modules_is_not_watched() -> None:
 
     with patching() as made:
         watch_forwards(made, lambda m: seen.append("into"), lambda m: seen.append("out of"))
-        watch_attributes(made, lambda module, name, value: seen.append(name))
+        watch_attributes(made, nn.Module, lambda module, name, value: seen.append(name), None)
         call("mine")
         in_a_thread(lambda: call("another's"))
     assert {"into", "out of", "_forward_hooks"} <= set(seen)
@@ -241,18 +248,18 @@ def test_a_thread_waits_for_the_one_that_captures() -> None:
 
 
 def test_a_capture_draws_no_numbers_and_rewinds_none() -> None:
-    drawn: list[Tensor] = []
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), Calling(lambda: drawing(drawn)))
+    by_others = SimpleQueue[Tensor]()  # what lies in it is no state that a capture undoes
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), Calling(lambda: drawing(by_others)))
     torch.manual_seed(4)
     trace.trace(model, arguments((torch.zeros(3, 2),), {}), loss=torch.sum)
-    drawn.append(torch.rand(1))
+    drawn = [by_others.get() for _ in range(by_others.qsize())] + [torch.rand(1)]
     torch.manual_seed(4)
     assert torch.equal(torch.cat(drawn), torch.cat([torch.rand(1) for _ in drawn]))
     assert len(drawn) > 1
 
 
 def test_a_model_that_seeds_the_generators_is_rewound() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), Calling(lambda: torch.manual_seed(5)))
+    model = nn.Sequential(nn.Linear(2, 2), Calling(lambda: torch.default_generator.manual_seed(5)))
     torch.manual_seed(4)
     state = torch.get_rng_state()
     trace.trace(model, arguments((torch.zeros(3, 2),), {}), loss=torch.sum)
@@ -269,9 +276,9 @@ class Calling(nn.Module):
         return x * 1
 
 
-def drawing(drawn: list[Tensor]) -> None:
+def drawing(drawn: SimpleQueue[Tensor]) -> None:
     """Draw in another thread, which waits while the model runs."""
-    in_a_thread(lambda: drawn.append(torch.rand(1)))
+    in_a_thread(lambda: drawn.put(torch.rand(1)))
 
 
 def in_a_thread(work: Callable[[], Any]) -> None:

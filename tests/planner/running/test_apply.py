@@ -212,8 +212,64 @@ def test_a_loss_callable_is_inside() -> None:
     call = scene.call()
     with torch.no_grad():
         without = patched(call, targets=scene.targets)
+        assert torch.equal(patched(call), model(call))
     assert torch.equal(patched(call, targets=scene.targets), without)
     assert torch.equal(without, F.mse_loss(model(call), scene.targets))
+
+
+@pytest.mark.parametrize("name", ["loss_callable_with_targets", "loss_callable_without_targets"])
+@pytest.mark.parametrize("choice", ["error", "plain", "replan"])
+def test_evaluating_without_targets_gives_the_output(name: str, choice: str) -> None:
+    scene = SCENES[name]
+    model = scene.model()
+    patched = scene.plan(model).apply(model, on_mismatch=choice)
+    patched.eval()
+    assert torch.equal(patched(scene.call()), model(scene.call()))
+
+
+@pytest.mark.parametrize("choice", ["error", "plain", "replan"])
+def test_training_without_targets_is_a_mismatch(choice: str) -> None:
+    patched = planned(SCENES["loss_callable_with_targets"], on_mismatch=choice)
+    with pytest.raises(PlanMismatch, match="pass targets=; in eval mode"):
+        patched(SCENES["loss_callable_with_targets"].call())
+
+
+def test_targets_of_the_model_are_its_own() -> None:
+    model = Apply(lambda m, x, targets: (m.a(x), F.mse_loss(m.a(x), targets)), a=mlp())
+    call = {"x": torch.randn(64, 16), "targets": torch.ones(64, 16)}
+    plan = planner.fit(model, "1GB", inputs=call, optimizer=None, loss=lambda out: out[1])
+    assert torch.equal(plan.apply(model)(**call), model(**call)[1])
+
+
+_RETURNED: dict[str, tuple[Any, set[str]]] = {
+    "logits, loss": (lambda m, h: (h, h.square().mean()), {"output[1]"}),
+    "a view, loss": (lambda m, h: (h[:, 1:], h.square().mean()), {"output[1]"}),
+    "loss, logits": (lambda m, h: (h.square().mean(), h), {"output[0]"}),
+    "named": (lambda m, h: {"h": m.b(h), "loss": h.square().mean()}, {"loss"}),
+    "losses": (lambda m, h: {"a": h.square().mean(), "b": m.b(h).abs().mean()}, {"a", "b"}),
+    "reconstruction": (lambda m, h: (m.b(h), h.square().mean()), {"output[0]", "output[1]"}),
+    "scale": (lambda m, h: {"h": h, "scale": m.b[0].bias.sum().exp()}, {"h", "scale"}),
+}
+
+
+@pytest.mark.parametrize("name", _RETURNED)
+def test_what_the_caller_may_differentiate(name: str) -> None:
+    """What a scalar is made of is there to look at; the rest is summed by the caller."""
+    how, wanted = _RETURNED[name]
+    scene = Scene(
+        lambda: Apply(lambda m, x: how(m, m.a(x)), a=mlp(), b=mlp()), lambda: torch.randn(64, 16)
+    )
+
+    def gradients(model: nn.Module) -> list[Tensor | None]:
+        out = model(scene.call())
+        parts = out if isinstance(out, dict) else {f"output[{i}]": x for i, x in enumerate(out)}
+        sum(x.square().sum() for n, x in parts.items() if n in wanted).backward()  # type: ignore[union-attr]
+        return [p.grad for p in model.parameters()]
+
+    pairs = zip(gradients(scene.model()), gradients(planned(scene)), strict=True)
+    assert all(a is b is None or torch.equal(a, b) for a, b in pairs)  # type: ignore[arg-type]
+    tangents = sum(op.target == "tangent" for op in scene.plan(scene.model(), "plain").graph.ops)
+    assert tangents == len(wanted)
 
 
 def test_backward_twice_is_refused() -> None:
@@ -227,14 +283,14 @@ def test_backward_twice_is_refused() -> None:
         loss.backward()
 
 
-def test_second_derivatives_are_refused() -> None:
-    model = planned(LOGITS)
-    call = LOGITS.call()
-    (gradient, *_) = torch.autograd.grad(
-        model(call).square().sum(), list(model.parameters()), create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+def test_second_derivatives_are_refused_at_once() -> None:
+    model, call = LOGITS.model(), LOGITS.call().requires_grad_()
+    patched = planner.fit(model, "1GB", inputs=call, optimizer=None).apply(model)
+    with pytest.raises(PlanMismatch, match="cannot be differentiated twice: compute"):
+        torch.autograd.grad(patched(call).sum(), call, create_graph=True)
+    with pytest.raises(PlanMismatch, match="create_graph=True"):
+        patched(call).sum().backward(create_graph=True)
+    patched(call).sum().backward()
 
 
 def test_a_gradient_beside_the_loss_is_refused() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import planner
 from planner.graphs.torch_api.allocation_records import measure_peak
-from planner.running import apply as running
+from planner.running.engines import op_by_op
 from tests.training import resident_bytes
 
 
@@ -129,9 +129,14 @@ def test_thirty_sizes_through_one_plan(name: str, monkeypatch: pytest.MonkeyPatc
     said: Any = {"inputs": largest, "optimizer": None, "dynamic": case.dynamic}
     plan = planner.fit(model, "1GB", method="recompute_all", **said)
     planned = plan.apply(model)
-    traced: list[Any] = []
-    written = running._runtime
-    monkeypatch.setattr(running, "_runtime", lambda *a: traced.append(a) or written(*a))  # type: ignore[func-returns-value]
+    traced: list[bool] = []
+    own = op_by_op.recapture
+
+    def counted(*args: Any, any_size: bool) -> Any:
+        traced.append(any_size)
+        return own(*args, any_size=any_size)
+
+    monkeypatch.setattr(op_by_op, "recapture", counted)
     seen = set()
     for rows, length in sizes():
         call = case.cut(largest, rows, length)
@@ -141,7 +146,8 @@ def test_thirty_sizes_through_one_plan(name: str, monkeypatch: pytest.MonkeyPatc
         for a, b in zip(ours, theirs, strict=True):
             assert (a is None) == (b is None)
             assert a is None or (b is not None and torch.equal(a, b)), (rows, length)
-    assert len(traced) == (1 if case.symbols else len(seen))
+    assert traced.count(True) == 1, "once for all sizes"
+    assert traced.count(False) == (1 if case.symbols else len(seen))
     for rows, length in ((6, 32), (6, 17), (3, 32), (2, 3)):
         call = case.cut(largest, rows, length)
         model.zero_grad(set_to_none=True)

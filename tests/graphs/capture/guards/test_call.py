@@ -63,7 +63,7 @@ def _changed(kind: str) -> tuple[nn.Module, Arguments]:
         ("eval", "train/eval mode of module '1' (1 in all) changed"),
         ("class", "the model is a Linear, planned for a Sequential"),
         ("constant", "is False, planned for True"),
-        ("nesting", "the arguments have other names, number or nesting than the planned ones"),
+        ("nesting", "argument 1[0] is missing, planned for float32[3]"),
     ],
 )
 def test_a_difference_is_named_first(kind: str, words: str) -> None:
@@ -72,7 +72,29 @@ def test_a_difference_is_named_first(kind: str, words: str) -> None:
     assert words in first
 
 
-@pytest.mark.parametrize("strange", [object(), 1j, torch.float32])
+def test_arguments_are_named() -> None:
+    def forward(self: Any, x: Any, mask: Any = None) -> None: ...
+
+    def differ(planned: Any, found: Any) -> list[str]:
+        one, other = (signature_of(model(), call) for call in (planned, found))
+        return list(differences(one, other, forward))
+
+    x, more = torch.zeros(4, 16), torch.zeros(5, 16)
+    assert differ(arguments((x,), {}), arguments((more,), {})) == [
+        "argument 'x' is float32[5, 16], planned for float32[4, 16]"
+    ]
+    assert differ(arguments((), {"x": x}), arguments((), {"x": x, "items": torch.tensor(7)})) == [
+        "argument 'items' is new, int64[]; the plan was made without it"
+    ]
+    assert differ(arguments((x, x), {}), arguments((x,), {})) == [
+        "argument 'mask' is missing, planned for float32[4, 16]"
+    ]
+    assert differ(arguments((), {"x": [x, x]}), arguments((), {"x": (x, x)})) == [
+        "the arguments have another nesting or order than the planned ones"
+    ]
+
+
+@pytest.mark.parametrize("strange", [object(), 1j, slice(3)])
 def test_arguments_that_no_file_can_hold_are_refused(strange: Any) -> None:
     with pytest.raises(CaptureError, match="expected tensors and plain constants"):
         signature_of(model(), arguments((strange,), {}))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from planner.graphs.capture.numbers import Numbers
 from planner.running.program import Program
+
+T = TypeVar("T")
 
 
 def at_sizes(program: Program, numbers: Numbers, inputs: Sequence[Tensor]) -> Program | None:
@@ -33,14 +35,13 @@ def at_sizes(program: Program, numbers: Numbers, inputs: Sequence[Tensor]) -> Pr
         forward=_handed(program.forward, found.numbers),
         backward=_handed(program.backward, found.numbers),
         tangent_specs=tuple((*found.tangents[i], *spec[2:]) for i, spec in specs),
+        outputs=program.outputs.at(found.value),
         decisions=decisions,
     )
 
 
-def _handed(
-    half: Callable[[list[Any]], list[Any]], numbers: tuple[int, ...]
-) -> Callable[[list[Any]], list[Any]]:
-    def run(arguments: list[Any]) -> list[Any]:
+def _handed(half: Callable[[list[Any]], T], numbers: tuple[int, ...]) -> Callable[[list[Any]], T]:
+    def run(arguments: list[Any]) -> T:
         arguments += numbers
         return half(arguments)
 

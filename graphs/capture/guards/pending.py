@@ -1,0 +1,79 @@
+"""A number that a model takes out of a tensor in order to keep or to log it.
+
+``self.last = loss.item()`` needs no number while the step is traced, only a place to put it later.
+Whoever computes with it then asks for what a capture does not know.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import linecache
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import FrameType
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from planner.graphs.capture_error import CaptureError
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """What ``tensor.item()`` will be, asked for at a line."""
+
+    tensor: Tensor
+    source: str
+    rounding: tuple[int | None, ...] = ()
+
+    def refuse(self, *_: Any) -> NoReturn:
+        """Say that the number is not known yet.
+
+        Raises:
+            CaptureError: always.
+        """
+        raise CaptureError(
+            f"{self.source} needs the value of a tensor, which capturing cannot know: it may be "
+            "kept or logged, but not computed with or branched on; compute with the tensor"
+        )
+
+    def __round__(self, digits: int | None = None) -> Pending:
+        """Return what the rounded number will be."""
+        return replace(self, rounding=(*self.rounding, digits))
+
+    def __format__(self, spec: str) -> str:
+        """Return what is printed while the step is traced."""
+        return str(self)
+
+    def __str__(self) -> str:
+        """Return what is printed while the step is traced."""
+        return "(a value of the step)"
+
+    __bool__ = __float__ = __int__ = __index__ = __neg__ = __abs__ = refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = refuse
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = refuse
+    __pow__ = __rpow__ = __lt__ = __le__ = __gt__ = __ge__ = refuse
+    __eq__ = __ne__ = refuse
+    __hash__ = object.__hash__
+
+
+def asks_for_item(frame: FrameType) -> bool:
+    """Tell whether a frame is at a call of ``.item()``, and not at a branch on a tensor."""
+    code = frame.f_code
+    spans = itertools.islice(code.co_positions(), frame.f_lasti // 2, None)
+    line, end, column, end_column = next(spans, (None,) * 4)
+    return (line, column, end, end_column) in _item_calls(code.co_filename)
+
+
+@lru_cache(maxsize=64)
+def _item_calls(filename: str) -> frozenset[tuple[int | None, ...]]:
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except (SyntaxError, ValueError):
+        return frozenset()
+    return frozenset(
+        (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "item"
+    )

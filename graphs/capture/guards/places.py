@@ -1,0 +1,395 @@
+"""Where Python keeps what a model's code reaches: attributes, lists, dicts, closures, globals.
+
+Knows how to find such places, to name them, and to come back to them in another copy of the model.
+Knows nothing of tracing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import sysconfig
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from planner.graphs.capture.guards.values import NOT_THE_USERS
+from planner.graphs.torch_api.module_internals import BOOKKEEPING, TENSOR_STORES
+
+_MOST = 20_000
+"""Places that are looked at; code that reaches more has them in a data set or a trainer."""
+_LARGE = 4096
+"""Items of a list or dict beyond which only the collection itself is looked at."""
+_LIBRARIES = (
+    *NOT_THE_USERS,
+    *(f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")),
+)
+"""Whose globals are taken to be what they are: they are settings that a loop does not change."""
+
+
+class Missing:
+    """What is where nothing is."""
+
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING = Missing()
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One step of a path: ``.name``."""
+
+    name: str
+
+    def of(self, owner: Any) -> Any:
+        """Return what an owner has there: its own or its class's; no property is run."""
+        try:
+            return owner.__dict__[self.name]
+        except (AttributeError, KeyError):
+            return in_class(type(owner), self.name, owner)
+
+    def put(self, owner: Any, value: Any) -> None:
+        """Set the attribute, or delete it."""
+        if not hasattr(owner, "__dict__"):
+            object.__setattr__(owner, self.name, value)  # in a slot
+        elif value is MISSING:
+            vars(owner).pop(self.name, None)
+        else:
+            vars(owner)[self.name] = value
+
+    def __str__(self) -> str:
+        return f".{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One step of a path: ``[key]``."""
+
+    key: Any
+
+    def of(self, owner: Any) -> Any:
+        """Return what a list or a dict has there."""
+        try:
+            return owner[self.key]
+        except (KeyError, IndexError, TypeError):
+            return MISSING
+
+    def put(self, owner: Any, value: Any) -> None:
+        """Set or delete the item; one past the end of a list is appended."""
+        if value is MISSING:
+            del owner[self.key]
+        elif isinstance(owner, dict) or self.key < len(owner):
+            owner[self.key] = value
+        else:
+            owner.append(value)
+
+    def __str__(self) -> str:
+        return f"[{self.key!r}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One step of a path: what a variable of a closure is bound to."""
+
+    def of(self, owner: types.CellType) -> Any:
+        """Return what is in the cell."""
+        try:
+            return owner.cell_contents
+        except ValueError:
+            return MISSING
+
+    def put(self, owner: types.CellType, value: Any) -> None:
+        """Bind the variable."""
+        owner.cell_contents = value
+
+    def __str__(self) -> str:
+        return ""
+
+
+Step = Attribute | Item | Content
+
+
+@dataclass(frozen=True, slots=True)
+class InModel:
+    """The root of a path: a module of the model, by its place among ``modules()`` and its name."""
+
+    place: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"submodule {self.name!r}" if self.name else "the model"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Outside:
+    """The root of a path: what is not in the model, such as a closure or the globals of a file."""
+
+    owner: Any
+    label: str
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How to get from a module, or from something outside the model, to a place."""
+
+    root: InModel | Outside
+    steps: tuple[Step, ...] = ()
+
+    def then(self, step: Step) -> Path:
+        """Return the path that is a step longer."""
+        return Path(self.root, (*self.steps, step))
+
+    def find(self, modules: Sequence[nn.Module]) -> Any:
+        """Return what is there now, ``MISSING`` if nothing is.
+
+        Args:
+            modules: of the model, or of a copy of it, in order.
+        """
+        root = self.root
+        if isinstance(root, Outside):
+            found = root.owner
+        elif root.place >= len(modules):
+            return MISSING
+        else:
+            found = modules[root.place]
+        for step in self.steps:
+            if found is MISSING:
+                return found
+            found = step.of(found)
+        return found
+
+    def replace(self, modules: Sequence[nn.Module], value: Any) -> Any:
+        """Put something else there; return what was there.
+
+        Args:
+            modules: of the model, in order.
+            value: what is put.
+        """
+        step, owner = self.steps[-1], Path(self.root, self.steps[:-1]).find(modules)
+        before = step.of(owner)
+        if isinstance(step, Attribute) and step.name not in getattr(
+            owner, "__dict__", (step.name,)
+        ):
+            before = MISSING  # it is its class's
+        step.put(owner, value)
+        return before
+
+    def __str__(self) -> str:
+        text = "".join(map(str, self.steps))
+        if isinstance(self.root, Outside):
+            return f"{self.root}{text}"
+        shown = text.removeprefix(".")
+        return f"attribute {shown!r} of {self.root}" if self.steps else str(self.root)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Something that holds other things under keys; ``names`` are those of interest, if not all."""
+
+    path: Path
+    owner: Any
+    names: frozenset[str] | None = None
+
+    def entries(self) -> dict[Step, Any]:
+        """Return what it holds now."""
+        owner = self.owner
+        if isinstance(owner, types.CellType):
+            return {Content(): Content().of(owner)}
+        if isinstance(owner, dict):
+            keys = owner if self.names is None else [n for n in self.names if n in owner]
+            return {Item(k): owner[k] for k in keys}
+        if isinstance(owner, list | deque):
+            return {Item(i): x for i, x in enumerate(owner)}
+        if isinstance(owner, set):
+            return {Item(x): x for x in owner}
+        own = isinstance(self.path.root, InModel) and not self.path.steps
+        return {
+            Attribute(k): v for k, v in vars(owner).items() if not own or k not in TENSOR_STORES
+        }
+
+    def restore(self, entries: dict[Step, Any]) -> None:
+        """Make it hold again what it held."""
+        owner = self.owner
+        if isinstance(owner, list | deque):
+            owner.clear()
+            owner.extend(entries.values())
+        elif isinstance(owner, set):
+            owner.clear()
+            owner.update(entries.values())
+        else:
+            for step, value in {**dict.fromkeys(self.entries(), MISSING), **entries}.items():
+                step.put(owner, value)
+
+
+def places(model: nn.Module, functions: Iterable[Any]) -> list[Place]:
+    """Return every place that a model's code reaches, modules first.
+
+    Args:
+        model: whose attributes are walked, its hooks' functions, too.
+        functions: further callables that run with it, such as a loss.
+
+    >>> class Scaled(nn.Linear):
+    ...     def __init__(self) -> None:
+    ...         super().__init__(2, 2)
+    ...         self.config = {"beta": 1.0}
+    >>> [str(p.path) for p in places(Scaled(), ())][:2]
+    ['the model', "attribute 'config' of the model"]
+    """
+    walk = _Walk({id(m): m for m in model.modules()})
+    for place, (name, module) in enumerate(model.named_modules()):
+        root = Path(InModel(place, name))
+        walk.found.append(Place(root, module))
+        steps = sorted(
+            Place(root, module).entries().items(), key=lambda e: str(e[0])[1:] not in BOOKKEEPING
+        )
+        walk.waiting += [(root.then(step), value) for step, value in steps]
+        for function in _forward_of(type(module)):
+            walk.function(function)
+    for function in functions:
+        walk.waiting.append((Path(Outside(function, named(function))), function))
+    walk.run()
+    return walk.found
+
+
+def named(function: Any) -> str:
+    """Return what people call a callable."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}.{name}"
+
+
+def _forward_of(cls: type) -> Iterator[types.FunctionType]:
+    """Return the functions of a module's class that its forward calls, as far as names tell."""
+    waiting, seen = ["forward"], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for base in cls.__mro__:
+            member = vars(base).get(name)
+            member = member.fget if isinstance(member, property) else member
+            member = getattr(member, "__func__", member)
+            if isinstance(member, types.FunctionType) and not _in(member, NOT_THE_USERS):
+                waiting += names_in(inspect.unwrap(member).__code__)
+                yield member
+
+
+def _in(function: types.FunctionType, folders: tuple[str, ...]) -> bool:
+    return function.__code__.co_filename.startswith(folders)
+
+
+class _Walk:
+    """A walk over everything reachable; each place is visited once."""
+
+    def __init__(self, seen: dict[int, Any]) -> None:
+        self.seen = seen  # by id, held so that no id is given again
+        self.found: list[Place] = []
+        self.waiting: list[tuple[Path, Any]] = []
+        self.globals: dict[int, tuple[Path, set[str]]] = {}
+
+    def run(self) -> None:
+        while self.waiting and len(self.found) < _MOST:
+            path, value = self.waiting.pop()
+            if _is_plain(value) or id(value) in self.seen:
+                continue
+            self.seen[id(value)] = value
+            self._visit(path, value)
+        for root, names in self.globals.values():
+            self.found.append(Place(root, root.find(()), frozenset(names)))
+
+    def _visit(self, path: Path, value: Any) -> None:
+        if isinstance(value, types.FunctionType):
+            self.function(value)
+        elif isinstance(value, types.MethodType):
+            self.waiting += [(path, value.__self__), (path, value.__func__)]
+        elif isinstance(value, functools.partial):
+            parts = (value.func, *value.args, *value.keywords.values())
+            self.waiting += [(path, part) for part in parts]
+        elif isinstance(value, tuple | frozenset):
+            if len(value) <= _LARGE:
+                self.waiting += [(path.then(Item(i)), part) for i, part in enumerate(value)]
+        elif isinstance(value, dict | list | deque | set | types.CellType):
+            self._add(Place(path, value))
+        elif _has_state(value):
+            self._add(Place(path, value))
+            self.waiting.append((path, vars(type(value)).get("__call__")))
+
+    def _add(self, place: Place) -> None:
+        self.found.append(place)
+        entries = place.entries()
+        if len(entries) <= _LARGE:
+            self.waiting += [(place.path.then(step), value) for step, value in entries.items()]
+
+    def function(self, function: Any) -> None:
+        """Walk what a function's code reaches: its closure, its defaults, the globals it names."""
+        function = getattr(function, "__func__", function)
+        if not isinstance(function, types.FunctionType):
+            self.waiting.append((Path(Outside(function, named(function))), function))
+            return
+        if _in(function, NOT_THE_USERS):
+            return
+        label = named(function)
+        names = function.__code__.co_freevars
+        for name, cell in zip(names, function.__closure__ or (), strict=True):
+            self.waiting.append((Path(Outside(cell, f"{name!r} in the closure of {label}")), cell))
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        for value in defaults:
+            self.waiting.append((Path(Outside(value, f"a default of {label}")), value))
+        if _in(function, _LIBRARIES):
+            return
+        table = function.__globals__
+        new = Path(Outside(table, f"global of {function.__module__} ")), set[str]()
+        root, known = self.globals.setdefault(id(table), new)
+        fresh = {n for n in names_in(function.__code__) if n in table} - known
+        known.update(fresh)
+        self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """Return the names that a function's code looks up, inner functions included."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from names_in(inner)
+
+
+def _is_plain(value: Any) -> bool:
+    plain = (type(None), bool, int, float, complex, str, bytes, Tensor, type, types.ModuleType)
+    return isinstance(value, plain)
+
+
+def _has_state(value: Any) -> bool:
+    """Tell an object with attributes whose class is not torch's or Python's own machinery."""
+    if isinstance(value, nn.Module | types.SimpleNamespace):
+        return True
+    module = type(value).__module__
+    machinery = module.partition(".")[0] in {"torch", *sys.stdlib_module_names}
+    return hasattr(value, "__dict__") and not machinery
+
+
+def in_class(cls: type, name: str, owner: Any) -> Any:
+    """Return an attribute of a class that is a plain value, or the slot of an instance."""
+    for base in cls.__mro__:
+        if name in vars(base):
+            found = vars(base)[name]
+            if isinstance(found, types.MemberDescriptorType):
+                return _in_slot(found, owner)
+            return MISSING if hasattr(type(found), "__get__") else found
+    return MISSING
+
+
+def _in_slot(slot: types.MemberDescriptorType, owner: Any) -> Any:
+    try:
+        return slot.__get__(owner, type(owner))
+    except AttributeError:
+        return MISSING

@@ -1,0 +1,194 @@
+"""What a run of the model's code changed of Python's own state, and how to undo it.
+
+Tensors in parameters and buffers are not meant: they are part of the step. Knows places and random
+generators of Python and NumPy. Knows nothing of tracing.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from planner.graphs.capture.guards.places import MISSING, Attribute, Path, Place, Step, places
+from planner.graphs.capture.guards.values import user_line
+from planner.graphs.torch_api.module_internals import written_by_torch
+from planner.graphs.torch_api.patches import Patches
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a place held under a key before, and what it holds now; either may be ``MISSING``."""
+
+    place: Place
+    step: Step
+    before: Any
+    now: Any
+
+    @property
+    def path(self) -> Path:
+        """Where that is."""
+        return self.place.path.then(self.step)
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is another thing; what is written again need not be."""
+        return self.before is not self.now and not _equal(self.before, self.now)
+
+
+@dataclass(frozen=True, eq=False)
+class _Generator:
+    """A random generator: how to read its state and how to set it."""
+
+    label: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    before: Any
+
+
+class PythonState:
+    """The state of everything that a model's code reaches, as it was when this was made.
+
+    >>> class Counting(nn.Linear):
+    ...     calls = 0
+    ...     def forward(self, x):
+    ...         self.calls += 1
+    ...         return super().forward(x)
+    >>> import torch
+    >>> model = Counting(2, 2)
+    >>> state = PythonState(model, ())
+    >>> _ = model(torch.zeros(1, 2))
+    >>> [(str(c.path), c.before, c.now) for c in state.changes()]
+    [("attribute 'calls' of the model", missing, 1)]
+    >>> state.restore()
+    >>> model.calls
+    0
+    """
+
+    def __init__(self, model: nn.Module, functions: Iterable[Any]) -> None:
+        self.places = places(model, functions)
+        self._before = [(place, place.entries()) for place in self.places]
+        self._generators = list(_generators(self.places))
+        self._lines: list[str] = []
+        self.written: Collection[tuple[int, str]] = ()
+        """What was written, by ``written_as``: what is the same now need not be at a later call."""
+
+    def changes(self) -> list[Change]:
+        """Return what is not as it was."""
+        found: list[Change] = []
+        for place, before in self._before:
+            now = place.entries()
+            again = list(self._again(place, now))
+            same = now.keys() == before.keys() and all(now[k] is v for k, v in before.items())
+            if same and not again:
+                continue
+            own = written_by_torch(owner) if isinstance(owner := place.owner, nn.Module) else ()
+            for step in {**before, **now}:
+                if isinstance(step, Attribute) and step.name in own:
+                    continue
+                change = Change(place, step, before.get(step, MISSING), now.get(step, MISSING))
+                if change.differs or step in again:
+                    found.append(change)
+        return found
+
+    def _again(self, place: Place, now: Mapping[Step, Any]) -> Iterator[Step]:
+        """Yield the attributes with plain values that were written, perhaps what they were."""
+        for step, value in now.items() if self.written else ():
+            if isinstance(step, Attribute) and isinstance(value, _PLAIN | tuple):
+                again = written_as(place.owner, step.name) in self.written
+                yield from [step] * again
+
+    def drawn_from(self) -> str | None:
+        """Return the random generator that was drawn from, if one was."""
+        for generator in self._generators:
+            if not _equal(generator.read(), generator.before):
+                return generator.label
+        return None
+
+    def watch_draws(self, patches: Patches) -> None:
+        """Note the lines that draw from the generators of Python and NumPy themselves."""
+        numpy = sys.modules.get("numpy")
+        for module in (random, None if numpy is None else numpy.random):
+            for name in getattr(module, "__all__", ()):
+                own = getattr(module, name)
+                if callable(own) and not isinstance(own, type):
+                    patches.attribute(module, name, self._noting(own, patches))
+
+    def _noting(self, own: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
+        def drawn(*args: Any, **kwargs: Any) -> Any:
+            if patches.mine():
+                self._lines.append(user_line())
+            return own(*args, **kwargs)
+
+        return drawn
+
+    def where_drawn(self) -> str:
+        """Return `` at file:line`` of the first draw, if it was seen."""
+        return next((f" at {line}" for line in self._lines if line), "")
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for place, before in self._before:
+            now = place.entries()
+            if list(now) != list(before) or any(now[k] is not v for k, v in before.items()):
+                place.restore(before)
+        for generator in self._generators:
+            if not _equal(generator.read(), generator.before):
+                generator.write(generator.before)
+
+
+@contextmanager
+def unchanged(state: PythonState) -> Iterator[None]:
+    """Leave Python's state as it was, however the block ends."""
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+_PLAIN = bool | int | float | complex | str | bytes | None
+
+
+def written_as(owner: Any, name: str) -> tuple[int, str]:
+    """Return what tells an attribute; a planned model shares those of the one it was made of."""
+    return id(getattr(owner, "__dict__", owner)), name
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Tell whether two plain values are the same; arrays and objects only if they are one."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, _PLAIN):
+        return a == b or repr(a) == repr(b)  # nan
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict) and "bit_generator" in a:  # the state of a generator of NumPy
+        return repr(a) == repr(b)
+    return type(a).__name__ == "ndarray" and bool((a == b).all())
+
+
+def _generators(found: Iterable[Place]) -> Iterator[_Generator]:
+    yield _Generator("Python's random", random.getstate, random.setstate, random.getstate())
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        read, write = numpy.random.get_state, numpy.random.set_state
+        yield _Generator("NumPy's random", read, write, read())
+    for place in found:
+        for step, value in place.entries().items():
+            label = str(place.path.then(step))
+            if isinstance(value, random.Random):
+                yield _Generator(label, value.getstate, value.setstate, value.getstate())
+            elif numpy is not None and isinstance(value, numpy.random.Generator):
+                bits = value.bit_generator
+                write = partial(setattr, bits, "state")
+                yield _Generator(label, partial(getattr, bits, "state"), write, bits.state)
+            elif numpy is not None and isinstance(value, numpy.random.RandomState):
+                yield _Generator(label, value.get_state, value.set_state, value.get_state())

@@ -1,0 +1,67 @@
+"""What of torch cannot be traced into a joint graph, refused where it is called.
+
+What is raised here is told with the user's line by ``graphs.capture.trace_errors``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.exc import UncapturedHigherOrderOpError as NotTracedWhole
+from torch.utils import checkpoint
+
+from planner.graphs.torch_api.patches import Patches
+
+__all__ = ["NotTracedWhole", "refuse_what_cannot_be_traced"]
+
+_REENTRANT = (
+    "a reentrant checkpoint hides its backward pass: pass use_reentrant=False, or leave it out "
+    "(model.gradient_checkpointing_disable()): the plan decides what is recomputed"
+)
+_BACKWARD = (
+    "backward() inside the step puts gradients where a plan does not see them: use "
+    "torch.autograd.grad, or for a checkpoint torch.utils.checkpoint with use_reentrant=False"
+)
+_SEEDED = (
+    "setting the random generator inside the step has no effect on a plan: draw before the call "
+    "and pass what was drawn; a checkpoint does without: use_reentrant=False, or leave it out"
+)
+_OPERATOR = (
+    "torch.{} is no operator that a plan can run: branch in Python on an integer input or a "
+    "buffer, or compute both branches and choose with torch.where"
+)
+_SETTERS = ("manual_seed", "seed", "set_rng_state")
+
+
+def refuse_what_cannot_be_traced(patches: Patches) -> None:
+    """Let reentrant checkpoints, inner backward passes, seeds and branches say what to do instead.
+
+    In the thread that captures alone.
+    """
+
+    def refuse(owner: Any, name: str, text: str) -> None:
+        if hasattr(owner, name):
+            patches.attribute(owner, name, _refusing(patches, getattr(owner, name), text))
+
+    refuse(checkpoint.CheckpointFunction, "apply", _REENTRANT)
+    refuse(torch.autograd, "backward", _BACKWARD)
+    for name in ("cond", "while_loop"):
+        refuse(torch, name, _OPERATOR.format(name))
+    for name in _SETTERS:
+        for owner in (torch, torch.random):
+            refuse(owner, name, _SEEDED)
+    for name in ("set_rng_state", "manual_seed", "manual_seed_all"):
+        refuse(torch.cuda, name, _SEEDED)
+
+
+def _refusing(patches: Patches, own: Callable[..., Any], text: str) -> Callable[..., Any]:
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if patches.mine() and not caller.startswith("torch._dynamo"):  # it puts back what it set
+            raise NotImplementedError(text)
+        return own(*args, **kwargs)
+
+    return refused

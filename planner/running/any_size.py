@@ -1,0 +1,62 @@
+"""Programs written once for all smaller sizes, kept for as long as the model is as it was.
+
+Knows which of them serves a model as it is now. Knows nothing of how they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from planner.errors import PlanMismatch
+from planner.graphs.capture.guards.modules import Fixed, changes, fixed_in, read_changes
+from planner.graphs.capture.guards.places import Path
+from planner.running.engines.engine import Sized
+
+MOST = 2
+"""Programs kept; the one written longest ago goes first."""
+
+Write = Callable[[nn.Module, Sequence[Path]], Sized]
+"""Writes a program of any size for a model with floats of Python's as inputs."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    sized: Sized
+    fixed: Fixed
+
+    def serves(self, model: nn.Module, lifted: Collection[Path]) -> bool:
+        if not set(lifted) <= set(self.sized.program.lifted):
+            return False
+        return not (any(changes(self.fixed, model)) or any(read_changes(self.fixed, model)))
+
+
+class AnySize:
+    """The programs of any size of one plan, the last written first."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._items: list[_Written] = []
+        self._failed: set[tuple[Path, ...]] = set()
+
+    def of(self, model: nn.Module, lifted: Sequence[Path]) -> Sized | None:
+        """Return a program for a model as it is now, ``None`` if its sizes cannot be symbols.
+
+        Args:
+            model: as it is now.
+            lifted: floats that are inputs of it; others may be, too.
+        """
+        for item in self._items:
+            if item.serves(model, lifted):
+                return item.sized
+        if tuple(lifted) in self._failed:
+            return None
+        try:
+            sized = self._write(model, lifted)
+        except PlanMismatch:
+            self._failed.add(tuple(lifted))
+            return None
+        self._items = [_Written(sized, fixed_in(model, sized.program.reads)), *self._items][:MOST]
+        return sized

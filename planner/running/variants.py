@@ -1,0 +1,183 @@
+"""The programs of one plan: the step as it was traced, and as what Python holds has changed it.
+
+All run the same schedule. A value that the step read of Python's state (an annealed weight, a flag)
+may be another at a later call: the step is traced again, and if it is the planned graph with other
+constants, that is one more program. Knows how to tell which program a call is for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+from planner.errors import PlanMismatch
+from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
+from planner.graphs.capture.guards.modules import (
+    Fixed,
+    changes,
+    fixed_in,
+    quick_look,
+    read_changes,
+)
+from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.step_function import Arguments, unique_tensors
+from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.graphs.served_sizes import too_large
+from planner.plan.step_plan import StepPlan
+from planner.progress import PlannerWarning
+from planner.running.program import Program
+
+MOST_VARIANTS = 16
+"""Programs kept for one plan; the one used longest ago goes first."""
+_MANY = 8
+_MOST_ACCEPTED = 256
+
+Trace = Callable[[nn.Module, Sequence[Path]], Program]
+"""Traces the planned call of a model with floats of Python's as inputs, not constants.
+
+Raises ``PlanMismatch`` if the model does something else than was planned.
+"""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """Why a program is not for a call; ``in_reads`` if all else is as planned."""
+
+    text: str
+    in_reads: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A program, and what must hold for it to be a call's."""
+
+    program: Program
+    fixed: Fixed
+    accepted: set[tuple[Any, ...]] = field(default_factory=set)
+
+    def difference(self, plan: StepPlan, model: nn.Module, call: Arguments) -> Departure | None:
+        """Say why a call is not the one this program is for, or ``None`` if it is.
+
+        Args:
+            plan: whose program this is.
+            model: as it is now.
+            call: what it is called with.
+        """
+        modules = list(model.modules())
+        try:
+            seen = (fingerprint(modules, call), quick_look(modules, self.fixed.reads))
+        except GraphsCaptureError as error:
+            return Departure(str(error))
+        if seen not in self.accepted:
+            found = signature_of(model, call, loss=bool(plan.signature["loss"]))
+            texts = chain(
+                too_large(plan.signature, found),
+                differences(plan.signature, found, type(model).forward),
+                changes(self.fixed, model),
+            )
+            for text in texts:
+                return Departure(text)
+            for text, constant in read_changes(self.fixed, model):
+                return Departure(text, in_reads=not constant)
+            for path in self.program.lifted:
+                if type(now := path.find(modules)) is not float:
+                    return Departure(f"{path} is {now!r}, and was a float", in_reads=True)
+            if len(self.accepted) >= _MOST_ACCEPTED:
+                self.accepted.clear()
+            self.accepted.add(seen)
+        decisions = self.program.decisions
+        known = [*call.tensors, *unique_tensors(model)[1].values()] if decisions.items else []
+        if (broken := decisions.broken_by(known)) is not None:
+            return Departure(
+                f"the model asks for a value at {broken.source}; the plan was made for "
+                f"{broken.answer}, these inputs give another"
+            )
+        return None
+
+
+class Variants:
+    """The programs of a plan for one model, the last used first."""
+
+    def __init__(self, plan: StepPlan, model: nn.Module, trace: Trace) -> None:
+        self._plan, self._trace = plan, trace
+        self._items = [self._traced(model, ())]
+        self._again = 0
+
+    @property
+    def last_used(self) -> Program:
+        """The program that ran last, or will run first."""
+        return self._items[0].program
+
+    def key(self, model: nn.Module, call: Arguments) -> tuple[Any, ...]:
+        """Return what tells one kind of call from another, quick enough for every step.
+
+        Args:
+            model: as it is now.
+            call: what it is called with.
+        """
+        modules = list(model.modules())
+        return fingerprint(modules, call), quick_look(modules, self._items[0].fixed.reads)
+
+    def of(self, model: nn.Module, call: Arguments) -> Program | str:
+        """Return the program that a call is for, or why there is none.
+
+        Args:
+            model: as it is now.
+            call: what it is called with.
+        """
+        first: Departure | None = None
+        for variant in list(self._items):
+            difference = variant.difference(self._plan, model, call)
+            if difference is None:
+                self._items.remove(variant)
+                self._items.insert(0, variant)
+                return variant.program
+            first = first or difference
+            if not difference.in_reads:
+                return difference.text
+        assert first is not None, "there is always one program"
+        try:
+            made = self._traced_otherwise(model)
+        except PlanMismatch as error:
+            return f"{first.text}; with that, {error}"
+        if (still := made.difference(self._plan, model, call)) is not None:
+            return still.text
+        self._items = [made, *self._items[: MOST_VARIANTS - 1]]
+        self._tell(first.text)
+        return made.program
+
+    def _traced_otherwise(self, model: nn.Module) -> Variant:
+        """Trace again; a float that has changed becomes an input if the step lets it.
+
+        Raises:
+            PlanMismatch: the model does something else than was planned.
+        """
+        modules = list(model.modules())
+        last = self._items[0]
+        changed = [path for read in last.fixed.reads for path in read.changed_floats(modules)]
+        if wanted := (*last.program.lifted, *changed):
+            try:
+                return self._traced(model, wanted)
+            except PlanMismatch:
+                pass  # its code asks for the value: then it is a constant
+        return self._traced(model, ())
+
+    def _traced(self, model: nn.Module, lifted: Sequence[Path]) -> Variant:
+        program = self._trace(model, lifted)
+        return Variant(program, fixed_in(model, program.reads))
+
+    def _tell(self, text: str) -> None:
+        self._again += 1
+        if self._again == _MANY:
+            warnings.warn(
+                f"the planned step was traced {_MANY} times again because what it reads changes "
+                f"between calls: {text}; this takes time at each change: pass the value as a "
+                "tensor input, or keep it in a buffer",
+                PlannerWarning,
+                stacklevel=6,
+            )

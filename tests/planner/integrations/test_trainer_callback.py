@@ -1,0 +1,175 @@
+"""transformers' Trainer, TRL's SFTTrainer and PEFT: in less memory, and the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from planner import BadRequest
+from planner.integrations import PlannerCallback, plan_of
+from tests.planner.integrations.trainers import (
+    LONGEST,
+    QUICK,
+    arguments,
+    gpt2,
+    llama,
+    logged,
+    padded,
+    same,
+    sentences,
+    transformers,
+)
+
+pytest.importorskip("accelerate")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+def trained(model: nn.Module, args: Any, callback: Any = None, **changed: Any) -> Any:
+    said = {
+        "data_collator": padded,
+        "train_dataset": sentences(18),
+        "eval_dataset": sentences(6, seed=1),
+        "callbacks": [callback] if callback else [],
+        **changed,
+    }
+    trainer = transformers.Trainer(model, args, **said)
+    trainer.train()
+    return trainer
+
+
+def check_less_memory(callback: PlannerCallback, budget_bytes: int) -> None:
+    assert callback.plan is not None
+    assert callback.plan.peak_bytes <= budget_bytes < callback.plan.plain_peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("make", "budget", "bf16"),
+    [
+        (gpt2, 445_000, True),
+        pytest.param(gpt2, 495_000, False, marks=pytest.mark.slow),
+        pytest.param(llama, 355_000, True, marks=pytest.mark.slow),
+        pytest.param(llama, 365_000, False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_trainer_is_the_same_in_less_memory(
+    tmp_path: Path, make: Callable[[], nn.Module], budget: int, bf16: bool
+) -> None:
+    args = arguments(tmp_path, bf16=bf16)
+    plain = trained(make(), args)
+    callback = PlannerCallback(budget, **QUICK)
+    planned = trained(make(), args, callback)
+    assert logged(planned) == logged(plain)
+    assert "eval_loss" in logged(plain)[-2]
+    assert same(planned.model, plain.model)
+    check_less_memory(callback, budget)
+    assert callback.plan is not None
+    assert callback.plan.signature["accumulate"]
+    assert callback.plan.optimizer == "AdamW"
+    check_as_it_was(planned.model, tmp_path / "saved")
+
+
+def check_as_it_was(model: Any, folder: Path) -> None:
+    assert type(model) in (transformers.GPT2LMHeadModel, transformers.LlamaForCausalLM)
+    assert plan_of(model) is None
+    ids = model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False)
+    assert ids.shape == (1, 5)
+    model.save_pretrained(folder)
+    assert same(type(model).from_pretrained(folder), model)
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    said = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}
+    args = arguments(tmp_path, bf16=True, **said)
+    plain = trained(gpt2(), args)
+    planned = transformers.Trainer(
+        gpt2(),
+        args,
+        data_collator=padded,
+        train_dataset=sentences(18),
+        callbacks=[PlannerCallback(445_000, **QUICK)],
+    )
+    planned.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert same(planned.model, plain.model)
+    assert logged(planned)[:-1] == logged(plain)[:-1]  # the last is of the run as a whole
+
+
+def test_a_lora_trains_the_same(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
+    def adapted() -> nn.Module:
+        config = peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
+        return peft.get_peft_model(llama(), config)
+
+    args = arguments(tmp_path, bf16=True, max_steps=1)
+    plain = trained(adapted(), args)
+    callback = PlannerCallback(158_000, **QUICK)
+    planned = trained(adapted(), args, callback)
+    assert logged(planned) == logged(plain)
+    assert same(planned.model, plain.model)
+    check_less_memory(callback, 158_000)
+    planned.model.save_pretrained(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def finetuned(folder: Path, callback: Any = None, **changed: Any) -> Any:
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {f"w{i}": i for i in range(60)} | {"<pad>": 60, "<eos>": 61, "<unk>": 62}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>")),
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+    )
+
+    def rows(count: int, seed: int) -> Any:
+        return datasets.Dataset.from_list(
+            [{"input_ids": row["input_ids"]} for row in sentences(count, seed)]
+        )
+
+    said = {"max_length": LONGEST, "pad_to_multiple_of": 4, "bf16": True, **changed}
+    trainer = trl.SFTTrainer(
+        llama(),
+        arguments(folder, trl.SFTConfig, **said),
+        train_dataset=rows(10, 0),
+        eval_dataset=rows(6, 1),
+        processing_class=tokenizer,
+        callbacks=[callback] if callback else [],
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("below", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_trls_finetuning_is_the_same_in_less_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, below: bool
+) -> None:
+    pytest.importorskip("trl")
+    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 64)
+    where = "planner.integrations.trainer_callback._scores_some_tokens"
+    monkeypatch.setattr(where, lambda model: below)
+    plain = finetuned(tmp_path)
+    callback = PlannerCallback(365_000, **QUICK)
+    planned = finetuned(tmp_path, callback)
+    assert logged(planned) == logged(plain)
+    assert same(planned.model, plain.model)
+    if below:
+        assert "outside the planned module" in str(callback.plan)
+    else:
+        check_less_memory(callback, 365_000)
+
+
+def test_what_a_plan_cannot_run_in_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="the Trainer uses torch_compile"):
+        trained(gpt2(), arguments(tmp_path, torch_compile=True), PlannerCallback("1GB"))
+    with pytest.raises(BadRequest, match="did you mean 'method'"):
+        PlannerCallback("1GB", metod="auto")  # type: ignore[call-arg]

@@ -1,0 +1,101 @@
+"""Under autocast a planned step rounds where the plain one does; backward is outside it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from planner import PlanMismatch
+from tests.scenes import SCENES, Apply, mlp
+from tests.training import Scene, assert_same, planned, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _attention(*, p: float, causal: bool = False, mask: str = "") -> nn.Module:
+    masks = {
+        "bool": lambda: torch.ones(16, 16).tril().bool(),
+        "float": lambda: torch.linspace(-1, 1, 256).view(16, 16),
+    }
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(4, 16, 2, 16).transpose(1, 2) for f in (m.q, m.k, m.v))
+        given = masks[mask]() if mask else None
+        out = F.scaled_dot_product_attention(q, k, v, given, dropout_p=p, is_causal=causal)
+        return out.float().square().mean()
+
+    return Apply(run, **{name: nn.Linear(32, 32) for name in "qkv"})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"p": 0.0},
+        {"p": 0.1},
+        {"p": 0.15, "causal": True},
+        {"p": 0.1, "mask": "bool"},
+        {"p": 0.1, "mask": "float"},
+    ],
+    ids=str,
+)
+def test_attention_equals_eager(kind: dict[str, Any], dtype: torch.dtype) -> None:
+    around = functools.partial(torch.autocast, "cpu", dtype)
+    make = functools.partial(_attention, **kind)
+    scene = Scene(make, lambda: torch.randn(64, 32), around=around)
+    assert_same(train(scene, scene.model()), train(scene, planned(scene)))
+
+
+def test_backward_inside_the_block_is_refused_where_it_would_differ() -> None:
+    around = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    scene = Scene(lambda: _attention(p=0.1), lambda: torch.randn(64, 32), around=around)
+    with scene.around():
+        loss = planned(scene)(scene.call())
+        with pytest.raises(PlanMismatch, match="leave the block first"):
+            loss.backward()
+
+
+def test_backward_inside_the_block_runs_where_it_would_not() -> None:
+    scene = SCENES["autocast"]
+
+    def gradients(model: nn.Module) -> list[Tensor]:
+        with scene.around():
+            model(scene.call()).backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    found = zip(gradients(scene.model()), gradients(planned(scene)), strict=True)
+    assert all(torch.equal(a, b) for a, b in found)
+
+
+def test_an_operator_that_casts_by_itself_in_backward_does_so_in_a_plan() -> None:
+    class Product(torch.autograd.Function):
+        @staticmethod
+        @torch.amp.custom_fwd(device_type="cpu")
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            return x @ weight
+
+        @staticmethod
+        @torch.amp.custom_bwd(device_type="cpu")
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+            x, weight = ctx.saved_tensors
+            return grads[0] @ weight.t(), x.t() @ grads[0]
+
+    def make() -> nn.Module:
+        return Apply(
+            lambda m, x: Product.apply(m.a(x), m.b.weight).float().square().mean(),
+            a=mlp(),
+            b=nn.Linear(16, 16),
+        )
+
+    around = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    scene = Scene(make, lambda: torch.randn(64, 16), around=around)
+    assert_same(train(scene, scene.model()), train(scene, planned(scene)))
