@@ -19,7 +19,7 @@ from planner.errors import PlanMismatch, PlannerError
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.plan.step_plan import StepPlan
-from planner.running.optimizer_states import watch_states
+from planner.running.optimizer_watch import watch_optimizer
 from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
@@ -61,11 +61,12 @@ def apply(
             that the model already runs is replaced.
         ValueError: an unknown ``on_mismatch``.
     """
+    account = Account(plan)
     cls = planned_class(
-        plan, model, on_mismatch=on_mismatch, loss=loss, replan=replan, account=Account(plan)
+        plan, model, on_mismatch=on_mismatch, loss=loss, replan=replan, account=account
     )
     patched = reclassed(model, cls)
-    watch_states(plan, patched)
+    watch_optimizer(account, patched)
     return patched
 
 

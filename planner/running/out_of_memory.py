@@ -41,6 +41,8 @@ class Account:
     plan: StepPlan
     ask: Callable[[torch.device], Held | None] = held_on
     seen: dict[Phase, Held] = field(default_factory=dict)
+    runs: int = 0
+    """How often a planned step has begun."""
 
     @contextmanager
     def kept(self, device: torch.device, phase: Phase) -> Iterator[None]:
@@ -51,6 +53,7 @@ class Account:
             phase: the half, forward or backward.
         """
         if phase is Phase.FORWARD:
+            self.runs += 1
             self.seen.clear()
         if phase not in self.seen and (held := self.ask(device)) is not None:
             self.seen[phase] = held

@@ -1,4 +1,4 @@
-"""An optimizer with more states than were planned is noticed once, where there is no room."""
+"""The first step of an optimizer tells once that no plan ran, or that its states have no room."""
 
 from __future__ import annotations
 
@@ -53,6 +53,19 @@ def test_nothing_is_said_where_it_fits_or_was_told(
             torch.optim.AdamW(other.parameters(), amsgrad=True).step()
         else:
             torch.optim.AdamW(model.parameters(), amsgrad=amsgrad).step()
+
+
+def test_a_step_past_the_plan_is_noticed_once() -> None:
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4))
+    planned = planner.fit(model, "1GB", inputs=CALL, optimizer="sgd").apply(model)
+    sgd = torch.optim.SGD(planned.parameters())
+    first, second = planned.children()
+    second(first(CALL)).sum().backward()
+    with pytest.warns(PlannerWarning, match="no call of the planned model has run the plan"):
+        sgd.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sgd.step()
 
 
 def test_watching_ends_with_the_model() -> None:

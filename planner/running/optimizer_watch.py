@@ -1,4 +1,4 @@
-"""An optimizer that holds more than was planned for, noticed after its first step.
+"""What the first step of an optimizer tells of a loop: that no plan ran, or that it holds more.
 
 Knows which optimizer steps a model's parameters. Says nothing where the budget has room.
 """
@@ -19,30 +19,42 @@ from planner.graphs.torch_api.pytree import tree_leaves
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning
+from planner.running.out_of_memory import Account
 
 
-def watch_states(plan: StepPlan, model: nn.Module) -> None:
+def watch_optimizer(account: Account, model: nn.Module) -> None:
     """Look once at the optimizer that takes a step of a model's parameters.
 
     Args:
-        plan: of the model; one made without an optimizer has said that none is counted.
+        account: of the model's plan and its runs.
         model: what the watching ends with.
     """
-    if plan.optimizer is None:
-        return
     owned = {id(p) for p in model.parameters()}
 
     def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         if any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
             handle.remove()
-            _tell(plan, optimizer)
+            if account.runs == 0:
+                _tell_unused()
+            elif account.plan.optimizer is not None:  # a plan without has said that none is counted
+                _tell_states(account.plan, optimizer)
 
     handle = register_optimizer_step_post_hook(stepped)
     weakref.finalize(model, handle.remove)
 
 
-def _tell(plan: StepPlan, optimizer: Optimizer) -> None:
+def _tell_unused() -> None:
+    warnings.warn(
+        "an optimizer took a step and no call of the planned model has run the plan, so that "
+        "nothing limits the memory: the training step calls submodules of it (self.net(x)) or the "
+        "model as it was before; call the planned model, or plan the submodule that is called",
+        PlannerWarning,
+        stacklevel=4,
+    )
+
+
+def _tell_states(plan: StepPlan, optimizer: Optimizer) -> None:
     planned = sum(v.size_bytes for v in plan.graph.values if v.kind is Kind.OPTIMIZER)
     leaves = tree_leaves(list(optimizer.state.values()))
     held = {storage_key(x): x.untyped_storage().nbytes() for x in leaves if isinstance(x, Tensor)}
