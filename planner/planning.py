@@ -131,7 +131,8 @@ def plan_again(
     Args:
         plan: what to go by.
         model: in the modes of the call.
-        call: what the model is called with.
+        call: what the model is called with; it is found again by its very sizes, or if it says
+            what it answers to the model's questions, it is the largest one, as the plan's own.
         loss: the callable that the plan was made with.
 
     Raises:
@@ -150,7 +151,7 @@ def plan_again(
         "method": plan.method,
         "accumulate": bool(plan.signature["accumulate"]),
         "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),
-        "dynamic": "off",  # it is found again by its very sizes
+        "dynamic": "off" if call.answers is None else plan.signature["dynamic"],
         "progress": "off",
     }
     again = plan_step(request_of(model, said), plan.budget_bytes)

@@ -18,8 +18,9 @@ from planner.graphs.capture.step_function import Arguments
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.pytree import tree_leaves, tree_unflatten, treespec_dumps
 
-Dynamic = str | Mapping[str, int | Sequence[int]]
-"""Which dimensions may be smaller: "batch", "off", or those of each argument by its name."""
+Dynamic = str | Mapping[str, int | Sequence[int]] | list[list[Any]]
+"""Which dimensions may be smaller: "batch", "off", those of each argument by its name, or a list as
+a signature has it."""
 
 Sizes = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 """Shape and strides of every tensor that may be smaller."""
@@ -45,6 +46,8 @@ def free_sizes(model: nn.Module, call: Arguments, dynamic: Dynamic) -> list[list
     >>> free_sizes(nn.Linear(2, 1), call, {"input": (0, 1)})
     [[0, [0, 1], 'input']]
     """
+    if isinstance(dynamic, list):
+        return dynamic
     if dynamic == "off":
         return []
     tensors = {i: x for i, x in enumerate(call.leaves) if isinstance(x, Tensor) and x.dim()}

@@ -33,10 +33,14 @@ Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of one call, flattened: tensors apart, everything else a constant."""
+    """The arguments of one call, flattened: tensors apart, everything else a constant.
+
+    ``answers`` are what the model is told when it asks for values of tensors without data.
+    """
 
     leaves: tuple[Any, ...]
     spec: TreeSpec
+    answers: tuple[Any, ...] | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

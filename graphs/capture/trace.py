@@ -118,13 +118,31 @@ def run_forward(
     Raises:
         CaptureError: the forward pass cannot run without data.
     """
+    return _forward(model, call, loss)[1]
+
+
+def answers_of(
+    model: nn.Module, call: Arguments, *, loss: Callable[..., Any] | None = None
+) -> tuple[Any, ...]:
+    """Return what the data of a call answer to what the model asks of them, in order.
+
+    Args:
+        model, call, loss: as for ``run_forward``, which raises the same errors.
+    """
+    return _forward(model, call, loss)[0].decisions.answers
+
+
+@capturing()
+def _forward(
+    model: nn.Module, call: Arguments, loss: Callable[..., Any] | None
+) -> tuple[_Watched, FakeTensorMode]:
     state = PythonState(model, () if loss is None else (loss,))
     watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state)
     try:
         with unchanged(state), _capturing(model) as (stack, _):
             export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
-        return mode
+        return watched, mode
     raise AssertionError("a capture runs the forward pass")
 
 

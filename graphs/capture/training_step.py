@@ -144,7 +144,7 @@ def capture_joint(
     tell("capturing forward and backward")
     rewrite_of(rewrite)  # an unknown one is said before any work
     free = free_sizes(model, call, dynamic)
-    joint = normalized(trace(model, call, loss=loss, lean=target.lean))
+    joint = normalized(trace(model, call, loss=loss, answers=call.answers, lean=target.lean))
     joint, rewrite = rewritten(joint, rewrite)
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here

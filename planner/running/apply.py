@@ -19,12 +19,13 @@ from planner.errors import PlanMismatch, PlannerError
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.plan.step_plan import StepPlan
+from planner.running.branches import program_of
 from planner.running.optimizer_watch import watch_optimizer
 from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
 from planner.running.run_step import run
-from planner.running.runtime import Replan, Runtime, at_sizes, runtime_of
+from planner.running.runtime import Replan, Runtime, runtime_of
 
 MISMATCH = ("error", "replan", "plain")
 _FORMER = {"original": "plain"}  # until 0.3
@@ -140,7 +141,7 @@ def _dispatch(
     loss = runtime.loss if targets is not None else None  # else the model's output is wanted
     if not torch.is_grad_enabled():
         return _plain(model, base, loss, call)
-    program = _program_of(runtime, model, call)
+    program = _program_or_reason(runtime, model, call)
     if isinstance(program, Program):
         return run(program, model, call, runtime.held, runtime.account)
     if runtime.loss is not None and targets is None and not model.training:
@@ -161,12 +162,12 @@ def _dispatch(
     )
 
 
-def _program_of(runtime: Runtime, model: nn.Module, call: Arguments) -> Program | str:
-    """Return the program that a call is for, at its sizes, or why there is none."""
+def _program_or_reason(runtime: Runtime, model: nn.Module, call: Arguments) -> Program | str:
     try:
-        return at_sizes(runtime, model, call).variants.of(model, call)
+        found = program_of(runtime, model, call)
     except PlannerError as error:
         return str(error)
+    return found if isinstance(found, Program) else found.text
 
 
 def _plain(
@@ -191,6 +192,6 @@ def _replanned(runtime: Runtime, model: nn.Module, call: Arguments) -> Program:
 
     made = runtime.replanned.get(runtime.variants.key(model, call), make, serves)
     program = made.variants.of(model, call)
-    if isinstance(program, str):
-        raise PlanMismatch(f"the step planned anew is not this call's: {program}")
+    if not isinstance(program, Program):
+        raise PlanMismatch(f"the step planned anew is not this call's: {program.text}")
     return program

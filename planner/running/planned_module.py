@@ -59,6 +59,8 @@ def derived(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modul
 def unplanned(model: nn.Module) -> nn.Module:
     """Return the model without its plan, around the same tensors and submodules.
 
+    A class that somebody derived of the planned one, as ``fully_shard`` does, goes as well.
+
     Raises:
         PlanMismatch: a submodule runs a plan of its own.
     """
@@ -68,9 +70,10 @@ def unplanned(model: nn.Module) -> nn.Module:
                 f"submodule {path!r} already runs a plan of its own; plan the model with the "
                 "submodule as it was before plan.apply"
             )
-    if not _is_planned(model):
+    planned = next((cls for cls in type(model).__mro__ if _MARK in vars(cls)), None)
+    if planned is None:
         return model
-    base = type(model).__bases__[0]
+    base = planned.__bases__[0]
     if "forward" not in vars(model):
         return reclassed(model, base)
     fresh: nn.Module = object.__new__(

@@ -52,6 +52,7 @@ class Runtime:
     replan: Replan | None = None
     replanned: Recent[Runtime] = field(default_factory=Recent)
     smaller: Recent[Runtime] = field(default_factory=lambda: Recent(SIZES))
+    branches: Recent[Runtime] = field(default_factory=Recent)
     any_size: AnySize | None = None
     held: HeldMemory = field(default_factory=lambda: HeldMemory(accumulate=False))
     account: Account | None = None

@@ -46,10 +46,14 @@ Raises ``PlanMismatch`` if the model does something else than was planned.
 
 @dataclass(frozen=True)
 class Departure:
-    """Why a program is not for a call; ``in_reads`` if all else is as planned."""
+    """Why a program is not for a call; ``in_reads`` if all else is as planned.
+
+    ``answers`` are what the call's data answer to the program's questions, if all but they is.
+    """
 
     text: str
     in_reads: bool = False
+    answers: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class Variant:
         if (broken := decisions.broken_by(known)) is not None:
             return Departure(
                 f"the model asks for a value at {broken.source}; the plan was made for "
-                f"{broken.answer}, these inputs give another"
+                f"{broken.answer}, these inputs give another",
+                answers=decisions.answered_by(known),
             )
         return None
 
@@ -123,7 +128,7 @@ class Variants:
         modules = list(model.modules())
         return fingerprint(modules, call), quick_look(modules, self._items[0].fixed.reads)
 
-    def of(self, model: nn.Module, call: Arguments) -> Program | str:
+    def of(self, model: nn.Module, call: Arguments) -> Program | Departure:
         """Return the program that a call is for, or why there is none.
 
         Args:
@@ -139,14 +144,14 @@ class Variants:
                 return variant.program
             first = first or difference
             if not difference.in_reads:
-                return difference.text
+                return difference
         assert first is not None, "there is always one program"
         try:
             made = self._traced_otherwise(model)
         except PlanMismatch as error:
-            return f"{first.text}; with that, {error}"
+            return Departure(f"{first.text}; with that, {error}")
         if (still := made.difference(self._plan, model, call)) is not None:
-            return still.text
+            return still
         self._items = [made, *self._items[: MOST_VARIANTS - 1]]
         self._tell(first.text)
         return made.program

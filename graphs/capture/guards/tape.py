@@ -129,6 +129,23 @@ class Decisions:
         """
         return self._broken(self.items, inputs)
 
+    def answered_by(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Return what other tensors would answer; what cannot be asked is told by its error.
+
+        Args:
+            inputs: of the call, then the buffers of the model.
+        """
+        memo: dict[int, Any] = {}
+        found: list[Any] = []
+        with torch.no_grad():
+            for decision in self.items:
+                try:
+                    answer = evaluate(decision.entry, inputs, memo, self.number)
+                except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                    answer = type(error).__name__
+                found.append(tuple(answer) if isinstance(answer, list) else answer)
+        return tuple(found)
+
     def at(self, number: Callable[[Any], Any]) -> Decisions | None:
         """Return the decisions that remain at some sizes, ``None`` if another answer goes there.
 
