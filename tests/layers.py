@@ -183,4 +183,19 @@ def permuted_batches() -> nn.Module:
     )
 
 
+@scene(
+    inputs=lambda: (
+        torch.randn(12, 4, 16),
+        torch.randint(1, 16, (4, 5)),
+        torch.tensor([12, 9, 12, 10]),
+        torch.tensor([5, 3, 2, 4]),
+    )
+)
+def lengths_of_sequences() -> nn.Module:
+    def run(m: Any, x: Tensor, words: Tensor, steps: Tensor, lengths: Tensor) -> Tensor:
+        return F.ctc_loss(m.a(x).log_softmax(-1), words, steps, lengths)
+
+    return Apply(run, a=nn.Sequential(mlp(), mlp()))
+
+
 __all__ = ["SCENES"]

@@ -285,3 +285,54 @@ def numbers_and_types_as_arguments() -> Setup:
     options = {"scale": np.float32(2.0), "kind": torch.float64}
     fit = {"inputs": {"x": batch(), **options}}
     return Setup(Model(), lambda called, k: called(batch(k), **options), fit)
+
+
+@loop(ASKED)
+def gaps_in_some_batches() -> Setup:
+    class Model(Net):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            if not mask.all():
+                x = x * mask[:, None]
+            return super().forward(x)
+
+    def step(called: nn.Module, k: int) -> Tensor:
+        loss: Tensor = called(batch(k), torch.arange(32) < 32 - k % 2)
+        return loss
+
+    return Setup(Model(), step, {"inputs": (batch(), torch.ones(32, dtype=torch.bool))})
+
+
+@loop(ASKED)
+def lengths_of_sequences() -> Setup:
+    class Model(Net):
+        def forward(self, x: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
+            scores = self.body(x).reshape(8, 4, 16).log_softmax(-1)
+            return nn.functional.ctc_loss(scores, words, torch.full((4,), 8), lengths)
+
+    words = torch.randint(1, 16, (4, 5), generator=torch.Generator().manual_seed(1))
+
+    def step(called: nn.Module, k: int) -> Tensor:
+        loss: Tensor = called(batch(k), words, (torch.arange(4) + k) % 3 + 1)
+        return loss
+
+    return Setup(Model(), step, {"inputs": (batch(), words, torch.tensor([1, 5, 2, 3]))})
+
+
+@loop(ASKED, refused="packed sequence")
+def packed_sequences() -> Setup:
+    class Model(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRU(16, 16)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x.reshape(8, 4, 16), lengths, enforce_sorted=False
+            )
+            return super().forward(self.cell(packed)[1])
+
+    def step(called: nn.Module, k: int) -> Tensor:
+        loss: Tensor = called(batch(k), (torch.arange(4) + k) % 3 + 1)
+        return loss
+
+    return Setup(Model(), step, {"inputs": (batch(), torch.tensor([8, 5, 2, 3]))})

@@ -16,6 +16,19 @@ from planner.graphs.torch_api.fake_tensors import DATA_DEPENDENT, UnsupportedOpe
 from planner.graphs.torch_api.refused import NotTracedWhole
 
 
+_INSTEAD = {
+    "_pack_padded_sequence": "a packed sequence is as long as its lengths add up to: give the "
+    "recurrent layer the padded batch and mask what it returns",
+    "nonzero": "a boolean index takes as many values as are true: choose with torch.where, or "
+    "multiply by the mask",
+    "masked_select": "it takes as many values as are true: multiply by the mask instead",
+}
+"""What to do without operators whose results are as large as their data say."""
+_OTHERWISE = (
+    "compute it outside the model, or choose an implementation without data-dependent shapes"
+)
+
+
 @contextmanager
 def explained(model: nn.Module) -> Iterator[None]:
     """Turn what torch raises while tracing into a ``CaptureError`` that names the user's line."""
@@ -27,10 +40,11 @@ def explained(model: nn.Module) -> Iterator[None]:
     except DATA_DEPENDENT as error:
         experts = any("expert" in type(m).__name__.lower() for m in model.modules())
         advice = ' (for experts in transformers: experts_implementation="grouped_mm")' * experts
+        cause = _first_line(error)
+        known = (text for op, text in _INSTEAD.items() if op in cause)
         raise CaptureError(
             f"{name}: {_where(error)} needs the value of a tensor, which capturing cannot know "
-            f"({_first_line(error)}); compute it outside the model, or choose an implementation "
-            f"without data-dependent shapes{advice}"
+            f"({cause}); {next(known, _OTHERWISE)}{advice}"
         ) from error
     except UnsupportedOperatorException as error:
         raise CaptureError(

@@ -81,10 +81,44 @@ def _normalized(mode: FakeTensorMode, x: Tensor, counts: tuple[int, ...]) -> tup
         return torch.empty_like(x), mean, torch.empty_like(mean)
 
 
+def _ctc_loss(  # noqa: PLR0917, the operator's own signature
+    mode: FakeTensorMode,
+    func: Any,
+    scores: Tensor,
+    targets: Tensor,
+    inputs: Any,
+    lengths: Any,
+    *rest: Any,
+    **said: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return what CTC loss returns, its second result as large as it gets for these targets.
+
+    Only the backward kernel reads that one.
+    """
+    longest = targets.shape[-1] if isinstance(lengths, Tensor) else max((0, *lengths))
+    steps, rows, _ = scores.shape
+    with mode:
+        loss = torch.empty(rows, dtype=scores.dtype, device=scores.device)
+        return loss, torch.empty(
+            (rows, steps, 2 * longest + 1), dtype=scores.dtype, device=scores.device
+        )
+
+
+def _ctc_loss_backward(
+    mode: FakeTensorMode, func: Any, gradient: Tensor, scores: Tensor, *rest: Any, **said: Any
+) -> Tensor:
+    with mode:
+        return torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
+
+
 _OURS: dict[Any, Any] = {
     _GROUPED: _grouped_mm,
     _LAYER_NORM: _layer_norm,
     _GROUP_NORM: _group_norm,
+    torch.ops.aten._ctc_loss.default: _ctc_loss,
+    torch.ops.aten._ctc_loss.Tensor: _ctc_loss,
+    torch.ops.aten._ctc_loss_backward.default: _ctc_loss_backward,
+    torch.ops.aten._ctc_loss_backward.Tensor: _ctc_loss_backward,
 }
 
 
@@ -140,9 +174,21 @@ def lenient_kernels(patches: Patches) -> None:
     patches.on_undo(FakeTensorMode.cache_clear)
     for op, kernel in _OURS.items():
         patches.entry(fake_impls.op_implementations_dict, op, kernel)
+    patches.attribute(torch, "ctc_loss", _lengths_as_tensors(patches, torch.ctc_loss))
     for op in _DECOMPOSED:
         patches.entry(decomposition_table, op, _changed(op, decomposition_table[op]))
     FakeTensorMode.cache_clear()
+
+
+def _lengths_as_tensors(patches: Patches, own: Any) -> Any:
+    """Let CTC loss take its lengths as tensors: of a list it would make one that cannot be fake."""
+
+    def called(scores: Tensor, targets: Tensor, inputs: Any, lengths: Any, *rest: Any) -> Any:
+        if patches.mine() and not isinstance(lengths, Tensor):
+            inputs, lengths = torch.tensor(inputs), torch.tensor(lengths)
+        return own(scores, targets, inputs, lengths, *rest)
+
+    return called
 
 
 def _changed(op: Any, composed: Any) -> Any:

@@ -6,6 +6,7 @@ Knows nothing of tracing.
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import sys
@@ -30,6 +31,7 @@ _LIBRARIES = (
     *(f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")),
 )
 """Whose globals are taken to be what they are: they are settings that a loop does not change."""
+_GLOBAL = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"))
 
 
 class Missing:
@@ -350,7 +352,7 @@ class _Walk:
         table = function.__globals__
         new = Path(Outside(table, f"global of {function.__module__} ")), set[str]()
         root, known = self.globals.setdefault(id(table), new)
-        fresh = {n for n in names_in(function.__code__) if n in table} - known
+        fresh = {n for n in _globals_in(function.__code__) if n in table} - known
         known.update(fresh)
         self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
 
@@ -361,6 +363,14 @@ def names_in(code: types.CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             yield from names_in(inner)
+
+
+def _globals_in(code: types.CodeType) -> Iterator[str]:
+    """Return the names that are looked up among globals, not as attributes of something."""
+    yield from (i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL)
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _globals_in(inner)
 
 
 def _is_plain(value: Any) -> bool:
