@@ -55,10 +55,10 @@ def fit(
             ``Request``.
         budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
         said: what else is to be said of the step: ``inputs``, ``loss``, ``targets``, ``dynamic``,
-            ``optimizer``,
-            ``device``, ``costs``, ``engine``, ``method``, ``limits``, ``progress``, ``accumulate``;
-            and with a ``world_size`` above 1 ``devices_per_node``, ``link``, ``global_batch``,
-            ``precisions``, ``offload``. ``planner.Request`` says what each means.
+            ``optimizer``, ``device``, ``reserve``, ``costs``, ``engine``, ``method``, ``limits``,
+            ``progress``, ``accumulate``, ``checks``; and with a ``world_size`` above 1
+            ``devices_per_node``, ``link``, ``global_batch``, ``precisions``, ``offload``.
+            ``planner.Request`` says what each means.
 
     Raises:
         BadBudget, BadCluster, BadRequest, UnknownMethod, UnknownEngine, UnknownDevice: something is

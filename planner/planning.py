@@ -150,6 +150,7 @@ def plan_again(
         "rewrites": (plan.rewrite,),
         "method": plan.method,
         "accumulate": bool(plan.signature["accumulate"]),
+        "checks": plan.signature.get("checks", "keep"),
         "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),
         "dynamic": "off" if call.answers is None else plan.signature["dynamic"],
         "progress": "off",

@@ -59,6 +59,7 @@ class SingleOptions(StepOptions, total=False):
     """What may be said of a step on one device."""
 
     accumulate: bool
+    checks: str
 
 
 class FitOptions(SingleOptions, total=False):
@@ -145,6 +146,9 @@ class Request:
         progress: "auto" shows on a terminal and in a notebook what is going on; "off"; or a
             function that is called with a sentence.
         accumulate: keep the gradients of earlier micro-steps through forward.
+        checks: "keep" makes after each call the checks of the model's code that only raise or log
+            (``assert``, ``if x.isnan().any(): raise``), which waits for the device; "drop" leaves
+            them out.
         world_size: how many devices; above 1 the plan also says what to shard, in which
             micro-batches, and the budget is each device's. The rest is for several devices only.
         devices_per_node: by default what the usual server of the device has.
@@ -171,6 +175,7 @@ class Request:
     limits: Limits = DEFAULT_LIMITS
     progress: Told = "auto"
     accumulate: bool = False
+    checks: str = "keep"
     world_size: int = 1
     devices_per_node: int | None = None
     link: LinkSpec = None
@@ -261,6 +266,8 @@ def _check_values(request: Request) -> None:
         )
     if isinstance(request.dynamic, str) and request.dynamic not in ("batch", "off"):
         raise BadRequest(f'dynamic is {request.dynamic!r}; expected "batch", "off" or a mapping')
+    if request.checks not in ("keep", "drop"):
+        raise BadRequest(f'checks is {request.checks!r}; expected "keep" or "drop"')
     for name in ("rewrites", "precisions"):
         value = getattr(request, name)
         if isinstance(value, str) or not value:
@@ -309,6 +316,8 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
             "accumulate=True is for one device: over several, how many micro-steps are "
             "accumulated is planned; pass global_batch="
         )
+    if request.world_size != 1 and "checks" in said:
+        raise BadCluster("checks= is for one device so far: leave it out")
     if request.world_size != 1 and "rewrites" in said:
         raise BadCluster("rewrites= are for one device so far: leave them out")
     if request.world_size != 1 and isinstance(request.dynamic, Mapping):

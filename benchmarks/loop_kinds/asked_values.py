@@ -290,7 +290,7 @@ def numbers_and_types_as_arguments() -> Setup:
 @loop(ASKED)
 def gaps_in_some_batches() -> Setup:
     class Model(Net):
-        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        def forward(self, x: Tensor, mask: Any = None) -> Tensor:
             if not mask.all():
                 x = x * mask[:, None]
             return super().forward(x)
@@ -305,7 +305,7 @@ def gaps_in_some_batches() -> Setup:
 @loop(ASKED)
 def lengths_of_sequences() -> Setup:
     class Model(Net):
-        def forward(self, x: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
+        def forward(self, x: Tensor, words: Any = None, lengths: Any = None) -> Tensor:
             scores = self.body(x).reshape(8, 4, 16).log_softmax(-1)
             return nn.functional.ctc_loss(scores, words, torch.full((4,), 8), lengths)
 
@@ -325,7 +325,7 @@ def packed_sequences() -> Setup:
             super().__init__()
             self.cell = nn.GRU(16, 16)
 
-        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
             packed = nn.utils.rnn.pack_padded_sequence(
                 x.reshape(8, 4, 16), lengths, enforce_sorted=False
             )

@@ -58,6 +58,7 @@ def trace(
     lean: bool = True,
     lifted: Sequence[Path] = (),
     sizes: SymbolicSizes | None = None,
+    checks: bool = True,
 ) -> Joint:
     """Trace forward, loss and backward of one call under fake tensors.
 
@@ -70,6 +71,7 @@ def trace(
         lean: take the leaner of two equal dropouts, which eager mode on a CPU does not.
         lifted: where Python holds floats that are to be inputs of the graph, not constants.
         sizes: makes symbols of some sizes, instead of tracing these very ones.
+        checks: keep what the model checks in order to raise or log, as outputs.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -80,7 +82,7 @@ def trace(
         watched, inputs, _ = _watch(
             model, call, loss, device, answers=answers, state=state, lifted=lifted, sizes=sizes
         )
-        step = watched.step
+        step, watched.checks = watched.step, checks
         with unchanged(state), _capturing(model, lean=lean) as (stack, patches):
             state.watch_draws(patches)
             reads = stack.enter_context(watched_reads(model, patches, lifted))
@@ -250,6 +252,7 @@ class _Watched(nn.Module):
         self.step, self._data, self._answers = step, data, answers
         self._lifted = tuple(lifted)
         self.decisions = Decisions()
+        self.checks = True
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         count = len(tensors) - len(self._lifted)
@@ -258,7 +261,7 @@ class _Watched(nn.Module):
         known = [*tensors, *self.step.buffers_now]
         with Observer(known, self._data, self._answers) as observer:
             kept: list[Tensor] = self.step(*tensors)
-        self.step.add_checks(kept, observer.checks)
+        self.step.add_checks(kept, observer.checks if self.checks else ())
         self.decisions = Decisions(tuple(observer.found), tuple(observer.by_size))
         return kept
 

@@ -15,7 +15,6 @@ from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.fake_tensors import DATA_DEPENDENT, UnsupportedOperatorException
 from planner.graphs.torch_api.refused import NotTracedWhole
 
-
 _INSTEAD = {
     "_pack_padded_sequence": "a packed sequence is as long as its lengths add up to: give the "
     "recurrent layer the padded batch and mask what it returns",

@@ -55,6 +55,7 @@ def capture(
     accumulate: bool = False,
     rewrite: str = AS_CAPTURED.name,
     dynamic: Dynamic = "batch",
+    checks: str = "keep",
     progress: Callable[[str], None] | None = None,
 ) -> Captured:
     """Capture one training step of a model without allocating it.
@@ -73,6 +74,7 @@ def capture(
         accumulate: gradients of earlier micro-batches are held while this one runs.
         rewrite: the variant of the step to capture, a name of ``REWRITES``.
         dynamic: which sizes may be smaller when the step is run, as ``free_sizes`` takes it.
+        checks: "keep" those that the model's code makes in order to raise or log, or "drop" them.
         progress: called with a word about what begins.
 
     Raises:
@@ -95,6 +97,7 @@ def capture(
         accumulate=accumulate,
         rewrite=rewrite,
         dynamic=dynamic,
+        checks=checks,
         progress=progress,
     )
     return found.captured
@@ -123,13 +126,14 @@ def capture_joint(
     real: bool | None = None,
     rewrite: str = AS_CAPTURED.name,
     dynamic: Dynamic = "batch",
+    checks: str = "keep",
     progress: Callable[[str], None] | None = None,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
     Args:
-        model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, progress: as for
-            ``capture``.
+        model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, checks, progress: as
+            for ``capture``.
         call: the flattened inputs and targets.
         eager: torch will run the step itself, with its own dropout and no kernel writing into
             what the one before it made.
@@ -144,7 +148,10 @@ def capture_joint(
     tell("capturing forward and backward")
     rewrite_of(rewrite)  # an unknown one is said before any work
     free = free_sizes(model, call, dynamic)
-    joint = normalized(trace(model, call, loss=loss, answers=call.answers, lean=target.lean))
+    joint = trace(
+        model, call, loss=loss, answers=call.answers, lean=target.lean, checks=checks == "keep"
+    )
+    joint = normalized(joint)
     joint, rewrite = rewritten(joint, rewrite)
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
@@ -167,7 +174,8 @@ def capture_joint(
     )
     answers = joint.decisions.answers
     signature = signature_of(model, call, answers=answers, loss=loss is not None)
-    signature |= {"accumulate": accumulate, "dynamic": free}
+    checked = sorted({check.source for _, check in joint.outputs.checks})
+    signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
     captured = Captured(graph, signature, rewrite)
     return Traced(captured, joint, lowering)
 
@@ -216,7 +224,8 @@ def recapture(
     call = fake_call(signature, mode or (with_numbers() if lifted else None))
     answers = signature["answers"]
     sizes = SymbolicSizes(by_tensor(signature, call)) if any_size else None
-    joint = trace(model, call, loss=loss, answers=answers, lifted=lifted, sizes=sizes)
+    keep = signature.get("checks", "keep") == "keep"
+    joint = trace(model, call, loss=loss, answers=answers, lifted=lifted, sizes=sizes, checks=keep)
     joint, _ = rewritten(normalized(joint), rewrite)
     symbolic = without_symbols(joint, sizes) if sizes else None
     target = Target(devices.cpu(), device_type(model, call))

@@ -174,6 +174,11 @@ def notes(plan: StepPlan) -> Iterator[str]:
         yield f"made for {model}" + (f" with {_inputs(inputs)}" if inputs else "")
     if limits := served(plan.signature):
         yield f"every smaller call is served, too: {limits}"
+    if checked := plan.signature.get("checked"):
+        where = ", ".join(map(short_source, checked[:3])) + ", ..." * (len(checked) > 3)
+        yield f"checks of the model at {where} are made after each call, or with checks='drop' not"
+    elif plan.signature.get("checks") == "drop":
+        yield "checks that the model's code makes in order to raise or log are left out"
     if plan.optimizer is None:
         yield "the optimizer's state and step are left out of every number here"
     else:

@@ -55,6 +55,7 @@ def captured(request: Request, rewrite: str) -> Captured:
             accumulate=request.accumulate,
             rewrite=rewrite,
             dynamic=request.dynamic,
+            checks=request.checks,
             progress=request.tell,
         )
     except ValueError as error:  # a CaptureError of graphs, or an argument it does not know

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import planner
 from planner import CaptureError, CheckFailed
+from planner.errors import BadRequest
 
 
 class Checking(nn.Module):
@@ -81,3 +82,15 @@ def computing(x: Tensor) -> Tensor:
 def test_what_does_more_than_check_is_refused(check: Callable[[Tensor], object]) -> None:
     with pytest.raises(CaptureError, match=r"test_checks\.py:\d+ needs the value"):
         planned(check)
+
+
+def test_checks_may_be_dropped() -> None:
+    model, x = Checking(raising), torch.ones(2, 4)
+    kept = planner.fit(model, "1MB", inputs=x)
+    dropped = planner.fit(model, "1MB", inputs=x, checks="drop")
+    assert len(dropped.graph.ops) < len(kept.graph.ops)
+    dropped.apply(model)(torch.full((2, 4), torch.nan)).backward()
+    assert f"test_checks.py:{raising.__code__.co_firstlineno + 1} are made after" in str(kept)
+    assert "are left out" in str(dropped)
+    with pytest.raises(BadRequest, match=r"checks is 'some'; expected"):
+        planner.fit(model, "1MB", inputs=x, checks="some")
