@@ -43,6 +43,7 @@ from planner.graphs.torch_api.module_watch import watch_forwards
 from planner.graphs.torch_api.patches import Patches, capturing, patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warnings
 from planner.graphs.torch_api.random_state import leave_generators_alone
+from planner.graphs.torch_api.recurrent import lstm_of_any_size
 from planner.graphs.torch_api.refused import refuse_what_cannot_be_traced
 from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
 from planner.graphs.torch_api.versions import require_supported
@@ -85,6 +86,8 @@ def trace(
         step, watched.checks = watched.step, checks
         with unchanged(state), _capturing(model, lean=lean) as (stack, patches):
             state.watch_draws(patches)
+            if sizes:
+                lstm_of_any_size(patches)
             reads = stack.enter_context(watched_reads(model, patches, lifted))
             reads.take(state.places)
             state.written = reads.written
