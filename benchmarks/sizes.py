@@ -116,7 +116,7 @@ def _cut(call: Call, rows: int, length: int) -> Call:
 BOTH = {"input_ids": (0, 1), "labels": (0, 1)}
 CASES = {
     "gpt2": Case(gpt2, lambda: tokens(6, 32), BOTH, _cut),
-    "t5": Case(t5, lambda: tokens(6, 32), "batch", lambda c, n, _: _cut(c, n, 32)),
+    "t5": Case(t5, lambda: tokens(6, 32), BOTH, _cut),
     "cnn": Case(
         Pictures,
         lambda: {"x": torch.randn(6, 3, 32, 32)},
