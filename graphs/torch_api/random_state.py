@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,15 @@ def leave_generators_alone(patches: Patches) -> None:
     would draw the same numbers again.
     """
     own: Any = aot_autograd.preserve_rng_state  # type: ignore[attr-defined]
+    elsewhere: list[None] = []  # one for each time that another thread seeded them
+
+    def noting(seed: Callable[..., Any]) -> Callable[..., Any]:
+        def seeded(*args: Any) -> Any:
+            if not patches.mine():
+                elsewhere.append(None)
+            return seed(*args)
+
+        return seeded
 
     @contextmanager
     def preserved() -> Iterator[None]:
@@ -33,11 +42,13 @@ def leave_generators_alone(patches: Patches) -> None:
             yield
         finally:
             with without_modes():
-                for generator, seed, state in before:
+                for generator, seed, state in () if elsewhere else before:
                     if generator.initial_seed() != seed:
                         generator.set_state(state)
 
     patches.attribute(aot_autograd, "preserve_rng_state", preserved)
+    for name in ("manual_seed", "seed"):
+        patches.attribute(torch, name, noting(getattr(torch, name)))
 
 
 def _generators() -> list[torch.Generator]:

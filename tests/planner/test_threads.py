@@ -154,6 +154,7 @@ def trained(goes_on: Callable[[int], bool]) -> tuple[list[float], list[str], lis
 
     Another step is made as long as ``goes_on`` says so of their number.
     """
+    torch.seed()
     torch.manual_seed(1)
     model, called = dropout(), list[str]()
     for name, module in model.named_modules():

@@ -123,7 +123,7 @@ def test_accelerate_trains_the_same(prepared_first: bool) -> None:
         accelerator = accelerate.Accelerator(
             cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2
         )
-        model = gpt2(attn_pdrop=0.0)
+        model = gpt2()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         if budget and not prepared_first:
             plan_at_first_batch(model, budget, accumulate=True, **QUICK)

@@ -23,7 +23,7 @@ class Whole(lightning.LightningModule):  # type: ignore[misc]
 
     def __init__(self, call: str = "net") -> None:
         super().__init__()
-        self.net, self.call, self.losses = gpt2(attn_pdrop=0.0), call, list[Tensor]()
+        self.net, self.call, self.losses = gpt2(), call, list[Tensor]()
 
     def forward(self, batch: Any) -> Any:
         return self.net(**batch, use_cache=False)
