@@ -44,6 +44,7 @@ class TrainerOptions(TypedDict, total=False):
     limits: Limits
     progress: Told
     accumulate: bool
+    checks: str
     dynamic: str | Mapping[str, int | Sequence[int]]
     reserve: str | float
 
@@ -120,9 +121,9 @@ def plan_at_first_batch(
     """Let a model be planned at its first call in training mode, with gradients, and return it.
 
     The model itself changes: from that call on its ``forward`` runs the plan, under whatever
-    autocast and with whatever arguments it is called. Other sizes are planned when they come,
-    within the same budget. Before or after ``accelerator.prepare``; ``plan_of`` has the plan once
-    it is made, ``without_plan`` undoes this.
+    autocast and with whatever arguments it is called. Smaller sizes are served by the same plan, a
+    larger one is planned when it comes, within the same budget. Before or after
+    ``accelerator.prepare``; ``plan_of`` has the plan once it is made, ``without_plan`` undoes this.
 
     Args:
         model: any ``nn.Module``, or one in ``DistributedDataParallel``.
@@ -131,8 +132,8 @@ def plan_at_first_batch(
             default what the first call has.
         largest_length: the most tokens that a sample will have (dimension 1 of the first input of
             integers, and whatever is as long); by default what the first call has.
-        said: ``optimizer``, ``accumulate``, ``device``, ``costs``, ``engine``, ``method``,
-            ``limits``, ``progress``, as for ``fit``.
+        said: ``optimizer``, ``accumulate``, ``checks``, ``dynamic``, ``device``, ``reserve``,
+            ``costs``, ``engine``, ``method``, ``limits``, ``progress``, as for ``fit``.
 
     Raises:
         BadBudget, BadRequest, UnknownMethod: something is not what it should be.
