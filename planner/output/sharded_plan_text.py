@@ -183,6 +183,8 @@ def notes(plan: ShardedStepPlan) -> Iterator[str]:
         "compute does not hide it"
     )
     yield from cluster_notes(plan.cluster)
+    if plan.kinds and all(kind.signature.get("dynamic") for kind in plan.kinds):
+        yield "smaller micro-batches are served, too"
     if plan.step.message:
         yield f"solver: {plan.step.message}"
 
