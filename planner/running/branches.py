@@ -60,9 +60,9 @@ def _branch(runtime: Runtime, model: nn.Module, call: Arguments, departure: Depa
         signature: dict[str, Any] = {**plan.signature, "answers": list(answers)}
         try:
             same = runtime_of(replace(plan, signature=signature), plain, runtime.loss)
-        except PlanMismatch:
+        except PlanMismatch as error:
             if runtime.replan is None:
-                raise
+                raise PlanMismatch(f"{departure.text}; with that, {error}") from error
             same = _planned(
                 runtime, plain, replace(fake_call(signature), answers=answers), departure
             )
