@@ -6,6 +6,7 @@ written, of models or of guards.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ from planner.graphs import Phase
 from planner.graphs.torch_api.dispatch import without_autocast
 from planner.graphs.torch_api.gradients import acts_on_arrival
 from planner.graphs.torch_api.storages import write_count
+from planner.progress import PlannerWarning
 from planner.running.out_of_memory import Account
 from planner.running.program import Program
 
@@ -115,6 +117,7 @@ class _Run(torch.autograd.Function):
         program = step.program
         _refuse_mode(program)
         _refuse_gradients(program, gradients)
+        _tell_missing(program, gradients)
         saved, step.saved = step.saved, None
         if saved is None:
             raise RuntimeError(
@@ -143,6 +146,19 @@ class _Later(torch.autograd.Function):
     def backward(ctx: Any, *turns: Tensor) -> tuple[Any, ...]:
         step: _Step = ctx.step
         return (None, _turn(ctx), *step.hand_over())
+
+
+def _tell_missing(program: Program, gradients: Sequence[Tensor | None]) -> None:
+    """Say that part of the backward pass is run for nothing."""
+    names = [program.outputs.names[i] for i in program.tangents if gradients[i] is None]
+    if names:
+        warnings.warn(
+            f"no gradient arrived at {', '.join(map(repr, names))}: that part of the backward pass "
+            "runs with zeros, which takes time and memory; say what is differentiated with loss=, "
+            "or have the model return the rest detached",
+            PlannerWarning,
+            stacklevel=2,
+        )
 
 
 def _turn(ctx: Any) -> Tensor | None:
