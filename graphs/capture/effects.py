@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.graphs.capture.guards.pending import Pending
+from planner.graphs.capture.guards.pending import Pending, tells_a_value
 from planner.graphs.capture.guards.places import MISSING, Attribute, Path, Step
 from planner.graphs.capture.guards.python_state import Change, PythonState
 from planner.graphs.capture_error import CaptureError
@@ -150,6 +150,12 @@ def effects_of(
             "is made and never again: every step would see the same numbers; draw with torch "
             "(torch.rand, torch.bernoulli), or outside the model and pass the result as an input"
         )
+    for name in state.made_modules():
+        raise CaptureError(
+            f"the forward pass makes submodule {name!r}{_stored(state, name)}, whose parameters no "
+            "optimizer knows; if that is at the first call only, call the model once before "
+            "planning"
+        )
     known: dict[int, Any] = {id(t): Argument(i) for i, t in enumerate(arguments)}
     items = []
     for change in sorted(state.changes(), key=_appended_last):
@@ -182,7 +188,8 @@ def _leaf(
     if isinstance(value, Pending):
         return Number(output(_name(path), value.tensor.detach()), value.rounding)
     if not isinstance(value, Tensor):
-        return value if isinstance(value, _CONSTANTS) or is_size(value) else _STRANGE
+        plain = isinstance(value, _CONSTANTS) or is_size(value)
+        return value if plain and not tells_a_value(value) else _STRANGE
     if type(value) in (Tensor, nn.Parameter):
         return value  # a constant of the model's own
     if id(value) not in known:
@@ -191,6 +198,12 @@ def _leaf(
 
 
 def _kept(state: PythonState, change: Change, value: Any) -> CaptureError:
+    if tells_a_value(value):
+        return CaptureError(
+            f"the forward pass keeps a text made of a value of the step in {change.path}"
+            f"{_line(state, change.path)}, which a plan cannot make again at each call; keep the "
+            "number (item()) or the tensor, and make the text outside"
+        )
     return CaptureError(
         f"the forward pass keeps a {type(value).__name__} in {change.path}"
         f"{_line(state, change.path)}, which a plan cannot make again at each call; return it, or "
@@ -269,6 +282,10 @@ def _line(state: PythonState, path: Path) -> str:
     names = [s.name for s in path.steps if isinstance(s, Attribute)]
     words = {*(names[-1:]), *(str(getattr(s, "key", "")) for s in path.steps[-1:])}
     return next(_stores(state, words), "")
+
+
+def _stored(state: PythonState, name: str) -> str:
+    return next(_stores(state, {name}), "")
 
 
 def _stores(state: PythonState, words: set[str]) -> Iterator[str]:

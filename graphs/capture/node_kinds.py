@@ -12,7 +12,7 @@ from torch import fx
 
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.torch_api.fx_graphs import printed_target
-from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.operators import OpOverload, views_its_operand
 from planner.graphs.torch_api.storages import storage_key
 
 RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
@@ -36,6 +36,22 @@ def is_view(node: fx.Node) -> bool:
     mine = storages(node)
     theirs = set[int]().union(*map(storages, node.all_input_nodes))
     return bool(mine) and mine <= theirs
+
+
+def tie_views_of_constants(graph: fx.Graph) -> None:
+    """Let views of tensors that Python holds share their storage, as they do when they run.
+
+    Each use of such a tensor was made fake by itself while it was traced.
+    """
+    tied = {node: node.meta["val"].fake_mode for node in graph.find_nodes(op="get_attr")}
+    for node in graph.nodes:
+        mode = next((tied[n] for n in node.all_input_nodes if n in tied), None)
+        views = node.target is operator.getitem or views_its_operand(node.target)
+        if mode is not None and node.op == "call_function" and views:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+            with mode:
+                node.meta["val"] = node.target(*args, **kwargs)
+            tied[node] = mode
 
 
 def is_scalar(node: fx.Node) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from planner.graphs.capture.effects import NO_EFFECTS, Effects, effects_of
 from planner.graphs.capture.guards.checks import Check
+from planner.graphs.capture.guards.pending import Pending, tells_a_value
 from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.guards.python_state import PythonState
 from planner.graphs.capture_error import CaptureError
@@ -152,6 +153,12 @@ def split_outputs(output: Any) -> tuple[list[Tensor], Outputs]:
     labels = [n for n, x in zip(names, leaves, strict=True) if isinstance(x, Tensor)]
     for name, leaf in zip(names, leaves, strict=True):
         plain = isinstance(leaf, Tensor | int | float | str | bool | torch.Size | None)
+        if tells_a_value(leaf) or isinstance(leaf, Pending):
+            raise CaptureError(
+                f"output {name!r} is a number of the step, or a text made of one, which a plan "
+                "cannot make again at each call; return the tensor, detached, and take the number "
+                "outside"
+            )
         if not plain and not is_size(leaf):
             raise CaptureError(
                 f"output {name!r} is a {type(leaf).__name__}, which is neither a tensor nor a "

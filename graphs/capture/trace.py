@@ -23,8 +23,9 @@ from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.guards.python_state import PythonState, unchanged
 from planner.graphs.capture.guards.reads import loosened, watched_reads
 from planner.graphs.capture.guards.tape import Decisions
-from planner.graphs.capture.guards.values import Observer
+from planner.graphs.capture.guards.values import NOT_THE_USERS, Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
+from planner.graphs.capture.node_kinds import tie_views_of_constants
 from planner.graphs.capture.step_function import Arguments, StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
 from planner.graphs.capture_error import CaptureError
@@ -45,7 +46,7 @@ from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warning
 from planner.graphs.torch_api.random_state import leave_generators_alone
 from planner.graphs.torch_api.recurrent import lstm_of_any_size
 from planner.graphs.torch_api.refused import refuse_what_cannot_be_traced
-from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
+from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes, whole_to_the_user
 from planner.graphs.torch_api.versions import require_supported
 
 
@@ -88,6 +89,7 @@ def trace(
             state.watch_draws(patches)
             if sizes:
                 lstm_of_any_size(patches)
+                whole_to_the_user(patches, NOT_THE_USERS)
             reads = stack.enter_context(watched_reads(model, patches, lifted))
             reads.take(state.places)
             state.written = reads.written
@@ -98,9 +100,10 @@ def trace(
             effects = not_read_before(step.outputs.effects, state, {r.path for r in found})
             outputs = replace(step.outputs, effects=effects)
         written = [e.path for e in effects.items if e.has_tensors]
-    known = [t for read in found for t in read.tensors]
+    known = [t for read in found for t in read.tensors] + state.cached_tensors()
     refuse_baked_tensors(model, module, tensors_left_at(effects, model), known)
     module.graph.eliminate_dead_code()
+    tie_views_of_constants(module.graph)
     held = {id(getattr(module, str(n.target))) for n in module.graph.find_nodes(op="get_attr")}
     found = tuple(read.only_held(held) for read in found)
     names = tuple(parameters), tuple(buffers)

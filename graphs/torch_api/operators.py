@@ -72,3 +72,16 @@ def out_variant(target: OpOverload) -> tuple[OpOverload, str] | None:
         ]:
             return overload, written[0]
     return None
+
+
+def views_its_operand(target: object) -> bool:
+    """Tell an operator whose result lies in its first operand's memory.
+
+    >>> aten = torch.ops.aten
+    >>> views_its_operand(aten.view.default), views_its_operand(aten.exp.default)
+    (True, False)
+    """
+    if not isinstance(target, OpOverload) or not target._schema.arguments:
+        return False
+    alias = target._schema.arguments[0].alias_info
+    return alias is not None and not alias.is_write

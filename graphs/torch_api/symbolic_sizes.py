@@ -5,6 +5,10 @@ Knows torch's shape environment and how its expressions become Python. Knows not
 
 from __future__ import annotations
 
+import builtins
+import os
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +28,7 @@ from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
+from planner.graphs.torch_api.patches import Patches
 
 Compiled = Callable[[Sequence[int]], tuple[Any, ...]]
 """From the values of the symbols to those of expressions."""
@@ -114,6 +119,50 @@ def expression(number: Any) -> Any:
     if not isinstance(number, torch.SymInt):
         raise NotImplementedError(f"a size enters as {found}, which is no whole number")
     return found
+
+
+_SYMPY = os.path.dirname(sympy.__file__) + os.sep
+_PYTHON = sysconfig.get_path("stdlib") + os.sep
+
+
+def _is_pythons_own(file: str) -> bool:
+    return file.startswith((_PYTHON, "<")) and "site-packages" not in file
+
+
+def whole_to_the_user(patches: Patches, of_ours: tuple[str, ...]) -> None:
+    """Let code outside some folders see a symbol as the whole number of the largest call.
+
+    As a text, and to ``isinstance``: neither raises a guard by itself. To be a number for a text is
+    to be no symbol from then on.
+
+    Args:
+        patches: what undoes it.
+        of_ours: the folders whose code knows symbols.
+    """
+
+    def theirs() -> bool:
+        frame = sys._getframe(2)
+        while frame.f_back is not None and _is_pythons_own(frame.f_code.co_filename):
+            frame = frame.f_back  # json or logging asks for whoever called it
+        return patches.mine() and not frame.f_code.co_filename.startswith((*of_ours, _SYMPY))
+
+    def told(name: str) -> Callable[..., str]:
+        own: Any = getattr(torch.SymInt, name)
+
+        def text(self: Any, *spec: str) -> str:
+            return getattr(int(self), name)(*spec) if theirs() else own(self, *spec)  # type: ignore[no-any-return]
+
+        return text
+
+    for name in ("__str__", "__repr__", "__format__"):
+        patches.attribute(torch.SymInt, name, told(name))
+    is_one = builtins.isinstance
+
+    def is_instance(value: Any, kinds: Any) -> bool:
+        found = is_one(value, kinds)
+        return found or (type(value) is torch.SymInt and is_one(0, kinds) and theirs())
+
+    patches.attribute(builtins, "isinstance", is_instance)
 
 
 def is_of_sizes(number: Any) -> bool:

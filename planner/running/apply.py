@@ -24,7 +24,7 @@ from planner.running.optimizer_watch import watch_optimizer
 from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
-from planner.running.run_step import run
+from planner.running.run_step import run, tell_failed
 from planner.running.runtime import Replan, Runtime, runtime_of
 
 MISMATCH = ("error", "replan", "plain")
@@ -167,7 +167,11 @@ def _program_or_reason(runtime: Runtime, model: nn.Module, call: Arguments) -> P
         found = program_of(runtime, model, call)
     except PlannerError as error:
         return str(error)
-    return found if isinstance(found, Program) else found.text
+    if isinstance(found, Program):
+        return found
+    if found.failed is not None:
+        tell_failed(found.failed)
+    return found.text
 
 
 def _plain(

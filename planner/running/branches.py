@@ -42,7 +42,7 @@ def program_of(runtime: Runtime, model: nn.Module, call: Arguments) -> Program |
     """
     for _ in range(DEEPEST):
         found = at_sizes(runtime, model, call).variants.of(model, call)
-        if isinstance(found, Program) or found.answers is None:
+        if isinstance(found, Program) or found.answers is None or found.failed:
             break
         runtime = _branch(runtime, model, call, found)
     return found

@@ -48,12 +48,15 @@ def run(
     found.effects.replay(modules, outputs, tensors)
     for index, check in found.checks:
         if bool(outputs[index]) is not check.expected:
-            _tell_failed(check)
+            tell_failed(check)
     return found.rebuild(outputs)
 
 
-def _tell_failed(check: Check) -> None:
+def tell_failed(check: Check) -> None:
     """Say that a check of the model's code, which passed when it was planned, has failed.
+
+    Args:
+        check: that failed.
 
     Raises:
         CheckFailed: the model's own code would raise, too.

@@ -17,6 +17,7 @@ from torch import nn
 
 from planner.errors import PlanMismatch
 from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
+from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.guards.modules import (
     Fixed,
     changes,
@@ -48,12 +49,14 @@ Raises ``PlanMismatch`` if the model does something else than was planned.
 class Departure:
     """Why a program is not for a call; ``in_reads`` if all else is as planned.
 
-    ``answers`` are what the call's data answer to the program's questions, if all but they is.
+    ``answers`` are what the call's data answer to the program's questions, if all but they is;
+    ``failed`` is the check that fails for them, if the model's own code would raise.
     """
 
     text: str
     in_reads: bool = False
     answers: tuple[Any, ...] | None = None
+    failed: Check | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Variant:
                 f"the model asks for a value at {broken.source}; the plan was made for "
                 f"{broken.answer}, these inputs give another",
                 answers=decisions.answered_by(known),
+                failed=broken.check if broken.check and broken.check.raises else None,
             )
         return None
 

@@ -18,8 +18,11 @@ from torch import Tensor
 
 from planner.graphs.capture_error import CaptureError
 
+VALUE_OF_THE_STEP = "(a value of the step)"
+"""Stands in a text for what is not known while the step is traced."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Pending:
     """What ``tensor.item()`` will be, asked for at a line."""
 
@@ -44,11 +47,11 @@ class Pending:
 
     def __format__(self, spec: str) -> str:
         """Return what is printed while the step is traced."""
-        return str(self)
+        return VALUE_OF_THE_STEP
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return what is printed while the step is traced."""
-        return "(a value of the step)"
+        return VALUE_OF_THE_STEP
 
     __bool__ = __float__ = __int__ = __index__ = __neg__ = __abs__ = refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = refuse
@@ -56,6 +59,15 @@ class Pending:
     __pow__ = __rpow__ = __lt__ = __le__ = __gt__ = __ge__ = refuse
     __eq__ = __ne__ = refuse
     __hash__ = object.__hash__
+
+
+def tells_a_value(value: Any) -> bool:
+    """Tell a text that was made of what is not known while the step is traced.
+
+    >>> tells_a_value(f"loss {VALUE_OF_THE_STEP}"), tells_a_value("loss"), tells_a_value(1)
+    (True, False, False)
+    """
+    return isinstance(value, str) and VALUE_OF_THE_STEP in value
 
 
 def asks_for_item(frame: FrameType) -> bool:

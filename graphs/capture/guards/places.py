@@ -31,6 +31,7 @@ _LIBRARIES = (
     *(f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")),
 )
 """Whose globals are taken to be what they are: they are settings that a loop does not change."""
+_CACHED = functools._lru_cache_wrapper
 _GLOBAL = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"))
 
 
@@ -237,8 +238,7 @@ def places(model: nn.Module, functions: Iterable[Any]) -> list[Place]:
     """Return every place that a model's code reaches, modules first.
 
     Args:
-        model: whose attributes are walked, its hooks' functions, too.
-        functions: further callables that run with it, such as a loss.
+        model, functions: as for ``reached``.
 
     >>> class Scaled(nn.Linear):
     ...     def __init__(self) -> None:
@@ -246,6 +246,16 @@ def places(model: nn.Module, functions: Iterable[Any]) -> list[Place]:
     ...         self.config = {"beta": 1.0}
     >>> [str(p.path) for p in places(Scaled(), ())][:2]
     ['the model', "attribute 'config' of the model"]
+    """
+    return reached(model, functions)[0]
+
+
+def reached(model: nn.Module, functions: Iterable[Any]) -> tuple[list[Place], list[Any]]:
+    """Return every place that a model's code reaches, modules first, and every ``lru_cache``.
+
+    Args:
+        model: whose attributes are walked, its hooks' functions, too.
+        functions: further callables that run with it, such as a loss.
     """
     walk = _Walk({id(m): m for m in model.modules()})
     for place, (name, module) in enumerate(model.named_modules()):
@@ -260,7 +270,7 @@ def places(model: nn.Module, functions: Iterable[Any]) -> list[Place]:
     for function in functions:
         walk.waiting.append((Path(Outside(function, named(function))), function))
     walk.run()
-    return walk.found
+    return walk.found, walk.caches
 
 
 def named(function: Any) -> str:
@@ -269,7 +279,7 @@ def named(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{name}"
 
 
-def _forward_of(cls: type) -> Iterator[types.FunctionType]:
+def _forward_of(cls: type) -> Iterator[Any]:
     """Return the functions of a module's class that its forward calls, as far as names tell."""
     waiting, seen = ["forward"], set[str]()
     while waiting:
@@ -281,6 +291,9 @@ def _forward_of(cls: type) -> Iterator[types.FunctionType]:
             member = vars(base).get(name)
             member = member.fget if isinstance(member, property) else member
             member = getattr(member, "__func__", member)
+            if isinstance(member, _CACHED):
+                yield member
+                member = member.__wrapped__
             if isinstance(member, types.FunctionType) and not _in(member, NOT_THE_USERS):
                 waiting += names_in(inspect.unwrap(member).__code__)
                 yield member
@@ -298,6 +311,7 @@ class _Walk:
         self.found: list[Place] = []
         self.waiting: list[tuple[Path, Any]] = []
         self.globals: dict[int, tuple[Path, set[str]]] = {}
+        self.caches: list[Any] = []
 
     def run(self) -> None:
         while self.waiting and len(self.found) < _MOST:
@@ -312,6 +326,9 @@ class _Walk:
     def _visit(self, path: Path, value: Any) -> None:
         if isinstance(value, types.FunctionType):
             self.function(value)
+        elif isinstance(value, _CACHED):
+            self.caches.append(value)
+            self.waiting.append((path, value.__wrapped__))
         elif isinstance(value, types.MethodType):
             self.waiting += [(path, value.__self__), (path, value.__func__)]
         elif isinstance(value, functools.partial):

@@ -6,6 +6,7 @@ generators of Python and NumPy. Knows nothing of tracing.
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from planner.graphs.capture.guards.places import MISSING, Attribute, Path, Place, Step, places
+from planner.graphs.capture.guards.places import MISSING, Attribute, Path, Place, Step, reached
 from planner.graphs.capture.guards.values import user_line
 from planner.graphs.torch_api.module_internals import written_by_torch
 from planner.graphs.torch_api.patches import Patches
@@ -72,7 +73,9 @@ class PythonState:
     """
 
     def __init__(self, model: nn.Module, functions: Iterable[Any]) -> None:
-        self.places = places(model, functions)
+        self.places, caches = reached(model, functions)
+        self._caches = [[cache, cache.cache_info().misses] for cache in caches]
+        self._children = [(m, dict(m.named_children())) for m in model.modules()]
         self._before = [(place, place.entries()) for place in self.places]
         self._generators = list(_generators(self.places))
         self._lines: list[str] = []
@@ -104,6 +107,17 @@ class PythonState:
                 again = written_as(place.owner, step.name) in self.written
                 yield from [step] * again
 
+    def cached_tensors(self) -> list[Tensor]:
+        """Return the tensors that an ``lru_cache`` keeps for the model's code."""
+        return [t for cache, _ in self._caches for t in _tensors_kept_by(cache)]
+
+    def made_modules(self) -> Iterator[str]:
+        """Yield the submodules that are not those there were, by name."""
+        for module, children in self._children:
+            for name, child in module.named_children():
+                if children.get(name) is not child:
+                    yield name
+
     def drawn_from(self) -> str | None:
         """Return the random generator that was drawn from, if one was."""
         for generator in self._generators:
@@ -133,7 +147,16 @@ class PythonState:
         return next((f" at {line}" for line in self._lines if line), "")
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Put everything back; an ``lru_cache`` that has missed since forgets what it keeps."""
+        for cache in self._caches:
+            if cache[0].cache_info().misses != cache[1]:
+                cache[0].cache_clear()
+                cache[1] = 0
+        for module, children in self._children:
+            for name in [n for n, _ in module.named_children() if n not in children]:
+                delattr(module, name)
+            for name, child in children.items():
+                setattr(module, name, child)
         for place, before in self._before:
             now = place.entries()
             if list(now) != list(before) or any(now[k] is not v for k, v in before.items()):
@@ -152,6 +175,7 @@ def unchanged(state: PythonState) -> Iterator[None]:
         state.restore()
 
 
+_MOST_KEPT = 100_000
 _PLAIN = bool | int | float | complex | str | bytes | None
 
 
@@ -173,6 +197,20 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict) and "bit_generator" in a:  # the state of a generator of NumPy
         return repr(a) == repr(b)
     return type(a).__name__ == "ndarray" and bool((a == b).all())
+
+
+def _tensors_kept_by(cache: Any) -> Iterator[Tensor]:
+    """Yield the tensors among what the garbage collector knows a cache to hold."""
+    waiting, seen = [cache], set[int]()
+    while waiting and len(seen) < _MOST_KEPT:
+        top = waiting.pop()
+        if isinstance(top, Tensor):
+            yield top
+        elif id(top) not in seen and (
+            isinstance(top, dict | list | tuple) or type(top).__module__ == "functools"
+        ):
+            seen.add(id(top))
+            waiting += gc.get_referents(top)
 
 
 def _generators(found: Iterable[Place]) -> Iterator[_Generator]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from planner.graphs.capture.guards.checks import Check
 from planner.graphs.torch_api.pytree import tree_iter, tree_map
 from planner.graphs.torch_api.symbolic_sizes import SYMBOLIC, largest
 
@@ -85,6 +86,12 @@ def reads_sizes(entry: Any) -> bool:
     return any(isinstance(a, SYMBOLIC) for a in leaves)
 
 
+def _hashable(answer: Any) -> Any:
+    if isinstance(answer, list):
+        return tuple(map(_hashable, answer))
+    return repr(answer) if answer != answer else answer  # noqa: PLR0124, nan is no nan
+
+
 def _parts(entry: Any) -> Iterator[Any]:
     seen, stack = set[int](), [entry]
     while stack:
@@ -97,11 +104,15 @@ def _parts(entry: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Decision:
-    """A question the model asked of a value, its answer and the line that asked."""
+    """A question the model asked of a value, its answer and the line that asked.
+
+    ``check`` is there if the model asked it in order to raise or log.
+    """
 
     entry: Entry
     answer: Any
     source: str
+    check: Check | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ class Decisions:
                     answer = evaluate(decision.entry, inputs, memo, self.number)
                 except (RuntimeError, IndexError, ValueError, TypeError) as error:
                     answer = type(error).__name__
-                found.append(tuple(answer) if isinstance(answer, list) else answer)
+                found.append(_hashable(answer))
         return tuple(found)
 
     def at(self, number: Callable[[Any], Any]) -> Decisions | None:

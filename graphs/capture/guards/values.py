@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from planner.graphs.capture.guards.checks import Check, check_at
-from planner.graphs.capture.guards.pending import Pending, asks_for_item
+from planner.graphs.capture.guards.pending import VALUE_OF_THE_STEP, Pending, asks_for_item
 from planner.graphs.capture.guards.tape import (
     Decision,
     Entry,
@@ -55,6 +55,7 @@ _QUESTIONS = frozenset(
     }
 )
 _CHECKS = frozenset((Tensor.__bool__, Tensor.item, Tensor.is_nonzero, torch.is_nonzero))
+_TEXTS = frozenset((Tensor.__format__, Tensor.__repr__))
 _WRITES = frozenset(
     f"__{name}__"
     for name in ("setitem", "set", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")
@@ -69,6 +70,14 @@ NOT_THE_USERS = tuple(
     str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[3])
 )
 """Torch and this package; the separator tells them from ``torchvision`` and ``planner_app``."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
 
 
 @dataclass
@@ -110,25 +119,32 @@ class Observer(TorchFunctionMode):
             return iter(self.__torch_function__(Tensor.unbind, types, args))
         entry = self._entry(func, args, kwargs)
         if func in _QUESTIONS and entry is not None:
-            return self._answer(entry)
+            return self._answer(entry, check_at(_asking_frame()) if func in _CHECKS else None)
         if func in _CHECKS and (check := check_at(_asking_frame())) is not None:
             self.checks.append((args[0], check))
             return check.expected
         if func is Tensor.item and asks_for_item(_asking_frame()):
             return Pending(args[0], user_line())
-        if func is Tensor.__format__:
-            return str(Pending(args[0], user_line()))
+        if func in _TEXTS:
+            return VALUE_OF_THE_STEP
         for part in tree_iter((args, kwargs)):
             if isinstance(part, Pending):
                 part.refuse()
         _refuse_lost_gradients(args, kwargs)
         with annotate({"source": user_line()}):
             result = func(*args, **kwargs)
-        if (changed := _changed(func, args, kwargs)) is not None:
+        self._note(_Call(func, args, kwargs, result), entry)
+        return result
+
+    def _note(self, call: _Call, entry: Entry | None) -> None:
+        """Keep what was computed on the tape, and what was written off it."""
+        if call.kwargs.get("out") is not None:
+            for written in tree_iter(call.kwargs["out"]):
+                self._change(written, None)
+        elif (changed := _changed(call.func, call.args)) is not None:
             self._change(changed, entry)
         elif entry is not None:
-            self._record(entry, result)
-        return result
+            self._record(entry, call.result)
 
     def _change(self, changed: Tensor, entry: Entry | None) -> None:
         """Forget what shares memory with a tensor that was written, but for what wrote it."""
@@ -160,7 +176,7 @@ class Observer(TorchFunctionMode):
                 if isinstance(part, Tensor) and largest(part.numel()) <= _LARGEST_SHADOW:
                     self._put(part, Entry(entry.func, entry.args, entry.kwargs, i))
 
-    def _answer(self, entry: Entry) -> Any:
+    def _answer(self, entry: Entry, check: Check | None) -> Any:
         source, depends = user_line(), bool(roots_of(entry))
         if depends and self.answers is not None:
             if len(self.found) >= len(self.answers):
@@ -174,8 +190,10 @@ class Observer(TorchFunctionMode):
         else:
             with real_tensors():
                 answer = evaluate(entry, self.data, {})
+        if answer != answer:  # noqa: PLR0124, nan is no nan
+            raise CaptureError(f"{source} asks for a value that is no number (nan) for this call")
         if depends:
-            self.found.append(Decision(entry, answer, source))
+            self.found.append(Decision(entry, answer, source, check))
         elif reads_sizes(entry):
             self.by_size.append(Decision(entry, answer, source))
         return answer
@@ -200,13 +218,9 @@ class _OnACopy:
         return copy
 
 
-def _changed(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Tensor | None:
-    """Return the tensor that a call writes into."""
+def _changed(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
+    """Return the tensor that a call writes into, if that is its first argument."""
     name = getattr(func, "__name__", "")
-    if kwargs.get("out") is not None:
-        return kwargs["out"] if isinstance(kwargs["out"], Tensor) else kwargs["out"][0]
     inplace = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
     if inplace or name in _WRITES:
         return args[0] if args and isinstance(args[0], Tensor) else None

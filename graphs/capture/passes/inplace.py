@@ -47,7 +47,10 @@ class Readers:
 
     def __init__(self, graph: fx.Graph) -> None:
         self._readers: defaultdict[int, set[fx.Node]] = defaultdict(set)
+        self._given: set[int] = set()  # not made by the step: its arguments, Python's constants
         for node in graph.nodes:
+            if node.op in ("placeholder", "get_attr"):
+                self._given |= storages(node)
             if node.op in ("call_function", "output") and not (
                 node.op == "call_function" and is_view(node)
             ):
@@ -81,7 +84,7 @@ class Readers:
         storage = old.untyped_storage()
         whole = storage.nbytes() == old.numel() * old.element_size() > 0
         key = storage_key(old)
-        alone = self._readers[key] == {node}
+        alone = self._readers[key] == {node} and key not in self._given
         others = [n for n in node.all_input_nodes if n is not operand]
         apart = all(key not in storages(n) for n in others)
         return same and whole and alone and apart

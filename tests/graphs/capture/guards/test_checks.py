@@ -94,3 +94,19 @@ def test_checks_may_be_dropped() -> None:
     assert "are left out" in str(dropped)
     with pytest.raises(BadRequest, match=r"checks is 'some'; expected"):
         planner.fit(model, "1MB", inputs=x, checks="some")
+
+
+def test_a_check_of_integers_that_fails_raises() -> None:
+    class Words(nn.Embedding):
+        def forward(self, ids: Tensor) -> Tensor:
+            if (ids < 0).any():
+                raise ValueError("negative")
+            return super().forward(ids).square().mean()
+
+    model = Words(5, 4)
+    for on_mismatch in ("error", "replan", "plain"):
+        plan = planner.fit(model, "1MB", inputs=torch.ones(3, dtype=torch.long))
+        called = plan.apply(model, on_mismatch=on_mismatch)
+        called(torch.tensor([1, 4, 2])).backward()
+        with pytest.raises(CheckFailed, match=r"test_checks\.py:\d+ fails"):
+            called(torch.tensor([1, -1, 2]))
