@@ -39,6 +39,17 @@ def own_children(module: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
             yield "_modules", name, child
 
 
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return a module's own children by name, ``None`` among them."""
+    return dict(module._modules)
+
+
+def set_children(module: nn.Module, children: dict[str, nn.Module | None]) -> None:
+    """Give a module these children, in this order, and no others."""
+    module._modules.clear()
+    module._modules.update(children)
+
+
 def hooks_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     """Return the keys of a module's own hooks, kind by kind."""
     inside = vars(module)

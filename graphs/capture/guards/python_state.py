@@ -19,7 +19,11 @@ from torch import Tensor, nn
 
 from planner.graphs.capture.guards.places import MISSING, Attribute, Path, Place, Step, reached
 from planner.graphs.capture.guards.values import user_line
-from planner.graphs.torch_api.module_internals import written_by_torch
+from planner.graphs.torch_api.module_internals import (
+    children_of,
+    set_children,
+    written_by_torch,
+)
 from planner.graphs.torch_api.patches import Patches
 
 
@@ -75,7 +79,7 @@ class PythonState:
     def __init__(self, model: nn.Module, functions: Iterable[Any]) -> None:
         self.places, caches = reached(model, functions)
         self._caches = [[cache, cache.cache_info().misses] for cache in caches]
-        self._children = [(m, dict(m.named_children())) for m in model.modules()]
+        self._children = [(m, children_of(m)) for m in model.modules()]
         self._before = [(place, place.entries()) for place in self.places]
         self._generators = list(_generators(self.places))
         self._lines: list[str] = []
@@ -114,8 +118,8 @@ class PythonState:
     def made_modules(self) -> Iterator[str]:
         """Yield the submodules that are not those there were, by name."""
         for module, children in self._children:
-            for name, child in module.named_children():
-                if children.get(name) is not child:
+            for name, child in children_of(module).items():
+                if child is not None and children.get(name) is not child:
                     yield name
 
     def drawn_from(self) -> str | None:
@@ -153,10 +157,8 @@ class PythonState:
                 cache[0].cache_clear()
                 cache[1] = 0
         for module, children in self._children:
-            for name in [n for n, _ in module.named_children() if n not in children]:
-                delattr(module, name)
-            for name, child in children.items():
-                setattr(module, name, child)
+            if list(children_of(module).items()) != list(children.items()):
+                set_children(module, children)
         for place, before in self._before:
             now = place.entries()
             if list(now) != list(before) or any(now[k] is not v for k, v in before.items()):

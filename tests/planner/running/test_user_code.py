@@ -27,6 +27,7 @@ class Model(nn.Module):
         self.mask = torch.ones(8, 8).tril().bool()
         self.rows = [torch.linspace(0, 1, 64)]
         self.made: Any = None
+        self.register_module("slot", None)
 
     def forward(self, x: Tensor) -> Any:
         found = self.between(self, x, self.layer(x))
@@ -115,6 +116,13 @@ def _own_module(m: Any, x: Tensor, y: Tensor) -> Tensor:
     return made
 
 
+def _slot_filled(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    if m.slot is None:
+        m.slot = nn.Linear(8, 4)
+    made: Tensor = m.slot(y)
+    return made
+
+
 def _written_out(m: Any, x: Tensor, y: Tensor) -> Tensor:
     ids, more = torch.arange(8) * 0, torch.ones(8, dtype=torch.long)
     torch.add(ids, (x > 0).sum(1), out=more)
@@ -127,6 +135,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Any], str]] = {
     "a text that is returned": (_returned, "output 'log' is a number of the step, or a text"),
     "a number that is returned": (_number_returned, "output 'mean' is a number of the step"),
     "a module made on the way": (_own_module, "makes submodule 'extra'.*before planning"),
+    "a slot that is filled": (_slot_filled, "makes submodule 'slot'.*before planning"),
     "a question of what was written": (_written_out, "needs the value of a tensor"),
 }
 
@@ -140,6 +149,7 @@ def test_what_a_plan_cannot_make_again_is_refused_and_leaves_nothing(kind: str) 
         planner.fit(model, "1GB", inputs=torch.randn(8, 8))
     assert [n for n, _ in model.named_parameters()] == names
     assert model.made is None
+    assert model.slot is None
 
 
 @functools.lru_cache
