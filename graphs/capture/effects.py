@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs.capture.guards.pending import Pending, tells_a_value
-from planner.graphs.capture.guards.places import MISSING, Attribute, Path, Step
+from planner.graphs.capture.guards.places import MISSING, Attribute, Item, Path, Step
 from planner.graphs.capture.guards.python_state import Change, PythonState
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.pytree import TreeSpec, flatten_made, tree_unflatten
@@ -232,6 +232,23 @@ def not_read_before(effects: Effects, state: PythonState, reads: Collection[Path
                 "the first call only, call the model once before planning"
             )
     return Effects(tuple(kept))
+
+
+def only_appended(effects: Effects, state: PythonState) -> list[Path]:
+    """Return the lists in attributes that the code appends to and does nothing else with.
+
+    Args:
+        effects: of the forward pass.
+        state: what its code reaches.
+    """
+    owners = {e.owner for e in effects.items if isinstance(e.step, Item) and not e.replaces}
+    return [
+        owner
+        for owner in owners
+        if len(owner.steps) == 1
+        and isinstance(name := owner.steps[0], Attribute)
+        and state.reached.only_appends_to(name.name)
+    ]
 
 
 def refuse_backward_effects(state: PythonState) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.torch_api.fake_tensors import FakeTensor
 from planner.graphs.torch_api.fx_graphs import printed_target
 from planner.graphs.torch_api.operators import OpOverload, views_its_operand
 from planner.graphs.torch_api.storages import storage_key
@@ -43,7 +44,8 @@ def tie_views_of_constants(graph: fx.Graph) -> None:
 
     Each use of such a tensor was made fake by itself while it was traced.
     """
-    tied = {node: node.meta["val"].fake_mode for node in graph.find_nodes(op="get_attr")}
+    held = ((node, node.meta.get("val")) for node in graph.find_nodes(op="get_attr"))
+    tied = {node: value.fake_mode for node, value in held if isinstance(value, FakeTensor)}
     for node in graph.nodes:
         mode = next((tied[n] for n in node.all_input_nodes if n in tied), None)
         views = node.target is operator.getitem or views_its_operand(node.target)

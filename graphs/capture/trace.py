@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from planner.graphs.capture.effects import (
     not_read_before,
+    only_appended,
     refuse_backward_effects,
     tensors_left_at,
 )
@@ -100,6 +101,7 @@ def trace(
             effects = not_read_before(step.outputs.effects, state, {r.path for r in found})
             outputs = replace(step.outputs, effects=effects)
         written = [e.path for e in effects.items if e.has_tensors]
+        appended = only_appended(effects, state)
     known = [t for read in found for t in read.tensors] + state.cached_tensors()
     refuse_baked_tensors(model, module, tensors_left_at(effects, model), known)
     module.graph.eliminate_dead_code()
@@ -108,7 +110,7 @@ def trace(
     found = tuple(read.only_held(held) for read in found)
     names = tuple(parameters), tuple(buffers)
     joint = joint_of(module, outputs, watched.decisions, *names, lifted=len(lifted))
-    return replace(joint, reads=loosened(found, written))
+    return replace(joint, reads=loosened(found, written, appended))
 
 
 def run_forward(

@@ -247,11 +247,28 @@ def places(model: nn.Module, functions: Iterable[Any]) -> list[Place]:
     >>> [str(p.path) for p in places(Scaled(), ())][:2]
     ['the model', "attribute 'config' of the model"]
     """
-    return reached(model, functions)[0]
+    return reached(model, functions).places
 
 
-def reached(model: nn.Module, functions: Iterable[Any]) -> tuple[list[Place], list[Any]]:
-    """Return every place that a model's code reaches, modules first, and every ``lru_cache``.
+@dataclass(frozen=True)
+class Reached:
+    """What a model's code reaches: places, modules first, every ``lru_cache``, the functions."""
+
+    places: list[Place]
+    caches: list[Any]
+    codes: list[types.CodeType]
+
+    def only_appends_to(self, name: str) -> bool:
+        """Tell whether all that the code does with an attribute is ``.name.append(...)``.
+
+        Args:
+            name: of the attribute.
+        """
+        return all(_only_appends(code, name) for code in self.codes)
+
+
+def reached(model: nn.Module, functions: Iterable[Any]) -> Reached:
+    """Return what a model's code reaches.
 
     Args:
         model: whose attributes are walked, its hooks' functions, too.
@@ -270,7 +287,7 @@ def reached(model: nn.Module, functions: Iterable[Any]) -> tuple[list[Place], li
     for function in functions:
         walk.waiting.append((Path(Outside(function, named(function))), function))
     walk.run()
-    return walk.found, walk.caches
+    return Reached(walk.found, walk.caches, walk.codes)
 
 
 def named(function: Any) -> str:
@@ -312,6 +329,7 @@ class _Walk:
         self.waiting: list[tuple[Path, Any]] = []
         self.globals: dict[int, tuple[Path, set[str]]] = {}
         self.caches: list[Any] = []
+        self.codes: list[types.CodeType] = []
 
     def run(self) -> None:
         while self.waiting and len(self.found) < _MOST:
@@ -357,6 +375,7 @@ class _Walk:
             return
         if _in(function, NOT_THE_USERS):
             return
+        self.codes.append(function.__code__)
         label = named(function)
         names = function.__code__.co_freevars
         for name, cell in zip(names, function.__closure__ or (), strict=True):
@@ -372,6 +391,16 @@ class _Walk:
         fresh = {n for n in _globals_in(function.__code__) if n in table} - known
         known.update(fresh)
         self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
+
+
+def _only_appends(code: types.CodeType, name: str) -> bool:
+    steps = list(dis.get_instructions(code))
+    for step, after in zip(steps, [*steps[1:], None], strict=True):
+        appends = after is not None and after.argval == "append"
+        if step.argval == name and not (step.opname == "LOAD_ATTR" and appends):
+            return False
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return all(_only_appends(c, name) for c in inner)
 
 
 def names_in(code: types.CodeType) -> Iterator[str]:

@@ -77,8 +77,9 @@ class PythonState:
     """
 
     def __init__(self, model: nn.Module, functions: Iterable[Any]) -> None:
-        self.places, caches = reached(model, functions)
-        self._caches = [[cache, cache.cache_info().misses] for cache in caches]
+        self.reached = reached(model, functions)
+        self.places = self.reached.places
+        self._caches = [[cache, cache.cache_info().misses] for cache in self.reached.caches]
         self._children = [(m, children_of(m)) for m in model.modules()]
         self._before = [(place, place.entries()) for place in self.places]
         self._generators = list(_generators(self.places))

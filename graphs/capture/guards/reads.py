@@ -67,10 +67,13 @@ class Read:
     value: Any
     loose: bool = False
     only_keys: bool = False
+    only_appended: bool = False
 
     def now(self, modules: Sequence[nn.Module]) -> Any:
         """Return what is there in a model, as one that does not change."""
         value = self.path.find(modules)
+        if self.only_appended:
+            return type(value)
         return keys_of(value) if self.only_keys else told(value)
 
     def holds(self, now: Any) -> bool:
@@ -82,6 +85,8 @@ class Read:
         value = self.path.find(modules)
         if self.only_keys:
             return keys_of(value)
+        if self.only_appended:
+            return type(value)
         kind = type(value)
         return (kind, value) if kind in _PLAIN else _quick(value, loose=self.loose)
 
@@ -291,15 +296,25 @@ def watched_reads(
     yield Reads(model, patches, lifted)
 
 
-def loosened(reads: Sequence[Read], written: Sequence[Path]) -> tuple[Read, ...]:
+def loosened(
+    reads: Sequence[Read], written: Sequence[Path], appended: Sequence[Path]
+) -> tuple[Read, ...]:
     """Return the reads with those loose in which the step leaves tensors.
 
     Args:
         reads: what the step read.
         written: where it leaves tensors.
+        appended: lists that its code does nothing with but append to them: any contents will do.
     """
     inside = {Path(p.root, p.steps[:n]) for p in written for n in range(len(p.steps) + 1)}
-    return tuple(replace(r, loose=True) if r.path in inside else r for r in reads)
+    return tuple(
+        replace(r, value=list, only_appended=True)
+        if r.path in appended
+        else replace(r, loose=True)
+        if r.path in inside
+        else r
+        for r in reads
+    )
 
 
 def _identity(owner: Any) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import planner
 from planner import CaptureError
+from planner.running.engines import op_by_op
 
 TABLE = torch.linspace(0.5, 2, 64)
 
@@ -183,3 +184,37 @@ def test_answers_may_be_nested_and_no_number_is_refused() -> None:
         assert torch.equal(called(x, more), model(x, more))
     with pytest.raises(planner.PlanMismatch, match=r"no number \(nan\)"):
         called(x, ids * 0)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_list_that_grows_is_traced_anew_only_where_it_is_read(
+    read: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class History(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(8, 8)
+            self.history: list[float] = []
+
+    class Reading(History):
+        def forward(self, input: Tensor) -> Tensor:
+            loss = super().forward(input).square().mean()
+            self.history.append(loss.item())
+            return loss * len(self.history)
+
+    class Appending(History):
+        def forward(self, input: Tensor) -> Tensor:
+            loss = super().forward(input).square().mean()
+            self.history.append(loss.item())
+            return loss
+
+    cls = Reading if read else Appending
+    traced = []
+    own = op_by_op.recapture
+    monkeypatch.setattr(op_by_op, "recapture", lambda *a, **k: (traced.append(1), own(*a, **k))[1])
+    plain, x = cls(), torch.randn(4, 8)
+    model = copy.deepcopy(plain)
+    called = planner.fit(model, "1GB", inputs=x, optimizer=None).apply(model)
+    for _ in range(5):
+        assert torch.equal(called(x), plain(x))
+    assert model.history == plain.history
+    assert len(traced) == (5 if read else 1)
