@@ -13,7 +13,13 @@ import planner
 from benchmarks.sizes import CASES, row_of, step
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {"t5", "cnn"}
+"""The others meet the same code in CI."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
+)
 def test_thirty_sizes_through_one_plan(name: str) -> None:
     torch.set_num_threads(1)
     row = row_of(name, scale=1, rounds=1)
