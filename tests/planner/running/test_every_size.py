@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import planner
 from benchmarks.sizes import CASES, row_of, step
 
-
 SLOW = {"t5", "cnn"}
 """The others meet the same code in CI."""
 
