@@ -25,7 +25,7 @@ from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
 from planner.running.run_step import run, tell_failed
-from planner.running.runtime import Replan, Runtime, runtime_of
+from planner.running.runtime import Replan, Runtime, planned_anew, runtime_of
 
 MISMATCH = ("error", "replan", "plain")
 _FORMER = {"original": "plain"}  # until 0.3
@@ -184,17 +184,12 @@ def _plain(
 
 def _replanned(runtime: Runtime, model: nn.Module, call: Arguments) -> Program:
     """Return the program of another call within the same budget, planned once per kind of call."""
-    replan, plain = runtime.replan, unplanned(model)
-    assert replan is not None, "checked when the plan was applied"
-
-    def make() -> Runtime:
-        plan = replan(runtime.plan, plain, call, runtime.loss)
-        return runtime_of(plan, plain, runtime.loss)
 
     def serves(known: Runtime) -> bool:
         return isinstance(known.variants.of(model, call), Program)
 
-    made = runtime.replanned.get(runtime.variants.key(model, call), make, serves)
+    key = runtime.variants.key(model, call)
+    made = runtime.replanned.get(key, lambda: planned_anew(runtime, model, call), serves)
     program = made.variants.of(model, call)
     if not isinstance(program, Program):
         raise PlanMismatch(f"the step planned anew is not this call's: {program.text}")

@@ -21,7 +21,7 @@ from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.progress import PlannerWarning
 from planner.running.planned_module import unplanned
 from planner.running.program import Program
-from planner.running.runtime import Runtime, at_sizes, runtime_of
+from planner.running.runtime import Runtime, at_sizes, planned_anew, runtime_of
 from planner.running.variants import Departure
 
 DEEPEST = 16
@@ -63,9 +63,8 @@ def _branch(runtime: Runtime, model: nn.Module, call: Arguments, departure: Depa
         except PlanMismatch as error:
             if runtime.replan is None:
                 raise PlanMismatch(f"{departure.text}; with that, {error}") from error
-            same = _planned(
-                runtime, plain, replace(fake_call(signature), answers=answers), departure
-            )
+            largest = replace(fake_call(signature), answers=answers)
+            same = _planned(runtime, model, largest, departure)
         _tell(runtime, departure)
         return replace(same, replan=runtime.replan)
 
@@ -74,14 +73,12 @@ def _branch(runtime: Runtime, model: nn.Module, call: Arguments, departure: Depa
 
 
 def _planned(
-    runtime: Runtime, plain: nn.Module, largest: Arguments, departure: Departure
+    runtime: Runtime, model: nn.Module, largest: Arguments, departure: Departure
 ) -> Runtime:
-    assert runtime.replan is not None, "checked by the caller"
     try:
-        plan = runtime.replan(runtime.plan, plain, largest, runtime.loss)
+        return planned_anew(runtime, model, largest)
     except InfeasibleBudget as error:
         raise PlanMismatch(f"{departure.text}, and the step that they lead to: {error}") from error
-    return runtime_of(plan, plain, runtime.loss)
 
 
 def _tell(runtime: Runtime, departure: Departure) -> None:

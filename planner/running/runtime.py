@@ -110,6 +110,22 @@ def _at_any_size(runtime: Runtime, smaller: StepPlan) -> Trace:
     return trace
 
 
+def planned_anew(runtime: Runtime, model: nn.Module, call: Arguments) -> Runtime:
+    """Return the runtime of a plan for another call, within the budget of a runtime's plan.
+
+    Args:
+        runtime: whose plan may be replanned.
+        model: that is called.
+        call: what with.
+
+    Raises:
+        CaptureError, InfeasibleBudget: as ``planner.fit`` does.
+    """
+    assert runtime.replan is not None, "checked by the caller"
+    plain = unplanned(model)
+    return runtime_of(runtime.replan(runtime.plan, plain, call, runtime.loss), plain, runtime.loss)
+
+
 def at_sizes(runtime: Runtime, model: nn.Module, call: Arguments) -> Runtime:
     """Return the runtime for the sizes of a call: another, if they are smaller ones.
 
@@ -127,22 +143,24 @@ def at_sizes(runtime: Runtime, model: nn.Module, call: Arguments) -> Runtime:
     """
     planned = runtime.plan.signature
     sizes = sizes_of(planned, call)
-    if sizes == runtime.sizes or (signature := at_smaller_sizes(planned, call)) is planned:
+    if sizes == runtime.sizes:
         return runtime
-    smaller, plain = replace(runtime.plan, signature=signature), unplanned(model)
+    if sizes not in runtime.smaller and at_smaller_sizes(planned, call) is planned:
+        return runtime
 
     def make() -> Runtime:
+        signature = at_smaller_sizes(planned, call)
+        smaller = replace(runtime.plan, signature=signature)
         trace = _at_any_size(runtime, smaller) if runtime.smaller else None
         try:
-            return runtime_of(smaller, plain, runtime.loss, trace)
+            return runtime_of(smaller, unplanned(model), runtime.loss, trace)
         except PlanMismatch:
             if runtime.replan is None:
                 raise
             found = signature_of(model, call, loss=runtime.loss is not None)
             if any(differences(signature, found)):  # it is no smaller call of the planned step
                 raise
-        plan = runtime.replan(runtime.plan, plain, call, runtime.loss)
-        return runtime_of(plan, plain, runtime.loss)
+        return planned_anew(runtime, model, call)
 
     now = lambda: runtime.variants.key(model, call)  # noqa: E731
     return runtime.smaller.get(sizes, make, circumstances=now)
