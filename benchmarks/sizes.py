@@ -190,7 +190,7 @@ def row_of(name: str, scale: int = 4, rounds: int = 5) -> Row:
     with patch("planner.running.engines.op_by_op.recapture", timed):
         pairs = [(step(planned, c, buffers), step(model, c, buffers)) for c in calls]
     equal = all(_same(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
-    least = min(_planned_peak(planned, model, c, plan.peak_bytes) for c in calls[:6])
+    least = min(_room_left(planned, model, c, plan.peak_bytes) for c in calls[:6])
     grown = measure_peak(lambda: _round(planned, calls)).left_bytes
     changing = _ratio(planned, model, calls, rounds)
     fixed = statistics.median(_ratio(planned, model, [c] * 5, rounds) for c in calls[:6])
@@ -204,7 +204,7 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b if a is None or b is None else torch.equal(a, b)
 
 
-def _planned_peak(planned: nn.Module, model: nn.Module, call: Call, planned_bytes: int) -> int:
+def _room_left(planned: nn.Module, model: nn.Module, call: Call, planned_bytes: int) -> int:
     """Return the bytes that are left below the planned peak."""
     model.zero_grad(set_to_none=True)
     members = [*model.parameters(), *model.buffers(), *call.values()]

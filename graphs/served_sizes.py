@@ -22,7 +22,7 @@ def too_large(planned: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[
         a, b = planned["leaves"][i], found["leaves"][i]
         if isinstance(b, list) and len(a[0]) == len(b[0]):
             for d in (d for d in dims if b[0][d] > a[0][d]):
-                yield (f"{_called(name)} has {_sized(b[0][d], d)}, the plan serves up to {a[0][d]}")
+                yield f"{_called(name)} has {_sized(b[0][d], d)}, the plan serves up to {a[0][d]}"
 
 
 def served(signature: Mapping[str, Any]) -> str:

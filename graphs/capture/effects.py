@@ -151,10 +151,10 @@ def effects_of(
             "(torch.rand, torch.bernoulli), or outside the model and pass the result as an input"
         )
     for name in state.made_modules():
+        where = next(_stores(state, {name}), "")
         raise CaptureError(
-            f"the forward pass makes submodule {name!r}{_stored(state, name)}, whose parameters no "
-            "optimizer knows; if that is at the first call only, call the model once before "
-            "planning"
+            f"the forward pass makes submodule {name!r}{where}, whose parameters no optimizer "
+            "knows; if that is at the first call only, call the model once before planning"
         )
     known: dict[int, Any] = {id(t): Argument(i) for i, t in enumerate(arguments)}
     items = []
@@ -299,10 +299,6 @@ def _line(state: PythonState, path: Path) -> str:
     names = [s.name for s in path.steps if isinstance(s, Attribute)]
     words = {*(names[-1:]), *(str(getattr(s, "key", "")) for s in path.steps[-1:])}
     return next(_stores(state, words), "")
-
-
-def _stored(state: PythonState, name: str) -> str:
-    return next(_stores(state, {name}), "")
 
 
 def _stores(state: PythonState, words: set[str]) -> Iterator[str]:

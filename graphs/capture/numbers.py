@@ -88,11 +88,7 @@ class Numbers:
             i: (tuple(islice(rest, n)), tuple(islice(rest, n))) for i, n in self.tangents.items()
         }
         known = cache(lambda e: self.sizes.compiled([e])(values)[0])
-        return AtSizes(
-            self.numbers(values),
-            tangents,
-            lambda n: _number(n, known),
-        )
+        return AtSizes(self.numbers(values), tangents, lambda n: _number(n, known))
 
 
 def _number(value: Any, known: Callable[[Any], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,12 +21,12 @@ def leave_generators_alone(patches: Patches) -> None:
     would draw the same numbers again.
     """
     own: Any = aot_autograd.preserve_rng_state  # type: ignore[attr-defined]
-    elsewhere: list[None] = []  # one for each time that another thread seeded them
+    elsewhere = threading.Event()  # another thread has seeded them
 
     def noting(seed: Callable[..., Any]) -> Callable[..., Any]:
         def seeded(*args: Any) -> Any:
             if not patches.mine():
-                elsewhere.append(None)
+                elsewhere.set()
             return seed(*args)
 
         return seeded
@@ -42,7 +43,7 @@ def leave_generators_alone(patches: Patches) -> None:
             yield
         finally:
             with without_modes():
-                for generator, seed, state in () if elsewhere else before:
+                for generator, seed, state in () if elsewhere.is_set() else before:
                     if generator.initial_seed() != seed:
                         generator.set_state(state)
 

@@ -234,22 +234,6 @@ class Place:
                 step.put(owner, value)
 
 
-def places(model: nn.Module, functions: Iterable[Any]) -> list[Place]:
-    """Return every place that a model's code reaches, modules first.
-
-    Args:
-        model, functions: as for ``reached``.
-
-    >>> class Scaled(nn.Linear):
-    ...     def __init__(self) -> None:
-    ...         super().__init__(2, 2)
-    ...         self.config = {"beta": 1.0}
-    >>> [str(p.path) for p in places(Scaled(), ())][:2]
-    ['the model', "attribute 'config' of the model"]
-    """
-    return reached(model, functions).places
-
-
 @dataclass(frozen=True)
 class Reached:
     """What a model's code reaches: places, modules first, every ``lru_cache``, the functions."""
@@ -264,7 +248,13 @@ class Reached:
         Args:
             name: of the attribute.
         """
-        return all(_only_appends(code, name) for code in self.codes)
+        for code in self.codes:
+            steps = list(_instructions(code))
+            for step, after in zip(steps, [*steps[1:], None], strict=True):
+                appends = after is not None and after.argval == "append"
+                if step.argval == name and not (step.opname == "LOAD_ATTR" and appends):
+                    return False
+        return True
 
 
 def reached(model: nn.Module, functions: Iterable[Any]) -> Reached:
@@ -273,6 +263,13 @@ def reached(model: nn.Module, functions: Iterable[Any]) -> Reached:
     Args:
         model: whose attributes are walked, its hooks' functions, too.
         functions: further callables that run with it, such as a loss.
+
+    >>> class Scaled(nn.Linear):
+    ...     def __init__(self) -> None:
+    ...         super().__init__(2, 2)
+    ...         self.config = {"beta": 1.0}
+    >>> [str(p.path) for p in reached(Scaled(), ()).places][:2]
+    ['the model', "attribute 'config' of the model"]
     """
     walk = _Walk({id(m): m for m in model.modules()})
     for place, (name, module) in enumerate(model.named_modules()):
@@ -312,7 +309,8 @@ def _forward_of(cls: type) -> Iterator[Any]:
                 yield member
                 member = member.__wrapped__
             if isinstance(member, types.FunctionType) and not _in(member, NOT_THE_USERS):
-                waiting += names_in(inspect.unwrap(member).__code__)
+                codes = _with_inner(inspect.unwrap(member).__code__)
+                waiting += [name for code in codes for name in code.co_names]
                 yield member
 
 
@@ -388,35 +386,23 @@ class _Walk:
         table = function.__globals__
         new = Path(Outside(table, f"global of {function.__module__} ")), set[str]()
         root, known = self.globals.setdefault(id(table), new)
-        fresh = {n for n in _globals_in(function.__code__) if n in table} - known
+        steps = _instructions(function.__code__)
+        fresh = {s.argval for s in steps if s.opname in _GLOBAL and s.argval in table} - known
         known.update(fresh)
         self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
 
 
-def _only_appends(code: types.CodeType, name: str) -> bool:
-    steps = list(dis.get_instructions(code))
-    for step, after in zip(steps, [*steps[1:], None], strict=True):
-        appends = after is not None and after.argval == "append"
-        if step.argval == name and not (step.opname == "LOAD_ATTR" and appends):
-            return False
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return all(_only_appends(c, name) for c in inner)
-
-
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """Return the names that a function's code looks up, inner functions included."""
-    yield from code.co_names
+def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield the code of a function, then that of the functions defined in it."""
+    yield code
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            yield from names_in(inner)
+            yield from _with_inner(inner)
 
 
-def _globals_in(code: types.CodeType) -> Iterator[str]:
-    """Return the names that are looked up among globals, not as attributes of something."""
-    yield from (i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL)
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _globals_in(inner)
+def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
+    for part in _with_inner(code):
+        yield from dis.get_instructions(part)
 
 
 def _is_plain(value: Any) -> bool:

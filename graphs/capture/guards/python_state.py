@@ -92,7 +92,7 @@ class PythonState:
         found: list[Change] = []
         for place, before in self._before:
             now = place.entries()
-            again = list(self._again(place, now))
+            again = self._again(place, now)
             same = now.keys() == before.keys() and all(now[k] is v for k, v in before.items())
             if same and not again:
                 continue
@@ -105,12 +105,17 @@ class PythonState:
                     found.append(change)
         return found
 
-    def _again(self, place: Place, now: Mapping[Step, Any]) -> Iterator[Step]:
-        """Yield the attributes with plain values that were written, perhaps what they were."""
-        for step, value in now.items() if self.written else ():
-            if isinstance(step, Attribute) and isinstance(value, _PLAIN | tuple):
-                again = written_as(place.owner, step.name) in self.written
-                yield from [step] * again
+    def _again(self, place: Place, now: Mapping[Step, Any]) -> set[Step]:
+        """Return the attributes with plain values that were written, perhaps what they were."""
+        if not self.written:
+            return set()
+        return {
+            step
+            for step, value in now.items()
+            if isinstance(step, Attribute)
+            and isinstance(value, _PLAIN | tuple)
+            and written_as(place.owner, step.name) in self.written
+        }
 
     def cached_tensors(self) -> list[Tensor]:
         """Return the tensors that an ``lru_cache`` keeps for the model's code."""
@@ -182,9 +187,14 @@ _MOST_KEPT = 100_000
 _PLAIN = bool | int | float | complex | str | bytes | None
 
 
+def identity(owner: Any) -> int:
+    """Return a number that objects share which share their attributes, as a planned model does."""
+    return id(getattr(owner, "__dict__", owner))
+
+
 def written_as(owner: Any, name: str) -> tuple[int, str]:
-    """Return what tells an attribute; a planned model shares those of the one it was made of."""
-    return id(getattr(owner, "__dict__", owner)), name
+    """Return what tells an attribute from others."""
+    return identity(owner), name
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -33,7 +33,7 @@ from planner.graphs.capture.guards.places import (
     Step,
     in_class,
 )
-from planner.graphs.capture.guards.python_state import written_as
+from planner.graphs.capture.guards.python_state import identity, written_as
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
     BOOKKEEPING,
@@ -185,7 +185,7 @@ class Reads:
         """Attributes that were set, by ``written_as``."""
         self._watch(nn.Module)
         for place, (name, module) in enumerate(model.named_modules()):
-            self._at[_identity(module)] = module, Path(InModel(place, name))
+            self._at[identity(module)] = module, Path(InModel(place, name))
 
     def look(self, owner: Any, name: str, value: Any) -> None:
         """Note that an attribute was read.
@@ -195,7 +195,7 @@ class Reads:
             name: of the attribute.
             value: what was found, or ``MISSING``.
         """
-        if name.startswith("__") or name in BOOKKEEPING or _identity(owner) not in self._at:
+        if name.startswith("__") or name in BOOKKEEPING or identity(owner) not in self._at:
             return
         own = getattr(owner, "__dict__", {})
         if name not in own and value is not MISSING:
@@ -205,7 +205,7 @@ class Reads:
             return
         if written_as(owner, name) in self.written:
             return  # it finds what it put there itself
-        self.note(self._at[_identity(owner)][1].then(Attribute(name)), value)
+        self.note(self._at[identity(owner)][1].then(Attribute(name)), value)
 
     def note(self, path: Path, value: Any) -> None:
         """Note that a value was found at the end of a path, and watch the objects it holds."""
@@ -240,7 +240,7 @@ class Reads:
 
     def _foreign(self, path: Path, module: nn.Module) -> None:
         """Watch a module that is not the model's, such as a teacher: its tensors are constants."""
-        self._at[_identity(module)] = module, path
+        self._at[identity(module)] = module, path
         mode = path.then(Attribute("training"))
         self._seen[mode] = Read(mode, module.training)
         for store, name, tensor in own_tensors(module):
@@ -265,13 +265,13 @@ class Reads:
                 pairs = value.items() if isinstance(value, dict) else enumerate(value)
                 for key, part in list(pairs):
                     self._follow(path.then(Item(key)), part)
-        elif isinstance(value, nn.Module) and _identity(value) not in self._at:
+        elif isinstance(value, nn.Module) and identity(value) not in self._at:
             self._foreign(path, value)
         elif isinstance(value, types.SimpleNamespace):
             for name, part in list(vars(value).items()):
                 self._follow(path.then(Attribute(name)), part)
         elif _is_object(value):
-            self._at[_identity(value)] = value, path  # most recently reached this way
+            self._at[identity(value)] = value, path  # most recently reached this way
             self._watch(type(value))
 
 
@@ -307,19 +307,13 @@ def loosened(
         appended: lists that its code does nothing with but append to them: any contents will do.
     """
     inside = {Path(p.root, p.steps[:n]) for p in written for n in range(len(p.steps) + 1)}
-    return tuple(
-        replace(r, value=list, only_appended=True)
-        if r.path in appended
-        else replace(r, loose=True)
-        if r.path in inside
-        else r
-        for r in reads
-    )
 
+    def loosened_one(read: Read) -> Read:
+        if read.path in appended:
+            return replace(read, value=list, only_appended=True)
+        return replace(read, loose=True) if read.path in inside else read
 
-def _identity(owner: Any) -> int:
-    """Return a number that objects share which share their attributes, as a planned model does."""
-    return id(getattr(owner, "__dict__", owner))
+    return tuple(map(loosened_one, reads))
 
 
 def _is_told(value: Any) -> bool:

@@ -72,14 +72,6 @@ NOT_THE_USERS = tuple(
 """Torch and this package; the separator tells them from ``torchvision`` and ``planner_app``."""
 
 
-@dataclass(frozen=True)
-class _Call:
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    result: Any
-
-
 @dataclass
 class Observer(TorchFunctionMode):
     """Annotate each op with its source line; answer questions about known integer data.
@@ -133,18 +125,11 @@ class Observer(TorchFunctionMode):
         _refuse_lost_gradients(args, kwargs)
         with annotate({"source": user_line()}):
             result = func(*args, **kwargs)
-        self._note(_Call(func, args, kwargs, result), entry)
+        for written in (changed := _changed(func, args, kwargs)):
+            self._change(written, entry if kwargs.get("out") is None else None)
+        if entry is not None and not changed:
+            self._record(entry, result)
         return result
-
-    def _note(self, call: _Call, entry: Entry | None) -> None:
-        """Keep what was computed on the tape, and what was written off it."""
-        if call.kwargs.get("out") is not None:
-            for written in tree_iter(call.kwargs["out"]):
-                self._change(written, None)
-        elif (changed := _changed(call.func, call.args)) is not None:
-            self._change(changed, entry)
-        elif entry is not None:
-            self._record(entry, call.result)
 
     def _change(self, changed: Tensor, entry: Entry | None) -> None:
         """Forget what shares memory with a tensor that was written, but for what wrote it."""
@@ -218,13 +203,15 @@ class _OnACopy:
         return copy
 
 
-def _changed(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
-    """Return the tensor that a call writes into, if that is its first argument."""
+def _changed(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Tensor]:
+    """Return the tensors that a call writes into: those of ``out=``, or its first argument."""
+    if kwargs.get("out") is not None:
+        return list(tree_iter(kwargs["out"]))
     name = getattr(func, "__name__", "")
     inplace = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-    if inplace or name in _WRITES:
-        return args[0] if args and isinstance(args[0], Tensor) else None
-    return None
+    return [a for a in args[:1] if isinstance(a, Tensor) and (inplace or name in _WRITES)]
 
 
 def _refuse_lost_gradients(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

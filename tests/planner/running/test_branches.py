@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +9,6 @@ from torch import Tensor, nn
 import planner
 from planner import PlanMismatch, PlannerWarning
 from planner.graphs.torch_api.allocation_records import measure_peak
-from planner.running.engines import op_by_op
 from tests.training import resident_bytes
 
 
@@ -51,20 +48,6 @@ def gradients(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
 def assert_same(model: nn.Module, planned: nn.Module, inputs: dict[str, Tensor]) -> None:
     for a, b in zip(gradients(planned, inputs), gradients(model, inputs), strict=True):
         assert torch.equal(a, b)
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each trace of a program, whether it was for any size."""
-    found: list[bool] = []
-    own = op_by_op.recapture
-
-    def counted(*args: Any, any_size: bool) -> Any:
-        found.append(any_size)
-        return own(*args, any_size=any_size)
-
-    monkeypatch.setattr(op_by_op, "recapture", counted)
-    return found
 
 
 def test_each_branch_is_traced_once_and_serves_smaller_sizes(traced: list[bool]) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import planner
 from planner import PlanMismatch
-from planner.running.engines import op_by_op
 
 
 class Annealed(nn.Module):
@@ -30,20 +29,6 @@ class Annealed(nn.Module):
         self.rows, self.shape = x.shape[0], x.shape
         mean: Tensor = self.outer(h).mean()
         return mean
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each trace, whether it was for any size."""
-    found: list[bool] = []
-    own = op_by_op.recapture
-
-    def counted(*args: Any, any_size: bool) -> Any:
-        found.append(any_size)
-        return own(*args, any_size=any_size)
-
-    monkeypatch.setattr(op_by_op, "recapture", counted)
-    return found
 
 
 def left(model: Any, called: nn.Module, x: Tensor) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.graphs.capture.guards.places import places
+from planner.graphs.capture.guards.places import reached
 
 scale = torch.ones(1)
 offset = 2.0
@@ -27,6 +27,6 @@ class Named(nn.Linear):
 
 
 def test_a_global_with_the_name_of_an_attribute_is_not_reached() -> None:
-    found = [p for p in places(Named(), ()) if p.names is not None and "offset" in p.names]
+    found = [p for p in reached(Named(), ()).places if p.names is not None and "offset" in p.names]
     assert len(found) == 1
     assert not {"scale", "unused"} & (found[0].names or set())
