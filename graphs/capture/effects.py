@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.guards.paths import MISSING, Attribute, Item, Path, Step
 from planner.graphs.capture.guards.pending import Pending, tells_a_value
-from planner.graphs.capture.guards.places import MISSING, Attribute, Item, Path, Step
 from planner.graphs.capture.guards.python_state import Change, PythonState
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.pytree import TreeSpec, flatten_made, tree_unflatten

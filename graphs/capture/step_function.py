@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from planner.graphs.capture.effects import NO_EFFECTS, Effects, effects_of
 from planner.graphs.capture.guards.checks import Check
+from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.pending import Pending, tells_a_value
-from planner.graphs.capture.guards.places import Path
 from planner.graphs.capture.guards.python_state import PythonState
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (

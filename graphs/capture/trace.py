@@ -20,7 +20,7 @@ from planner.graphs.capture.effects import (
     refuse_backward_effects,
     tensors_left_at,
 )
-from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.python_state import PythonState, unchanged
 from planner.graphs.capture.guards.reads import loosened, watched_reads
 from planner.graphs.capture.guards.tape import Decisions

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from planner.graphs.capture.guards.call import class_name, device_type, fake_call, signature_of
-from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.kernel_prices import prices
 from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble

@@ -12,7 +12,7 @@ from torch import nn
 
 from planner.errors import PlanMismatch
 from planner.graphs.capture.guards.modules import Fixed, changes, fixed_in, read_changes
-from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.paths import Path
 from planner.running.engines.engine import Sized
 
 MOST = 2

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.reads import Read
 from planner.graphs.capture.guards.tape import Decisions
 from planner.graphs.capture.step_function import Outputs

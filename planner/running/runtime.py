@@ -15,7 +15,7 @@ from torch import nn
 
 from planner.errors import PlanMismatch
 from planner.graphs.capture.guards.call import differences, fake_call, signature_of
-from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.sizes import Sizes, at_smaller_sizes, sizes_of
 from planner.graphs.capture.step_function import Arguments
 from planner.graphs.torch_api.pytree import TreeSpec

@@ -25,7 +25,7 @@ from planner.graphs.capture.guards.modules import (
     quick_look,
     read_changes,
 )
-from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.served_sizes import too_large

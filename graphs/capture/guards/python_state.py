@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from planner.graphs.capture.guards.places import MISSING, Attribute, Path, Place, Step, reached
+from planner.graphs.capture.guards.paths import MISSING, Attribute, Path, Step
+from planner.graphs.capture.guards.places import Place, reached
 from planner.graphs.capture.guards.values import user_line
 from planner.graphs.torch_api.module_internals import (
     children_of,

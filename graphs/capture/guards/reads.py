@@ -8,32 +8,41 @@ dicts, closures and globals is taken whole. Knows nothing of graphs or plans.
 
 from __future__ import annotations
 
-import enum
 import io
-import sys
 import types
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from planner.graphs.capture.guards.places import (
+from planner.graphs.capture.guards.paths import (
     MISSING,
     Attribute,
     InModel,
     Item,
     Outside,
     Path,
-    Place,
-    Step,
     in_class,
 )
+from planner.graphs.capture.guards.places import Place
 from planner.graphs.capture.guards.python_state import identity, written_as
+from planner.graphs.capture.guards.told_values import (
+    LARGE,
+    PLAIN,
+    first_difference,
+    floats_changed,
+    is_object,
+    is_told,
+    keys_of,
+    quickly,
+    same,
+    shown,
+    tensors_told,
+    told,
+)
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
     BOOKKEEPING,
@@ -43,16 +52,6 @@ from planner.graphs.torch_api.module_internals import (
 )
 from planner.graphs.torch_api.module_watch import watch_attributes, watch_writes
 from planner.graphs.torch_api.patches import Patches
-
-_CONSTANTS = (
-    *(type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum),
-    *(torch.dtype, torch.device, torch.layout, torch.Size, type, type(MISSING)),
-)
-_PLAIN = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device, type(MISSING)))
-"""The commonest constants: told by their type alone, which is the quickest."""
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
-_LARGE = 4096
-"""Items beyond which of a list or an array only its identity and length are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class Read:
 
     def holds(self, now: Any) -> bool:
         """Tell whether that is what the traced step found."""
-        return _same(self.value, now, loose=self.loose)
+        return same(self.value, now, loose=self.loose)
 
     def quick(self, modules: Sequence[nn.Module]) -> Any:
         """Return what is there as a hashable value, quick enough for every step."""
@@ -88,12 +87,12 @@ class Read:
         if self.only_appended:
             return type(value)
         kind = type(value)
-        return (kind, value) if kind in _PLAIN else _quick(value, loose=self.loose)
+        return (kind, value) if kind in PLAIN else quickly(value, loose=self.loose)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that were found."""
-        return tuple(_tensors_in(self.value))
+        return tuple(tensors_told(self.value))
 
     def only_held(self, held: Container[int]) -> Read:
         """Return the read, loose if it is of a tensor outside the model that no op reads.
@@ -111,63 +110,17 @@ class Read:
         Args:
             modules: of the model, in order.
         """
-        return list(_changed_floats(self.path, self.value, self.now(modules)))
+        return list(floats_changed(self.path, self.value, self.now(modules)))
 
     def change(self, now: Any) -> tuple[str, bool]:
         """Say what is there now and was when the step was traced; whether that was a constant."""
-        path, was, found = _first_difference(self.path, self.value, now, loose=self.loose)
+        path, was, found = first_difference(self.path, self.value, now, loose=self.loose)
         if isinstance(was, Tensor):
             constant = isinstance(path.root, Outside) and not self.loose
             advice = "; pass it as an input, or for a loss callable as targets="
             text = f"{path} is another tensor than when the plan was applied"
             return text + advice * constant, constant
-        return f"{path} is {_shown(found)}, and was {_shown(was)} when the plan was applied", False
-
-
-@dataclass(frozen=True, slots=True)
-class _Whole:
-    """The contents of a collection, or the class of an object, which is watched by itself."""
-
-    kind: type
-    parts: tuple[tuple[Step | None, Any], ...] = ()
-
-    def __repr__(self) -> str:
-        return f"a {self.kind.__name__}" + (f" of {len(self.parts)}" if self.parts else "")
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, _Whole):
-        for _, part in value.parts:
-            yield from _tensors_in(part)
-
-
-def _changed_floats(path: Path, was: Any, now: Any) -> Iterator[Path]:
-    if isinstance(was, _Whole) and isinstance(now, _Whole):
-        after = dict(now.parts)
-        for step, part in was.parts:
-            if step is not None and step in after:
-                yield from _changed_floats(path.then(step), part, after[step])
-    elif type(was) is type(now) is float and repr(was) != repr(now):
-        yield path
-
-
-def _first_difference(path: Path, was: Any, now: Any, *, loose: bool) -> tuple[Path, Any, Any]:
-    """Return where two values begin to differ, as deep inside as can be told."""
-    if isinstance(was, _Whole) and isinstance(now, _Whole) and was.kind is now.kind:
-        before, after = dict(was.parts), dict(now.parts)
-        for step in {**before, **after}:
-            pair = before.get(step, MISSING), after.get(step, MISSING)
-            if step is not None and not _same(*pair, loose=loose):
-                return _first_difference(path.then(step), *pair, loose=loose)
-    return path, was, now
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return "a tensor"
-    return str(getattr(value, "__name__", repr(value)))
+        return f"{path} is {shown(found)}, and was {shown(was)} when the plan was applied", False
 
 
 class Reads:
@@ -214,7 +167,7 @@ class Reads:
                 f"the forward pass uses an iterator, {path}, which runs on at every call, and in a "
                 "plan never; take the value outside the model and pass it as an input"
             )
-        if not _is_told(value):
+        if not is_told(value):
             return
         self._follow(path, value)
         if path in self._seen or path in self._lifted:
@@ -261,7 +214,7 @@ class Reads:
     def _follow(self, path: Path, value: Any) -> None:
         """Watch the objects that a value is or holds."""
         if isinstance(value, tuple | list | deque | dict):
-            if len(value) <= _LARGE:
+            if len(value) <= LARGE:
                 pairs = value.items() if isinstance(value, dict) else enumerate(value)
                 for key, part in list(pairs):
                     self._follow(path.then(Item(key)), part)
@@ -270,7 +223,7 @@ class Reads:
         elif isinstance(value, types.SimpleNamespace):
             for name, part in list(vars(value).items()):
                 self._follow(path.then(Attribute(name)), part)
-        elif _is_object(value):
+        elif is_object(value):
             self._at[identity(value)] = value, path  # most recently reached this way
             self._watch(type(value))
 
@@ -286,6 +239,7 @@ def watched_reads(
         patches: what undoes the watching.
         lifted: floats that may be any: they are not collected.
 
+    >>> import torch
     >>> from planner.graphs.torch_api.patches import patching
     >>> model = nn.Sequential(nn.Dropout(0.1))
     >>> with patching() as patches, watched_reads(model, patches) as reads:
@@ -314,102 +268,3 @@ def loosened(
         return replace(read, loose=True) if read.path in inside else read
 
     return tuple(map(loosened_one, reads))
-
-
-def _is_told(value: Any) -> bool:
-    # a tensor of another type was made by the trace itself
-    kinds = (*_CONSTANTS, *_FUNCTIONS, tuple, list, dict, set, frozenset, deque)
-    return (
-        isinstance(value, (*kinds, types.SimpleNamespace, nn.Module))
-        or type(value) is Tensor
-        or _is_array(value)
-        or _is_object(value)
-    )
-
-
-def _is_object(value: Any) -> bool:
-    """Tell an instance of somebody's own class, whose attributes can be watched."""
-    return _is_own_class(type(value))  # type: ignore[arg-type] # classes are hashable
-
-
-@lru_cache(maxsize=4096)
-def _is_own_class(cls: type) -> bool:
-    foreign = cls.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
-    heap = bool(cls.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE: written in Python
-    plain = issubclass(cls, (*_CONSTANTS, Tensor, nn.Module, types.ModuleType, BaseException))
-    return foreign and heap and not plain
-
-
-def _is_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic)
-
-
-def keys_of(value: Any) -> Any:
-    """Return the keys under which a collection holds something, its length if it is a list."""
-    if isinstance(value, types.SimpleNamespace):
-        return tuple(vars(value))
-    return tuple(value) if isinstance(value, dict) else len(value)
-
-
-def told(value: Any) -> Any:
-    """Return a value as one that does not change, as deep as its collections go."""
-    if _is_array(value):
-        content = value.tobytes() if value.size <= _LARGE else id(value)
-        return _Whole(type(value), ((None, (value.dtype.str, value.shape, content)),))
-    if isinstance(value, torch.Size) or not isinstance(value, _COLLECTIONS):
-        return _Whole(type(value)) if _is_object(value) else value
-    pairs: list[tuple[Step | None, Any]]
-    if isinstance(value, types.SimpleNamespace):
-        pairs = [(Attribute(k), told(v)) for k, v in vars(value).items()]
-    elif len(value) > _LARGE:
-        pairs = [(None, (id(value), len(value)))]
-    elif isinstance(value, dict):
-        pairs = [(Item(k), told(v)) for k, v in value.items()]
-    elif isinstance(value, set | frozenset):
-        pairs = [(None, tuple(sorted(map(repr, value))))]
-    else:
-        pairs = [(Item(i), told(v)) for i, v in enumerate(value)]
-    return _Whole(type(value), tuple(pairs))
-
-
-_COLLECTIONS = (tuple, list, deque, dict, set, frozenset, types.SimpleNamespace)
-
-
-def _same(a: Any, b: Any, *, loose: bool = False) -> bool:
-    same = partial(_same, loose=loose)
-    if isinstance(a, _Whole) and isinstance(b, _Whole):
-        alike = a.kind is b.kind and len(a.parts) == len(b.parts)
-        return alike and all(map(same, a.parts, b.parts))
-    if type(a) is type(b) is tuple:
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        kinds = [(type(t), t.shape, t.dtype, t.device) for t in (a, b)]
-        real = type(a) in (Tensor, nn.Parameter) and not a.is_meta
-        return a is b or (kinds[0] == kinds[1] and (loose or not real or torch.equal(a, b)))
-    comparable = type(a) is type(b) and isinstance(a, (*_CONSTANTS, Attribute, Item))
-    return a is b or (comparable and (bool(a == b) or repr(a) == repr(b)))  # nan is no nan
-
-
-def _quick(value: Any, *, loose: bool) -> Any:
-    if _is_object(value):
-        return type(value)  # watched by itself
-    if isinstance(value, _CONSTANTS) and not isinstance(value, slice):
-        return type(value), value  # True is no 1
-    if isinstance(value, Tensor):
-        return (value.shape, value.dtype) if loose else id(value)
-    if isinstance(value, (*_COLLECTIONS, slice)) or _is_array(value):
-        return _quick_contents(value, loose=loose)
-    return id(value)
-
-
-def _quick_contents(value: Any, *, loose: bool) -> Any:
-    if isinstance(value, types.SimpleNamespace):
-        value = vars(value)
-    elif not isinstance(value, tuple | list | deque | dict):
-        return repr(value)
-    if len(value) > _LARGE:
-        return id(value), len(value)
-    if isinstance(value, dict):
-        return tuple((key, _quick(part, loose=loose)) for key, part in value.items())
-    return tuple(_quick(part, loose=loose) for part in value)

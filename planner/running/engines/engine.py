@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from planner.errors import UnknownEngine
-from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.training_step import Captured
 from planner.plan.features import register_feature
 from planner.plan.step_plan import StepPlan

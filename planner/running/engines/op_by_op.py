@@ -17,7 +17,7 @@ from torch import fx, nn
 from planner.errors import CaptureError, InvalidPlan, PlanMismatch
 from planner.graphs import Graph, Op, Schedule, Subject
 from planner.graphs.capture.guards.call import model_differences, signature_of
-from planner.graphs.capture.guards.places import Path
+from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowering, Role
 from planner.graphs.capture.passes.eager_semantics import first_backward

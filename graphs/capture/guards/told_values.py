@@ -1,0 +1,203 @@
+"""What Python holds, told as values that do not change and can be compared later, or quickly.
+
+Knows constants, collections, arrays, tensors and objects of somebody's own classes. Knows nothing
+of where they were found.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+import types
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from planner.graphs.capture.guards.paths import MISSING, Attribute, Item, Path, Step
+
+_CONSTANTS = (
+    *(type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum),
+    *(torch.dtype, torch.device, torch.layout, torch.Size, type, type(MISSING)),
+)
+PLAIN = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device, type(MISSING)))
+"""The commonest constants: told by their type alone, which is the quickest."""
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
+LARGE = 4096
+"""Items beyond which of a list or an array only its identity and length are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The contents of a collection, or the class of an object, which is watched by itself."""
+
+    kind: type
+    parts: tuple[tuple[Step | None, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"a {self.kind.__name__}" + (f" of {len(self.parts)}" if self.parts else "")
+
+
+def tensors_told(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in what was told."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Whole):
+        for _, part in value.parts:
+            yield from tensors_told(part)
+
+
+def floats_changed(path: Path, was: Any, now: Any) -> Iterator[Path]:
+    """Yield where a float is another float now.
+
+    Args:
+        path: of the values.
+        was, now: as told.
+    """
+    if isinstance(was, Whole) and isinstance(now, Whole):
+        after = dict(now.parts)
+        for step, part in was.parts:
+            if step is not None and step in after:
+                yield from floats_changed(path.then(step), part, after[step])
+    elif type(was) is type(now) is float and repr(was) != repr(now):
+        yield path
+
+
+def first_difference(path: Path, was: Any, now: Any, *, loose: bool) -> tuple[Path, Any, Any]:
+    """Return where two values begin to differ, as deep inside as can be told.
+
+    Args:
+        path: of the values.
+        was, now: as told.
+        loose: as for ``same``.
+    """
+    if isinstance(was, Whole) and isinstance(now, Whole) and was.kind is now.kind:
+        before, after = dict(was.parts), dict(now.parts)
+        for step in {**before, **after}:
+            pair = before.get(step, MISSING), after.get(step, MISSING)
+            if step is not None and not same(*pair, loose=loose):
+                return first_difference(path.then(step), *pair, loose=loose)
+    return path, was, now
+
+
+def shown(value: Any) -> str:
+    """Return a value as errors show it."""
+    if isinstance(value, Tensor):
+        return "a tensor"
+    return str(getattr(value, "__name__", repr(value)))
+
+
+def is_told(value: Any) -> bool:
+    """Tell a value that can be told and compared."""
+    # a tensor of another type was made by the trace itself
+    kinds = (*_CONSTANTS, *_FUNCTIONS, tuple, list, dict, set, frozenset, deque)
+    return (
+        isinstance(value, (*kinds, types.SimpleNamespace, nn.Module))
+        or type(value) is Tensor
+        or _is_array(value)
+        or is_object(value)
+    )
+
+
+def is_object(value: Any) -> bool:
+    """Tell an instance of somebody's own class, whose attributes can be watched."""
+    return _is_own_class(type(value))  # type: ignore[arg-type] # classes are hashable
+
+
+@lru_cache(maxsize=4096)
+def _is_own_class(cls: type) -> bool:
+    foreign = cls.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
+    heap = bool(cls.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE: written in Python
+    plain = issubclass(cls, (*_CONSTANTS, Tensor, nn.Module, types.ModuleType, BaseException))
+    return foreign and heap and not plain
+
+
+def _is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic)
+
+
+def keys_of(value: Any) -> Any:
+    """Return the keys under which a collection holds something, its length if it is a list."""
+    if isinstance(value, types.SimpleNamespace):
+        return tuple(vars(value))
+    return tuple(value) if isinstance(value, dict) else len(value)
+
+
+def told(value: Any) -> Any:
+    """Return a value as one that does not change, as deep as its collections go."""
+    if _is_array(value):
+        content = value.tobytes() if value.size <= LARGE else id(value)
+        return Whole(type(value), ((None, (value.dtype.str, value.shape, content)),))
+    if isinstance(value, torch.Size) or not isinstance(value, _COLLECTIONS):
+        return Whole(type(value)) if is_object(value) else value
+    pairs: list[tuple[Step | None, Any]]
+    if isinstance(value, types.SimpleNamespace):
+        pairs = [(Attribute(k), told(v)) for k, v in vars(value).items()]
+    elif len(value) > LARGE:
+        pairs = [(None, (id(value), len(value)))]
+    elif isinstance(value, dict):
+        pairs = [(Item(k), told(v)) for k, v in value.items()]
+    elif isinstance(value, set | frozenset):
+        pairs = [(None, tuple(sorted(map(repr, value))))]
+    else:
+        pairs = [(Item(i), told(v)) for i, v in enumerate(value)]
+    return Whole(type(value), tuple(pairs))
+
+
+_COLLECTIONS = (tuple, list, deque, dict, set, frozenset, types.SimpleNamespace)
+
+
+def same(a: Any, b: Any, *, loose: bool = False) -> bool:
+    """Tell whether two values as told are the same.
+
+    Args:
+        a, b: the values.
+        loose: tensors may be others of the same kind.
+    """
+    match = partial(same, loose=loose)
+    if isinstance(a, Whole) and isinstance(b, Whole):
+        alike = a.kind is b.kind and len(a.parts) == len(b.parts)
+        return alike and all(map(match, a.parts, b.parts))
+    if type(a) is type(b) is tuple:
+        return len(a) == len(b) and all(map(match, a, b))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        kinds = [(type(t), t.shape, t.dtype, t.device) for t in (a, b)]
+        real = type(a) in (Tensor, nn.Parameter) and not a.is_meta
+        return a is b or (kinds[0] == kinds[1] and (loose or not real or torch.equal(a, b)))
+    comparable = type(a) is type(b) and isinstance(a, (*_CONSTANTS, Attribute, Item))
+    return a is b or (comparable and (bool(a == b) or repr(a) == repr(b)))  # nan is no nan
+
+
+def quickly(value: Any, *, loose: bool) -> Any:
+    """Return a value as a hashable one, quick enough for every step.
+
+    Args:
+        value: as it is now.
+        loose: tensors may be others of the same kind.
+    """
+    if is_object(value):
+        return type(value)  # watched by itself
+    if isinstance(value, _CONSTANTS) and not isinstance(value, slice):
+        return type(value), value  # True is no 1
+    if isinstance(value, Tensor):
+        return (value.shape, value.dtype) if loose else id(value)
+    if isinstance(value, (*_COLLECTIONS, slice)) or _is_array(value):
+        return _quick_contents(value, loose=loose)
+    return id(value)
+
+
+def _quick_contents(value: Any, *, loose: bool) -> Any:
+    if isinstance(value, types.SimpleNamespace):
+        value = vars(value)
+    elif not isinstance(value, tuple | list | deque | dict):
+        return repr(value)
+    if len(value) > LARGE:
+        return id(value), len(value)
+    if isinstance(value, dict):
+        return tuple((key, quickly(part, loose=loose)) for key, part in value.items())
+    return tuple(quickly(part, loose=loose) for part in value)
