@@ -6,6 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/installed
 SOURCES := graphs solvers planner examples benchmarks docs tests
 OTHER := .venv-torch-$(TORCH)
+# A process for each core, up to four; a file's tests stay together, for they share fixtures.
+ABREAST := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: setup demo test test-torch format lint types docs bench house clean
 
@@ -13,12 +15,12 @@ demo: setup  ## train GPT-2 in half the memory it needs
 	$(BIN)/python -m benchmarks.demo
 
 test: lint types  ## everything a change must pass
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ABREAST)
 
 test-torch:  ## the tests with another release of torch: make test-torch TORCH=2.14.1
 	@test -n "$(TORCH)" || { echo "say which release: make test-torch TORCH=2.14.1"; exit 2; }
 	$(MAKE) $(OTHER)/installed
-	$(OTHER)/bin/python -m pytest
+	$(OTHER)/bin/python -m pytest $(ABREAST)
 
 # All that is pinned but torch, whose range in pyproject.toml does not count here (--no-deps).
 $(OTHER)/installed: constraints.txt pyproject.toml

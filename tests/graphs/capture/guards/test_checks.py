@@ -23,6 +23,11 @@ class Checking(nn.Module):
         return self.layer(x).square().mean()
 
 
+def in_one_line(plan: planner.Plan) -> str:
+    """Where a note breaks depends on the length of the paths in it."""
+    return " ".join(str(plan).split())
+
+
 def planned(check: Callable[[Tensor], object]) -> nn.Module:
     model = Checking(check)
     return planner.fit(model, "1MB", inputs=torch.ones(2, 4)).apply(model)
@@ -90,8 +95,9 @@ def test_checks_may_be_dropped() -> None:
     dropped = planner.fit(model, "1MB", inputs=x, checks="drop")
     assert len(dropped.graph.ops) < len(kept.graph.ops)
     dropped.apply(model)(torch.full((2, 4), torch.nan)).backward()
-    assert f"test_checks.py:{raising.__code__.co_firstlineno + 1} are made after" in str(kept)
-    assert "are left out" in str(dropped)
+    line = raising.__code__.co_firstlineno + 1
+    assert f"test_checks.py:{line} are made after each call" in in_one_line(kept)
+    assert "are left out" in in_one_line(dropped)
     with pytest.raises(BadRequest, match=r"checks is 'some'; expected"):
         planner.fit(model, "1MB", inputs=x, checks="some")
 
