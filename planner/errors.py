@@ -85,6 +85,10 @@ class PlanMismatch(PlannerError, ValueError):
     """The plan was made for another model, other inputs or another mode."""
 
 
+class OtherKernels(PlanMismatch):
+    """The step runs other kernels on this device than were planned on another."""
+
+
 class BadSpec(PlannerError, ValueError):
     """A MODEL argument leads to no function that returns a model, or a format is unknown."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import InfeasibleBudget
+from planner.graphs.hardware.devices import DeviceSpec
 from planner.plan.advice import infeasible
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
@@ -121,6 +122,15 @@ def _reserved(request: Request) -> tuple[str, ...]:
     return (f"{room} of the budget are left to what else lives on the device (reserve=)",)
 
 
+def _device_of(plan: StepPlan, model: nn.Module) -> DeviceSpec:
+    """Return what to plan for: what a plan was for, or where the model is if that is elsewhere."""
+    from planner.graphs.capture.guards.call import device_of, kernels_of
+
+    planned_on, here = plan.signature["autocast"][0], device_of(model).type
+    same = planned_on == kernels_of(plan.signature) == here
+    return plan.hardware or plan.device if same else "auto"
+
+
 def plan_again(
     plan: StepPlan, model: nn.Module, call: Arguments, loss: Callable[..., Any] | None
 ) -> StepPlan:
@@ -144,7 +154,7 @@ def plan_again(
         "inputs": call,
         "loss": loss,
         "optimizer": optimizer_of(plan.graph),
-        "device": plan.hardware or plan.device,
+        "device": _device_of(plan, model),
         "costs": plan.costs,
         "engine": plan.engine,
         "rewrites": (plan.rewrite,),

@@ -13,7 +13,7 @@ from torch import fx
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.torch_api.fake_tensors import FakeTensor
 from planner.graphs.torch_api.fx_graphs import printed_target
-from planner.graphs.torch_api.operators import OpOverload, views_its_operand
+from planner.graphs.torch_api.operators import OpOverload, draws, views_its_operand
 from planner.graphs.torch_api.storages import storage_key
 
 RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
@@ -63,7 +63,7 @@ def is_scalar(node: fx.Node) -> bool:
 
 def is_random(node: fx.Node) -> bool:
     """Tell a kernel that draws from the generator."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return draws(node.target, node.args, node.kwargs)
 
 
 def is_functional_batch_norm(node: fx.Node) -> bool:

@@ -20,7 +20,11 @@ from torch.optim import Optimizer
 
 from planner.graphs.capture.storage_meter import StorageMeter
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
-from planner.graphs.torch_api.optimizer_internals import drop_hooks, foreach_on_fakes
+from planner.graphs.torch_api.optimizer_internals import (
+    drop_hooks,
+    foreach_by_default,
+    foreach_on_fakes,
+)
 from planner.graphs.torch_api.patches import patching
 from planner.graphs.torch_api.quiet import silence_warnings
 
@@ -70,6 +74,7 @@ def optimizer_step(
     optimizer: OptimizerLike | None,
     *,
     device: str | torch.device | None = None,
+    kernels: str = "cpu",
 ) -> OptimizerStep:
     """Find what a step of an optimizer holds, by taking two on fake copies of the parameters.
 
@@ -80,6 +85,8 @@ def optimizer_step(
             optimizer, or an optimizer already built, whose class and groups are reproduced; it is
             never touched. ``None`` stands for no optimizer.
         device: where the step will run, if not where the parameters are.
+        kernels: the type of device whose defaults hold: on "cuda" torch's optimizers take all
+            parameters at once (foreach) if they are not told otherwise.
 
     Raises:
         OptimizerError: unknown, or its step needs real data or a closure.
@@ -94,6 +101,8 @@ def optimizer_step(
     with patching() as patches, FakeTensorMode(), torch.enable_grad():
         silence_warnings(patches)  # its real step will say the same
         foreach_on_fakes(patches)
+        if kernels != "cpu":
+            foreach_by_default(patches)
         return _observe(parameters, optimizer, device)
 
 

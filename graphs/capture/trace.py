@@ -20,6 +20,7 @@ from planner.graphs.capture.effects import (
     refuse_backward_effects,
     tensors_left_at,
 )
+from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.python_state import PythonState, unchanged
 from planner.graphs.capture.guards.reads import loosened, watched_reads
@@ -31,6 +32,15 @@ from planner.graphs.capture.step_function import Arguments, StepFunction, unique
 from planner.graphs.capture.trace_errors import explained
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import annotate, preserve_node_meta
+from planner.graphs.torch_api.autocast_cache import (
+    Casts,
+    Keeping,
+    casts_on_cpu,
+    keeping_now,
+)
+from planner.graphs.torch_api.cuda.autocast import autocast_of_cuda, casts_on_cuda
+from planner.graphs.torch_api.cuda.card import Card
+from planner.graphs.torch_api.cuda.kernels import kernels_of_cuda
 from planner.graphs.torch_api.decompositions import eager_pieces
 from planner.graphs.torch_api.fake_kernels import lenient_kernels
 from planner.graphs.torch_api.fake_tensors import (
@@ -59,9 +69,11 @@ def trace(
     device: torch.device | None = None,
     answers: Sequence[Any] | None = None,
     lean: bool = True,
+    card: Card | None = None,
     lifted: Sequence[Path] = (),
     sizes: SymbolicSizes | None = None,
     checks: bool = True,
+    keeping: Keeping | None = None,
 ) -> Joint:
     """Trace forward, loss and backward of one call under fake tensors.
 
@@ -72,9 +84,11 @@ def trace(
         device: where parameters on meta are taken to be; by default the CPU.
         answers: what the model is told where it branches on values of inputs without data.
         lean: take the leaner of two equal dropouts, which eager mode on a CPU does not.
+        card: whose kernels and autocast are taken, instead of those of the tensors' device.
         lifted: where Python holds floats that are to be inputs of the graph, not constants.
         sizes: makes symbols of some sizes, instead of tracing these very ones.
         checks: keep what the model checks in order to raise or log, as outputs.
+        keeping: how autocast keeps casts of weights; by default as it does now.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -86,7 +100,10 @@ def trace(
             model, call, loss, device, answers=answers, state=state, lifted=lifted, sizes=sizes
         )
         step, watched.checks = watched.step, checks
-        with unchanged(state), _capturing(model, lean=lean) as (stack, patches):
+        with (
+            unchanged(state),
+            _capturing(watched, model, lean=lean, card=card, keeping=keeping) as (stack, patches),
+        ):
             state.watch_draws(patches)
             if sizes:
                 lstm_of_any_size(patches)
@@ -149,7 +166,7 @@ def _forward(
     state = PythonState(model, () if loss is None else (loss,))
     watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state)
     try:
-        with unchanged(state), _capturing(model) as (stack, _):
+        with unchanged(state), _capturing(watched, model) as (stack, _):
             export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
         return watched, mode
@@ -171,8 +188,17 @@ class _ForwardOnly(nn.Module):
 
 
 @contextmanager
-def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[tuple[ExitStack, Patches]]:
+def _capturing(
+    watched: _Watched,
+    model: nn.Module,
+    *,
+    lean: bool = True,
+    card: Card | None = None,
+    keeping: Keeping | None = None,
+) -> Iterator[tuple[ExitStack, Patches]]:
     """Set up everything around a capture."""
+    kernels = "cpu" if card is None and device_of(model).type == "cpu" else "cuda"
+    watched.casts = casts = Casts(kernels, keeping or keeping_now())
     require_supported()
     with patching() as patches, ExitStack() as stack:
         silence_warnings(patches)
@@ -180,6 +206,13 @@ def _capturing(model: nn.Module, *, lean: bool = True) -> Iterator[tuple[ExitSta
         leave_generators_alone(patches)
         lenient_kernels(patches)
         eager_pieces(patches, lean=lean)
+        if card is not None:
+            kernels_of_cuda(patches, card)
+            stack.enter_context(autocast_of_cuda(patches, casts))
+        elif casts.device == "cuda":
+            casts_on_cuda(patches, casts)
+        else:
+            casts_on_cpu(patches, casts)
         let_lists_be_asked_for(patches)
         refuse_what_cannot_be_traced(patches)
         stack.enter_context(preserve_node_meta())
@@ -261,12 +294,15 @@ class _Watched(nn.Module):
         self._lifted = tuple(lifted)
         self.decisions = Decisions()
         self.checks = True
+        self.casts: Casts | None = None
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         count = len(tensors) - len(self._lifted)
         tensors, numbers = tensors[:count], [t.item() for t in tensors[count:]]
         self.step.numbers = tuple(zip(self._lifted, numbers, strict=True))
         known = [*tensors, *self.step.buffers_now]
+        if self.casts:
+            self.casts.begin((*self.step.parameters(), *tensors))
         with Observer(known, self._data, self._answers) as observer:
             kept: list[Tensor] = self.step(*tensors)
         self.step.add_checks(kept, observer.checks if self.checks else ())

@@ -11,7 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from planner.graphs.capture.guards.call import class_name, device_type, fake_call, signature_of
+from planner.graphs.capture.guards.call import (
+    class_name,
+    device_of,
+    device_type,
+    fake_call,
+    signature_of,
+)
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.kernel_prices import prices
@@ -144,12 +150,19 @@ def capture_joint(
     kind = device_type(model, call)
     home = devices.cpu() if kind == "cpu" else local_device()
     where = home if device in ("auto", home.name) else devices.device(device)
-    target = Target(where, kind, lean=not (eager and where.name == "cpu"))
+    kernels = kind if kind != "cpu" or where.name == "cpu" else "cuda"
+    target = Target(where, kernels, kind, lean=not (eager and where.name == "cpu"))
     tell("capturing forward and backward")
     rewrite_of(rewrite)  # an unknown one is said before any work
     free = free_sizes(model, call, dynamic)
     joint = trace(
-        model, call, loss=loss, answers=call.answers, lean=target.lean, checks=checks == "keep"
+        model,
+        call,
+        loss=loss,
+        answers=call.answers,
+        lean=target.lean,
+        card=target.card,
+        checks=checks == "keep",
     )
     joint = normalized(joint)
     joint, rewrite = rewritten(joint, rewrite)
@@ -161,7 +174,7 @@ def capture_joint(
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
     trainable = [joint.parameters[n].meta["val"] for n in wanted]
     known = optimizer is None or isinstance(optimizer, OptimizerStep)
-    step = optimizer if known else optimizer_step(trainable, optimizer)
+    step = optimizer if known else optimizer_step(trainable, optimizer, kernels=kernels)
     graph, lowering = assemble(
         joint,
         priced.__getitem__,
@@ -173,7 +186,9 @@ def capture_joint(
         name=class_name(model),
     )
     answers = joint.decisions.answers
-    signature = signature_of(model, call, answers=answers, loss=loss is not None)
+    signature = signature_of(
+        model, call, answers=answers, loss=loss is not None, kernels=target.kernels
+    )
     checked = sorted({check.source for _, check in joint.outputs.checks})
     signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
     captured = Captured(graph, signature, rewrite)
@@ -221,14 +236,25 @@ def recapture(
     """
     members = [*model.parameters(), *model.buffers()]
     mode = next((t.fake_mode for t in members if isinstance(t, FakeTensor)), None)
-    call = fake_call(signature, mode or (with_numbers() if lifted else None))
+    home = device_of(model)
+    call = fake_call(signature, mode or (with_numbers() if lifted else None), home)
     answers = signature["answers"]
     sizes = SymbolicSizes(by_tensor(signature, call)) if any_size else None
     keep = signature.get("checks", "keep") == "keep"
-    joint = trace(model, call, loss=loss, answers=answers, lifted=lifted, sizes=sizes, checks=keep)
+    kept, inside = signature.get("keeping", (True, len(signature["autocast"]) > 1))
+    joint = trace(
+        model,
+        call,
+        loss=loss,
+        answers=answers,
+        lifted=lifted,
+        sizes=sizes,
+        checks=keep,
+        keeping=(kept, inside),
+    )
     joint, _ = rewritten(normalized(joint), rewrite)
     symbolic = without_symbols(joint, sizes) if sizes else None
-    target = Target(devices.cpu(), device_type(model, call))
+    target = Target(devices.cpu(), home.type, home.type)
     free = Price(0.0, 0, 0, 0)
     graph, lowering = assemble(
         joint, lambda _: free, target=target, optimizer=None, accumulate=signature["accumulate"]

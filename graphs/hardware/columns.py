@@ -67,7 +67,8 @@ class Device:
     Efficiencies are fractions of those rates: ``compute_efficiency`` of matrix products,
     ``convolution_efficiency`` and ``attention_efficiency`` of those kernels (``None``, unknown: as
     of products), ``bandwidth_efficiency`` of kernels bound by memory. ``launch_seconds`` is what
-    any kernel costs at least. ``node`` is the usual server, ``None`` if unknown.
+    any kernel costs at least. ``node`` is the usual server, ``None`` if unknown. ``architecture``
+    is what compilers build for ("sm_90", "gfx942"), by which torch chooses kernels.
 
     >>> Device("mine", {"float32": 20e12}, 16 * 2**30, 500e9).host_link
     0.0
@@ -88,6 +89,7 @@ class Device:
     convolution_efficiency: float | None = None
     attention_efficiency: float | None = None
     node: Node | None = None
+    architecture: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():

@@ -132,7 +132,15 @@ def _estimate(properties: Any) -> Device:
         host_link=_HOST_LINK,
         source=f"{ESTIMATED}; assumed: {', '.join(assumed)}",
         reserve_bytes=min(2**30, properties.total_memory // 8),
+        architecture=_architecture(properties),
     )
+
+
+def _architecture(properties: Any) -> str | None:
+    if name := getattr(properties, "gcnArchName", ""):
+        return str(name).partition(":")[0]
+    major = getattr(properties, "major", None)
+    return None if major is None else f"sm_{major}{getattr(properties, 'minor', 0)}"
 
 
 def _speed(properties: Any) -> _Speed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,6 +13,7 @@ __all__ = [
     "OpOverload",
     "OpOverloadPacket",
     "argument_place",
+    "draws",
     "out_variant",
     "overwritten",
     "returns_truth",
@@ -85,3 +86,35 @@ def views_its_operand(target: object) -> bool:
         return False
     alias = target._schema.arguments[0].alias_info
     return alias is not None and not alias.is_write
+
+
+_ATTENTION = frozenset(
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention")
+    for kind in ("flash", "efficient", "cudnn")
+)
+_SEEDED = frozenset(
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention_backward")
+    for kind in ("flash", "efficient", "cudnn")
+)
+
+
+def draws(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell a call that draws from the generator.
+
+    Attention without dropout does not, nor does its backward kernel, which is given the seed.
+
+    Args:
+        target: an operator, or any other function.
+        args, kwargs: what it is called with.
+
+    >>> draws(torch.ops.aten.rand_like.default, (torch.zeros(2),), {})
+    True
+    """
+    if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
+        return False
+    packet = target.overloadpacket
+    if packet not in _ATTENTION:
+        return packet not in _SEEDED
+    names = [argument.name for argument in target._schema.arguments]
+    said = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return bool(said.get("dropout_p", 0.0))

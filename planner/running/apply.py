@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.errors import PlanMismatch, PlannerError
+from planner.errors import OtherKernels, PlanMismatch, PlannerError
+from planner.graphs.capture.guards.call import device_of, fake_call
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.plan.step_plan import StepPlan
+from planner.progress import PlannerWarning
 from planner.running.branches import program_of
 from planner.running.optimizer_watch import watch_optimizer
 from planner.running.out_of_memory import Account
@@ -94,7 +96,7 @@ def planned_class(
             "the plan first and wrap the model it returns"
         )
     runtime = replace(
-        runtime_of(plan, model, loss or plan.loss),
+        _runtime(plan, model, loss or plan.loss, replan),
         on_mismatch=on_mismatch,
         replan=replan,
         account=account,
@@ -105,6 +107,27 @@ def planned_class(
         return _dispatch(self, base, runtime, args, kwargs)
 
     return derived(base, forward)
+
+
+def _runtime(
+    plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None, replan: Replan | None
+) -> Runtime:
+    """Return a plan ready to run, made anew if this device runs other kernels than were planned."""
+    try:
+        return runtime_of(plan, model, loss)
+    except OtherKernels as error:
+        if replan is None:
+            raise
+        call = fake_call(plan.signature, home=device_of(model))
+        call = replace(call, answers=tuple(plan.signature["answers"]))
+        again = replan(plan, model, call, loss)
+        warnings.warn(
+            f"the plan for {plan.device} is made anew for {again.device}, within the same budget: "
+            f"{error}",
+            PlannerWarning,
+            stacklevel=5,
+        )
+        return runtime_of(again, model, loss)
 
 
 def checked_mismatch(on_mismatch: str, valid: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from planner.errors import CaptureError, InfeasibleBudget, PlanMismatch
-from planner.graphs.capture.guards.call import fake_call
+from planner.graphs.capture.guards.call import device_of, fake_call
 from planner.graphs.capture.step_function import Arguments
 from planner.graphs.capture.trace import answers_of
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
@@ -63,7 +63,7 @@ def _branch(runtime: Runtime, model: nn.Module, call: Arguments, departure: Depa
         except PlanMismatch as error:
             if runtime.replan is None:
                 raise PlanMismatch(f"{departure.text}; with that, {error}") from error
-            largest = replace(fake_call(signature), answers=answers)
+            largest = replace(fake_call(signature, home=device_of(model)), answers=answers)
             same = _planned(runtime, model, largest, departure)
         _tell(runtime, departure)
         return replace(same, replan=runtime.replan)

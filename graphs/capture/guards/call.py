@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from planner.graphs.capture.guards.call_form import argument_names
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.autocast_cache import keeping_now
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.module_internals import tensor_stores
 from planner.graphs.torch_api.pytree import treespec_dumps, treespec_loads
@@ -24,7 +25,12 @@ Signature = Mapping[str, Any]
 
 
 def signature_of(
-    model: nn.Module, call: Arguments, *, answers: tuple[Any, ...] = (), loss: bool = False
+    model: nn.Module,
+    call: Arguments,
+    *,
+    answers: tuple[Any, ...] = (),
+    loss: bool = False,
+    kernels: str | None = None,
 ) -> dict[str, Any]:
     """Describe a model and a call of it.
 
@@ -33,6 +39,7 @@ def signature_of(
         call: its tensors may be real, fake or on meta.
         answers: what the model was told of the values of its integer inputs, in order.
         loss: whether a loss callable is part of the step.
+        kernels: the type of device that it runs on, if not where the model is.
 
     Raises:
         CaptureError: an argument is neither a tensor nor a plain constant.
@@ -51,7 +58,9 @@ def signature_of(
         "spec": treespec_dumps(call.spec),
         "leaves": [_leaf(x) for x in call.leaves],
         "inputs": [describe(_leaf(x)) for x in call.tensors],
-        "autocast": autocast_state(device_type(model, call)),
+        "autocast": autocast_state(device_type(model, call), kernels),
+        "kernels": kernels or device_type(model, call),
+        "keeping": list(keeping_now()),
         "answers": list(answers),
         "loss": loss,
     }
@@ -96,16 +105,34 @@ def class_name(module: nn.Module) -> str:
 
 def device_type(model: nn.Module, call: Arguments) -> str:
     """Return the kind of device the step runs on; meta stands for cpu."""
-    members = (*model.parameters(), *model.buffers(), *call.tensors)
-    found = next((t.device.type for t in members if not t.is_meta), "cpu")
-    return str(found)
+    return device_of(model, call.tensors).type
 
 
-def autocast_state(device: str) -> list[Any]:
-    """Return the autocast of a device now: ``[device]``, or ``[device, dtype]`` if it is on."""
-    if not torch.is_autocast_enabled(device):
-        return [device]
-    return [device, _dtype(torch.get_autocast_dtype(device))]
+def device_of(model: nn.Module, tensors: Sequence[Tensor] = ()) -> torch.device:
+    """Return the device that a step runs on; meta stands for cpu.
+
+    Args:
+        model: whose members are asked first.
+        tensors: of the call.
+    """
+    members = (*model.parameters(), *model.buffers(), *tensors)
+    return next((t.device for t in members if not t.is_meta), torch.device("cpu"))
+
+
+def kernels_of(signature: Signature) -> str:
+    """Return the type of device whose kernels a step was captured with."""
+    return str(signature.get("kernels", signature["autocast"][0]))
+
+
+def autocast_state(device: str, kernels: str | None = None) -> list[Any]:
+    """Return the autocast of a device now: ``[device]``, or ``[device, dtype]`` if it is on.
+
+    Whoever plans elsewhere for ``kernels`` may have switched on either.
+    """
+    for kind in (kernels or device, device):
+        if torch.is_autocast_enabled(kind):
+            return [device, _dtype(torch.get_autocast_dtype(kind))]
+    return [device]
 
 
 def _member(name: str, tensor: Tensor) -> list[Any]:
@@ -153,14 +180,25 @@ def describe(leaf: Any) -> str:
     return f"{leaf[2]}{leaf[0]}" if isinstance(leaf, list) else repr(leaf)
 
 
-def fake_call(signature: Signature, mode: FakeTensorMode | None = None) -> Arguments:
-    """Return a call of the described shape whose tensors hold no data."""
+def fake_call(
+    signature: Signature,
+    mode: FakeTensorMode | None = None,
+    home: torch.device | None = None,
+) -> Arguments:
+    """Return a call of the described shape whose tensors hold no data.
+
+    Args:
+        signature: that describes it.
+        mode: of the fake tensors.
+        home: where the model is now, if not where it was captured: its inputs are there, too.
+    """
+    before = signature["autocast"][0]
     with mode or FakeTensorMode(allow_non_fake_inputs=True):
-        leaves = tuple(_rebuild(x) for x in signature["leaves"])
+        leaves = tuple(_rebuild(x, before, home) for x in signature["leaves"])
     return Arguments(leaves, treespec_loads(signature["spec"]))
 
 
-def _rebuild(leaf: Any) -> Any:
+def _rebuild(leaf: Any, before: str, home: torch.device | None) -> Any:
     if isinstance(leaf, dict):
         ((kind, value),) = leaf.items()
         if kind == "numpy":
@@ -169,6 +207,7 @@ def _rebuild(leaf: Any) -> Any:
     if not isinstance(leaf, list):
         return leaf
     shape, stride, dtype, device, requires_grad = leaf
+    device = home if home is not None and device == before else device
     fresh = torch.empty_strided(shape, stride, dtype=getattr(torch, dtype), device=device)
     return fresh.requires_grad_(requires_grad)
 
@@ -187,8 +226,9 @@ def differences(
     """
     yield from model_differences(planned, found)
     yield from call_differences(planned, found, forward)
-    if planned["autocast"] != found["autocast"]:
-        yield f"autocast is {found['autocast']}, planned for {planned['autocast']}"
+    if planned["autocast"][1:] != found["autocast"][1:]:
+        now, then = (" ".join(s["autocast"][1:]) or "off" for s in (found, planned))
+        yield f"autocast is {now}, planned for {then}"
 
 
 def model_differences(planned: Signature, found: Signature) -> Iterator[str]:
@@ -220,12 +260,24 @@ def call_differences(
         yield f"argument {name} is missing, planned for {describe(before[name])}"
     for name in (n for n in after if n not in before):
         yield f"argument {name} is new, {describe(after[name])}; the plan was made without it"
-    for name, a in before.items():
-        b = after.get(name, a)
+    homes = planned["autocast"][0], found["autocast"][0]
+    for name, said in before.items():
+        a, b = _moved(said, *homes), after.get(name, said)
         if a != b or type(a) is not type(b):  # True is no 1
             yield f"argument {name} is {describe(b)}, planned for {describe(a)}{_detail(a, b)}"
     if before.keys() == after.keys() and planned["spec"] != found["spec"]:
         yield "the arguments have another nesting or order than the planned ones"
+
+
+def _moved(leaf: Any, before: str, now: str) -> Any:
+    """Return an argument's description with the model's place now, if it was where the model was.
+
+    What was elsewhere then and is with the model now stays a difference.
+    """
+    if not isinstance(leaf, list):
+        return leaf
+    place = now if leaf[3] == before else before if leaf[3] == now else leaf[3]
+    return [*leaf[:3], place, *leaf[4:]]
 
 
 def _by_name(signature: Signature, forward: Callable[..., Any] | None) -> dict[str, Any]:

@@ -7,9 +7,10 @@ report was seen, what others with such memory lose of it. On the card itself its
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.graphs.hardware.columns import GIB, Device, Node
+from planner.graphs.hardware.table.architectures import architecture_of
 
 NO = None
 """No units for a dtype: it runs at float32's rate."""
@@ -67,9 +68,9 @@ def row(  # noqa: PLR0917 - it is read like the line of a table that it is
         if rate is not None
     }
     said, capacity = source.format(name.replace("-", " ")), int(memory_gib * GIB)
-    return DeviceRow(
-        Device(name, peak, capacity, memory, peers, host, said, node=node), frozenset(also.split())
-    )
+    device = Device(name, peak, capacity, memory, peers, host, said, node=node)
+    device = replace(device, architecture=architecture_of(name))
+    return DeviceRow(device, frozenset(also.split()))
 
 
 def sheet(product: str) -> str:

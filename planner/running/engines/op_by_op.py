@@ -14,9 +14,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from planner.errors import CaptureError, InvalidPlan, PlanMismatch
+from planner.errors import CaptureError, InvalidPlan, OtherKernels, PlanMismatch
 from planner.graphs import Graph, Op, Schedule, Subject
-from planner.graphs.capture.guards.call import model_differences, signature_of
+from planner.graphs.capture.guards.call import (
+    device_of,
+    kernels_of,
+    model_differences,
+    signature_of,
+)
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowering, Role
@@ -117,16 +122,21 @@ def _captured_again(
     here = signature_of(model, arguments((), {}))
     for difference in model_differences(signature, here):
         raise PlanMismatch(f"the plan is not for this model: {difference}")
-    device, *dtype = signature["autocast"]
+    device = device_of(model).type
+    if (planned := kernels_of(signature)) != device:
+        raise OtherKernels(f"it was made for kernels of {planned}, and the model is on {device}")
+    _, *dtype = signature["autocast"]
     with ExitStack() as stack:
         chosen = getattr(torch, dtype[0]) if dtype else None
-        stack.enter_context(torch.autocast(device, dtype=chosen, enabled=bool(dtype)))
+        if dtype or torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, dtype=chosen, enabled=bool(dtype)))
         try:
             again = recapture(model, dict(signature), loss, plan.rewrite, lifted, any_size=any_size)
         except GraphsCaptureError as error:
             raise PlanMismatch(f"the planned step can no longer be captured: {error}") from error
     if (changed := graph_difference(plan.graph, again.graph)) is not None:
-        raise PlanMismatch(
+        kind = PlanMismatch if signature["autocast"][0] == device else OtherKernels
+        raise kind(
             f"{type(model).__name__} does not do what the plan was made for: {changed}; make "
             "the plan again with planner.fit"
         )

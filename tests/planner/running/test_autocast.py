@@ -99,3 +99,40 @@ def test_an_operator_that_casts_by_itself_in_backward_does_so_in_a_plan() -> Non
     around = functools.partial(torch.autocast, "cpu", torch.bfloat16)
     scene = Scene(make, lambda: torch.randn(64, 16), around=around)
     assert_same(train(scene, scene.model()), train(scene, planned(scene)))
+
+
+def _twice_outside(m: Any, x: Tensor) -> Tensor:
+    return m.a(m.a(m.a(x))).float().square().mean()
+
+
+def _twice_inside(m: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        x = m.a(m.a(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        x = m.a(x)
+        with torch.autocast("cpu", enabled=False):
+            x = x.float() * 2
+        return m.a(x).float().square().mean()
+
+
+def _convolved_twice(m: Any, x: Tensor) -> Tensor:
+    x = x.view(4, 4, 16, 8)
+    return (m.c(m.c(x)) @ m.b.weight + m.b(x)).float().square().mean()
+
+
+@pytest.mark.parametrize("run", [_twice_outside, _twice_inside, _convolved_twice])
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_weight_used_twice_is_cast_as_often_as_in_eager_mode(
+    run: Any, *, on: bool, cached: bool
+) -> None:
+    around = functools.partial(
+        torch.autocast, "cpu", torch.bfloat16, enabled=on, cache_enabled=cached
+    )
+
+    def make() -> nn.Module:
+        parts = {"a": nn.Linear(32, 32), "b": nn.Linear(8, 8), "c": nn.Conv2d(4, 4, 3, padding=1)}
+        return Apply(run, **parts)
+
+    scene = Scene(make, lambda: torch.randn(64, 32), around=around)
+    assert_same(train(scene, scene.model()), train(scene, planned(scene)))

@@ -1,0 +1,169 @@
+"""Casts of autocast made once for each parameter, as eager mode keeps them.
+
+Tracing switches torch's own cache off. A weight that is used twice would be cast twice, and its
+gradient be summed in single precision, where eager mode sums it in the narrow type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
+from torch.utils._pytree import tree_map
+
+from planner.graphs.torch_api.patches import Patches
+
+_LOWER = """
+    conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding bmm mm linalg_vecdot baddbmm
+    addmm _addmm_activation addbmm linear _convolution.deprecated matmul conv_tbc mkldnn_rnn_layer
+    conv_transpose1d conv_transpose2d.input conv_transpose3d.input prelu
+    scaled_dot_product_attention _native_multi_head_attention
+"""
+"""What runs in the narrow type on a CPU: aten/src/ATen/autocast_mode.cpp, AutocastCPU."""
+
+
+Keeping = tuple[bool, bool]
+
+
+def keeping_now() -> Keeping:
+    """Return whether autocast keeps its casts, and whether this is inside a block of it.
+
+    >>> keeping_now()
+    (True, False)
+    """
+    return torch.is_autocast_cache_enabled(), _depth() > 0
+
+
+def _depth() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+class Casts:
+    """Casts, those of parameters and other leaves kept until the outermost autocast is left.
+
+    ``keeping`` says whether they are kept at all, and whether the whole step is inside autocast.
+    """
+
+    def __init__(self, device: str, keeping: Keeping) -> None:
+        self.device = device
+        self.kept, self.inside = keeping
+        self._leaves: dict[int, Tensor] = {}
+        self._made: dict[int, Tensor] = {}
+
+    def begin(self, leaves: Iterable[Tensor]) -> None:
+        """Begin a forward pass.
+
+        Args:
+            leaves: what of its tensors eager mode would take for leaves.
+        """
+        self._made.clear()
+        self._leaves = {id(leaf): leaf for leaf in leaves if leaf.requires_grad}
+
+    def clear(self) -> None:
+        """Forget the casts: the outermost autocast has been left."""
+        self._made.clear()
+
+    @property
+    def narrow(self) -> torch.dtype:
+        """The narrow type at present."""
+        return _dtype(self.device)
+
+    def cast(self, value: Any, dtype: torch.dtype) -> Any:
+        """Return a tensor in another dtype, if it is one that autocast may cast."""
+        if not may_be_cast(value) or value.dtype == dtype:
+            return value
+        leaf = id(value) in self._leaves and value.dtype is torch.float32
+        if not (leaf and self.kept and dtype == self.narrow):
+            return value.to(dtype)
+        if id(value) not in self._made:
+            self._made[id(value)] = value.to(dtype)
+        return self._made[id(value)]
+
+    def all(self, tree: Any, dtype: torch.dtype) -> Any:
+        """Cast every tensor of arguments."""
+        return tree_map(lambda x: self.cast(x, dtype), tree)
+
+
+_dtype = torch.get_autocast_dtype
+
+
+def may_be_cast(value: Any) -> bool:
+    """Tell what autocast casts at all."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return floating and value.dtype is not torch.float64
+
+
+def overload(name: str) -> Any:
+    """Return an operator by its name without the namespace.
+
+    >>> overload("conv1d.padding")
+    <OpOverload(op='aten.conv1d', overload='padding')>
+    """
+    packet, _, which = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), which or "default")
+
+
+def casts_on_cpu(patches: Patches, casts: Casts) -> None:
+    """Make the casts of a CPU's autocast once.
+
+    Args:
+        patches: what may be undone.
+        casts: that are kept.
+    """
+    for op in map(overload, _LOWER.split()):
+        use_kernel(patches, op, DispatchKey.AutocastCPU, lower(op, casts, DispatchKey.AutocastCPU))
+    forget_on_exit(patches, casts)
+
+
+def lower(op: Any, casts: Casts, key: DispatchKey) -> Any:
+    """Return what runs an operator in the narrow type.
+
+    Args:
+        op: the operator.
+        casts: that are kept.
+        key: of the autocast that is left for it.
+    """
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with below(key):
+            dtype = casts.narrow
+            return op(*casts.all(args, dtype), **casts.all(kwargs, dtype))
+
+    return called
+
+
+def below(key: DispatchKey) -> Any:
+    """Leave autocast for as long as the block runs."""
+    return torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(key))
+
+
+def use_kernel(patches: Patches, op: Any, key: DispatchKey, kernel: Any) -> None:
+    """Give an operator another kernel while it is traced.
+
+    Args:
+        patches: what may be undone.
+        op: the operator.
+        key: for which the kernel is.
+        kernel: called with the operator's arguments.
+    """
+    patches.on_undo(op._dispatch_cache.clear)
+    patches.entry(op.py_kernels, key, kernel)
+    op._dispatch_cache.clear()
+
+
+def forget_on_exit(patches: Patches, casts: Casts) -> None:
+    """Forget the casts when torch would, which is when the outermost autocast is left."""
+    own: Any = torch.autocast_decrement_nesting
+    outside = _depth()
+
+    def called() -> Any:
+        depth = own()
+        if patches.mine() and depth == outside and not casts.inside:
+            casts.clear()
+        return depth
+
+    patches.attribute(torch, "autocast_decrement_nesting", called)

@@ -1,0 +1,1 @@
+"""What CUDA would run, chosen by name on tensors of a CPU: attention, dropout, norms, autocast."""
