@@ -10,6 +10,7 @@
       InfeasibleBudget    ValueError           no schedule found fits the budget
       InvalidPlan         ValueError           a plan file is damaged, foreign or too new
       PlanMismatch        ValueError           the plan was made for another model or other inputs
+        OtherKernels      PlanMismatch         the step runs other kernels here than were planned
       UnknownMethod       ValueError           no solver has this name
       UnknownEngine       ValueError           no engine has this name
       UnknownDevice       ValueError           no device has this name

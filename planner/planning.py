@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from planner.allocator_budget import allocator_of, least_budget, solve_within
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import InfeasibleBudget
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.plan.advice import infeasible
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
-from planner.solvers import Limits, Solution, minimum_budget, solve
+from planner.solvers import Limits, Solution
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,11 +75,11 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     graph, start = captured.graph, time.perf_counter()
     within = f"within {format_both(budget_bytes)} by {request.method}"
     request.tell(f"solving {len(graph.ops):,} ops {within}")
-    solution = solve(graph, budget_bytes, method=request.method, limits=request.limits)
+    solution = solve_within(graph, budget_bytes, request)
     if solution.schedule is None:
         request.tell("looking for the least budget that works")
-        least = minimum_budget(graph, limits=request.limits)
-        raise infeasible(graph, budget_bytes, least, solution.message)
+        least, needed = least_budget(graph, request)
+        raise infeasible(graph, budget_bytes, least, solution.message, needed)
     plan = plan_of(captured, request, budget_bytes, solution)
     return replace(plan, solve_seconds=time.perf_counter() - start)
 
@@ -112,6 +113,8 @@ def plan_of(
         hardware=request.hardware,
         loss=request.loss,
         remarks=_reserved(request),
+        allocator=allocator_of(request.allocator, request.hardware),
+        eager_peak_bytes=captured.eager_peak_bytes,
     )
 
 
@@ -161,6 +164,7 @@ def plan_again(
         "method": plan.method,
         "accumulate": bool(plan.signature["accumulate"]),
         "checks": plan.signature.get("checks", "keep"),
+        "allocator": plan.allocator or "auto",
         "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),
         "dynamic": "off" if call.answers is None else plan.signature["dynamic"],
         "progress": "off",

@@ -45,6 +45,10 @@ class BatchOptions(TypedDict, total=False):
     limits: Limits
     progress: Told
     reserve: str | float
+    allocator: str
+
+
+ALLOCATORS = ("auto", "segments", "expandable segments")
 
 
 class StepOptions(BatchOptions, total=False):
@@ -149,6 +153,9 @@ class Request:
         checks: "keep" makes after each call the checks of the model's code that only raise or log
             (``assert``, ``if x.isnan().any(): raise``), which waits for the device; "drop" leaves
             them out.
+        allocator: how the accelerator's allocator is set, whose needs the budget is kept for:
+            "segments", torch's default, "expandable segments", or "auto" for what the settings of
+            this process say (``PYTORCH_CUDA_ALLOC_CONF``).
         world_size: how many devices; above 1 the plan also says what to shard, in which
             micro-batches, and the budget is each device's. The rest is for several devices only.
         devices_per_node: by default what the usual server of the device has.
@@ -176,6 +183,7 @@ class Request:
     progress: Told = "auto"
     accumulate: bool = False
     checks: str = "keep"
+    allocator: str = "auto"
     world_size: int = 1
     devices_per_node: int | None = None
     link: LinkSpec = None
@@ -268,6 +276,9 @@ def _check_values(request: Request) -> None:
         raise BadRequest(f'dynamic is {request.dynamic!r}; expected "batch", "off" or a mapping')
     if request.checks not in ("keep", "drop"):
         raise BadRequest(f'checks is {request.checks!r}; expected "keep" or "drop"')
+    if request.allocator not in ALLOCATORS:
+        expected = ", ".join(map(repr, ALLOCATORS))
+        raise BadRequest(f"allocator is {request.allocator!r}; expected one of {expected}")
     for name in ("rewrites", "precisions"):
         value = getattr(request, name)
         if isinstance(value, str) or not value:
@@ -318,6 +329,8 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
         )
     if request.world_size != 1 and "checks" in said:
         raise BadCluster("checks= is for one device so far: leave it out")
+    if request.world_size != 1 and "allocator" in said:
+        raise BadCluster("allocator= is for one device so far: leave it out")
     if request.world_size != 1 and "rewrites" in said:
         raise BadCluster("rewrites= are for one device so far: leave them out")
     if request.world_size != 1 and isinstance(request.dynamic, Mapping):

@@ -83,14 +83,17 @@ ORDER = (
     *(f"graphs/{name}" for name in ("memory.py", "simulate.py", "snapshot.py", "binding.py")),
     *(f"graphs/{name}" for name in ("files.py", "instances.py", "scaling.py", "served_sizes.py")),
     "graphs/__init__.py",
-    *(f"graphs/{name}" for name in ("hardware", "torch_api", "costs", "capture")),
+    *(f"graphs/{name}" for name in ("hardware", "allocation.py", "torch_api", "costs", "capture")),
     *(f"solvers/{name}" for name in ("api.py", "tuning.py", "model", "bounds", "exact")),
     *(f"solvers/{name}" for name in ("baselines", "search", "minimum_budget.py")),
     *(f"solvers/{name}" for name in ("given_order.py", "reorder.py", "auto.py", "frontier.py")),
     "solvers/__init__.py",
     *(f"planner/{name}" for name in ("errors.py", "byte_sizes.py", "progress.py")),
     *(f"planner/{name}" for name in ("model_argument.py", "request.py", "plan", "output")),
-    *(f"planner/{name}" for name in ("textbook", "running", "planning.py", "sharding")),
+    *(
+        f"planner/{name}"
+        for name in ("textbook", "running", "allocator_budget.py", "planning.py", "sharding")
+    ),
     *(f"planner/{name}" for name in ("verification", "comparison.py", "plans.py", "fit.py")),
     *(f"planner/{name}" for name in ("analysis", "integrations", "cli", "__init__.py")),
 )

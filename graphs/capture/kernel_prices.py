@@ -6,6 +6,9 @@ memory is short, get formulas.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import fx
 
 from planner.graphs.capture.joint_graph import Joint
@@ -50,6 +53,25 @@ def prices(joint: Joint, device: devices.Device, *, here: bool, costs: str) -> d
         for n, s, m in zip(calls, seconds, memory, strict=True)
     }
     return found | {n: _copy_price(n, device) for n in kernels if n not in calls}
+
+
+def as_in_eager_mode(node: fx.Node, price: Price, kernels: str) -> Price:
+    """Return what a kernel takes where torch runs the step itself.
+
+    Dropout on a CPU keeps noise in the dtype of its input there, where the step of a plan keeps a
+    mask of a byte an element.
+
+    Args:
+        node: the kernel.
+        price: in the step of a plan.
+        kernels: the type of device.
+    """
+    if kernels != "cpu" or node.target is not torch.ops.aten.native_dropout.default:
+        return price
+    noise, _ = node.meta["val"]  # like what dropout makes
+    size = noise.untyped_storage().nbytes()
+    kept = size, noise.numel() * noise.element_size()
+    return replace(price, workspace_bytes=0, output_bytes=kept)
 
 
 def _matched(memory: Memory, call: OperatorCall, node: fx.Node) -> Memory:

@@ -5,11 +5,11 @@ Puts tracing, prices and the optimizer together. Knows nothing of budgets or sch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from planner.graphs.capture.guards.call import (
     class_name,
@@ -20,7 +20,7 @@ from planner.graphs.capture.guards.call import (
 )
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
-from planner.graphs.capture.kernel_prices import prices
+from planner.graphs.capture.kernel_prices import as_in_eager_mode, prices
 from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble
 from planner.graphs.capture.numbers import Numbers, without_symbols
 from planner.graphs.capture.optimizer_step import OptimizerStep, optimizer_step
@@ -34,6 +34,8 @@ from planner.graphs.costs.registry import cost_model
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
 from planner.graphs.hardware.detect import local_device
+from planner.graphs.schedule import plain_schedule
+from planner.graphs.simulate import simulate
 from planner.graphs.torch_api.fake_tensors import FakeTensor, with_numbers
 from planner.graphs.torch_api.patches import capturing
 from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
@@ -47,6 +49,8 @@ class Captured:
     signature: dict[str, Any]
     rewrite: str = AS_CAPTURED.name
     """Which variant of the step the graph is: a name of ``graphs.capture.rewrites.REWRITES``."""
+    eager_peak_bytes: int | None = None
+    """What the step holds at most where torch runs it itself, if that was asked for."""
 
 
 def capture(
@@ -191,8 +195,32 @@ def capture_joint(
     )
     checked = sorted({check.source for _, check in joint.outputs.checks})
     signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
-    captured = Captured(graph, signature, rewrite)
+    peak = None if eager else _eager_peak(joint, priced, target, step, accumulate=accumulate)
+    captured = Captured(graph, signature, rewrite, peak)
     return Traced(captured, joint, lowering)
+
+
+def _eager_peak(
+    joint: Joint,
+    priced: Mapping[fx.Node, Price],
+    target: Target,
+    optimizer: OptimizerStep | None,
+    *,
+    accumulate: bool,
+) -> int:
+    """Return what eager mode holds at most: no kernel there writes into what the one before made.
+
+    Gradients are handed over at the end, or added as they are made, as in the step of a plan.
+    """
+    graph, _ = assemble(
+        joint,
+        lambda node: as_in_eager_mode(node, priced[node], target.kernels),
+        target=target,
+        optimizer=optimizer,
+        accumulate=accumulate,
+        eager=True,
+    )
+    return simulate(graph, plain_schedule(graph)).peak_bytes
 
 
 def has_data(model: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from planner.graphs.costs.tensor_float import tf32_kernels
 from planner.graphs.files import write_atomically
 
 fcntl: ModuleType | None
@@ -43,8 +44,18 @@ def default_cache() -> Path:
 def environment(device: torch.device) -> str:
     """Name what a measurement depends on besides the operator: torch, the chip, the threads."""
     if device.type == "cuda":
-        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
+        name, flags = torch.cuda.get_device_name(device), ", ".join(_flags())
+        return f"torch {torch.__version__}, {name}" + (f", {flags}" if flags else "")
     return f"torch {torch.__version__}, {_cpu_model()}, {torch.get_num_threads()} threads"
+
+
+def _flags() -> Iterator[str]:
+    """Yield what the user has set that other kernels are chosen by."""
+    yield from sorted(f"tf32 {kernel.value}" for kernel in tf32_kernels())
+    if torch.backends.cudnn.benchmark:
+        yield "benchmark"
+    if torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled():
+        yield "deterministic"
 
 
 def _cpu_model() -> str:

@@ -6,12 +6,14 @@ from planner.graphs.costs.cache import default_cache
 from planner.graphs.costs.measured import measure_seconds
 from planner.graphs.costs.registry import Priced, register_cost_model
 from planner.graphs.costs.roofline import roofline_seconds
+from planner.graphs.costs.tensor_float import tf32_kernels
 
 
 @register_cost_model("roofline")
 def roofline(priced: Priced) -> list[float]:
     """Estimate every time by the slower of compute and memory."""
-    return [roofline_seconds(work, priced.device) for work in priced.work]
+    tf32 = tf32_kernels()
+    return [roofline_seconds(work, priced.device, tf32=tf32) for work in priced.work]
 
 
 @register_cost_model("measured")

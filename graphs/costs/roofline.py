@@ -7,7 +7,7 @@ of the workspace it uses: that is measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from planner.graphs.hardware.devices import Device
+from planner.graphs.hardware.devices import Device, Kernel
 from planner.graphs.torch_api.operators import OpOverload, overwritten
 
 aten = torch.ops.aten
@@ -26,12 +26,14 @@ _Formula = Callable[[Sequence[Any], Sequence[Tensor]], int]
 class OpCost:
     """What one call does: FLOPs (a multiply-add is two), bytes read and written, and in what.
 
-    ``dtype`` is that of the first floating-point operand, "float32" if there is none.
+    ``dtype`` is that of the first floating-point operand, "float32" if there is none; ``kernel`` is
+    what bounds the call if it is not memory.
     """
 
     flops: int
     moved_bytes: int
     dtype: str
+    kernel: Kernel = Kernel.PRODUCT
 
 
 def op_cost(
@@ -69,10 +71,19 @@ def op_cost(
         moved = min(written, _extent_bytes(source)) + sum(map(_extent_bytes, rest)) + written
     else:
         moved = sum(map(_extent_bytes, read)) + written
-    return OpCost(_flops(target, args, kwargs, outputs, made), moved, name)
+    flops = _flops(target, args, kwargs, outputs, made)
+    return OpCost(flops, moved, name, _kernel(target.overloadpacket))
 
 
-def roofline_seconds(cost: OpCost, device: Device, *, tf32: bool = False) -> float:
+def _kernel(packet: Any) -> Kernel:
+    if packet in _CONVOLUTIONS:
+        return Kernel.CONVOLUTION
+    return Kernel.ATTENTION if packet in _ATTENTION else Kernel.PRODUCT
+
+
+def roofline_seconds(
+    cost: OpCost, device: Device, *, tf32: Collection[Kernel] = frozenset()
+) -> float:
     """Return the time a device needs: the slower of compute and memory, plus the launch.
 
     What moves nothing takes no time.
@@ -80,8 +91,7 @@ def roofline_seconds(cost: OpCost, device: Device, *, tf32: bool = False) -> flo
     Args:
         cost: what a call does.
         device: what it runs on.
-        tf32: whether float32 products use tensor cores where there are any (the user's
-            ``torch.set_float32_matmul_precision``).
+        tf32: the kinds of kernels that round float32 to use tensor cores, where there are any.
 
     >>> from planner.graphs.hardware.devices import device
     >>> roofline_seconds(OpCost(0, 0, "float32"), device("H200"))
@@ -89,8 +99,8 @@ def roofline_seconds(cost: OpCost, device: Device, *, tf32: bool = False) -> flo
     """
     if not cost.flops and not cost.moved_bytes:
         return 0.0
-    dtype = "tf32" if tf32 and cost.dtype == "float32" else cost.dtype
-    compute = cost.flops / device.flops_per_second(dtype)
+    dtype = "tf32" if cost.kernel in tf32 and cost.dtype == "float32" else cost.dtype
+    compute = cost.flops / device.flops_per_second(dtype, cost.kernel)
     return max(compute, cost.moved_bytes / device.bytes_per_second()) + device.launch_seconds
 
 
@@ -226,6 +236,11 @@ _FORMULAS: dict[Any, _Formula] = {
     **dict.fromkeys(_packets("mv", "addmv", "dot", "vdot"), _matrix_vector),
     aten.linear: _linear,
 }
+
+_CONVOLUTIONS = frozenset(
+    _packets("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
+) | {aten.convolution_backward}
+_ATTENTION = frozenset(p for p in _FORMULAS if _FORMULAS[p] in {_attention, _attention_backward})
 
 # They name a tensor without touching its elements.
 _MOVE_NOTHING = frozenset(

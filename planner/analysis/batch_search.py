@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from planner.allocator_budget import runs, solve_within
 from planner.graphs import Graph, Phase, plain_schedule, simulate
 from planner.graphs.scaling import on_the_line, same_shape
-from planner.solvers import Limits, Solution, solve
+from planner.request import Request
+from planner.solvers import Solution
 from planner.solvers.bounds.parametric import quick_bound
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST = 1 << 20
 """No larger batch is looked at; a model this small has no need of a plan."""
+_ROUNDS = 2
 FIRST = (2, 4)
 """The batches captured first, to draw a line through."""
 
@@ -32,10 +35,10 @@ class Batches:
         capture: Callable[[int], Captured],
         budget_bytes: int,
         allowed: float | None,
-        limits: Limits,
+        request: Request,
     ) -> None:
         self.capture, self.budget_bytes, self.allowed = capture, budget_bytes, allowed
-        self.limits = limits
+        self.request = request
         self.captured: dict[int, Captured] = {}
         self.solved: dict[Graph, Solution] = {}
 
@@ -64,7 +67,9 @@ class Batches:
     def solve(self, graph: Graph) -> Solution:
         """Solve a graph, unless it was."""
         if graph not in self.solved:
-            self.solved[graph] = solve(graph, self.budget_bytes, limits=self.limits)
+            self.solved[graph] = solve_within(
+                graph, self.budget_bytes, self.request, rounds=_ROUNDS
+            )
         return self.solved[graph]
 
     def fits(self, graph: Graph) -> bool:
@@ -76,7 +81,7 @@ class Batches:
 
     def fits_plain(self, graph: Graph) -> bool:
         """Tell whether the step fits when every op runs once."""
-        return simulate(graph, plain_schedule(graph)).peak_bytes <= self.budget_bytes
+        return runs(graph, plain_schedule(graph), self.budget_bytes, self.request)
 
     def is_possible(self, graph: Graph) -> bool:
         """Tell whether it is not proved that every plan costs more than allowed, or none fits."""

@@ -130,7 +130,7 @@ def max_batch(
             return captured_step(replace(request, inputs=inputs(batch), **given))
 
         budget_bytes = request.budget_bytes(budget)
-        search = Batches(capture, budget_bytes, allowed, request.limits)
+        search = Batches(capture, budget_bytes, allowed, request)
         search.largest(search.may_fit)  # quick, and captures near where the others will be
         batch = search.largest(search.fits)
         if not batch:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Unpack
 
+from planner.allocator_budget import needed_bytes, runs
 from planner.byte_sizes import (
     format_both,
     format_bytes,
@@ -127,11 +128,15 @@ class Curve:
             InfeasibleBudget: the budget is below the least known to work.
         """
         budget_bytes = parse_budget(budget)
-        point = self.frontier.at(budget_bytes)
+        within = [p for p in self.frontier.points if p.peak_bytes <= budget_bytes]
+        request = self.request
+        fits = (p for p in reversed(within) if runs(self.graph, p.schedule, budget_bytes, request))
+        point = next(fits, None)
         if point is None:
             first = self.frontier.points[0]
             least = MinimumBudget(first.peak_bytes, self.frontier.floor_bytes, first.schedule)
-            raise infeasible(self.graph, budget_bytes, least, "")
+            needed = needed_bytes(self.graph, first.schedule, request)
+            raise infeasible(self.graph, budget_bytes, least, "", needed)
         bound = min(self.frontier.bound_seconds(budget_bytes), point.seconds)
         close = point.seconds - bound <= DEFAULT_LIMITS.gap * self.graph.seconds
         status = Status.OPTIMAL if close else Status.FEASIBLE

@@ -63,6 +63,8 @@ class Body(BaseModel):
     engine: str
     rewrite: str
     memory_model: str
+    allocator: Literal["segments", "expandable segments"] | None = None
+    eager_peak_bytes: Annotated[int, Field(ge=0)] | None = None
     capture_seconds: Seconds
     solve_seconds: Seconds
     hardware: dict[str, Any] | None = None
@@ -87,6 +89,8 @@ def body_of(plan: StepPlan) -> dict[str, Any]:
         "engine": plan.engine,
         "rewrite": plan.rewrite,
         "memory_model": plan.memory_model,
+        "allocator": plan.allocator,
+        "eager_peak_bytes": plan.eager_peak_bytes,
         "capture_seconds": plan.capture_seconds,
         "solve_seconds": plan.solve_seconds,
         "hardware": _own(plan.hardware),

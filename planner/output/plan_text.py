@@ -10,6 +10,7 @@ from typing import Any
 
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
 from planner.graphs import Kind, Live, Phase, phase_peaks
+from planner.graphs.allocation import Needs
 from planner.graphs.binding import Binding, largest_live, short_source
 from planner.graphs.served_sizes import served
 from planner.output.device_notes import device_notes
@@ -59,7 +60,7 @@ def answer(plan: StepPlan) -> str:
     lines = [
         f"{verdict}: peak {format_both(plan.peak_bytes)} of a {format_both(plan.budget_bytes)} "
         "budget",
-        f"Plain   peak {format_both(plan.plain_peak_bytes)}, "
+        f"Plain   peak {format_both(plan.eager_peak_bytes or plan.plain_peak_bytes)}, "
         f"step {format_seconds(plan.plain_seconds)}",
         f"Time    +{format_percent(plan.overhead)} of the plain step, "
         f"step {format_seconds(plan.seconds)}",
@@ -68,7 +69,25 @@ def answer(plan: StepPlan) -> str:
         f"Status  {_status(plan)}, by {plan.method}",
         wrap(f"not counted: {', '.join(not_counted(plan))}", "Beyond  ", " " * 8),
     ]
+    if plan.needs is not None:
+        lines.insert(1, wrap(_needs(plan, plan.needs), "Device  ", " " * 8))
     return "\n".join(lines)
+
+
+def _needs(plan: StepPlan, found: Needs) -> str:
+    """Say what the allocator makes of the tensors' peak, and what another setting would."""
+    text = (
+        f"needs {format_both(found.needed_bytes)} for them through the {plan.allocator} of its "
+        f"allocator, which reserves up to {format_bytes(found.reserved_bytes)} if there is more"
+    )
+    if plan.allocator == "segments":
+        other = plan.needs_with(expandable=True)
+        if other.needed_bytes < found.needed_bytes:
+            text += (
+                f"; {format_bytes(other.needed_bytes)} with "
+                "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+            )
+    return text
 
 
 def not_counted(plan: StepPlan) -> Iterator[str]:
@@ -213,6 +232,7 @@ def summary(plan: StepPlan) -> dict[str, Any]:
         "budget_bytes": plan.budget_bytes,
         "peak_bytes": plan.peak_bytes,
         "plain_peak_bytes": plan.plain_peak_bytes,
+        "eager_peak_bytes": plan.eager_peak_bytes,
         "baseline_peak_bytes": plan.plain_peak_bytes,  # until 0.3: the name before
         "seconds": plan.seconds,
         "plain_seconds": plan.plain_seconds,
@@ -231,6 +251,8 @@ def summary(plan: StepPlan) -> dict[str, Any]:
         "engine": plan.engine,
         "rewrite": plan.rewrite,
         "memory_model": plan.memory_model,
+        "allocator": plan.allocator,
+        "needed_bytes": plan.needs.needed_bytes if plan.needs else plan.peak_bytes,
         "ops": len(plan.graph.ops),
         "recomputed_ops": len(plan.recomputed),
         "memory": {

@@ -23,7 +23,11 @@ _STATE = (Kind.PARAMETER, Kind.GRADIENT, Kind.OPTIMIZER, Kind.BUFFER, Kind.GATHE
 
 
 def infeasible(
-    graph: Graph, budget_bytes: int, least: MinimumBudget, reason: str
+    graph: Graph,
+    budget_bytes: int,
+    least: MinimumBudget,
+    reason: str,
+    needed_bytes: int | None = None,
 ) -> InfeasibleBudget:
     """Make the error that says what was asked, what would work, what binds and what to try next.
 
@@ -32,24 +36,26 @@ def infeasible(
         budget_bytes: what was asked for.
         least: the least budget known to work.
         reason: why no schedule was found, if it is known.
+        needed_bytes: what the device needs for that schedule, if more than its tensors' bytes.
     """
     trace = simulate(graph, least.schedule)
     found = binding(graph, least.schedule, trace)
-    asked, needed = format_both(budget_bytes), format_both(trace.peak_bytes)
+    least_bytes = needed_bytes or trace.peak_bytes
+    asked, needed = format_both(budget_bytes), format_both(least_bytes)
     text = f"No schedule was found within {asked}" + (f" ({reason}). " if reason else ". ")
-    if trace.peak_bytes <= budget_bytes:
+    if least_bytes <= budget_bytes:
         text += (
             f"But one exists: a peak of {needed} is known to work. Use method='auto', or raise the "
             "time limit."
         )
     else:
         text += (
-            f"The least budget known to work is {needed}, that is {trace.peak_bytes} bytes; "
-            f"{_proved(trace.peak_bytes, least.floor_bytes)}. What binds there is {found}; "
+            f"The least budget known to work is {needed}, that is {least_bytes} bytes; "
+            f"{_proved(least_bytes, least.floor_bytes)}. What binds there is {found}; "
             f"{format_bytes(found.category_bytes)} of it is {found.category.value}. "
             f"{advice(budget_bytes, tightest(graph, least.schedule, found))}"
         )
-    return InfeasibleBudget(budget_bytes, trace.peak_bytes, found, text)
+    return InfeasibleBudget(budget_bytes, least_bytes, found, text)
 
 
 def _proved(least_bytes: int, floor_bytes: int) -> str:

@@ -29,6 +29,7 @@ from planner.graphs import (
     plain_schedule,
     simulate,
 )
+from planner.graphs.allocation import Needs, needs, runs_within
 from planner.graphs.binding import Binding, binding
 from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.devices import device
@@ -53,7 +54,8 @@ class StepPlan:
     ``bound_seconds`` is proved: no schedule of this graph whose first computations keep its order
     fits the budget in less; nor, if the plan is ``reordered``, any in another order. ``signature``
     says what the plan is for; ``engine`` carries the schedule out, ``rewrite`` is the variant of
-    the captured step that the graph is of, ``memory_model`` judged the bytes. ``hardware`` has the
+    the captured step that the graph is of, ``memory_model`` judged the bytes; with an ``allocator``
+    ("segments", "expandable segments") the budget is kept for what that needs. ``hardware`` has the
     figures of the device, ``loss`` is the callable given to ``fit``, which no file can hold; like
     ``message``, ``remarks`` and the seconds spent they do not count for equality.
 
@@ -75,10 +77,12 @@ class StepPlan:
     engine: str = "op_by_op"
     rewrite: str = "as_captured"
     memory_model: str = EXACT.name
+    allocator: str | None = None
     message: str = field(default="", compare=False)
     hardware: Device | None = field(default=None, compare=False, repr=False)
     loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
     remarks: tuple[str, ...] = field(default=(), compare=False)
+    eager_peak_bytes: int | None = field(default=None, compare=False)
     capture_seconds: float = field(default=0.0, compare=False)
     solve_seconds: float = field(default=0.0, compare=False)
 
@@ -144,7 +148,7 @@ class StepPlan:
 
     @property
     def plain_peak_bytes(self) -> int:
-        """The most plain training holds at any step."""
+        """The most the step holds when every op runs once; see ``eager_peak_bytes``, too."""
         return self.plain_trace.peak_bytes
 
     @property
@@ -175,10 +179,26 @@ class StepPlan:
     def _over_plain(self, seconds: float) -> float:
         return seconds / self.plain_seconds if self.plain_seconds else 0.0
 
-    @property
+    @cached_property
     def fits(self) -> bool:
-        """Whether the peak is within the budget."""
-        return self.peak_bytes <= self.budget_bytes
+        """Whether the peak is within the budget, and the step runs in it through its allocator."""
+        if self.allocator is None or self.peak_bytes > self.budget_bytes:
+            return self.peak_bytes <= self.budget_bytes
+        expandable = self.allocator.startswith("expandable")
+        return runs_within(self.graph, self.schedule, self.budget_bytes, expandable=expandable)
+
+    @cached_property
+    def needs(self) -> Needs | None:
+        """What the device needs through its allocator, ``None`` where tensors' bytes are all."""
+        if self.allocator is None:
+            return None
+        found = self.needs_with(expandable=self.allocator.startswith("expandable"))
+        least = min(found.needed_bytes, self.budget_bytes) if self.fits else found.needed_bytes
+        return replace(found, needed_bytes=least)  # which is found to 0.2%
+
+    def needs_with(self, *, expandable: bool) -> Needs:
+        """Return what the device would need with or without expandable segments."""
+        return needs(self.graph, self.schedule, expandable=expandable)
 
     @property
     def reordered(self) -> bool:

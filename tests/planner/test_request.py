@@ -131,7 +131,10 @@ def test_capture_takes_a_device_of_ones_own(tmp_path: Path) -> None:
         ({"world_size": 2, "accumulate": True}, "accumulate=True is for one device"),
         ({"world_size": 2, "rewrites": ["as_captured"]}, "rewrites= are for one device"),
         ({"world_sice": 2}, "did you mean 'world_size'"),
-        ({"colour": "red"}, "'colour' cannot be said here; it takes accumulate, checks, costs, "),
+        (
+            {"colour": "red"},
+            "'colour' cannot be said here; it takes accumulate, allocator, checks, costs, ",
+        ),
         ({"progress": "loud"}, "progress='loud': expected 'auto', 'off'"),
         ({"engine": "steam"}, "unknown engine 'steam'"),
         ({"costs": "free"}, "unknown costs 'free'"),

@@ -19,6 +19,19 @@ ASSUMED = "assumed: servers of this card differ, pass link= and devices_per_node
 MACHINE = Node(8, 1.5625e9, ASSUMED)
 """A desktop or a rented machine: 100 Gb/s for eight cards."""
 
+EFFICIENCY = {"sm_90": 0.53}
+"""What share of a sheet's rate products reach, by architecture, where it is not the usual 0.7.
+
+Hopper: the median of nine published training runs (``python -m benchmarks.published``: torchtitan,
+llm-foundry); eleven on A100 have a median of 0.7.
+"""
+
+CONVOLUTIONS = {"sm_80": 0.35}
+"""The same of convolutions, where it is not that of products.
+
+A100: ResNet-50 in TF32 and under AMP (NVIDIA DeepLearningExamples), two rows.
+"""
+
 _DTYPES = (
     ("float32",),
     ("tf32",),
@@ -69,7 +82,12 @@ def row(  # noqa: PLR0917 - it is read like the line of a table that it is
     }
     said, capacity = source.format(name.replace("-", " ")), int(memory_gib * GIB)
     device = Device(name, peak, capacity, memory, peers, host, said, node=node)
-    device = replace(device, architecture=architecture_of(name))
+    architecture = architecture_of(name)
+    device = replace(device, architecture=architecture)
+    if architecture in EFFICIENCY:
+        device = replace(device, compute_efficiency=EFFICIENCY[architecture])
+    if architecture in CONVOLUTIONS:
+        device = replace(device, convolution_efficiency=CONVOLUTIONS[architecture])
     return DeviceRow(device, frozenset(also.split()))
 
 

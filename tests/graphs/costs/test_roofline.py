@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from planner.graphs.costs.roofline import OpCost, op_cost, roofline_seconds
-from planner.graphs.hardware.devices import DEVICES, device
+from planner.graphs.costs.tensor_float import tf32_kernels
+from planner.graphs.hardware.devices import DEVICES, Kernel, device
 
 aten = torch.ops.aten
 
@@ -114,6 +116,25 @@ def test_roofline_takes_the_slower_side() -> None:
     assert roofline_seconds(memory, gpu) == pytest.approx(1 / gpu.bandwidth_efficiency, rel=1e-3)
     single = OpCost(10**14, 0, "float32")
     assert roofline_seconds(single, gpu) / roofline_seconds(
-        single, gpu, tf32=True
+        single, gpu, tf32={Kernel.PRODUCT}
     ) == pytest.approx(8, rel=1e-3)
     assert roofline_seconds(OpCost(0, 1, "float32"), device("cpu")) >= device("cpu").launch_seconds
+
+
+def test_convolutions_round_float32_and_products_do_not() -> None:
+    """Torch's defaults: see ``graphs.costs.tensor_float``."""
+    image, weight = meta(8, 64, 56, 56), meta(64, 64, 3, 3)
+    geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    convolution = op_cost(aten.convolution.default, (image, weight, None, *geometry), {}, image)
+    product = op_cost(aten.mm.default, (meta(64, 64), meta(64, 64)), {}, meta(64, 64))
+    assert (convolution.kernel, product.kernel) == (Kernel.CONVOLUTION, Kernel.PRODUCT)
+    gpu, rounded = DEVICES["A100-80GB"], {Kernel.CONVOLUTION}
+    plain = roofline_seconds(replace(convolution, moved_bytes=0), gpu)
+    assert roofline_seconds(replace(convolution, moved_bytes=0), gpu, tf32=rounded) < plain / 5
+    assert roofline_seconds(product, gpu, tf32=rounded) == roofline_seconds(product, gpu)
+    assert tf32_kernels() == rounded
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert Kernel.PRODUCT in tf32_kernels()
+    finally:
+        torch.set_float32_matmul_precision("highest")

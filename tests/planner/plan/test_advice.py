@@ -93,6 +93,6 @@ def test_a_small_model_is_not_told_to_lower_its_precision() -> None:
     inputs = torch.zeros(4, 8, device="meta")
     with pytest.raises(planner.InfeasibleBudget) as caught:
         planner.fit(model, "1GB", inputs=inputs, device="A100-40GB")
-    assert "The least budget known to work is 1.07 GB" in str(caught.value)
+    assert "The least budget known to work is 1.08 GB" in str(caught.value)
     assert "that the device keeps for itself" in str(caught.value)
     assert "precision for" not in str(caught.value)

@@ -1,0 +1,109 @@
+"""What plans need through an accelerator's allocator: ``python -m benchmarks.allocator``.
+
+Models on meta for an A100 at sizes that fill a card, each planned at shares of its activations: by
+tensors' bytes, and within the same budget for what PyTorch's caching allocator needs, with its
+default segments and with expandable ones. Every need is found by replaying three training steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import nn
+
+import planner
+from benchmarks.models import unets
+from benchmarks.record import record, show
+from planner.graphs import plain_schedule, simulate
+from planner.graphs.allocation import needs
+from planner.solvers import Limits, solve
+
+DEVICE = "A100-40GB"
+ALLOCATORS = ("segments", "expandable segments")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A plan; fractions of needs are above the peak of its tensors, overheads of the plain step."""
+
+    model: str
+    share_fraction: float
+    allocator: str
+    budget_bytes: int
+    by_tensors_needs_fraction: float
+    by_tensors_overhead_fraction: float
+    fits: bool
+    needs_fraction: float
+    of_budget_fraction: float
+    overhead_fraction: float
+    bound_fraction: float
+    seconds: float
+
+
+def models() -> Iterator[tuple[str, nn.Module, dict[str, torch.Tensor], tuple[float, ...]]]:
+    """Build each model on meta; yield it with its inputs and shares."""
+    with torch.device("meta"):
+        ids = torch.empty(8, 1024, dtype=torch.long)
+        config = hf.GPT2Config(use_cache=False, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+        yield "gpt2", hf.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids}, (1, 0.5)
+        pixels, labels = torch.empty(64, 3, 224, 224), torch.empty(64, dtype=torch.long)
+        net = hf.ResNetForImageClassification(hf.ResNetConfig(num_labels=1000))
+        yield "resnet50", net, {"pixel_values": pixels, "labels": labels}, (1, 0.6, 0.35)
+        pixels, labels = torch.empty(8, 3, 256, 256), torch.empty(8, 256, 256, dtype=torch.long)
+        unet = unets.UNet((64, 128, 256, 512, 1024), labels=8)
+        yield "unet", unet, {"pixels": pixels, "labels": labels}, (1, 0.6, 0.4)
+        ids = torch.empty(4, 2048, dtype=torch.long)
+        small = hf.LlamaConfig(
+            hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+            num_key_value_heads=8, vocab_size=32000, use_cache=False,
+        )  # fmt: skip
+        llama = hf.LlamaForCausalLM(small).to(torch.bfloat16)
+        yield "llama 1.2B", llama, {"input_ids": ids, "labels": ids}, (1, 0.5, 0.3)
+
+
+def rows() -> Iterator[Row]:
+    """Plan every model at every share for either setting."""
+    for name, model, inputs, shares in models():
+        said: dict[str, Any] = {"inputs": inputs, "device": DEVICE, "progress": "off"}
+        plain = planner.fit(model.train(), "2TB", **said)
+        graph, reserve = plain.graph, plain.hardware.reserve_bytes if plain.hardware else 0
+        for share in shares:
+            resident = graph.resident_bytes
+            budget = int(resident + share * (plain.plain_peak_bytes - resident))
+            schedule = plain_schedule(graph)
+            if share < 1:
+                schedule = solve(graph, budget, limits=Limits()).schedule or schedule
+            trace = simulate(graph, schedule)
+            for allocator in ALLOCATORS:
+                budget = budget if share < 1 else int(1.06 * budget)
+                begun = time.perf_counter()
+                found = needs(graph, schedule, expandable=allocator != "segments")
+                by_tensors = (found.needed_bytes - trace.peak_bytes) / (trace.peak_bytes - reserve)
+                try:
+                    plan = planner.fit(model, budget, allocator=allocator, **said)
+                except planner.InfeasibleBudget:
+                    continue
+                assert plan.needs is not None
+                above = plan.needs.needed_bytes - plan.peak_bytes
+                yield Row(
+                    name, share, allocator, budget, by_tensors,
+                    trace.seconds / graph.seconds - 1, plan.fits,
+                    above / (plan.peak_bytes - reserve), plan.needs.needed_bytes / budget,
+                    plan.overhead, plan.bound_overhead, time.perf_counter() - begun,
+                )  # fmt: skip
+
+
+def main() -> None:
+    """Print the table and record it."""
+    found = list(rows())
+    show(f"Needs through the allocator, {DEVICE}", found)
+    print(record("allocator", found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Solving for what an accelerator's allocator needs, which is more than the tensors' bytes.
+
+Solve, replay the schedule through the allocator, take what it needs too much off the budget of the
+tensors, and solve again. The bound stays the one proved for the person's budget.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from planner.graphs import Graph, Schedule, simulate
+from planner.graphs.allocation import needs, runs_within
+from planner.graphs.hardware.columns import Device
+from planner.request import Request
+from planner.solvers import Limits, MinimumBudget, Solution, Status, minimum_budget, solve
+
+SEGMENTS = "segments"
+EXPANDABLE = "expandable segments"
+SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+ROUNDS = 5
+"""How often a budget of tensors is corrected at most."""
+
+_LEAST_STEP = 0.004
+_LATER_SHARE = 20
+_LATER_SECONDS = 2.0
+_LATER_GAP = 0.01
+
+
+def allocator_of(said: str, hardware: Device) -> str | None:
+    """Return the allocator that a step is planned for, ``None`` where tensors' bytes are all.
+
+    Args:
+        said: "auto" goes by the settings of this process: segments unless they are expandable.
+        hardware: the device.
+
+    >>> from planner.graphs.hardware.devices import device
+    >>> allocator_of("auto", device("A100-40GB")), allocator_of("auto", device("cpu"))
+    ('segments', None)
+    """
+    if hardware.name == "cpu":
+        return None
+    if said != "auto":
+        return said
+    settings = ",".join(os.environ.get(name, "") for name in SETTINGS).replace(" ", "").lower()
+    return EXPANDABLE if "expandable_segments:true" in settings else SEGMENTS
+
+
+def solve_within(
+    graph: Graph, budget_bytes: int, request: Request, *, rounds: int = ROUNDS
+) -> Solution:
+    """Find a schedule that runs on a device of so many bytes.
+
+    Args:
+        graph: the step.
+        budget_bytes: what the device has for it.
+        request: by which method, within which limits, on which device with which allocator.
+        rounds: how often to correct what the tensors may take; with less than ``ROUNDS`` the
+            least budget's schedule is not looked for, either.
+    """
+    first = solve(graph, budget_bytes, method=request.method, limits=request.limits)
+    allocator = allocator_of(request.allocator, request.hardware)
+    if allocator is None or first.schedule is None:
+        return first
+    found, target = first, min(budget_bytes, simulate(graph, first.schedule).peak_bytes)
+    limits = _later(request.limits)
+    for _ in range(rounds):
+        assert found.schedule is not None, "checked below"
+        if runs(graph, found.schedule, budget_bytes, request):
+            return _judged(graph, found, first, request.limits)
+        excess = needed_bytes(graph, found.schedule, request) - budget_bytes
+        target -= max(excess, int(budget_bytes * _LEAST_STEP))
+        request.tell(f"its allocator needs {excess / budget_bytes:.1%} more than that: again")
+        found = solve(graph, target, method=request.method, limits=limits)
+        if found.schedule is None:
+            break
+    if rounds >= ROUNDS:
+        least, needed = least_budget(graph, request)
+        if needed <= budget_bytes:
+            last = replace(first, schedule=least.schedule, message="the least budget's schedule")
+            return _judged(graph, last, first, request.limits)
+    reason = f"tensors would fit, but not the {allocator} of the allocator"
+    return Solution(Status.UNKNOWN, None, first.bound_seconds, reason)
+
+
+def _later(limits: Limits) -> Limits:
+    """Return the limits of a correction: less time, for a plan only a little better than known."""
+    seconds = min(limits.seconds, max(_LATER_SECONDS, limits.seconds / _LATER_SHARE))
+    return replace(limits, seconds=seconds, gap=max(limits.gap, _LATER_GAP))
+
+
+def _judged(graph: Graph, found: Solution, first: Solution, limits: Limits) -> Solution:
+    """Return a solution with the bound of the person's budget, optimal if it is close to that."""
+    assert found.schedule is not None, "it runs"
+    seconds = simulate(graph, found.schedule).seconds
+    close = seconds - first.bound_seconds <= limits.gap * graph.seconds
+    proved = first.status is Status.OPTIMAL and close
+    status = Status.OPTIMAL if proved else Status.FEASIBLE
+    return replace(found, status=status, bound_seconds=min(first.bound_seconds, seconds))
+
+
+def runs(graph: Graph, schedule: Schedule, budget_bytes: int, request: Request) -> bool:
+    """Tell whether a schedule runs on the device of a request with so many bytes.
+
+    Args:
+        graph, schedule: what runs.
+        budget_bytes: what the device has for it.
+        request: on which device, with which allocator.
+    """
+    allocator = allocator_of(request.allocator, request.hardware)
+    if allocator is None:
+        return simulate(graph, schedule).peak_bytes <= budget_bytes
+    return runs_within(graph, schedule, budget_bytes, expandable=allocator == EXPANDABLE)
+
+
+def needed_bytes(graph: Graph, schedule: Schedule, request: Request) -> int:
+    """Return the least memory in which a schedule runs on the device of a request.
+
+    Args:
+        graph, schedule: what runs.
+        request: on which device, with which allocator.
+    """
+    allocator = allocator_of(request.allocator, request.hardware)
+    if allocator is None:
+        return simulate(graph, schedule).peak_bytes
+    return needs(graph, schedule, expandable=allocator == EXPANDABLE).needed_bytes
+
+
+def least_budget(graph: Graph, request: Request) -> tuple[MinimumBudget, int]:
+    """Return the tightest schedule known and the least device memory in which it runs.
+
+    Args:
+        graph: the step.
+        request: on which device, with which allocator, within which limits.
+    """
+    least = minimum_budget(graph, limits=request.limits)
+    return least, needed_bytes(graph, least.schedule, request)
