@@ -58,15 +58,18 @@ def prices(joint: Joint, device: devices.Device, *, here: bool, costs: str) -> d
 def as_in_eager_mode(node: fx.Node, price: Price, kernels: str) -> Price:
     """Return what a kernel takes where torch runs the step itself.
 
-    Dropout on a CPU keeps noise in the dtype of its input there, where the step of a plan keeps a
-    mask of a byte an element.
+    Dropout on a CPU keeps noise in the dtype of its input there, and its gradient is one product,
+    where the step of a plan keeps a mask of a byte an element and has to scale what it masks.
 
     Args:
         node: the kernel.
         price: in the step of a plan.
         kernels: the type of device.
     """
-    if kernels != "cpu" or node.target is not torch.ops.aten.native_dropout.default:
+    aten = torch.ops.aten
+    if kernels == "cpu" and node.target is aten.native_dropout_backward.default:
+        return replace(price, workspace_bytes=0)
+    if kernels != "cpu" or node.target is not aten.native_dropout.default:
         return price
     noise, _ = node.meta["val"]  # like what dropout makes
     size = noise.untyped_storage().nbytes()
