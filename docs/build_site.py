@@ -34,6 +34,7 @@ PAGES = (
     "howto/out_of_memory.md",
     "howto/one_large_linear.md",
     "howto/in_your_trainer.md",
+    "howto/for_a_card_elsewhere.md",
     "howto/choosing_a_batch.md",
     "howto/every_size.md",
     "howto/reading_a_plan.md",

@@ -56,7 +56,7 @@ def op_cost(
     >>> x = torch.empty(8, 16, device="meta")
     >>> w = torch.empty(16, 4, device="meta")
     >>> op_cost(aten.mm.default, (x, w), {}, x @ w)
-    OpCost(flops=1024, moved_bytes=896, dtype='float32')
+    OpCost(flops=1024, moved_bytes=896, dtype='float32', kernel=<Kernel.PRODUCT: 'product'>)
     """
     # what returns nothing (``_foreach_add_``) makes what it writes to
     made = list(tensors_in(outputs)) or list(tensors_in(list(overwritten(target, args))))

@@ -185,12 +185,27 @@ def _live_row(item: Live) -> tuple[str, ...]:
     return item.value.name, size, item.op.module, short_source(item.op.source)
 
 
+def _kernels(plan: StepPlan) -> Iterator[str]:
+    """Say what was assumed of a card where it was not asked."""
+    kernels, host = plan.signature.get("kernels"), (plan.signature.get("autocast") or [None])[0]
+    if kernels is None or kernels == host:
+        return
+    card = (plan.hardware.architecture if plan.hardware else None) or "sm_80, as nothing is known"
+    text = (
+        f"kernels, autocast and optimizer are those of CUDA on {card}, by torch's rules; no card "
+        "was asked, and where it runs others the plan is made anew when it is applied"
+    )
+    assumed = "; attention: cuDNN after 9.15, as wheels for CUDA 13 have it"
+    yield text + assumed * card.startswith(("sm_90", "sm_10"))
+
+
 def notes(plan: StepPlan) -> Iterator[str]:
     """Say what the numbers rest on, one honest sentence each."""
     model = plan.signature.get("model")
     if model:
         inputs = plan.signature.get("inputs")
         yield f"made for {model}" + (f" with {_inputs(inputs)}" if inputs else "")
+    yield from _kernels(plan)
     if limits := served(plan.signature):
         yield f"every smaller call is served, too: {limits}"
     if checked := plan.signature.get("checked"):
