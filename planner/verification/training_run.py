@@ -219,9 +219,11 @@ def _state(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def _static_bytes(model: nn.Module, optimizer: Optimizer | None, inputs: Iterable[Tensor]) -> int:
-    """Add up the distinct storages that a steady step starts from."""
+    """Add up the distinct storages on the model's device that a steady step starts from."""
+    home = device_of(model)
     state = tree_leaves(list(optimizer.state.values())) if optimizer else []
     tensors = [*model.parameters(), *model.buffers(), *inputs]
     tensors += [t for t in state if isinstance(t, Tensor)]
-    storages = {storage_key(t): t.untyped_storage().nbytes() for t in tensors}
+    here = (t for t in tensors if t.device == home)
+    storages = {storage_key(t): t.untyped_storage().nbytes() for t in here}
     return sum(storages.values())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.byte_sizes import format_both
 from planner.errors import BadRequest, PlannerError
+from planner.graphs import Kind
 from planner.plan.step_plan import StepPlan
 
 if TYPE_CHECKING:
@@ -141,11 +142,12 @@ def conclude(plan: StepPlan, plain: Run, planned: Run) -> Verification:
     from planner.verification.difference import compare_tensors
 
     left, right = plain.tensors, planned.tensors
+    kept = sum(v.size_bytes for v in plan.graph.values if v.kind is Kind.RESERVE)
     return Verification(
         plain=plain.measured,
         planned=planned.measured,
-        predicted_bytes=plan.peak_bytes,
-        budget_bytes=plan.budget_bytes,
+        predicted_bytes=plan.peak_bytes - kept,  # no tensor's, so no measurement has it
+        budget_bytes=plan.budget_bytes - kept,
         loss=compare_tensors(_losses(plain), _losses(planned)),
         gradients=compare_tensors(left["gradients"], right["gradients"]),
         parameters=compare_tensors(left["parameters"], right["parameters"]),

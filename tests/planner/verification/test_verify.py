@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import planner
 from planner.verification.difference import Difference
 from planner.verification.training_run import Measurement
-from planner.verification.verify import Verification, VerificationFailed, verify
+from planner.verification.verify import Run, Verification, VerificationFailed, conclude, verify
 
 GIGA = 10**9
 
@@ -105,3 +105,17 @@ def test_a_run_that_fails_says_which_and_why() -> None:
         VerificationFailed, match=r"plain training run failed with Arithmetic.*today"
     ):
         verify(model, plan, x, loss=refuses)
+
+
+def test_what_a_device_keeps_for_itself_is_in_no_measurement() -> None:
+    with torch.device("meta"):
+        model, x = nn.Linear(8, 8), torch.empty(4, 8)
+    plan = planner.fit(model, "2GB", inputs=x, device="A100-40GB")
+    measured = Measurement(plan.peak_bytes - 2**30, GIGA, 0, 1.5, (1.5,), (0.5,))
+    nothing: dict[str, dict[str, torch.Tensor]] = {
+        "gradients": {}, "parameters": {}, "buffers": {},
+    }  # fmt: skip
+    found = conclude(plan, Run(measured, nothing), Run(measured, nothing))
+    assert found.prediction_error == 0
+    assert found.budget_bytes == plan.budget_bytes - 2**30
+    assert found.fits
