@@ -25,7 +25,9 @@ works in buffers of its own: the device's reserve."""
 class ParameterGroup:
     """Parameters that are gathered and reduced together, as bytes on one rank.
 
-    ``shard`` is what stays: rows of dimension 0, as many on every rank (``FSDPParam`` pads).
+    ``shard`` is what stays: rows of dimension 0, as many on every rank (``FSDPParam`` pads), or a
+    part of another dimension (``shard_dimension``). ``rearranged`` is the copy that an all-gather
+    and a reduction make of parameters parted along another, which lie in rows on the wire.
     ``flat`` is the buffer an all-gather writes, ``gathered`` the parameters copied out of it.
     ``staged`` is the copy of the shard that an all-gather reads, where it computes in another dtype
     or the shard is on the host. ``reduced`` is the buffer a reduce-scatter reads,
@@ -40,6 +42,7 @@ class ParameterGroup:
     reduced: int
     gradient_shard: int
     padded: int = 0
+    rearranged: int = 0
 
 
 def group_of(
@@ -58,12 +61,12 @@ def group_of(
     (one bucket view a gradient), ATen's ``_pad_chunk``.
 
     >>> from planner.sharding.wrapped.boundary import Parameter
-    >>> group = group_of([Parameter("w", (3, 10), 4, 2, True, 0, 1)], 2, 1)
+    >>> group = group_of([Parameter("w", (3, 9), 4, 2, True, 0, 1)], 2, 1)
     >>> group.shard, group.flat, group.staged, group.reduced, group.gradient_shard, group.padded
-    (80, 80, 40, 160, 80, 80)
+    (72, 72, 36, 144, 72, 72)
     """
     up = functools.partial(_round_up, granularity_bytes)
-    padded = [(p, rows_of(p, ranks) * ranks * _row(p)) for p in parameters]
+    padded = [(p, ranks * math.prod(shard_shape(p.shape, ranks))) for p in parameters]
     reduced = sum(n * p.itemsize for p, n in padded if p.trainable)
     staged = [p for p in padded if elsewhere or p[0].compute_itemsize != p[0].itemsize]
     uneven = [(p, n) for p, n in padded if p.trainable and n != math.prod(p.shape)]
@@ -75,6 +78,9 @@ def group_of(
         reduced=up(reduced),
         gradient_shard=up(reduced // ranks),
         padded=sum(n * p.compute_itemsize for p, n in uneven),
+        rearranged=sum(
+            n * p.compute_itemsize for p, n in padded if shard_dimension(p.shape, ranks)
+        ),
     )
 
 
@@ -82,13 +88,43 @@ def _round_up(granularity: int, size: int) -> int:
     return -(-size // granularity) * granularity
 
 
-def rows_of(p: Parameter, ranks: int) -> int:
-    """Return how many rows of a parameter each of so many ranks has, the last ones padded."""
-    return -(-p.shape[0] // ranks) if p.shape else 1
+MOST_PADDING = 1.125
+"""Up to this a parameter is parted along dimension 0, which costs no copies."""
 
 
-def _row(p: Parameter) -> int:
-    return math.prod(p.shape[1:])
+def shard_dimension(shape: Sequence[int], ranks: int) -> int:
+    """Return the dimension along which a parameter is parted over so many ranks.
+
+    Dimension 0 is padded to a multiple of the ranks: experts in one tensor, (8, 14336, 4096) over
+    64 ranks, would be gathered eightfold. Another dimension has to be a multiple of them
+    (``FSDPParam._init_sharded_param``); the longest such is taken where dimension 0 would be padded
+    by more than an eighth.
+
+    Args:
+        shape: of the parameter.
+        ranks: how many.
+
+    >>> shard_dimension((8, 14336, 4096), 64), shard_dimension((50257, 768), 64)
+    (1, 0)
+    """
+    if not shape or not shape[0] or -(-shape[0] // ranks) * ranks <= MOST_PADDING * shape[0]:
+        return 0
+    even = [d for d in range(1, len(shape)) if shape[d] and shape[d] % ranks == 0]
+    return max(even, key=lambda d: (shape[d], -d), default=0)
+
+
+def shard_shape(shape: Sequence[int], ranks: int) -> tuple[int, ...]:
+    """Return the shape of the part that each of so many ranks has, the last ones padded.
+
+    Args:
+        shape: of the parameter.
+        ranks: how many.
+    """
+    if not shape:
+        return (1,)
+    dimension = shard_dimension(shape, ranks)
+    part = -(-shape[dimension] // ranks)
+    return (*shape[:dimension], part, *shape[dimension + 1 :])
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,12 @@ from planner.output.exporters.launch import Launch
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.strategy import Spread, Strategy, UnitStage, register_strategy
 from planner.sharding.step_graph.builder import ROOT, Draft
-from planner.sharding.step_graph.parameter_groups import GroupSeconds, ParameterGroup, rows_of
+from planner.sharding.step_graph.parameter_groups import (
+    GroupSeconds,
+    ParameterGroup,
+    shard_dimension,
+    shard_shape,
+)
 from planner.sharding.step_graph.step_rules import StepRules
 from planner.sharding.wrapping import Wrapping, optimizer_of_all
 
@@ -56,7 +61,7 @@ def _mesh(spread: Spread) -> tuple[tuple[str, int], ...]:
 def _fullest(parameters: Sequence[Parameter], spread: Spread) -> list[Parameter]:
     """Return the first rank's part, which has the most rows of every parameter."""
     ranks = spread.shard_ranks
-    return [replace(p, shape=(rows_of(p, ranks), *p.shape[1:])) for p in parameters]
+    return [replace(p, shape=shard_shape(p.shape, ranks)) for p in parameters]
 
 
 def _seconds(group: ParameterGroup, spread: Spread, cluster: Cluster) -> GroupSeconds:
@@ -120,7 +125,14 @@ def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[in
     )
     if before is not None:
         draft.drop(before)
-    second = draft.op(f"copy_out.{name}", (flat,), (weight,), again=i != ROOT, module=module)
+    second = draft.op(
+        f"copy_out.{name}",
+        (flat,),
+        (weight,),
+        again=i != ROOT,
+        workspace_bytes=group.rearranged,
+        module=module,
+    )
     exposed = max(0.0, draft.seconds[i].gather - hidden - again)
     draft.op(f"wait.{name}", (), (), seconds=exposed, module=module)
     return first, second
@@ -148,6 +160,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
     buffer = draft.value(f"reduce_input.{name}", group.reduced, Kind.GRADIENT)
     shard = draft.value(f"gradient_shard.{name}", group.gradient_shard, Kind.GRADIENT)
     copies = group.padded if draft.cluster.device.name == "cpu" else 0
+    copies += group.rearranged
     draft.op(f"copy_in.{name}", gradients, (buffer,), workspace_bytes=copies, module=module)
     draft.op(
         f"reduce_scatter.{name}",
@@ -176,6 +189,7 @@ def _wrap(
         OffloadPolicy,
         fully_shard,
     )
+    from torch.distributed.tensor import Shard
 
     policy = MixedPrecisionPolicy()
     if configuration.precision == "bfloat16":
@@ -183,7 +197,17 @@ def _wrap(
     offload = OffloadPolicy()
     if configuration.offload:
         offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
-    shared: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload}
+    ranks = configuration.spread.shard_ranks
+
+    def placed(parameter: nn.Parameter) -> Shard:
+        return Shard(shard_dimension(parameter.shape, ranks))
+
+    shared: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": policy,
+        "offload_policy": offload,
+        "shard_placement_fn": placed,
+    }
     for unit in units:
         module = model.get_submodule(unit.path)
         fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared)
