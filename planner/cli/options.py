@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from planner.errors import BadRequest
+from planner.request import ALLOCATORS
 from planner.solvers import Limits
 
 MODEL = click.argument("model", metavar="MODEL")
@@ -47,6 +48,13 @@ _SHARED = (
         "--reserve",
         metavar="SIZE",
         help="Room of the budget for what else lives on the device, such as 12GB.",
+    ),
+    click.option(
+        "--allocator",
+        type=click.Choice(ALLOCATORS),
+        default="auto",
+        show_default=True,
+        help="How the accelerator's allocator is set where the plan will run.",
     ),
     JSON,
 )
@@ -92,6 +100,7 @@ def arguments(
     costs: str,
     time_limit: float,
     reserve: str | None = None,
+    allocator: str = "auto",
     budget: str | None = None,
 ) -> dict[str, Any]:
     """Turn the shared options into arguments of ``planner.fit``.
@@ -100,6 +109,7 @@ def arguments(
         optimizer, device, costs: as ``Request`` has them; "none" leaves the optimizer out.
         time_limit: seconds of a solver.
         reserve: a size, or nothing.
+        allocator: as ``Request`` has it.
         budget: a text, or bytes as digits.
     """
     asked = {} if budget is None else {"budget": int(budget) if budget.isdecimal() else budget}
@@ -109,6 +119,7 @@ def arguments(
         "costs": costs,
         "limits": Limits(seconds=time_limit),
         "reserve": reserve or 0,
+        **({} if allocator == "auto" else {"allocator": allocator}),
     }
 
 
