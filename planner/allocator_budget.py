@@ -22,6 +22,7 @@ SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 ROUNDS = 5
 """How often a budget of tensors is corrected at most."""
 
+_HALVINGS = 4
 _LEAST_STEP = 0.004
 _LATER_SHARE = 20
 _LATER_SECONDS = 2.0
@@ -63,25 +64,71 @@ def solve_within(
     allocator = allocator_of(request.allocator, request.hardware)
     if allocator is None or first.schedule is None:
         return first
-    found, target = first, min(budget_bytes, simulate(graph, first.schedule).peak_bytes)
-    limits = _later(request.limits)
+    found = first
+    target = failed = min(budget_bytes, simulate(graph, first.schedule).peak_bytes)
     for _ in range(rounds):
-        assert found.schedule is not None, "checked below"
-        if runs(graph, found.schedule, budget_bytes, request):
-            return _judged(graph, found, first, request.limits)
-        excess = needed_bytes(graph, found.schedule, request) - budget_bytes
-        target -= max(excess, int(budget_bytes * _LEAST_STEP))
+        excess = _excess(graph, found, budget_bytes, request)
+        if excess <= 0:
+            break
         request.tell(f"its allocator needs {excess / budget_bytes:.1%} more than that: again")
-        found = solve(graph, target, method=request.method, limits=limits)
+        failed, target = target, target - max(excess, int(budget_bytes * _LEAST_STEP))
+        found = solve(graph, target, method=request.method, limits=_later(request.limits))
         if found.schedule is None:
             break
-    if rounds >= ROUNDS:
-        least, needed = least_budget(graph, request)
-        if needed <= budget_bytes:
-            last = replace(first, schedule=least.schedule, message="the least budget's schedule")
-            return _judged(graph, last, first, request.limits)
-    reason = f"tensors would fit, but not the {allocator} of the allocator"
-    return Solution(Status.UNKNOWN, None, first.bound_seconds, reason)
+    if _excess(graph, found, budget_bytes, request) > 0:
+        tightest, target = _tightest(graph, budget_bytes, request, first, rounds)
+        if tightest is None:
+            reason = f"tensors would fit, but not the {allocator} of the allocator"
+            return Solution(Status.UNKNOWN, None, first.bound_seconds, reason)
+        found = tightest
+    if found is not first and rounds >= ROUNDS:
+        found = _halved(graph, budget_bytes, request, found, (target, failed))
+    return _judged(graph, found, first, request.limits)
+
+
+def _excess(graph: Graph, found: Solution, budget_bytes: int, request: Request) -> int:
+    """Return how many bytes a solution needs too many, a whole budget if it has no schedule."""
+    if found.schedule is None:
+        return budget_bytes
+    if runs(graph, found.schedule, budget_bytes, request):
+        return 0
+    return max(1, needed_bytes(graph, found.schedule, request) - budget_bytes)
+
+
+def _tightest(
+    graph: Graph, budget_bytes: int, request: Request, first: Solution, rounds: int
+) -> tuple[Solution | None, int]:
+    """Return the least budget's schedule if it runs, and what its tensors hold."""
+    if rounds < ROUNDS:
+        return None, 0
+    least, needed = least_budget(graph, request)
+    held = simulate(graph, least.schedule).peak_bytes
+    if needed > budget_bytes:
+        return None, held
+    return replace(first, schedule=least.schedule, message="the least budget's schedule"), held
+
+
+def _halved(
+    graph: Graph, budget_bytes: int, request: Request, known: Solution, between: tuple[int, int]
+) -> Solution:
+    """Look for a quicker schedule that runs, between a budget of tensors that does and one that
+    does not.
+    """
+    low, high = between
+    limits = _later(request.limits)
+    for _ in range(_HALVINGS):
+        middle = (low + high) // 2
+        found = solve(graph, middle, method=request.method, limits=limits)
+        if found.schedule is not None and runs(graph, found.schedule, budget_bytes, request):
+            low, known = middle, min(known, found, key=lambda s: _seconds(graph, s))
+        else:
+            high = middle
+    return known
+
+
+def _seconds(graph: Graph, solution: Solution) -> float:
+    assert solution.schedule is not None, "it runs"
+    return simulate(graph, solution.schedule).seconds
 
 
 def _later(limits: Limits) -> Limits:
