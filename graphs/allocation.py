@@ -204,3 +204,5 @@ def _pieces(total: int, parts: Sequence[int]) -> Iterator[int]:
         for _ in range(times):
             if size:
                 yield size
+    if total > times * whole:
+        yield total - times * whole

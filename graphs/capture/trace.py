@@ -301,13 +301,21 @@ class _Watched(nn.Module):
         tensors, numbers = tensors[:count], [t.item() for t in tensors[count:]]
         self.step.numbers = tuple(zip(self._lifted, numbers, strict=True))
         known = [*tensors, *self.step.buffers_now]
-        if self.casts:
-            self.casts.begin((*self.step.parameters(), *tensors))
-        with Observer(known, self._data, self._answers) as observer:
+        with Observer(known, self._data, self._answers) as observer, self._casting(tensors):
             kept: list[Tensor] = self.step(*tensors)
         self.step.add_checks(kept, observer.checks if self.checks else ())
         self.decisions = Decisions(tuple(observer.found), tuple(observer.by_size))
         return kept
+
+    @contextmanager
+    def _casting(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Keep autocast's casts of parameters and inputs while the step runs."""
+        assert self.casts is not None, "set up around a capture"
+        self.casts.begin((*self.step.parameters(), *tensors))
+        try:
+            yield
+        finally:
+            self.casts.end()
 
 
 @contextmanager

@@ -46,11 +46,13 @@ class Casts:
     """Casts, those of parameters and other leaves kept until the outermost autocast is left.
 
     ``keeping`` says whether they are kept at all, and whether the whole step is inside autocast.
+    ``kept`` is what the code of the step has made of the former (``cache_enabled=``) while it runs.
     """
 
     def __init__(self, device: str, keeping: Keeping) -> None:
         self.device = device
-        self.kept, self.inside = keeping
+        self._at_first, self.inside = keeping
+        self.kept, self.running, self.leaving = self._at_first, False, False
         self._leaves: dict[int, Tensor] = {}
         self._made: dict[int, Tensor] = {}
 
@@ -60,8 +62,13 @@ class Casts:
         Args:
             leaves: what of its tensors eager mode would take for leaves.
         """
+        self.kept, self.running = self._at_first, True
         self._made.clear()
         self._leaves = {id(leaf): leaf for leaf in leaves if leaf.requires_grad}
+
+    def end(self) -> None:
+        """End a forward pass."""
+        self.running = False
 
     def clear(self) -> None:
         """Forget the casts: the outermost autocast has been left."""
@@ -79,9 +86,12 @@ class Casts:
         leaf = id(value) in self._leaves and value.dtype is torch.float32
         if not (leaf and self.kept and dtype == self.narrow):
             return value.to(dtype)
-        if id(value) not in self._made:
-            self._made[id(value)] = value.to(dtype)
-        return self._made[id(value)]
+        if id(value) in self._made:
+            return self._made[id(value)]
+        made = value.to(dtype)
+        if torch.is_grad_enabled():  # without gradients it would cut off those of later uses
+            self._made[id(value)] = made
+        return made
 
     def all(self, tree: Any, dtype: torch.dtype) -> Any:
         """Cast every tensor of arguments."""
@@ -162,8 +172,41 @@ def forget_on_exit(patches: Patches, casts: Casts) -> None:
 
     def called() -> Any:
         depth = own()
+        casts.leaving = depth == 0  # torch's own block forgets its casts next, as this does
         if patches.mine() and depth == outside and not casts.inside:
             casts.clear()
         return depth
 
     patches.attribute(torch, "autocast_decrement_nesting", called)
+    _follow(patches, casts)
+
+
+def _follow(patches: Patches, casts: Casts) -> None:
+    """Let the step's code see and set whether casts are kept: tracing has switched that off."""
+    asked, told, cleared = (
+        torch.is_autocast_cache_enabled,
+        torch.set_autocast_cache_enabled,
+        torch.clear_autocast_cache,
+    )
+
+    def running() -> bool:
+        return casts.running and patches.mine()
+
+    def enabled() -> bool:
+        return casts.kept if running() else asked()
+
+    def enable(value: Any) -> None:
+        if running():
+            casts.kept = bool(value)
+        else:
+            told(value)
+
+    def clear() -> None:
+        if running() and not casts.leaving:
+            casts.clear()
+        casts.leaving = False
+        cleared()
+
+    patches.attribute(torch, "is_autocast_cache_enabled", enabled)
+    patches.attribute(torch, "set_autocast_cache_enabled", enable)
+    patches.attribute(torch, "clear_autocast_cache", clear)

@@ -12,6 +12,7 @@ from planner.byte_sizes import format_both, format_bytes, format_percent, format
 from planner.graphs import Kind, Live, Phase, phase_peaks
 from planner.graphs.allocation import Needs
 from planner.graphs.binding import Binding, largest_live, short_source
+from planner.graphs.hardware.devices import device, in_table
 from planner.graphs.served_sizes import served
 from planner.output.device_notes import device_notes
 from planner.output.folding import fold
@@ -190,7 +191,8 @@ def _kernels(plan: StepPlan) -> Iterator[str]:
     kernels, host = plan.signature.get("kernels"), (plan.signature.get("autocast") or [None])[0]
     if kernels is None or kernels == host:
         return
-    card = (plan.hardware.architecture if plan.hardware else None) or "sm_80, as nothing is known"
+    hardware = plan.hardware or (device(plan.device) if in_table(plan.device) else None)
+    card = (hardware.architecture if hardware else None) or "sm_80, as nothing is known"
     text = (
         f"kernels, autocast and optimizer are those of CUDA on {card}, by torch's rules; no card "
         "was asked, and where it runs others the plan is made anew when it is applied"

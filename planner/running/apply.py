@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from planner.errors import OtherKernels, PlanMismatch, PlannerError
-from planner.graphs.capture.guards.call import device_of, fake_call
+from planner.graphs.capture.guards.call import autocast_as, device_of, fake_call
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.plan.step_plan import StepPlan
@@ -120,7 +120,8 @@ def _runtime(
             raise
         call = fake_call(plan.signature, home=device_of(model))
         call = replace(call, answers=tuple(plan.signature["answers"]))
-        again = replan(plan, model, call, loss)
+        with autocast_as(plan.signature, device_of(model).type):
+            again = replan(plan, model, call, loss)
         warnings.warn(
             f"the plan for {plan.device} is made anew for {again.device}, within the same budget: "
             f"{error}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,6 +89,7 @@ def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...
             (d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d))
             for d in sorted(devices)
         ),
+        torch.is_autocast_cache_enabled(),
     )
 
 
@@ -117,6 +119,24 @@ def device_of(model: nn.Module, tensors: Sequence[Tensor] = ()) -> torch.device:
     """
     members = (*model.parameters(), *model.buffers(), *tensors)
     return next((t.device for t in members if not t.is_meta), torch.device("cpu"))
+
+
+@contextmanager
+def autocast_as(signature: Signature, device: str) -> Iterator[None]:
+    """Be inside the autocast that a step was captured in, on a type of device.
+
+    Args:
+        signature: of the step.
+        device: the type.
+    """
+    _, *dtype = signature["autocast"]
+    if not dtype and not torch.is_autocast_enabled(device):
+        yield
+        return
+    chosen = getattr(torch, dtype[0]) if dtype else None
+    kept = bool(signature.get("keeping", [True])[0])
+    with torch.autocast(device, chosen, enabled=bool(dtype), cache_enabled=kept):
+        yield
 
 
 def kernels_of(signature: Signature) -> str:
@@ -229,6 +249,10 @@ def differences(
     if planned["autocast"][1:] != found["autocast"][1:]:
         now, then = (" ".join(s["autocast"][1:]) or "off" for s in (found, planned))
         yield f"autocast is {now}, planned for {then}"
+    elif len(found["autocast"]) > 1:
+        keeps, kept = (bool(s.get("keeping", [True])[0]) for s in (found, planned))
+        if keeps != kept:
+            yield f"autocast has cache_enabled={keeps}, planned for {kept}"
 
 
 def model_differences(planned: Signature, found: Signature) -> Iterator[str]:

@@ -156,7 +156,8 @@ def _efficient_takes(call: Attention, card: Card) -> bool:
     placed = not card.within((8, 0), (99, 0)) or all(
         offset % (alignment * query.element_size()) == 0 for offset in offsets
     )
-    return query.dtype in kinds and fits and placed and _is_dense(call)
+    alike = query.shape[-3] == key.shape[-3] == value.shape[-3]  # the kernel has no grouped heads
+    return query.dtype in kinds and fits and placed and alike and _is_dense(call)
 
 
 def _alignment(card: Card, *, narrow: bool) -> int:

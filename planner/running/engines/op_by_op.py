@@ -7,16 +7,15 @@ where the schedule frees it. Knows how to check that a model still does what was
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from planner.errors import CaptureError, InvalidPlan, OtherKernels, PlanMismatch
 from planner.graphs import Graph, Op, Schedule, Subject
 from planner.graphs.capture.guards.call import (
+    autocast_as,
     device_of,
     kernels_of,
     model_differences,
@@ -125,11 +124,7 @@ def _captured_again(
     device = device_of(model).type
     if (planned := kernels_of(signature)) != device:
         raise OtherKernels(f"it was made for kernels of {planned}, and the model is on {device}")
-    _, *dtype = signature["autocast"]
-    with ExitStack() as stack:
-        chosen = getattr(torch, dtype[0]) if dtype else None
-        if dtype or torch.is_autocast_enabled(device):
-            stack.enter_context(torch.autocast(device, dtype=chosen, enabled=bool(dtype)))
+    with autocast_as(signature, device):
         try:
             again = recapture(model, dict(signature), loss, plan.rewrite, lifted, any_size=any_size)
         except GraphsCaptureError as error:

@@ -136,3 +136,61 @@ def test_a_weight_used_twice_is_cast_as_often_as_in_eager_mode(
 
     scene = Scene(make, lambda: torch.randn(64, 32), around=around)
     assert_same(train(scene, scene.model()), train(scene, planned(scene)))
+
+
+def _first_without_gradients(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        known = m.a(x)
+    return (m.a(m.a(x)) + known).float().square().mean()
+
+
+def _without_gradients_between(m: Any, x: Tensor) -> Tensor:
+    made = m.a(x)
+    with torch.no_grad():
+        known = m.a(x)
+    return (m.a(made) + known).float().square().mean()
+
+
+def _switched_inside(m: Any, x: Tensor) -> Tensor:
+    made = m.a(m.a(x))
+    for kept in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=kept):
+            made = m.a(m.a(made))
+    return m.a(made.float()).float().square().mean()
+
+
+def _forgotten_between(m: Any, x: Tensor) -> Tensor:
+    made = m.a(m.a(x))
+    torch.clear_autocast_cache()
+    return m.a(m.a(made)).float().square().mean()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [_first_without_gradients, _without_gradients_between, _switched_inside, _forgotten_between],
+)
+@pytest.mark.parametrize("outside", [True, False, None], ids=["kept", "not kept", "no block"])
+def test_casts_are_kept_as_the_code_has_it(run: Any, *, outside: bool | None) -> None:
+    around = functools.partial(
+        torch.autocast, "cpu", torch.bfloat16, enabled=outside is not None,
+        cache_enabled=bool(outside),
+    )  # fmt: skip
+    scene = Scene(
+        lambda: Apply(run, a=nn.Linear(32, 32)), lambda: torch.randn(16, 32), around=around
+    )
+    assert_same(train(scene, scene.model()), train(scene, planned(scene)))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_call_that_keeps_casts_otherwise_is_noticed(*, kept: bool) -> None:
+    around = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    make = lambda: Apply(_forgotten_between, a=nn.Linear(32, 32))  # noqa: E731
+    scene = Scene(
+        make, lambda: torch.randn(16, 32), around=functools.partial(around, cache_enabled=kept)
+    )
+    model = planned(scene)
+    with (
+        around(cache_enabled=not kept),
+        pytest.raises(PlanMismatch, match=f"cache_enabled={not kept}, planned for {kept}"),
+    ):
+        model(scene.call())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import planner
 from planner import InfeasibleBudget, PlanMismatch, PlannerWarning
@@ -107,3 +108,26 @@ def test_where_the_model_was_while_it_was_planned_does_not_count() -> None:
     assert not list(differences(plan().signature, there | {"leaves": leaves}))
     stayed = list(differences(plan().signature, there))
     assert "device cpu instead of cuda" in stayed[0]
+
+
+def test_planned_anew_it_is_in_the_autocast_that_it_was_planned_in() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        made = plan()
+    planned = made.apply(SCENE.model())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = planned(SCENE.call())
+    loss.backward()
+
+
+def test_grouped_heads_are_planned_in_any_precision() -> None:
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=176, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=512, use_cache=False,
+    )  # fmt: skip
+    ids = torch.empty(4, 64, dtype=torch.long, device="meta")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config).to(dtype).train()
+        for card in ("V100-16GB", CARD, "H100-SXM", "MI300X"):
+            inputs = {"input_ids": ids, "labels": ids}
+            assert planner.fit(model, "8GB", inputs=inputs, device=card).fits

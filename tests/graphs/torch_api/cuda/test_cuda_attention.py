@@ -67,6 +67,8 @@ CASES = {
     "cuDNN takes heads up to 128": Case("sm_90", BRAIN, Backend.FLASH, width=136),
     "single on Hopper": Case("sm_90", SINGLE, Backend.EFFICIENT),
     "grouped heads": Case("sm_80", BRAIN, Backend.FLASH, heads=2, gqa=True),
+    "grouped heads in single precision": Case("sm_80", SINGLE, Backend.MATH, heads=2, gqa=True),
+    "grouped heads on a V100": Case("sm_70", HALF, Backend.MATH, heads=2, gqa=True),
     "grouped heads unsaid": Case("sm_80", BRAIN, Backend.MATH, heads=2),
     "little shared memory": Case("sm_86", BRAIN, Backend.EFFICIENT, width=200),
     "is enough without dropout": Case("sm_86", BRAIN, Backend.FLASH, width=256),
