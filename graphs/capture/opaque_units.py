@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from planner.graphs.capture.step_function import Arguments, Outputs, arguments
 from planner.graphs.capture.trace import blank, run_forward
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.cuda.card import Card
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.pytree import tree_map
 
@@ -137,6 +138,7 @@ def record_calls(
     loss: Callable[..., Any] | None,
     kind: Callable[[str, nn.Module, Arguments], Hashable],
     dtype: torch.dtype | None = None,
+    card: Card | None = None,
 ) -> list[tuple[str, Arguments, Hashable]]:
     """Run the model's forward on fake tensors and list the calls of its units, in order.
 
@@ -147,6 +149,7 @@ def record_calls(
         loss: called with the output, if given.
         kind: units for which it returns the same are taken to return alike: only one is run.
         dtype: what a unit's inputs in floating point are cast to first, as ``stubbed`` does.
+        card: whose kernels and autocast are taken, as for ``trace``.
 
     Raises:
         CaptureError: the model cannot run without data; the message names the user's line.
@@ -170,7 +173,7 @@ def record_calls(
         return forward
 
     with _replaced(units, replacement):
-        mode = run_forward(model, call, loss=loss)
+        mode = run_forward(model, call, loss=loss, card=card)
     return [(path, _outside(inner, mode), key) for path, inner, key in calls]
 
 

@@ -131,7 +131,11 @@ def trace(
 
 
 def run_forward(
-    model: nn.Module, call: Arguments, *, loss: Callable[..., Any] | None = None
+    model: nn.Module,
+    call: Arguments,
+    *,
+    loss: Callable[..., Any] | None = None,
+    card: Card | None = None,
 ) -> FakeTensorMode:
     """Run the forward half of a call once, under the conditions of a capture; return their mode.
 
@@ -141,11 +145,12 @@ def run_forward(
         model: whose forward is run.
         call: what it is called with.
         loss: called with the output and the targets of the call, if given.
+        card: as for ``trace``.
 
     Raises:
         CaptureError: the forward pass cannot run without data.
     """
-    return _forward(model, call, loss)[1]
+    return _forward(model, call, loss, card)[1]
 
 
 def answers_of(
@@ -161,12 +166,15 @@ def answers_of(
 
 @capturing()
 def _forward(
-    model: nn.Module, call: Arguments, loss: Callable[..., Any] | None
+    model: nn.Module,
+    call: Arguments,
+    loss: Callable[..., Any] | None,
+    card: Card | None = None,
 ) -> tuple[_Watched, FakeTensorMode]:
     state = PythonState(model, () if loss is None else (loss,))
     watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state)
     try:
-        with unchanged(state), _capturing(watched, model) as (stack, _):
+        with unchanged(state), _capturing(watched, model, card=card) as (stack, _):
             export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
         return watched, mode

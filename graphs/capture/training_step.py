@@ -151,11 +151,8 @@ def capture_joint(
     """
     cost_model(costs)  # an unknown one is said before any work
     tell = progress or (lambda _: None)
-    kind = device_type(model, call)
-    home = devices.cpu() if kind == "cpu" else local_device()
-    where = home if device in ("auto", home.name) else devices.device(device)
-    kernels = kind if kind != "cpu" or where.name == "cpu" else "cuda"
-    target = Target(where, kernels, kind, lean=not (eager and where.name == "cpu"))
+    target, here_now = target_of(model, call, device, eager=eager)
+    where, kernels = target.device, target.kernels
     tell("capturing forward and backward")
     rewrite_of(rewrite)  # an unknown one is said before any work
     free = free_sizes(model, call, dynamic)
@@ -172,7 +169,7 @@ def capture_joint(
     joint, rewrite = rewritten(joint, rewrite)
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
-    here = where.name == home.name and (has_data(model) if real is None else real)
+    here = here_now and (has_data(model) if real is None else real)
     priced = prices(joint, where, here=here, costs=costs)
     tell("running the optimizer on fake tensors")
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
@@ -221,6 +218,25 @@ def _eager_peak(
         eager=True,
     )
     return simulate(graph, plain_schedule(graph)).peak_bytes
+
+
+def target_of(
+    model: nn.Module, call: Arguments, device: devices.DeviceSpec, *, eager: bool = False
+) -> tuple[Target, bool]:
+    """Return what a step is captured for, and whether that device is the one the model is on.
+
+    Args:
+        model: that is captured.
+        call: what it is called with.
+        device: what to plan for; "auto" is where the model lives.
+        eager: as for ``capture_joint``.
+    """
+    kind = device_type(model, call)
+    home = devices.cpu() if kind == "cpu" else local_device()
+    where = home if device in ("auto", home.name) else devices.device(device)
+    kernels = kind if kind != "cpu" or where.name == "cpu" else "cuda"
+    target = Target(where, kernels, kind, lean=not (eager and where.name == "cpu"))
+    return target, where.name == home.name
 
 
 def has_data(model: nn.Module) -> bool:

@@ -27,7 +27,12 @@ from planner.graphs.capture.step_function import (
     swapped,
     unique_tensors,
 )
-from planner.graphs.capture.training_step import Traced, capture_joint, has_data
+from planner.graphs.capture.training_step import (
+    Traced,
+    capture_joint,
+    has_data,
+    target_of,
+)
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
@@ -119,7 +124,8 @@ def _taken_apart(
     dtype = torch.bfloat16 if precision == "bfloat16" else None
     call = cast_call(call, dtype)
     kind = kinds_of(candidates)
-    recorded = record_calls(model, call, candidates, loss=loss, kind=kind, dtype=dtype)
+    card = target_of(model, call, options["device"])[0].card
+    recorded = record_calls(model, call, candidates, loss=loss, kind=kind, dtype=dtype, card=card)
     recorded = called_once(recorded, candidates, chosen=chosen)
     order: dict[Hashable, int] = {}
     kinds: list[Traced] = []

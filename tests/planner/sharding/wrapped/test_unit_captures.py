@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -80,3 +82,22 @@ def test_workspace_is_measured_in_the_precision_of_compute() -> None:
         own.ops[i].workspace_bytes for i in products
     ]
     assert any(own.ops[i].workspace_bytes for i in products)
+
+
+def test_units_of_a_step_for_a_card_are_called_with_what_its_autocast_makes() -> None:
+    """CUDA's layer norm makes single precision, a CPU's does not."""
+
+    class Unit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.down(self.up(x).relu())
+            return made
+
+    model = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), Unit(), nn.LayerNorm(16), Unit())
+    said: Any = {"loss": torch.mean, "precision": "autocast", "units": ["2", "4"]}
+    for name, dtype in (("A100-40GB", "float32"), ("cpu", "bfloat16")):
+        found = capture_units(model, torch.zeros(4, 16), device=name, **said)
+        assert found.kinds[0].signature["leaves"][0][2] == dtype
