@@ -85,7 +85,7 @@ def main() -> None:
     found = planner.verify(build, plan)
     memory = Table("training", "predicted peak, MB", "measured peak, MB", "step, s")
     for name, predicted, run in (
-        ("plain", plan.plain_peak_bytes, found.plain),
+        ("plain", plan.eager_peak_bytes or plan.plain_peak_bytes, found.plain),
         ("planned", plan.peak_bytes, found.planned),
     ):
         measured = f"{run.peak_bytes / 1e6:,.1f}"
