@@ -67,7 +67,7 @@ def _row(case: Case, plan: Plan, baseline: Run, patched: Run, unsteady: float) -
         model=case.name,
         ops=len(case.graph.ops),
         plain_bytes=plain,
-        baseline_error_fraction=case.most_bytes / plain - 1,
+        baseline_error_fraction=(plan.eager_peak_bytes or case.most_bytes) / plain - 1,
         least_bytes=case.least_bytes,
         budget_bytes=plan.budget_bytes,
         measured_bytes=found.planned.peak_bytes,
