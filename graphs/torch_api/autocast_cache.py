@@ -6,15 +6,16 @@ gradient be summed in single precision, where eager mode sums it in the narrow t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet
-from torch.utils._pytree import tree_map
+from torch._C import DispatchKey
 
+from planner.graphs.torch_api.dispatch import use_kernel, without_autocast
 from planner.graphs.torch_api.patches import Patches
+from planner.graphs.torch_api.pytree import tree_map
 
 _LOWER = """
     conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding bmm mm linalg_vecdot baddbmm
@@ -52,7 +53,7 @@ class Casts:
     def __init__(self, device: str, keeping: Keeping) -> None:
         self.device = device
         self._at_first, self.inside = keeping
-        self.kept, self.running, self.leaving = self._at_first, False, False
+        self.kept, self.running = self._at_first, False
         self._leaves: dict[int, Tensor] = {}
         self._made: dict[int, Tensor] = {}
 
@@ -125,69 +126,45 @@ def casts_on_cpu(patches: Patches, casts: Casts) -> None:
         casts: that are kept.
     """
     for op in map(overload, _LOWER.split()):
-        use_kernel(patches, op, DispatchKey.AutocastCPU, lower(op, casts, DispatchKey.AutocastCPU))
-    forget_on_exit(patches, casts)
+        use_kernel(patches, op, DispatchKey.AutocastCPU, lower(op, casts))
+    follow_the_code(patches, casts)
 
 
-def lower(op: Any, casts: Casts, key: DispatchKey) -> Any:
-    """Return what runs an operator in the narrow type.
+def lower(op: Any, casts: Casts) -> Any:
+    """Return what runs an operator in the narrow type."""
+    return cast_first(op, casts, lambda _: casts.narrow)
+
+
+def cast_first(op: Any, casts: Casts, dtype_of: Callable[[Any], torch.dtype]) -> Any:
+    """Return what runs an operator on arguments of one dtype, outside autocast.
 
     Args:
         op: the operator.
         casts: that are kept.
-        key: of the autocast that is left for it.
+        dtype_of: says which dtype, of the arguments.
     """
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        with below(key):
-            dtype = casts.narrow
+        with without_autocast():
+            dtype = dtype_of((args, kwargs))
             return op(*casts.all(args, dtype), **casts.all(kwargs, dtype))
 
     return called
 
 
-def below(key: DispatchKey) -> Any:
-    """Leave autocast for as long as the block runs."""
-    return torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(key))
+def follow_the_code(patches: Patches, casts: Casts) -> None:
+    """Let the step's code say what is kept, and how long, as if it ran in eager mode.
 
-
-def use_kernel(patches: Patches, op: Any, key: DispatchKey, kernel: Any) -> None:
-    """Give an operator another kernel while it is traced.
-
-    Args:
-        patches: what may be undone.
-        op: the operator.
-        key: for which the kernel is.
-        kernel: called with the operator's arguments.
+    Tracing has switched torch's own cache off, and the blocks around it are not those around the
+    step: how deep the code is in blocks of autocast is counted from the step's own.
     """
-    patches.on_undo(op._dispatch_cache.clear)
-    patches.entry(op.py_kernels, key, kernel)
-    op._dispatch_cache.clear()
-
-
-def forget_on_exit(patches: Patches, casts: Casts) -> None:
-    """Forget the casts when torch would, which is when the outermost autocast is left."""
-    own: Any = torch.autocast_decrement_nesting
-    outside = _depth()
-
-    def called() -> Any:
-        depth = own()
-        casts.leaving = depth == 0  # torch's own block forgets its casts next, as this does
-        if patches.mine() and depth == outside and not casts.inside:
-            casts.clear()
-        return depth
-
-    patches.attribute(torch, "autocast_decrement_nesting", called)
-    _follow(patches, casts)
-
-
-def _follow(patches: Patches, casts: Casts) -> None:
-    """Let the step's code see and set whether casts are kept: tracing has switched that off."""
-    asked, told, cleared = (
+    asked, told, cleared, left = (
         torch.is_autocast_cache_enabled,
         torch.set_autocast_cache_enabled,
         torch.clear_autocast_cache,
+        torch.autocast_decrement_nesting,
     )
+    outside = _depth()
 
     def running() -> bool:
         return casts.running and patches.mine()
@@ -202,11 +179,11 @@ def _follow(patches: Patches, casts: Casts) -> None:
             told(value)
 
     def clear() -> None:
-        if running() and not casts.leaving:
-            casts.clear()
-        casts.leaving = False
-        cleared()
+        casts.clear() if running() else cleared()
 
-    patches.attribute(torch, "is_autocast_cache_enabled", enabled)
-    patches.attribute(torch, "set_autocast_cache_enabled", enable)
-    patches.attribute(torch, "clear_autocast_cache", clear)
+    def leave() -> int:
+        depth: int = left()
+        return depth - outside + casts.inside if running() else depth  # at 0 torch clears
+
+    for own, ours in ((asked, enabled), (told, enable), (cleared, clear), (left, leave)):
+        patches.attribute(torch, own.__name__, ours)

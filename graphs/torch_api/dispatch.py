@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+from torch._C import DispatchKey
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-__all__ = ["TorchDispatchMode", "heeds_autocast", "without_autocast", "without_modes"]
+from planner.graphs.torch_api.patches import Patches
+
+__all__ = [
+    "TorchDispatchMode",
+    "heeds_autocast",
+    "use_kernel",
+    "without_autocast",
+    "without_modes",
+]
 
 
 @contextmanager
@@ -41,3 +51,17 @@ def heeds_autocast(target: OpOverload, device: str) -> bool:
     key = f"Autocast{device.upper()}"
     name: str = target.name()  # type: ignore[no-untyped-call]
     return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+
+
+def use_kernel(patches: Patches, op: Any, key: DispatchKey, kernel: Any) -> None:
+    """Give an operator another kernel while it is traced.
+
+    Args:
+        patches: what may be undone.
+        op: the operator.
+        key: for which the kernel is.
+        kernel: called with the operator's arguments.
+    """
+    patches.on_undo(op._dispatch_cache.clear)  # once its own are back, they are looked up anew
+    patches.entry(op.py_kernels, key, kernel)
+    op._dispatch_cache.clear()

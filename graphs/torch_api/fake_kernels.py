@@ -6,6 +6,7 @@ Knows shapes and strides of results. Knows nothing of capture.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -169,11 +170,17 @@ _DECOMPOSED: dict[Any, Any] = {
 """What to change of those fake kernels that are compositions in Python."""
 
 
+def use_fakes(patches: Patches, fakes: Mapping[Any, Any]) -> None:
+    """Use fake kernels by operator; what was remembered of others is forgotten."""
+    patches.on_undo(FakeTensorMode.cache_clear)
+    for op, kernel in fakes.items():
+        patches.entry(fake_impls.op_implementations_dict, op, kernel)
+    FakeTensorMode.cache_clear()
+
+
 def lenient_kernels(patches: Patches) -> None:
     """Use these fake kernels."""
-    patches.on_undo(FakeTensorMode.cache_clear)
-    for op, kernel in _OURS.items():
-        patches.entry(fake_impls.op_implementations_dict, op, kernel)
+    use_fakes(patches, _OURS)
     patches.attribute(torch, "ctc_loss", _lengths_as_tensors(patches, torch.ctc_loss))
     for op in _DECOMPOSED:
         patches.entry(decomposition_table, op, _changed(op, decomposition_table[op]))

@@ -88,13 +88,12 @@ def views_its_operand(target: object) -> bool:
     return alias is not None and not alias.is_write
 
 
-_ATTENTION = frozenset(
-    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention")
-    for kind in ("flash", "efficient", "cudnn")
-)
-_SEEDED = frozenset(
-    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention_backward")
-    for kind in ("flash", "efficient", "cudnn")
+_ATTENTION, _SEEDED = (
+    frozenset(
+        getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention{half}")
+        for kind in ("flash", "efficient", "cudnn")
+    )
+    for half in ("", "_backward")
 )
 
 

@@ -15,27 +15,25 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch.amp import autocast_mode
-from torch.utils._pytree import tree_map
 
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.autocast_cache import (
     Casts,
-    below,
-    forget_on_exit,
+    cast_first,
+    follow_the_code,
     lower,
     may_be_cast,
     overload,
-    use_kernel,
 )
+from planner.graphs.torch_api.dispatch import use_kernel, without_autocast
 from planner.graphs.torch_api.patches import Patches
+from planner.graphs.torch_api.pytree import tree_leaves
 
-aten = torch.ops.aten
 _enabled = torch.is_autocast_enabled
 _dtype = torch.get_autocast_dtype
 _set_enabled = torch.set_autocast_enabled
 _set_dtype = torch.set_autocast_dtype
 _KEY = DispatchKey.AutocastCUDA
-_KEYS = torch._C.DispatchKeySet(_KEY)
 _NAMES = {"cpu", "cuda"}
 
 
@@ -117,7 +115,7 @@ def casts_on_cuda(patches: Patches, casts: Casts) -> None:
         casts: that are kept.
     """
     kinds: tuple[tuple[tuple[str, ...], Callable[[Any, Casts], Any]], ...] = (
-        (LOWER, lambda op, casts: lower(op, casts, _KEY)),
+        (LOWER, lower),
         (SINGLE, _single),
         (SINGLE_RESULT, _single_result),
         (WIDEST, _widest),
@@ -127,15 +125,11 @@ def casts_on_cuda(patches: Patches, casts: Casts) -> None:
     for names, rule in kinds:
         for op in map(overload, names):
             use_kernel(patches, op, _KEY, rule(op, casts))
-    forget_on_exit(patches, casts)
+    follow_the_code(patches, casts)
 
 
 def _single(op: Any, casts: Casts) -> Any:
-    def called(*args: Any, **kwargs: Any) -> Any:
-        with below(_KEY):
-            return op(*casts.all(args, torch.float32), **casts.all(kwargs, torch.float32))
-
-    return called
+    return cast_first(op, casts, lambda _: torch.float32)
 
 
 def _single_result(op: Any, _: Casts) -> Any:
@@ -147,29 +141,25 @@ def _single_result(op: Any, _: Casts) -> Any:
         if said is None and may_be_cast(args[0]):
             kwargs = {**kwargs, "dtype": torch.float32}
             args = args[:place]
-        with below(_KEY):
+        with without_autocast():
             return op(*args, **kwargs)
 
     return called
 
 
 def _widest(op: Any, casts: Casts) -> Any:
-    def called(*args: Any, **kwargs: Any) -> Any:
-        kinds: set[torch.dtype] = set()
-        tree_map(lambda x: kinds.add(x.dtype) if may_be_cast(x) else None, (args, kwargs))
-        single = torch.float32 in kinds
-        dtype = torch.float32 if single else casts.narrow
-        with below(_KEY):
-            return op(*casts.all(args, dtype), **casts.all(kwargs, dtype))
+    def widest(arguments: Any) -> torch.dtype:
+        kinds = {x.dtype for x in tree_leaves(arguments) if may_be_cast(x)}
+        return torch.float32 if torch.float32 in kinds else casts.narrow
 
-    return called
+    return cast_first(op, casts, widest)
 
 
 def _norm(op: Any, _: Casts) -> Any:
     typed = overload(NORMS[op._name.removeprefix("aten::")])
 
     def called(x: Tensor, p: Any = 2, *rest: Any) -> Any:
-        with below(_KEY):
+        with without_autocast():
             dtype = torch.float32 if may_be_cast(x) else x.dtype
             return typed(x, p, *rest, dtype=dtype)
 

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey
-from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.graphs.torch_api.cuda.attention import attention_as
 from planner.graphs.torch_api.cuda.card import Card
+from planner.graphs.torch_api.dispatch import use_kernel
+from planner.graphs.torch_api.fake_kernels import use_fakes
 from planner.graphs.torch_api.patches import Patches
 
 aten = torch.ops.aten
@@ -42,14 +43,9 @@ def kernels_of_cuda(patches: Patches, card: Card) -> None:
         aten.gru_cell.default: _gru_cell,
     }
     for op, kernel in ours.items():
-        patches.on_undo(op._dispatch_cache.clear)
         for key in _KEYS:
-            patches.entry(op.py_kernels, key, kernel)
-        op._dispatch_cache.clear()
-    patches.on_undo(FakeTensorMode.cache_clear)
-    for op, fake in _FAKES.items():
-        patches.entry(fake_impls.op_implementations_dict, op, fake)
-    FakeTensorMode.cache_clear()
+            use_kernel(patches, op, key, kernel)
+    use_fakes(patches, _FAKES)
     # on a CPU this one is the sum of its parts, into which the modes that trace would take it apart
     patches.attribute(aten._fused_rms_norm.default, "decompose", _whole)
 
@@ -130,6 +126,10 @@ def _rms_norm(
     return fused
 
 
+def _gates(x: Tensor, hidden: Tensor, w_x: Tensor, w_h: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.matmul(x, w_x.t()), torch.matmul(hidden, w_h.t())
+
+
 def _lstm_cell(  # noqa: PLR0917, the operator's own signature
     x: Tensor,
     state: Sequence[Tensor],
@@ -139,7 +139,7 @@ def _lstm_cell(  # noqa: PLR0917, the operator's own signature
     b_h: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     hidden, cell = state
-    gates = torch.matmul(x, w_x.t()), torch.matmul(hidden, w_h.t())
+    gates = _gates(x, hidden, w_x, w_h)
     made = aten._thnn_fused_lstm_cell.default(*gates, cell, b_x, b_h)
     return made[0], made[1]
 
@@ -152,6 +152,6 @@ def _gru_cell(  # noqa: PLR0917, the operator's own signature
     b_x: Tensor | None = None,
     b_h: Tensor | None = None,
 ) -> Tensor:
-    gates = torch.matmul(x, w_x.t()), torch.matmul(hidden, w_h.t())
+    gates = _gates(x, hidden, w_x, w_h)
     made: Tensor = aten._thnn_fused_gru_cell.default(*gates, hidden, b_x, b_h)[0]
     return made
