@@ -21,10 +21,10 @@ from benchmarks.models import unets
 from benchmarks.record import record, show
 from planner.graphs import plain_schedule, simulate
 from planner.graphs.allocation import needs
+from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.solvers import Limits, solve
 
 DEVICE = "A100-40GB"
-ALLOCATORS = ("segments", "expandable segments")
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def rows() -> Iterator[Row]:
             if share < 1:
                 schedule = solve(graph, budget, limits=Limits()).schedule or schedule
             trace = simulate(graph, schedule)
-            for allocator in ALLOCATORS:
+            for allocator in (SEGMENTS, EXPANDABLE):
                 budget = budget if share < 1 else int(1.06 * budget)
                 begun = time.perf_counter()
-                found = needs(graph, schedule, expandable=allocator != "segments")
+                found = needs(graph, schedule, expandable=allocator == EXPANDABLE)
                 by_tensors = (found.needed_bytes - trace.peak_bytes) / (trace.peak_bytes - reserve)
                 try:
                     plan = planner.fit(model, budget, allocator=allocator, **said)

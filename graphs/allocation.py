@@ -21,7 +21,7 @@ Event = tuple[int, int]
 """The number of a block and the bytes asked for it; 0 bytes give it back."""
 
 _ACCURACY = 2e-3
-_LOSSLESS = 0.02
+_CLOSE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def needs(graph: Graph, schedule: Schedule, *, expandable: bool = False) -> Need
     events = list(training_events(graph, schedule))
     kept = _kept(graph)
     plenty = CachingAllocator(expandable=expandable)
-    assert replay(events, plenty)
+    replay(events, plenty)
     low, high = plenty.peak_allocated, plenty.peak_reserved
     if replay(events, CachingAllocator(low, expandable=expandable)):
         high = low
@@ -127,7 +127,7 @@ class _Events:
         resident = sorted(self.graph.resident)
         kind = [v.kind for v in self.graph.values]
         made = [v for v in resident if kind[v] in {Kind.PARAMETER, Kind.BUFFER, Kind.GRADIENT}]
-        batch = [v for v in resident if kind[v] is Kind.INPUT]
+        batch = [v for v in resident if kind[v] is Kind.INPUT and self.size[v]]
         for v in made:
             yield from self._block(self.size[v])
         before: list[int] = []
@@ -138,7 +138,7 @@ class _Events:
                 now.append(self.count)
             for key in before:
                 yield key, 0
-            before = now if self.size else []
+            before = now
             yield from self._step(first=step == 0)
 
     def _block(self, size: int) -> Iterator[Event]:
@@ -181,8 +181,8 @@ class _Events:
 
     def _optimizer(self, op: Op, *, first: bool) -> Iterator[Event]:
         parts = [self.size[v] for v in op.inputs]
-        states = sum(v.size_bytes for v in self.graph.values if v.kind is Kind.OPTIMIZER)
         if first:
+            states = sum(v.size_bytes for v in self.graph.values if v.kind is Kind.OPTIMIZER)
             for size in _pieces(states, parts):
                 yield from self._block(size)
         begun = self.count
@@ -196,7 +196,7 @@ def _pieces(total: int, parts: Sequence[int]) -> Iterator[int]:
     """Split what is as large as all parameters a few times over into tensors of their sizes."""
     whole = sum(parts)
     times = round(total / whole) if whole else 0
-    if not times or abs(total - times * whole) > _LOSSLESS * total:
+    if not times or abs(total - times * whole) > _CLOSE * total:
         if total:
             yield total
         return

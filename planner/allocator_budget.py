@@ -11,17 +11,14 @@ from dataclasses import replace
 
 from planner.graphs import Graph, Schedule, simulate
 from planner.graphs.allocation import needs, runs_within
+from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.columns import Device
 from planner.request import Request
 from planner.solvers import Limits, MinimumBudget, Solution, Status, minimum_budget, solve
 
-SEGMENTS = "segments"
-EXPANDABLE = "expandable segments"
 SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
-ROUNDS = 5
-"""How often a budget of tensors is corrected at most."""
-
+_ROUNDS, _QUICK_ROUNDS = 5, 2
 _HALVINGS = 4
 _LEAST_STEP = 0.004
 _LATER_SHARE = 20
@@ -49,7 +46,7 @@ def allocator_of(said: str, hardware: Device) -> str | None:
 
 
 def solve_within(
-    graph: Graph, budget_bytes: int, request: Request, *, rounds: int = ROUNDS
+    graph: Graph, budget_bytes: int, request: Request, *, thorough: bool = True
 ) -> Solution:
     """Find a schedule that runs on a device of so many bytes.
 
@@ -57,31 +54,30 @@ def solve_within(
         graph: the step.
         budget_bytes: what the device has for it.
         request: by which method, within which limits, on which device with which allocator.
-        rounds: how often to correct what the tensors may take; with less than ``ROUNDS`` the
-            least budget's schedule is not looked for, either.
+        thorough: correct what the tensors may take often, try the least budget's schedule, too, and
+            look for quicker ones beside what was found.
     """
     first = solve(graph, budget_bytes, method=request.method, limits=request.limits)
     allocator = allocator_of(request.allocator, request.hardware)
     if allocator is None or first.schedule is None:
         return first
-    found = first
+    found, excess = first, _excess(graph, first, budget_bytes, request)
     target = failed = min(budget_bytes, simulate(graph, first.schedule).peak_bytes)
-    for _ in range(rounds):
-        excess = _excess(graph, found, budget_bytes, request)
-        if excess <= 0:
+    for _ in range(_ROUNDS if thorough else _QUICK_ROUNDS):
+        if not excess or found.schedule is None:
             break
         request.tell(f"its allocator needs {excess / budget_bytes:.1%} more than that: again")
         failed, target = target, target - max(excess, int(budget_bytes * _LEAST_STEP))
         found = solve(graph, target, method=request.method, limits=_later(request.limits))
-        if found.schedule is None:
-            break
-    if _excess(graph, found, budget_bytes, request) > 0:
-        tightest, target = _tightest(graph, budget_bytes, request, first, rounds)
-        if tightest is None:
+        excess = _excess(graph, found, budget_bytes, request)
+    if excess:
+        least, needed = least_budget(graph, request) if thorough else (None, budget_bytes + 1)
+        if least is None or needed > budget_bytes:
             reason = f"tensors would fit, but not the {allocator} of the allocator"
             return Solution(Status.UNKNOWN, None, first.bound_seconds, reason)
-        found = tightest
-    if found is not first and rounds >= ROUNDS:
+        target = simulate(graph, least.schedule).peak_bytes
+        found = replace(first, schedule=least.schedule, message="the least budget's schedule")
+    if thorough and found is not first:
         found = _halved(graph, budget_bytes, request, found, (target, failed))
     return _judged(graph, found, first, request.limits)
 
@@ -93,19 +89,6 @@ def _excess(graph: Graph, found: Solution, budget_bytes: int, request: Request) 
     if runs(graph, found.schedule, budget_bytes, request):
         return 0
     return max(1, needed_bytes(graph, found.schedule, request) - budget_bytes)
-
-
-def _tightest(
-    graph: Graph, budget_bytes: int, request: Request, first: Solution, rounds: int
-) -> tuple[Solution | None, int]:
-    """Return the least budget's schedule if it runs, and what its tensors hold."""
-    if rounds < ROUNDS:
-        return None, 0
-    least, needed = least_budget(graph, request)
-    held = simulate(graph, least.schedule).peak_bytes
-    if needed > budget_bytes:
-        return None, held
-    return replace(first, schedule=least.schedule, message="the least budget's schedule"), held
 
 
 def _halved(

@@ -21,6 +21,7 @@ from planner.errors import (
     UnknownDevice,
     UnknownMethod,
 )
+from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.devices import Device, DeviceSpec, device
 from planner.progress import Told, telling
 from planner.solvers import SOLVERS, Limits
@@ -48,7 +49,7 @@ class BatchOptions(TypedDict, total=False):
     allocator: str
 
 
-ALLOCATORS = ("auto", "segments", "expandable segments")
+ALLOCATORS = ("auto", SEGMENTS, EXPANDABLE)
 
 
 class StepOptions(BatchOptions, total=False):

@@ -15,6 +15,9 @@ from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass
 
+SEGMENTS, EXPANDABLE = "segments", "expandable segments"
+"""How the allocator may be set, as plans and people say it; the first is torch's default."""
+
 ROUND = 512
 SMALL = 2**20
 SMALL_SEGMENT = 2 * 2**20
@@ -189,9 +192,9 @@ class CachingAllocator:
 
     def _give_segments_back(self) -> None:
         for free in self._free:
-            whole = [b for *_, b in free if b.before is None and b.after is None]
-            self.reserved -= sum(b.size for b in whole)
-            free[:] = [item for item in free if not (item[2].before is item[2].after is None)]
+            parts = [item for item in free if item[2].before or item[2].after]
+            self.reserved -= sum(size for size, *_ in free) - sum(size for size, *_ in parts)
+            free[:] = parts
 
     def _give_pages_back(self) -> None:
         """Unmap the whole pages of free blocks; what is left of a block on either side stays."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MOST = 1 << 20
 """No larger batch is looked at; a model this small has no need of a plan."""
-_ROUNDS = 2
 FIRST = (2, 4)
 """The batches captured first, to draw a line through."""
 
@@ -68,7 +67,7 @@ class Batches:
         """Solve a graph, unless it was."""
         if graph not in self.solved:
             self.solved[graph] = solve_within(
-                graph, self.budget_bytes, self.request, rounds=_ROUNDS
+                graph, self.budget_bytes, self.request, thorough=False
             )
         return self.solved[graph]
 

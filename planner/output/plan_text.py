@@ -12,6 +12,7 @@ from planner.byte_sizes import format_both, format_bytes, format_percent, format
 from planner.graphs import Kind, Live, Phase, phase_peaks
 from planner.graphs.allocation import Needs
 from planner.graphs.binding import Binding, largest_live, short_source
+from planner.graphs.hardware.allocators import SEGMENTS
 from planner.graphs.hardware.devices import device, in_table
 from planner.graphs.served_sizes import served
 from planner.output.device_notes import device_notes
@@ -81,7 +82,7 @@ def _needs(plan: StepPlan, found: Needs) -> str:
         f"needs {format_both(found.needed_bytes)} for them through the {plan.allocator} of its "
         f"allocator, which reserves up to {format_bytes(found.reserved_bytes)} if there is more"
     )
-    if plan.allocator == "segments":
+    if plan.allocator == SEGMENTS:
         other = plan.needs_with(expandable=True)
         if other.needed_bytes < found.needed_bytes:
             text += (

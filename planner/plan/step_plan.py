@@ -31,6 +31,7 @@ from planner.graphs import (
 )
 from planner.graphs.allocation import Needs, needs, runs_within
 from planner.graphs.binding import Binding, binding
+from planner.graphs.hardware.allocators import EXPANDABLE
 from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.devices import device
 from planner.plan.stage import Stage
@@ -182,17 +183,22 @@ class StepPlan:
     @cached_property
     def fits(self) -> bool:
         """Whether the peak is within the budget, and the step runs in it through its allocator."""
-        if self.allocator is None or self.peak_bytes > self.budget_bytes:
-            return self.peak_bytes <= self.budget_bytes
-        expandable = self.allocator.startswith("expandable")
-        return runs_within(self.graph, self.schedule, self.budget_bytes, expandable=expandable)
+        return self.peak_bytes <= self.budget_bytes and (
+            self.allocator is None
+            or runs_within(
+                self.graph,
+                self.schedule,
+                self.budget_bytes,
+                expandable=self.allocator == EXPANDABLE,
+            )
+        )
 
     @cached_property
     def needs(self) -> Needs | None:
         """What the device needs through its allocator, ``None`` where tensors' bytes are all."""
         if self.allocator is None:
             return None
-        found = self.needs_with(expandable=self.allocator.startswith("expandable"))
+        found = self.needs_with(expandable=self.allocator == EXPANDABLE)
         least = min(found.needed_bytes, self.budget_bytes) if self.fits else found.needed_bytes
         return replace(found, needed_bytes=least)  # which is found to 0.2%
 

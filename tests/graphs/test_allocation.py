@@ -81,3 +81,11 @@ def test_holes_count() -> None:
     assert found.reserved_bytes == 60 * MIB
     assert found.needed_bytes == pytest.approx(48 * MIB, rel=0.01)
     assert needs(graph, schedule, expandable=True).needed_bytes <= 60 * MIB
+
+
+def test_an_input_without_bytes_is_none_of_the_allocators() -> None:
+    base = trained()
+    values = (*base.values, Value("nothing", 0, Kind.INPUT))
+    graph = Graph(base.ops, values, base.outputs)
+    schedule = plain_schedule(graph)
+    assert needs(graph, schedule) == needs(base, schedule)
