@@ -4,8 +4,9 @@ The file's rows (source, configuration, GiB, samples or tokens a second on each 
 turned into structured cases: a model, what its step is, what kind of peak was read. A row that no
 case expresses is listed with what is missing. Medians are of groups of at least five rows.
 
-Constants that rows set: Hopper's compute efficiency (``graphs.hardware.table.row.EFFICIENCY``), by
-the rows of torchtitan and llm-foundry; everything else is of data sheets or of torch's sources.
+A constant that two of these rows set: the share of its rate that a convolution reaches on A100
+(``graphs.hardware.table.row.EFFICIENCY``; Hopper's is of rows that are not expressed here).
+Everything else is of data sheets or of torch's sources.
 """
 
 from __future__ import annotations

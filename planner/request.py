@@ -369,12 +369,10 @@ def find_device(spec: DeviceSpec, model: nn.Module) -> Device:
 
 
 def _home(model: nn.Module) -> Device:
-    import torch
-
+    from planner.graphs.capture.guards.call import device_of
     from planner.graphs.hardware.detect import device_at
 
-    members = (*model.parameters(), *model.buffers())
-    where = next((t.device for t in members if not t.is_meta), torch.device("cpu"))
+    where = device_of(model)
     try:
         return device_at(where.type, where.index or 0)
     except ValueError as error:

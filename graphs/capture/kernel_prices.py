@@ -67,14 +67,15 @@ def as_in_eager_mode(node: fx.Node, price: Price, kernels: str) -> Price:
         kernels: the type of device.
     """
     aten = torch.ops.aten
-    if kernels == "cpu" and node.target is aten.native_dropout_backward.default:
-        return replace(price, workspace_bytes=0)
-    if kernels != "cpu" or node.target is not aten.native_dropout.default:
+    if kernels != "cpu":
         return price
-    noise, _ = node.meta["val"]  # like what dropout makes
-    size = noise.untyped_storage().nbytes()
-    kept = size, noise.numel() * noise.element_size()
-    return replace(price, workspace_bytes=0, output_bytes=kept)
+    if node.target is aten.native_dropout_backward.default:
+        return replace(price, workspace_bytes=0)
+    if node.target is aten.native_dropout.default:
+        made, _ = node.meta["val"]
+        size = made.untyped_storage().nbytes()
+        return replace(price, workspace_bytes=0, output_bytes=(size, made.nbytes))
+    return price
 
 
 def _matched(memory: Memory, call: OperatorCall, node: fx.Node) -> Memory:

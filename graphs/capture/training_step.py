@@ -16,6 +16,7 @@ from planner.graphs.capture.guards.call import (
     device_of,
     device_type,
     fake_call,
+    keeping_of,
     signature_of,
 )
 from planner.graphs.capture.guards.paths import Path
@@ -109,6 +110,7 @@ def capture(
         dynamic=dynamic,
         checks=checks,
         progress=progress,
+        eager_peak=True,
     )
     return found.captured
 
@@ -138,6 +140,7 @@ def capture_joint(
     dynamic: Dynamic = "batch",
     checks: str = "keep",
     progress: Callable[[str], None] | None = None,
+    eager_peak: bool = False,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
@@ -148,11 +151,12 @@ def capture_joint(
         eager: torch will run the step itself, with its own dropout and no kernel writing into
             what the one before it made.
         real: whether kernels may be run here; by default those of a model that has data.
+        eager_peak: also find what the step holds at most where torch runs it itself.
     """
     cost_model(costs)  # an unknown one is said before any work
     tell = progress or (lambda _: None)
-    target, here_now = target_of(model, call, device, eager=eager)
-    where, kernels = target.device, target.kernels
+    target, at_hand = target_of(model, call, device, eager=eager)
+    where = target.device
     tell("capturing forward and backward")
     rewrite_of(rewrite)  # an unknown one is said before any work
     free = free_sizes(model, call, dynamic)
@@ -169,13 +173,13 @@ def capture_joint(
     joint, rewrite = rewritten(joint, rewrite)
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
-    here = here_now and (has_data(model) if real is None else real)
+    here = at_hand and (has_data(model) if real is None else real)
     priced = prices(joint, where, here=here, costs=costs)
     tell("running the optimizer on fake tensors")
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
     trainable = [joint.parameters[n].meta["val"] for n in wanted]
     known = optimizer is None or isinstance(optimizer, OptimizerStep)
-    step = optimizer if known else optimizer_step(trainable, optimizer, kernels=kernels)
+    step = optimizer if known else optimizer_step(trainable, optimizer, kernels=target.kernels)
     graph, lowering = assemble(
         joint,
         priced.__getitem__,
@@ -192,7 +196,9 @@ def capture_joint(
     )
     checked = sorted({check.source for _, check in joint.outputs.checks})
     signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
-    peak = None if eager else _eager_peak(joint, priced, target, step, accumulate=accumulate)
+    peak: int | None = None
+    if eager_peak:
+        peak = _eager_peak(joint, priced, target, step, accumulate=accumulate)
     captured = Captured(graph, signature, rewrite, peak)
     return Traced(captured, joint, lowering)
 
@@ -285,7 +291,6 @@ def recapture(
     answers = signature["answers"]
     sizes = SymbolicSizes(by_tensor(signature, call)) if any_size else None
     keep = signature.get("checks", "keep") == "keep"
-    kept, inside = signature.get("keeping", (True, len(signature["autocast"]) > 1))
     joint = trace(
         model,
         call,
@@ -294,7 +299,7 @@ def recapture(
         lifted=lifted,
         sizes=sizes,
         checks=keep,
-        keeping=(kept, inside),
+        keeping=keeping_of(signature),
     )
     joint, _ = rewritten(normalized(joint), rewrite)
     symbolic = without_symbols(joint, sizes) if sizes else None

@@ -21,8 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from planner.errors import PlanMismatch
-from planner.graphs.capture.guards.call import device_type
-from planner.graphs.capture.step_function import arguments
+from planner.graphs.capture.guards.call import device_of
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.step_plan import StepPlan
 from planner.running.apply import checked_mismatch, planned_class
@@ -127,7 +126,7 @@ def _ranks(configuration: Configuration, model: nn.Module, mesh: DeviceMesh | No
 
 
 def _device(model: nn.Module) -> str:
-    found = device_type(model, arguments((), {}))
+    found = device_of(model).type
     return "cuda" if found == "cpu" and dist.get_backend() == "nccl" else found
 
 
@@ -137,7 +136,7 @@ def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mappi
     if missing := [unit.path for unit in plan.units if unit.path not in modules]:
         raise PlanMismatch(f"{type(model).__name__} has no module {missing[0]!r}, a planned unit")
     found = {}
-    device = device_type(model, arguments((), {}))
+    device = device_of(model).type
     with in_precision(model, plan.configuration.computes_in, device):
         for unit in plan.units:
             inner = _unit_plan(plan, unit)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from planner.errors import PlannerError
+from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.optimizer_step import named_optimizer
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.torch_api.allocation_records import measure_peak
@@ -180,11 +181,6 @@ def scalar_of(output: Any) -> Tensor:
     if not found:
         raise PlannerError("the model's output holds nothing to differentiate: pass loss=")
     return sum(found[1:], start=found[0])
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _build(trial: Trial) -> tuple[nn.Module, Any]:

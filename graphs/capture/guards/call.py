@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from planner.graphs.capture.guards.call_form import argument_names
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.autocast_cache import keeping_now
+from planner.graphs.torch_api.autocast_cache import Keeping, keeping_now
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.module_internals import tensor_stores
 from planner.graphs.torch_api.pytree import treespec_dumps, treespec_loads
@@ -50,6 +50,7 @@ def signature_of(
     [['weight', [3, 2], 'float32', True], ['bias', [3], 'float32', True]]
     """
     parameters, buffers = unique_tensors(model)
+    home = device_type(model, call)
     return {
         "model": class_name(model),
         "parameters": [_member(n, t) for n, t in parameters.items()],
@@ -59,8 +60,8 @@ def signature_of(
         "spec": treespec_dumps(call.spec),
         "leaves": [_leaf(x) for x in call.leaves],
         "inputs": [describe(_leaf(x)) for x in call.tensors],
-        "autocast": autocast_state(device_type(model, call), kernels),
-        "kernels": kernels or device_type(model, call),
+        "autocast": autocast_state(home, kernels),
+        "kernels": kernels or home,
         "keeping": list(keeping_now()),
         "answers": list(answers),
         "loss": loss,
@@ -134,9 +135,15 @@ def autocast_as(signature: Signature, device: str) -> Iterator[None]:
         yield
         return
     chosen = getattr(torch, dtype[0]) if dtype else None
-    kept = bool(signature.get("keeping", [True])[0])
+    kept, _ = keeping_of(signature)
     with torch.autocast(device, chosen, enabled=bool(dtype), cache_enabled=kept):
         yield
+
+
+def keeping_of(signature: Signature) -> Keeping:
+    """Return how autocast kept its casts where a step was captured."""
+    kept, inside = signature.get("keeping", (True, len(signature["autocast"]) > 1))
+    return bool(kept), bool(inside)
 
 
 def kernels_of(signature: Signature) -> str:
@@ -250,7 +257,7 @@ def differences(
         now, then = (" ".join(s["autocast"][1:]) or "off" for s in (found, planned))
         yield f"autocast is {now}, planned for {then}"
     elif len(found["autocast"]) > 1:
-        keeps, kept = (bool(s.get("keeping", [True])[0]) for s in (found, planned))
+        keeps, kept = (keeping_of(s)[0] for s in (found, planned))
         if keeps != kept:
             yield f"autocast has cache_enabled={keeps}, planned for {kept}"
 

@@ -7,7 +7,9 @@ report was seen, what others with such memory lose of it. On the card itself its
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from planner.graphs.hardware.columns import GIB, Device, Node
 from planner.graphs.hardware.table.architectures import architecture_of
@@ -19,17 +21,15 @@ ASSUMED = "assumed: servers of this card differ, pass link= and devices_per_node
 MACHINE = Node(8, 1.5625e9, ASSUMED)
 """A desktop or a rented machine: 100 Gb/s for eight cards."""
 
-EFFICIENCY = {"sm_90": 0.53}
-"""What share of a sheet's rate products reach, by architecture, where it is not the usual 0.7.
+EFFICIENCY: Mapping[str, dict[str, Any]] = {
+    "sm_80": {"convolution_efficiency": 0.35},
+    "sm_90": {"compute_efficiency": 0.53},
+}
+"""What share of a sheet's rate kernels reach, by architecture, where it is not the usual 0.7.
 
-Hopper: the median of nine published training runs (``python -m benchmarks.published``: torchtitan,
-llm-foundry); eleven on A100 have a median of 0.7.
-"""
-
-CONVOLUTIONS = {"sm_80": 0.35}
-"""The same of convolutions, where it is not that of products.
-
-A100: ResNet-50 in TF32 and under AMP (NVIDIA DeepLearningExamples), two rows.
+Convolutions on A100: ResNet-50 in TF32 and under AMP (NVIDIA DeepLearningExamples), two rows of
+``python -m benchmarks.published``. Products on Hopper: the median of nine published training runs
+(torchtitan, llm-foundry) over several devices; of eleven on A100 it is 0.7.
 """
 
 _DTYPES = (
@@ -81,13 +81,11 @@ def row(  # noqa: PLR0917 - it is read like the line of a table that it is
         if rate is not None
     }
     said, capacity = source.format(name.replace("-", " ")), int(memory_gib * GIB)
-    device = Device(name, peak, capacity, memory, peers, host, said, node=node)
-    architecture = architecture_of(name)
-    device = replace(device, architecture=architecture)
-    if architecture in EFFICIENCY:
-        device = replace(device, compute_efficiency=EFFICIENCY[architecture])
-    if architecture in CONVOLUTIONS:
-        device = replace(device, convolution_efficiency=CONVOLUTIONS[architecture])
+    built_for = architecture_of(name)
+    shares = EFFICIENCY.get(built_for or "", {})
+    device = Device(
+        name, peak, capacity, memory, peers, host, said, node=node, architecture=built_for, **shares
+    )
     return DeviceRow(device, frozenset(also.split()))
 
 
