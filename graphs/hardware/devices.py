@@ -52,7 +52,8 @@ def device(kind: DeviceSpec = "cpu") -> Device:
     """Look a device up by name, in any case and the forms in which people and drivers write it.
 
     A name that leaves the form open means the SXM module, if there is one: an H100 is an H100-SXM.
-    A name that leaves the memory open is refused, because it decides what fits. A path that ends in .json is read as a device's file; a ``Device`` is returned as it is.
+    A name that leaves the memory open is refused, because that decides what fits. A path that ends
+    in .json is read as a device's file; a ``Device`` is returned as it is.
 
     Raises:
         ValueError: no such device, one of several, or a file that is not one; the message lists

@@ -195,7 +195,7 @@ def test_a_name_of_several_cards_says_which(said: str, names: str) -> None:
 @pytest.mark.parametrize("said", ["H100", "h100 80GB", "NVIDIA H100", "H100 80 GB"])
 def test_a_name_without_a_form_is_the_module(said: str) -> None:
     assert device(said).name == "H100-SXM"
-    with pytest.raises(ValueError, match="no figures for 'NVIDIA H100' with 20.0 GiB"):
+    with pytest.raises(ValueError, match=r"no figures for 'NVIDIA H100' with 20\.0 GiB"):
         reported("NVIDIA H100", 20 * 2**30)
 
 
