@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.first_call import KeepsFunctions
 from planner.graphs.capture.guards.paths import MISSING, Attribute, Item, Path, Step
 from planner.graphs.capture.guards.pending import Pending, tells_a_value
 from planner.graphs.capture.guards.python_state import Change, PythonState
@@ -142,7 +144,8 @@ def effects_of(
         output: makes a tensor an output of the step, under a name; returns its index.
 
     Raises:
-        CaptureError: something that cannot be done again at each call.
+        KeepsFunctions: a function is kept, perhaps at the first call alone.
+        CaptureError: something else that cannot be done again at each call.
     """
     if (generator := state.drawn_from()) is not None:
         raise CaptureError(
@@ -158,11 +161,12 @@ def effects_of(
         )
     known: dict[int, Any] = {id(t): Argument(i) for i, t in enumerate(arguments)}
     items = []
-    for change in sorted(state.changes(), key=_appended_last):
+    changes = sorted(state.changes(), key=_appended_last)
+    for change in changes:
         leaves, spec = flatten_made(change.now)
         found = tuple(_leaf(x, change.path, known, output) for x in leaves)
         if (strange := next((x for x in found if x is _STRANGE), None)) is not None:
-            raise _kept(state, change, leaves[found.index(strange)])
+            raise _kept(state, change, leaves[found.index(strange)], changes)
         effect = Effect(
             change.place.path,
             change.step,
@@ -197,18 +201,22 @@ def _leaf(
     return known[id(value)]
 
 
-def _kept(state: PythonState, change: Change, value: Any) -> CaptureError:
+def _kept(
+    state: PythonState, change: Change, value: Any, changes: Sequence[Change]
+) -> CaptureError:
     if tells_a_value(value):
         return CaptureError(
             f"the forward pass keeps a text made of a value of the step in {change.path}"
             f"{_line(state, change.path)}, which a plan cannot make again at each call; keep the "
             "number (item()) or the tensor, and make the text outside"
         )
-    return CaptureError(
+    text = (
         f"the forward pass keeps a {type(value).__name__} in {change.path}"
         f"{_line(state, change.path)}, which a plan cannot make again at each call; return it, or "
         "keep tensors and plain values there, in lists, tuples or dicts"
     )
+    is_function = isinstance(value, types.FunctionType)
+    return KeepsFunctions(text, changes) if is_function else CaptureError(text)
 
 
 def not_read_before(effects: Effects, state: PythonState, reads: Collection[Path]) -> Effects:

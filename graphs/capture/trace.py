@@ -20,6 +20,7 @@ from planner.graphs.capture.effects import (
     refuse_backward_effects,
     tensors_left_at,
 )
+from planner.graphs.capture.first_call import Called, KeepsFunctions, of_second_call
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.python_state import PythonState, unchanged
@@ -52,7 +53,7 @@ from planner.graphs.torch_api.fake_tensors import (
 from planner.graphs.torch_api.functional_tensors import let_lists_be_asked_for
 from planner.graphs.torch_api.joint_export import export_joint
 from planner.graphs.torch_api.module_watch import watch_forwards
-from planner.graphs.torch_api.patches import Patches, capturing, patching
+from planner.graphs.torch_api.patches import Patches, patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warnings
 from planner.graphs.torch_api.random_state import leave_generators_alone
 from planner.graphs.torch_api.recurrent import lstm_of_any_size
@@ -61,6 +62,7 @@ from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes, whole_to_the_
 from planner.graphs.torch_api.versions import require_supported
 
 
+@of_second_call
 def trace(
     model: nn.Module,
     call: Arguments,
@@ -74,7 +76,7 @@ def trace(
     sizes: SymbolicSizes | None = None,
     checks: bool = True,
     keeping: Keeping | None = None,
-) -> Joint:
+) -> tuple[Joint, Called]:
     """Trace forward, loss and backward of one call under fake tensors.
 
     Args:
@@ -94,31 +96,30 @@ def trace(
         CaptureError: the step cannot be captured; the message names the user's line.
     """
     parameters, buffers = unique_tensors(model)
-    with capturing():
-        state = PythonState(model, () if loss is None else (loss,))
-        watched, inputs, _ = _watch(
-            model, call, loss, device, answers=answers, state=state, lifted=lifted, sizes=sizes
-        )
-        step, watched.checks = watched.step, checks
-        with (
-            unchanged(state),
-            _capturing(watched, model, lean=lean, card=card, keeping=keeping) as (stack, patches),
-        ):
-            state.watch_draws(patches)
-            if sizes:
-                lstm_of_any_size(patches)
-                whole_to_the_user(patches, NOT_THE_USERS)
-            reads = stack.enter_context(watched_reads(model, patches, lifted))
-            reads.take(state.places)
-            state.written = reads.written
-            module = export_joint(stack, watched, inputs)
-            assert step.outputs is not None
-            refuse_backward_effects(state)
-            found = tuple(reads.kept())
-            effects = not_read_before(step.outputs.effects, state, {r.path for r in found})
-            outputs = replace(step.outputs, effects=effects)
-        written = [e.path for e in effects.items if e.has_tensors]
-        appended = only_appended(effects, state)
+    state = PythonState(model, () if loss is None else (loss,))
+    watched, inputs, _ = _watch(
+        model, call, loss, device, answers=answers, state=state, lifted=lifted, sizes=sizes
+    )
+    step, watched.checks = watched.step, checks
+    with (
+        unchanged(state),
+        _capturing(watched, model, lean=lean, card=card, keeping=keeping) as (stack, patches),
+    ):
+        state.watch_draws(patches)
+        if sizes:
+            lstm_of_any_size(patches)
+            whole_to_the_user(patches, NOT_THE_USERS)
+        reads = stack.enter_context(watched_reads(model, patches, lifted))
+        reads.take(state.places)
+        state.written = reads.written
+        module = export_joint(stack, watched, inputs)
+        assert step.outputs is not None
+        refuse_backward_effects(state)
+        found = tuple(reads.kept())
+        effects = not_read_before(step.outputs.effects, state, {r.path for r in found})
+        outputs = replace(step.outputs, effects=effects)
+    written = [e.path for e in effects.items if e.has_tensors]
+    appended = only_appended(effects, state)
     known = [t for read in found for t in read.tensors] + state.cached_tensors()
     refuse_baked_tensors(model, module, tensors_left_at(effects, model), known)
     module.graph.eliminate_dead_code()
@@ -127,7 +128,7 @@ def trace(
     found = tuple(read.only_held(held) for read in found)
     names = tuple(parameters), tuple(buffers)
     joint = joint_of(module, outputs, watched.decisions, *names, lifted=len(lifted))
-    return replace(joint, reads=loosened(found, written, appended))
+    return replace(joint, reads=loosened(found, written, appended)), watched.called
 
 
 def run_forward(
@@ -164,20 +165,20 @@ def answers_of(
     return _forward(model, call, loss)[0].decisions.answers
 
 
-@capturing()
+@of_second_call
 def _forward(
     model: nn.Module,
     call: Arguments,
     loss: Callable[..., Any] | None,
     card: Card | None = None,
-) -> tuple[_Watched, FakeTensorMode]:
+) -> tuple[tuple[_Watched, FakeTensorMode], Called]:
     state = PythonState(model, () if loss is None else (loss,))
     watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state)
     try:
         with unchanged(state), _capturing(watched, model, card=card) as (stack, _):
             export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
-        return watched, mode
+        return (watched, mode), watched.called
     raise AssertionError("a capture runs the forward pass")
 
 
@@ -303,6 +304,7 @@ class _Watched(nn.Module):
         self.decisions = Decisions()
         self.checks = True
         self.casts: Casts | None = None
+        self.called: Called = ()
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         count = len(tensors) - len(self._lifted)
@@ -310,7 +312,12 @@ class _Watched(nn.Module):
         self.step.numbers = tuple(zip(self._lifted, numbers, strict=True))
         known = [*tensors, *self.step.buffers_now]
         with Observer(known, self._data, self._answers) as observer, self._casting(tensors):
-            kept: list[Tensor] = self.step(*tensors)
+            try:
+                kept: list[Tensor] = self.step(*tensors)
+            except KeepsFunctions as error:
+                error.called = tuple(observer.called)
+                raise
+        self.called = tuple(observer.called)
         self.step.add_checks(kept, observer.checks if self.checks else ())
         self.decisions = Decisions(tuple(observer.found), tuple(observer.by_size))
         return kept

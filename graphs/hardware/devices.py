@@ -51,7 +51,9 @@ _SERIES = ("RTX-", "RX-")
 def device(kind: DeviceSpec = "cpu") -> Device:
     """Look a device up by name, in any case and the forms in which people and drivers write it.
 
-    A path that ends in .json is read as a device's file; a ``Device`` is returned as it is.
+    A name that leaves the form open means the SXM module, if there is one: an H100 is an H100-SXM.
+    A name that leaves the memory open is refused, because that decides what fits. A path that ends
+    in .json is read as a device's file; a ``Device`` is returned as it is.
 
     Raises:
         ValueError: no such device, one of several, or a file that is not one; the message lists
@@ -59,8 +61,8 @@ def device(kind: DeviceSpec = "cpu") -> Device:
 
     >>> device("h100 sxm").memory_bytes // 2**30
     79
-    >>> device("NVIDIA A100-PCIE-40GB").name
-    'A100-PCIe-40GB'
+    >>> device("NVIDIA A100-PCIE-40GB").name, device("H100").name
+    ('A100-PCIe-40GB', 'H100-SXM')
     >>> device("TPU")
     Traceback (most recent call last):
     ValueError: unknown device 'TPU'; known: cpu, V100-16GB, ...
@@ -73,8 +75,9 @@ def device(kind: DeviceSpec = "cpu") -> Device:
     if _plain(name) == "cpu":
         return cpu()
     rows = _rows(name)
-    if len(rows) == 1:
-        return rows[0]
+    modules = [row for row in rows if "sxm" in _words(row.name)]
+    if len(rows) == 1 or len(modules) == 1:
+        return (modules or rows)[0]
     if rows:
         *names, last = (row.name for row in rows)
         raise ValueError(

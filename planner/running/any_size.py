@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from planner.errors import PlanMismatch
-from planner.graphs.capture.guards.modules import Fixed, changes, fixed_in, read_changes
+from planner.graphs.capture.guards.modules import (
+    Fixed,
+    changes,
+    fixed_in,
+    hook_changes,
+    read_changes,
+)
 from planner.graphs.capture.guards.paths import Path
 from planner.running.engines.engine import Sized
 
@@ -30,7 +37,8 @@ class _Written:
     def serves(self, model: nn.Module, lifted: Collection[Path]) -> bool:
         if not set(lifted) <= set(self.sized.program.lifted):
             return False
-        return not (any(changes(self.fixed, model)) or any(read_changes(self.fixed, model)))
+        looks: Any = (changes, hook_changes, read_changes)
+        return not any(any(look(self.fixed, model)) for look in looks)
 
 
 class AnySize:

@@ -8,7 +8,7 @@ constants, that is one more program. Knows how to tell which program a call is f
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -22,6 +22,7 @@ from planner.graphs.capture.guards.modules import (
     Fixed,
     changes,
     fixed_in,
+    hook_changes,
     quick_look,
     read_changes,
 )
@@ -47,7 +48,7 @@ Raises ``PlanMismatch`` if the model does something else than was planned.
 
 @dataclass(frozen=True)
 class Departure:
-    """Why a program is not for a call; ``in_reads`` if all else is as planned.
+    """Why a program is not for a call; ``in_reads`` if it is what it read, or hooks, alone.
 
     ``answers`` are what the call's data answer to the program's questions, if all but they is;
     ``failed`` is the check that fails for them, if the model's own code would raise.
@@ -81,19 +82,8 @@ class Variant:
         except GraphsCaptureError as error:
             return Departure(str(error))
         if seen not in self.accepted:
-            found = signature_of(model, call, loss=bool(plan.signature["loss"]))
-            texts = chain(
-                too_large(plan.signature, found),
-                differences(plan.signature, found, type(model).forward),
-                changes(self.fixed, model),
-            )
-            for text in texts:
-                return Departure(text)
-            for text, constant in read_changes(self.fixed, model):
-                return Departure(text, in_reads=not constant)
-            for path in self.program.lifted:
-                if type(now := path.find(modules)) is not float:
-                    return Departure(f"{path} is {now!r}, and was a float", in_reads=True)
+            for departure in self._departures(plan, model, call):
+                return departure
             if len(self.accepted) >= _MOST_ACCEPTED:
                 self.accepted.clear()
             self.accepted.add(seen)
@@ -107,6 +97,26 @@ class Variant:
                 failed=broken.check if broken.check and broken.check.raises else None,
             )
         return None
+
+    def _departures(self, plan: StepPlan, model: nn.Module, call: Arguments) -> Iterator[Departure]:
+        """Yield what is otherwise, what tracing again cannot mend first."""
+        found = signature_of(model, call, loss=bool(plan.signature["loss"]))
+        yield from map(
+            Departure,
+            chain(
+                too_large(plan.signature, found),
+                differences(plan.signature, found, type(model).forward),
+                changes(self.fixed, model),
+            ),
+        )
+        for text in hook_changes(self.fixed, model):
+            yield Departure(text, in_reads=True)
+        for text, constant in read_changes(self.fixed, model):
+            yield Departure(text, in_reads=not constant)
+        modules = list(model.modules())
+        for path in self.program.lifted:
+            if type(now := path.find(modules)) is not float:
+                yield Departure(f"{path} is {now!r}, and was a float", in_reads=True)
 
 
 class Variants:

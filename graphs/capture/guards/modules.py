@@ -37,7 +37,7 @@ def fixed_in(model: nn.Module, reads: Sequence[Read]) -> Fixed:
 
 
 def changes(fixed: Fixed, model: nn.Module) -> Iterator[str]:
-    """Yield what of the model's make is not as it was when the step was traced.
+    """Yield which tensors do not lie, or are not tied, as they were when the step was traced.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> fixed = fixed_in(model, ())
@@ -46,6 +46,13 @@ def changes(fixed: Fixed, model: nn.Module) -> Iterator[str]:
     ["'1.weight' is now tied to '0.weight', and was not when the plan was applied"]
     """
     yield from _layout_changes(fixed.layout, _layout(model))
+
+
+def hook_changes(fixed: Fixed, model: nn.Module) -> Iterator[str]:
+    """Yield which submodules have other hooks than when the step was traced.
+
+    Some change nothing of the step, as those that a library adds when it is asked for more outputs.
+    """
     found = _hooks(model)
     for path in {**fixed.hooks, **found}:
         if fixed.hooks.get(path) != found.get(path):

@@ -79,7 +79,8 @@ class Observer(TorchFunctionMode):
     ``inputs`` are the flat tensors the model is called with, then its buffers, fake; ``data`` the
     same with real contents, ``None`` where there are none. ``answers`` are given instead of
     evaluating, in order, when a recorded plan is captured again without data. ``checks`` are what
-    the model asked in order to raise or log, which it is told to be as it should.
+    the model asked in order to raise or log, which it is told to be as it should; ``called`` is
+    what was called, in order.
     """
 
     inputs: Sequence[Any]
@@ -88,6 +89,7 @@ class Observer(TorchFunctionMode):
     found: list[Decision] = field(default_factory=list)
     by_size: list[Decision] = field(default_factory=list)
     checks: list[tuple[Tensor, Check]] = field(default_factory=list)
+    called: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         TorchFunctionMode.__init__(self)
@@ -107,6 +109,7 @@ class Observer(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
+        self.called.append(func)
         if func is Tensor.__iter__:  # an iterator cannot be recorded, its elements can
             return iter(self.__torch_function__(Tensor.unbind, types, args))
         entry = self._entry(func, args, kwargs)

@@ -6,16 +6,22 @@
 | dropout | one that returns a mask, a byte an element | Dropout.cpp, is_fused_kernel_acceptable |
 | RMS norm | one that keeps the reciprocal of the norm | layer_norm.cpp, rms_norm |
 | LSTM and GRU cells | two products and a fused kernel | RNN.cpp, CUDA's branch of the cells |
+| batch norm | statistics in single precision for narrow types | cuda/Normalization.cu, acc_type |
+| embedding bag | the bag of every index, whatever the mode | cuda/EmbeddingBag.cu |
+
+``benchmarks.as_on_cuda`` compares layers and models with what a build of torch for CUDA calls.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import DispatchKey
+from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.graphs.torch_api.cuda.attention import attention_as
@@ -45,6 +51,8 @@ def kernels_of_cuda(patches: Patches, card: Card) -> None:
     for op, kernel in ours.items():
         for key in _KEYS:
             use_kernel(patches, op, key, kernel)
+    for op in _BATCH_NORMS:
+        patches.entry(decomposition_table, op, _wide_statistics(decomposition_table[op]))
     use_fakes(patches, _FAKES)
     # on a CPU this one is the sum of its parts, into which the modes that trace would take it apart
     patches.attribute(aten._fused_rms_norm.default, "decompose", _whole)
@@ -69,7 +77,49 @@ def _gru_cell_backward_fake(
         return gates, torch.empty_like(gates), torch.empty_like(gradient), *biases
 
 
+def _embedding_bag_fake(  # noqa: PLR0917, the operator's own signature
+    mode: FakeTensorMode,
+    func: Any,
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_by_frequency: Any = None,
+    kind: int = 0,
+    sparse: Any = None,
+    weights: Tensor | None = None,
+    with_last: Any = None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    """Return the sums, and what backward needs: bags of indices, their sizes, places of maxima."""
+    bags, width = offsets.shape[0] - bool(with_last), weight.shape[1]
+    with mode:
+        return (
+            weight.new_empty(bags, width),
+            torch.empty_like(indices),
+            indices.new_empty(offsets.shape),
+            indices.new_empty((bags, width) if kind == _MAXIMUM else 0),
+        )
+
+
+def _wide_statistics(composed: Any) -> Any:
+    """Make batch norm of a narrow type keep its statistics in single precision."""
+
+    def normalized(x: Tensor, *rest: Any) -> Any:
+        made, mean, scale, *buffers = composed(x, *rest)
+        return made, mean.float(), scale.float(), *buffers
+
+    return functools.update_wrapper(normalized, composed)
+
+
+_MAXIMUM = 2
+_BATCH_NORMS = (
+    aten._native_batch_norm_legit_functional.default,
+    aten._native_batch_norm_legit.no_stats,
+    aten._native_batch_norm_legit.default,
+    aten.native_batch_norm.default,
+)
 _FAKES: dict[Any, Any] = {
+    aten._embedding_bag.default: _embedding_bag_fake,
     aten._thnn_fused_gru_cell.default: _gru_cell_fake,
     aten._thnn_fused_gru_cell_backward.default: _gru_cell_backward_fake,
 }

@@ -183,8 +183,6 @@ def test_a_card_the_table_lacks_is_not_taken_for_another(said: str) -> None:
     [
         ("A100", "A100-40GB, A100-80GB, A100-PCIe-40GB or A100-PCIe-80GB"),
         ("A100 PCIe", "A100-PCIe-40GB or A100-PCIe-80GB"),
-        ("H100", "H100-SXM, H100-PCIe or H100-NVL"),
-        ("H100 80GB", "H100-SXM or H100-PCIe"),
         ("NVIDIA GeForce RTX 3080", "RTX-3080-10GB or RTX-3080-12GB"),
         ("GH200", "GH200-96GB or GH200-144GB"),
     ],
@@ -192,6 +190,13 @@ def test_a_card_the_table_lacks_is_not_taken_for_another(said: str) -> None:
 def test_a_name_of_several_cards_says_which(said: str, names: str) -> None:
     with pytest.raises(ValueError, match=f"unknown device '{said}'; it may be {names}: say which$"):
         device(said)
+
+
+@pytest.mark.parametrize("said", ["H100", "h100 80GB", "NVIDIA H100", "H100 80 GB"])
+def test_a_name_without_a_form_is_the_module(said: str) -> None:
+    assert device(said).name == "H100-SXM"
+    with pytest.raises(ValueError, match=r"no figures for 'NVIDIA H100' with 20\.0 GiB"):
+        reported("NVIDIA H100", 20 * 2**30)
 
 
 def test_a_device_stands_for_itself() -> None:

@@ -1,0 +1,120 @@
+"""Models that set something up at their first call, and hooks that come later."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+import planner
+from planner import CaptureError
+
+
+class Recording(nn.Module):
+    """Sets up a hook at its first call, which records an output only if it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.ready = nn.Linear(8, 8), nn.Linear(8, 1), False
+
+    def set_up(self, x: Tensor) -> None:
+        def record(module: nn.Module, args: Any, out: Tensor) -> None:
+            if self.wanted:
+                self.seen = out.detach()
+
+        self.inner.register_forward_hook(record)
+
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        self.wanted = False
+        if not self.ready:
+            self.set_up(x)
+            self.ready = True
+        return self.outer(self.inner(x).relu()).square().mean()
+
+
+class Doubling(Recording):
+    """Computes otherwise at its first call."""
+
+    def set_up(self, x: Tensor) -> None:
+        super().set_up(x)
+        x.mul_(2)
+
+
+class Holding(Recording):
+    """Keeps the first batch in a closure."""
+
+    def set_up(self, x: Tensor) -> None:
+        first = x * 1
+        self.inner.register_forward_hook(lambda module, args, out: out + first.sum())
+
+
+class Growing(Recording):
+    """Adds a hook at every call."""
+
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        self.ready = False
+        return super().forward(x)
+
+
+def gradients(model: nn.Module, inputs: Any, count: int = 2) -> list[Tensor]:
+    for _ in range(count):
+        made = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        (made if isinstance(made, Tensor) else made.loss).backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_what_is_set_up_once_is_set_up_when_planned() -> None:
+    torch.manual_seed(0)
+    model, x = Recording(), torch.randn(4, 8)
+    plain = copy.deepcopy(model)
+    patched = planner.fit(model, "1GB", inputs=x).apply(model)
+    assert len(patched.inner._forward_hooks) == 1
+    for a, b in zip(gradients(plain, x), gradients(patched, x), strict=True):
+        assert torch.equal(a, b)
+    assert len(patched.inner._forward_hooks) == len(plain.inner._forward_hooks)
+
+
+@pytest.mark.parametrize("kind", [Doubling, Holding, Growing])
+def test_a_first_call_unlike_the_second_is_refused(kind: type[nn.Module]) -> None:
+    model = kind()
+    with pytest.raises(CaptureError, match="keeps a function in attribute '_forward_hooks"):
+        planner.fit(model, "1GB", inputs=torch.randn(4, 8))
+    assert not model.inner._forward_hooks  # type: ignore[union-attr]
+    assert not model.ready
+
+
+def language() -> tuple[nn.Module, dict[str, Any]]:
+    config = hf.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=64, use_cache=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    ids = torch.randint(64, (2, 8))
+    return hf.LlamaForCausalLM(config), {"input_ids": ids, "labels": ids}
+
+
+def test_hidden_states_of_transformers_are_returned() -> None:
+    model, inputs = language()
+    inputs["output_hidden_states"] = True
+    plain = copy.deepcopy(model)
+    patched = planner.fit(model, "1GB", inputs=inputs).apply(model)
+    for a, b in zip(gradients(plain, inputs), gradients(patched, inputs), strict=True):
+        assert torch.equal(a, b)
+    pairs = zip(plain(**inputs).hidden_states, patched(**inputs).hidden_states, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_hooks_that_an_evaluation_adds_are_followed() -> None:
+    model, inputs = language()
+    plain = copy.deepcopy(model)
+    patched = planner.fit(model, "1GB", inputs=inputs).apply(model)
+    for each in (plain, patched):
+        gradients(each, inputs, 1)
+        with torch.no_grad():
+            assert len(each(inputs["input_ids"], output_hidden_states=True).hidden_states) == 3
+    for a, b in zip(gradients(plain, inputs), gradients(patched, inputs), strict=True):
+        assert torch.equal(a, b)
