@@ -204,3 +204,13 @@ def test_a_signature_tells_sharing_from_likeness() -> None:
     assert signature(OperatorCall(add, (x, x))) != signature(OperatorCall(add, (x, y)))
     shared = materialise(OperatorCall(aten.add_.Tensor, (x[1:], x[:-1])), random)
     assert storage_key(shared.args[0]) == storage_key(shared.args[1])
+
+
+def test_an_operator_that_fails_on_fake_tensors_is_told_of_by_its_error_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows, weights = torch.empty(8, 16), torch.empty(2, 16, 16)
+    ends = torch.tensor([4, 8], dtype=torch.int32)
+    call = OperatorCall(torch.ops.aten._grouped_mm.default, (rows, weights, ends))
+    assert measure_memory([call], fallback=lambda _: 7)[0].workspace_bytes == 7
+    assert not caplog.messages
