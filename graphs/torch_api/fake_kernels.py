@@ -125,7 +125,7 @@ _OURS: dict[Any, Any] = {
 
 def _batch_norm(made_by: Any) -> Any:
     """Make batch norm lay out a permuted batch anew, as on a CPU."""
-    return lambda x, *rest: made_by(x if _lies_as_kept(x) else x.contiguous(), *rest)
+    return lambda x, *rest: made_by(_laid(x), *rest)
 
 
 def _like_batch(made_by: Any) -> Any:
@@ -141,6 +141,13 @@ def _like_batch(made_by: Any) -> Any:
 def _dropout_backward(made_by: Any) -> Any:
     """Make the gradient of dropout lie as the product that it is."""
     return lambda gradient, mask, scale: gradient * mask
+
+
+def _laid(x: Tensor) -> Tensor:
+    """Return a batch as batch norm on a CPU lays its result: contiguous, or with channels last."""
+    if x.is_contiguous() or not _lies_as_kept(x):
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return x
 
 
 def _lies_as_kept(x: Tensor) -> bool:
@@ -159,6 +166,7 @@ _DECOMPOSED: dict[Any, Any] = {
     torch.ops.aten._native_batch_norm_legit_functional.default: _batch_norm,
     torch.ops.aten._native_batch_norm_legit.no_stats: _batch_norm,
     torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
     torch.ops.aten.native_batch_norm_backward.default: _like_batch,
     torch.ops.aten.native_layer_norm_backward.default: _like_batch,
     torch.ops.aten.native_group_norm_backward.default: _like_batch,

@@ -90,6 +90,52 @@ class Readers:
         return same and whole and alone and apart
 
 
+def written_over(
+    kernel: Callable[..., Tensor],
+    writing: Callable[..., Tensor],
+    keyword: str,
+    operand: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Run a kernel into the storage of an operand, if its result would lie as the operand does.
+
+    A fake operand may lie otherwise than the real one, and how a result lies decides which kernels
+    later ops take, and so their bits.
+
+    Args:
+        kernel: makes a tensor of its own.
+        writing: its overload that writes.
+        keyword: of the tensor that is written.
+        operand: to write into.
+        args, kwargs: of the kernel.
+    """
+    tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+    if _is_regular(operand) and all(_leads_to(operand, x) for x in tensors):
+        return writing(*args, **kwargs, **{keyword: operand})
+    return kernel(*args, **kwargs)
+
+
+def _is_regular(x: Tensor) -> bool:
+    """Tell strides as a pointwise kernel gives its result where sizes of 1 leave them open."""
+    if not x.is_contiguous():
+        return True
+    step = 1
+    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        if stride != step:
+            return False
+        step *= size
+    return True
+
+
+def _leads_to(operand: Tensor, x: Tensor) -> bool:
+    """Tell an argument by which the result of a pointwise kernel lies as an operand does."""
+    if x.shape == operand.shape:
+        return x.stride() == operand.stride()
+    spread = sum(size > 1 for size in x.shape)
+    return spread <= 1 or (x.is_contiguous() and operand.is_contiguous())
+
+
 def _index_by_index(node: fx.Node) -> bool:
     """Tell whether element ``i`` of the result needs no element but ``i`` of the operands."""
     target = node.target

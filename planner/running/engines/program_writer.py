@@ -24,6 +24,7 @@ from planner.graphs.capture.node_kinds import (
     is_scalar,
     is_view,
 )
+from planner.graphs.capture.passes.inplace import written_over
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.torch_api.fx_graphs import before_all, take_arguments_in_a_list, yield_where
 from planner.graphs.torch_api.operators import OpOverload
@@ -106,8 +107,9 @@ class ProgramWriter:
             for follower, overwrite in lowered.then:
                 operand = self.get(overwrite.operand)
                 args = fx.node.map_arg(follower.args, self.get)
-                kwargs = fx.node.map_arg(follower.kwargs, self.get) | {overwrite.keyword: operand}
-                self.env[follower] = self.graph.call_function(overwrite.target, args, kwargs)
+                kwargs = fx.node.map_arg(follower.kwargs, self.get)
+                head = (follower.target, overwrite.target, overwrite.keyword, operand)
+                self.env[follower] = self.graph.call_function(written_over, (*head, *args), kwargs)
 
     def _kernel(self, node: fx.Node) -> None:
         again = node in self.ran
