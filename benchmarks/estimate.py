@@ -1,7 +1,7 @@
 """Estimates beside captured graphs: ``python -m benchmarks.estimate [FAMILY...]``.
 
 Every model is built on meta and captured for a card, in float32 and under autocast, as torch
-itself would run it. Its activations are what forward made and is held at the step's peak, outputs
+itself would run it. Its activations are what forward made and is held when backward begins, outputs
 included; the peak adds gradients. Those of parameters are left out: an estimate has them as states.
 """
 
@@ -20,9 +20,10 @@ from torch import nn
 
 import planner
 from benchmarks.record import record, show
-from planner.graphs import Graph, Kind, plain_schedule, simulate
+from planner.graphs import Graph, Kind, Phase, plain_schedule, simulate
 from planner.graphs.capture.step_function import arguments_of
 from planner.graphs.capture.training_step import capture_joint
+from planner.graphs.snapshot import step_phases
 
 TOLERANCE = 0.1
 CARDS = ("A100-80GB", "H100-SXM")
@@ -175,15 +176,16 @@ def captured(size: Size, card: str, precision: str, attention: str) -> tuple[nn.
 
 
 def held(graph: Graph) -> tuple[int, int]:
-    """Return what activations take at the step's peak, and what all but states takes there."""
+    """Return what activations take when backward begins, and what all but states takes at most."""
     gradients = [v for v in graph.outputs if graph.values[v].kind is Kind.GRADIENT]
     values = list(graph.values)
     for v in gradients:
         values[v] = replace(values[v], size_bytes=0)
     passing = replace(graph, values=tuple(values))
-    trace = simulate(passing, plain_schedule(passing))
-    at = trace.by_kind[trace.peak_step]
-    kinds = dict(zip(trace.kinds, map(int, at), strict=True))
+    schedule = plain_schedule(passing)
+    trace = simulate(passing, schedule)
+    turn = step_phases(passing, schedule).index(Phase.BACKWARD)
+    kinds = dict(zip(trace.kinds, map(int, trace.by_kind[turn]), strict=True))
     return kinds[Kind.ACTIVATION] + kinds[Kind.OUTPUT], trace.peak_bytes - graph.resident_bytes
 
 
