@@ -138,12 +138,10 @@ def _filled(e: Estimate, stages: tuple[int, ...]) -> Estimate:
     """Work out the tables."""
     if e.memory_bytes <= e.reserve_bytes:
         raise BadEstimate(f"a device of {e.memory_bytes:,} bytes is all taken by its context")
-    model = described(e.architecture)
-    e = replace(e, family=model.family.name if model else None)
     if e.cache_token_bytes is not None and e.seq is not None:
         e = replace(e, cache_bytes=e.cache_token_bytes * e.seq * e.batch)
-    if model is not None:
-        e = replace(e, activations=_activations(e, model))
+    if e.seq is not None and (model := described(e.architecture)) is not None:
+        e = replace(e, family=model.family.name, activations=_activations(e, model, e.seq))
     return replace(
         e,
         weights=tuple(_weights(e, name, bits) for name, bits in formulas.WEIGHT_BITS.items()),
@@ -221,11 +219,9 @@ def _weights(e: Estimate, name: str, bits: int) -> Weights:
     )
 
 
-def _activations(e: Estimate, model: LayeredModel) -> tuple[Activations, ...]:
-    if e.seq is None:
-        return ()
-    source = Tokens(e.seq, e.batch)
-    tokens = Tokens(e.decoder_seq or e.seq, e.batch) if model.encoder else source
+def _activations(e: Estimate, model: LayeredModel, seq: int) -> tuple[Activations, ...]:
+    source = Tokens(seq, e.batch)
+    tokens = Tokens(e.decoder_seq or seq, e.batch) if model.encoder else source
     return activations(model, Given(tokens, source, e.precision, e.attention))
 
 

@@ -156,6 +156,8 @@ def _said(e: Estimated) -> Iterator[str]:
         "formulas: ZeRO (arXiv 1910.02054); activations by what each kernel of transformers' "
         "models saves (textbook/activations.py)"
     )
+    if e.activations and e.architecture.trainable < e.architecture.parameters:
+        yield "activations are of a model that is trained whole; frozen products keep no input"
     if e.activations and e.precision == "float32" and e.attention == FUSED and _grouped(e):
         yield "attention is written out: CUDA has no fused kernel for grouped heads in float32"
     if e.activations and e.attention == FUSED:

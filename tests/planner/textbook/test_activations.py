@@ -21,6 +21,7 @@ from planner.textbook.activations import (
     loss_bytes,
 )
 from planner.textbook.families import FAMILIES
+from planner.textbook.formulas import Recompute, layer_activations
 
 GPT3 = Layer(12288, 96, 12288, 12288, 4 * 12288, joined=True, dropout=True, attention_dropout=True)
 LLAMA_8B = {"layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "vocab": 128256, "seq": 4096}
@@ -28,10 +29,13 @@ LLAMA_8B = {"layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "vocab": 1
 
 def test_in_16_bits_throughout_it_is_the_published_layer() -> None:
     """Korthikanti et al.: 34 sbh + 5abs^2; a fused kernel keeps each row's sum instead."""
-    tokens, half = Tokens(2048, 4), Widths(2, 2)
-    sbh, rows = tokens.count * 12288, 96 * tokens.count
-    assert layer_bytes(GPT3, tokens, half) == 34 * sbh + 4 * rows
-    assert layer_bytes(GPT3, tokens, half, MATERIALIZED) == 34 * sbh + 5 * rows * 2048
+    tokens, half, rows = Tokens(2048, 4), Widths(2, 2), 96 * 2048 * 4
+    shape = {"seq": 2048, "batch": 4, "hidden": 12288, "heads": 96}
+    selective, whole = (
+        layer_activations(r, **shape) for r in (Recompute.SELECTIVE, Recompute.NONE)
+    )
+    assert layer_bytes(GPT3, tokens, half) == selective + 4 * rows
+    assert layer_bytes(GPT3, tokens, half, MATERIALIZED) == whole
 
 
 def test_grouped_heads_have_no_fused_kernel_in_float32() -> None:
@@ -100,6 +104,13 @@ def test_a_count_that_leaves_nothing_for_the_mlp_is_refused() -> None:
     with pytest.raises(planner.BadEstimate, match="leave nothing for the MLP of 32 layers of 4096"):
         planner.estimate("1B", **LLAMA_8B)
     assert planner.estimate("1B", **LLAMA_8B, intermediate=1).activations
+    without = {**LLAMA_8B, "seq": None}
+    assert planner.estimate("1B", **without).cache_token_bytes  # nothing is asked of layers
+
+
+def test_frozen_parameters_are_said_to_be_taken_for_trained_ones() -> None:
+    assert "trained whole" in str(planner.estimate("8.03B", **LLAMA_8B, trainable="20M"))
+    assert "trained whole" not in str(planner.estimate("8.03B", **LLAMA_8B))
 
 
 def test_another_kind_of_model_is_not_taken_for_a_known_one(tmp_path: Path) -> None:
