@@ -72,11 +72,11 @@ def rivals(
     (Mark(peak_bytes=3, seconds=3.0),)
     """
     found = {name: _front(graph, orders(graph)) for name, orders in FAMILIES.items()}
+    for name in MEASURED:
+        found[name] = _front(graph, _asked(graph, name, budgets, limits or Limits()))
     for name, made in RUN_BY_TORCH.items():
         run = graph if eager is None else eager
         found[name] = _front(run, made(run))
-    for name in MEASURED:
-        found[name] = _front(graph, _asked(graph, name, budgets, limits or Limits()))
     return {name: marks for name, marks in found.items() if marks}
 
 
