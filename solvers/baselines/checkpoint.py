@@ -55,10 +55,10 @@ def order_of(graph: Graph, checkpointed: Sequence[Block]) -> list[int]:
         checkpointed: blocks, each as one call of ``torch.utils.checkpoint``.
 
     >>> from planner.graphs import Op, Phase, Value
-    >>> ops = (Op("a", "f", (0,), (1,)), Op("b", "f", (1,), (2,)), Op("c", "f", (2,), (3,)),
-    ...        Op("d", "b", (1, 3), (4,), phase=Phase.BACKWARD))
-    >>> g = Graph(ops, tuple(Value(n, 1) for n in "xabcd"))
-    >>> order_of(g, [frozenset({0, 1, 2})])  # c is what others read of the block
+    >>> ops = (Op("a", "f", (0,), (1,)), Op("b", "f", (1,), (2,)), Op("loss", "f", (2,), (3,)),
+    ...        Op("d", "b", (1, 2), (4,), phase=Phase.BACKWARD))
+    >>> g = Graph(ops, tuple(Value(n, 1) for n in ("x", "a", "b", "loss", "d")))
+    >>> order_of(g, [frozenset({0, 1})])  # b is what others read of the block
     [0, 1, 2, 0, 3]
     """
     turn = turning_point(graph)
