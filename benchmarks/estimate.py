@@ -20,7 +20,7 @@ from torch import nn
 
 import planner
 from benchmarks.record import record, show
-from planner.graphs import Graph, Kind, Phase, plain_schedule, simulate
+from planner.graphs import Graph, Kind, Phase, Schedule, plain_schedule, simulate
 from planner.graphs.capture.step_function import arguments_of
 from planner.graphs.capture.training_step import capture_joint
 from planner.graphs.snapshot import step_phases
@@ -175,14 +175,14 @@ def captured(size: Size, card: str, precision: str, attention: str) -> tuple[nn.
     return model, traced.captured.graph
 
 
-def held(graph: Graph) -> tuple[int, int]:
+def held(graph: Graph, schedule: Schedule | None = None) -> tuple[int, int]:
     """Return what activations take when backward begins, and what all but states takes at most."""
     gradients = [v for v in graph.outputs if graph.values[v].kind is Kind.GRADIENT]
     values = list(graph.values)
     for v in gradients:
         values[v] = replace(values[v], size_bytes=0)
     passing = replace(graph, values=tuple(values))
-    schedule = plain_schedule(passing)
+    schedule = schedule or plain_schedule(passing)
     trace = simulate(passing, schedule)
     turn = step_phases(passing, schedule).index(Phase.BACKWARD)
     kinds = dict(zip(trace.kinds, map(int, trace.by_kind[turn]), strict=True))

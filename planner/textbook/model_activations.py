@@ -148,9 +148,9 @@ def activations(model: LayeredModel, given: Given) -> tuple[Activations, ...]:
     for recompute in Recompute:
         parts = _layers(model, given, widths, recompute)
         held = sum(count * kept for count, kept, _ in parts) + ends + casts + loss
-        _, kept, again = parts[-1]
+        again = max(remade for _, _, remade in parts)
         peak = held + max(gradients, passing + again)
-        rows.append(Activations(recompute.value, kept, held, peak, casts))
+        rows.append(Activations(recompute.value, parts[-1][1], held, peak, casts))
     return tuple(rows)
 
 
@@ -189,7 +189,9 @@ def _ends(model: LayeredModel, tokens: Tokens, source: Tokens, widths: Widths) -
     layer, read = model.layer, widths.read
     embedded = widths.stream + layer.dropout
     normed = widths.stream if layer.written_norm else 0
-    if model.family.transformed:  # a product, an activation function and a norm in float32
+    if (
+        model.vocab and model.family.transformed
+    ):  # a product, an activation function and a norm in float32
         last = 2 * read + widths.compute + widths.stream
     elif model.vocab:
         last = normed + read

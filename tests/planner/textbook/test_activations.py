@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 import planner
-from benchmarks.estimate import CARDS, SMALL, TOLERANCE, Row, Size, compared
+from benchmarks.estimate import CARDS, SMALL, TOLERANCE, Row, Size, captured, compared, held
+from planner.graphs import schedule_from_order
+from planner.solvers.baselines.blocks import find_blocks
+from planner.solvers.baselines.checkpoint import order_of
 from planner.textbook.activations import (
     MATERIALIZED,
     WIDTHS,
@@ -147,3 +150,16 @@ def test_what_is_no_language_model_has_no_logits() -> None:
     found = planner.estimate(model=model, seq=128, batch=4)
     assert found.architecture.logits is False
     assert found.activations[0].total_bytes < 4 * 128 * 30522 * 8
+
+
+@pytest.mark.parametrize("size", SMALL, ids=lambda size: size.family)
+def test_full_recomputation_holds_what_checkpointed_blocks_do(size: Size) -> None:
+    """Float32: under autocast an estimate counts casts to the end of forward."""
+    model, graph = captured(size, CARDS[0], "float32", "fused")
+    schedule = schedule_from_order(graph, order_of(graph, find_blocks(graph)))
+    peak = held(graph, schedule)[1]
+    full = planner.estimate(
+        model=model, seq=size.seq, decoder_seq=size.decoder_seq, batch=size.batch,
+        precision="float32",
+    ).activations[2]  # fmt: skip
+    assert full.peak_bytes == pytest.approx(peak, rel=0.15)
