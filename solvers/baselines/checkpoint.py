@@ -20,15 +20,15 @@ from planner.solvers.model.order_from_kept import turning_point
 
 @register("checkpoint")
 def checkpoint(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
-    """Checkpoint every n-th block, or the first n, or all in groups of n.
+    """Checkpoint no block, or every n-th, or the first n, or all in groups of n.
 
     Args:
         graph, budget_bytes, limits: as for ``solve``.
     """
     del limits  # a sweep over the number of blocks
-    if not (found := find_blocks(graph)):
-        return no_blocks("checkpoint")
-    return cheapest(graph, budget_bytes, orders(graph, found), family="checkpoint")
+    found = find_blocks(graph)
+    answer = cheapest(graph, budget_bytes, orders(graph, found), family="checkpoint")
+    return no_blocks("checkpoint") if answer.schedule is None and not found else answer
 
 
 def orders(graph: Graph, found: list[Block]) -> Iterator[list[int]]:
