@@ -59,6 +59,8 @@ bench: setup  ## every benchmark; each adds a CSV to benchmarks/results
 	$(BIN)/python -m benchmarks.loops
 	$(BIN)/python -m benchmarks.allocator
 	$(BIN)/python -m benchmarks.as_on_cuda
+	$(BIN)/python -m benchmarks.eager
+	$(BIN)/python -m benchmarks.estimate
 	$(BIN)/python -m benchmarks.gpu
 
 house: setup  ## the rooms in order, who uses whom, and what breaks a rule

@@ -2,7 +2,8 @@
 
 Every comparator is run first, in a process of its own. Then the best plan is made for the peak that
 was measured of it, run the same way, and set beside it. Other schedules (per block, Chen, LP
-rounding) go through the same capture, costs and runtime as the best plan.
+rounding) go through the same capture, costs and runtime as the best plan. Each peak is measured as
+its method really runs: a comparator's in eager mode or compiled, a schedule's as a plan.
 """
 
 from __future__ import annotations

@@ -27,12 +27,13 @@ import transformers as hf
 from torch import nn
 
 from benchmarks.record import record, show
-from planner.graphs import Graph, Schedule, plain_schedule, simulate
+from planner.graphs import schedule_from_order, simulate
 from planner.graphs.allocation import needs
 from planner.graphs.capture.step_function import arguments_of
 from planner.graphs.capture.training_step import capture_joint
 from planner.graphs.hardware.devices import device
-from planner.solvers import solve
+from planner.solvers.baselines.blocks import find_blocks
+from planner.solvers.baselines.checkpoint import order_of
 
 GIB = 2**30
 LEAST_GROUP = 5
@@ -177,8 +178,8 @@ _GUIDE = Case(lambda: bert_large(4, 512), "V100-16GB", "reserved", optimizer="ad
 _ONE_BY_ONE = replace(_GUIDE, build=lambda: bert_large(1, 512), accumulate=True)
 CASES: dict[tuple[str, str], Case] = {
     ("HF docs", "bs1x4, AdamW"): _ONE_BY_ONE,
-    ("HF docs", "bs1x4 GC, AdamW"): replace(_ONE_BY_ONE, method="blocks"),
-    ("HF docs", "bs1x4 GC fp16"): replace(_ONE_BY_ONE, method="blocks", autocast=HALF),
+    ("HF docs", "bs1x4 GC, AdamW"): replace(_ONE_BY_ONE, method="checkpoint"),
+    ("HF docs", "bs1x4 GC fp16"): replace(_ONE_BY_ONE, method="checkpoint", autocast=HALF),
     ("HF docs", "bs4, AdamW"): _GUIDE,
     ("HF docs", "bs4 fp16"): replace(_GUIDE, autocast=HALF),
     ("LitGPT config_hub", "Llama-2-7B LoRA r32"): Case(
@@ -249,24 +250,13 @@ def predicted(case: Case) -> tuple[float, float]:
             accumulate=case.accumulate, eager=True,
         )  # fmt: skip
     graph = traced.captured.graph
-    schedule = plain_schedule(graph)
-    if case.method != "plain":
-        schedule = checkpointed(graph, case.method)
+    checkpointed = find_blocks(graph) if case.method == "checkpoint" else []
+    schedule = schedule_from_order(graph, order_of(graph, checkpointed))
     trace, reserve = simulate(graph, schedule), device(case.device).reserve_bytes
     peak = trace.peak_bytes
     if case.peak == "reserved":
         peak = needs(graph, schedule).reserved_bytes
     return (peak - reserve) / GIB, count / trace.seconds
-
-
-def checkpointed(graph: Graph, method: str) -> Schedule:
-    """Return the schedule of a baseline at the least budget that it can keep."""
-    plain, resident = simulate(graph, plain_schedule(graph)).peak_bytes, graph.resident_bytes
-    for percent in range(5, 100):
-        budget = resident + (plain - resident) * percent // 100
-        if (found := solve(graph, budget, method=method).schedule) is not None:
-            return found
-    return plain_schedule(graph)
 
 
 def rows_of(path: Path) -> Iterator[Row | str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -30,9 +30,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+PLANNED, EAGER = "plan", "eager"
+"""On which footing a peak is: as a plan holds the step, or as torch does that runs it itself."""
+
+RUN_BY_TORCH = ("checkpoint",)
+"""Methods that people use without a plan; the others' schedules only a plan can run."""
+
+
 @dataclass(frozen=True, slots=True)
 class MethodResult:
-    """What one method found. Without a schedule ``peak_bytes`` and ``seconds`` are ``None``."""
+    """What one method found. Without a schedule ``peak_bytes`` and ``seconds`` are ``None``.
+
+    ``footing`` says who holds the peak: "plan" or "eager".
+    """
 
     method: str
     status: Status
@@ -42,6 +52,7 @@ class MethodResult:
     solve_seconds: float
     message: str
     reordered: bool = False
+    footing: str = PLANNED
 
     @property
     def fits(self) -> bool:
@@ -51,12 +62,16 @@ class MethodResult:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """The rows of every method, cheapest schedule first."""
+    """The rows of every method, cheapest schedule first.
+
+    ``eager_peak_bytes`` is what torch itself holds of the plain step, where that is known.
+    """
 
     budget_bytes: int
     plain_peak_bytes: int
     plain_seconds: float
     rows: tuple[MethodResult, ...]
+    eager_peak_bytes: int | None = None
 
     @property
     def bound_seconds(self) -> float:
@@ -91,14 +106,26 @@ class Comparison:
             f"{format_both(self.plain_peak_bytes)} and takes "
             f"{format_seconds(self.plain_seconds)}"
         )
-        header = ("method", "fits", "peak", "overhead", "gap", "solved in", "says")
+        if self.eager_peak_bytes is not None:
+            title += f"; in eager mode it peaks at {format_bytes(self.eager_peak_bytes)}"
+        header = ("method", "fits", "peak", "held by", "overhead", "gap", "solved in", "says")
         rows = [self._cells(row) for row in self.rows]
         proved = self._over(self.bound_seconds - self.plain_seconds)
         foot = f"Proven: at least +{format_percent(proved)} is necessary; gaps are to this bound"
         if names := [row.method for row in self.rows if row.reordered]:
             foot += f"\nReordered, with gaps to bounds for any order: {', '.join(names)}"
+        foot += f"\n{self._footing()}"
         why = [wrap(_why(row), "  ", "    ") for row in self.rows if not row.fits]
-        return "\n".join([title, table("llrrrrl", header, rows), foot, *why])
+        return "\n".join([title, table("llrlrrrl", header, rows), foot, *why])
+
+    def _footing(self) -> str:
+        eager = [row.method for row in self.rows if row.footing == EAGER]
+        if eager:
+            return (
+                f"Peaks of {', '.join(eager)} are eager mode's, which runs it without a plan; the "
+                "others are a plan's"
+            )
+        return "Peaks are a plan's; run by torch itself, a step usually holds more"
 
     def _cells(self, row: MethodResult) -> tuple[str, ...]:
         overhead, gap = self.overhead(row), self.gap(row)
@@ -106,6 +133,7 @@ class Comparison:
             row.method,
             "yes" if row.fits else "no",
             "-" if row.peak_bytes is None else format_bytes(row.peak_bytes),
+            row.footing,
             "-" if overhead is None else f"+{format_percent(overhead)}",
             "-" if gap is None else format_percent(gap),
             format_seconds(row.solve_seconds),
@@ -118,6 +146,7 @@ class Comparison:
             "budget_bytes": self.budget_bytes,
             "plain_peak_bytes": self.plain_peak_bytes,
             "plain_seconds": self.plain_seconds,
+            "eager_peak_bytes": self.eager_peak_bytes,
             "bound_seconds": self.bound_seconds,
             "rows": [
                 {
@@ -131,6 +160,7 @@ class Comparison:
                     "solve_seconds": row.solve_seconds,
                     "message": row.message,
                     "reordered": row.reordered,
+                    "footing": row.footing,
                 }
                 for row in self.rows
             ],
@@ -169,8 +199,15 @@ def compare(
     methods = _checked(methods)
     with requested(model, said, SingleOptions) as request:
         budget_bytes = request.budget_bytes(budget)
-        graph = captured_step(request).graph
-        return compare_graph(graph, budget_bytes, methods, limits=request.limits, tell=request.tell)
+        captured = captured_step(request)
+        return compare_graph(
+            captured.graph,
+            budget_bytes,
+            methods,
+            limits=request.limits,
+            tell=request.tell,
+            eager=captured.eager,
+        )
 
 
 def compare_graph(
@@ -180,6 +217,7 @@ def compare_graph(
     *,
     limits: Limits = DEFAULT_LIMITS,
     tell: Progress = silent,
+    eager: Graph | None = None,
 ) -> Comparison:
     """Plan a captured step by several methods.
 
@@ -189,6 +227,8 @@ def compare_graph(
         methods: names of ``solvers.SOLVERS``; all of them by default.
         limits: for each method.
         tell: called with a sentence when a method begins.
+        eager: the step as torch runs it itself, for methods that people use there; without it
+            they are judged as plans.
 
     Raises:
         UnknownMethod: no solver has one of the names.
@@ -197,9 +237,14 @@ def compare_graph(
     rows = []
     for method in _checked(methods):
         tell(f"solving {len(graph.ops):,} ops by {method}")
-        rows.append(_row(graph, budget_bytes, method, limits))
+        if eager is not None and method in RUN_BY_TORCH:
+            row = _row(eager, budget_bytes, method, limits)
+            rows.append(replace(row, footing=EAGER, bound_seconds=plain.seconds))
+        else:
+            rows.append(_row(graph, budget_bytes, method, limits))
     rows.sort(key=lambda row: (math.inf if row.seconds is None else row.seconds, row.method))
-    return Comparison(budget_bytes, plain.peak_bytes, plain.seconds, tuple(rows))
+    held = None if eager is None else simulate(eager, plain_schedule(eager)).peak_bytes
+    return Comparison(budget_bytes, plain.peak_bytes, plain.seconds, tuple(rows), held)
 
 
 def _checked(methods: Sequence[str] | None) -> Sequence[str]:

@@ -17,6 +17,7 @@ from planner.solvers.api import (
 )
 from planner.solvers.baselines import (
     blocks,
+    checkpoint,
     chen_greedy,
     chen_sqrt,
     lp_rounding,
@@ -38,6 +39,7 @@ __all__ = [
     "auto",
     "binding_op",
     "blocks",
+    "checkpoint",
     "chen_greedy",
     "chen_sqrt",
     "floor_bytes",

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from planner.graphs.capture.eager_lifetimes import AutogradFacts, held_by_autograd
 from planner.graphs.capture.hand_over import early_hand_overs
 from planner.graphs.capture.joint_graph import Joint, module_of, source_of
 from planner.graphs.capture.node_kinds import is_random, is_scalar, is_view, target_name
 from planner.graphs.capture.optimizer_step import OptimizerStep
+from planner.graphs.capture.passes.autograd_nodes import AutogradNodes
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.passes.inplace import Overwrite, Readers
 from planner.graphs.capture.passes.mutations import once_only, update_points
@@ -80,6 +82,7 @@ class _Builder:
     target: Target
     granularity_bytes: int
     readers: Readers | None
+    nodes: AutogradNodes | None = None
     values: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     lowered: list[Lowered] = field(default_factory=list)
@@ -136,7 +139,8 @@ def assemble(
         optimizer: what follows backward; ``None`` leaves it out.
         optimizer_seconds: how long that takes.
         accumulate: count gradients of earlier micro-batches as resident.
-        eager: keep kernels apart that a plan would run one into the storage of the other.
+        eager: keep kernels apart that a plan would run one into the storage of the other, and hold
+            what autograd holds until each of its nodes is done.
         name: of the graph.
     """
     readers = None if eager else Readers(joint.graph)
@@ -157,11 +161,14 @@ def assemble(
         op = Op(node.name, "tangent", (), made, phase=Phase.BACKWARD, recomputable=False)
         builder.add(op, Lowered(Role.TANGENT, node))
     backward = [n for n in kernels if position[n] >= border]
+    builder.nodes = AutogradNodes(joint.graph) if eager else None
     early = early_hand_overs(joint, backward) if accumulate else {}
     for node in backward:
         _add_kernel(builder, node, Phase.BACKWARD, recomputable=node not in tainted)
         if node in early:
             _add_hand_over(builder, early[node])
+    if builder.nodes is not None:
+        _hold_as_autograd(builder, builder.nodes)
     held = _held(builder)
     gradients = _gradients(builder)
     _add_optimizer(builder, gradients, optimizer, optimizer_seconds, accumulate=accumulate)
@@ -209,6 +216,9 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
         return
     kind = Kind.ACTIVATION if phase is Phase.FORWARD else Kind.GRADIENT
     price = b.price(node)
+    operand = None if b.nodes is None else b.nodes.written(node)
+    if operand is not None:
+        b.storage[storage_key(node.meta["val"])] = b.value_of[operand][0]
     made = b.own(node, kind, price.output_bytes)
     if not made and is_view(node):
         return
@@ -236,6 +246,16 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
         source_of(node),
     )
     b.add(op, Lowered(Role.KERNEL, node))
+
+
+def _hold_as_autograd(b: _Builder, nodes: AutogradNodes) -> None:
+    saved = {
+        number: {v for node in operands for v in b.value_of[node]}
+        for number, operands in nodes.saved_unread().items()
+    }
+    numbers = [nodes.number(lowered.node) for lowered in b.lowered]
+    facts = AutogradFacts(numbers, saved, nodes.forked(), set(_gradients(b)))
+    held_by_autograd(b.ops, b.values, facts)
 
 
 def _joins_last(

@@ -5,11 +5,12 @@ Puts tracing, prices and the optimizer together. Knows nothing of budgets or sch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from planner.graphs.capture.guards.call import (
     class_name,
@@ -50,8 +51,17 @@ class Captured:
     signature: dict[str, Any]
     rewrite: str = AS_CAPTURED.name
     """Which variant of the step the graph is: a name of ``graphs.capture.rewrites.REWRITES``."""
-    eager_peak_bytes: int | None = None
-    """What the step holds at most where torch runs it itself, if that was asked for."""
+    eager: Graph | None = None
+    """The step as torch runs and holds it itself, if that was asked for: for what people do there.
+
+    It is judged, and never run: holding is written as reading.
+    """
+
+    @cached_property
+    def eager_peak_bytes(self) -> int | None:
+        """What the step holds at most where torch runs it itself, if that was asked for."""
+        eager = self.eager
+        return None if eager is None else simulate(eager, plain_schedule(eager)).peak_bytes
 
 
 def capture(
@@ -110,7 +120,7 @@ def capture(
         dynamic=dynamic,
         checks=checks,
         progress=progress,
-        eager_peak=True,
+        eager_graph=True,
     )
     return found.captured
 
@@ -140,7 +150,7 @@ def capture_joint(
     dynamic: Dynamic = "batch",
     checks: str = "keep",
     progress: Callable[[str], None] | None = None,
-    eager_peak: bool = False,
+    eager_graph: bool = False,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
@@ -151,7 +161,7 @@ def capture_joint(
         eager: torch will run the step itself, with its own dropout and no kernel writing into
             what the one before it made.
         real: whether kernels may be run here; by default those of a model that has data.
-        eager_peak: also find what the step holds at most where torch runs it itself.
+        eager_graph: also lower the step as torch itself runs it.
     """
     cost_model(costs)  # an unknown one is said before any work
     tell = progress or (lambda _: None)
@@ -180,12 +190,13 @@ def capture_joint(
     trainable = [joint.parameters[n].meta["val"] for n in wanted]
     known = optimizer is None or isinstance(optimizer, OptimizerStep)
     step = optimizer if known else optimizer_step(trainable, optimizer, kernels=target.kernels)
+    seconds = 0.0 if step is None else step.moved_bytes / where.bytes_per_second()
     graph, lowering = assemble(
         joint,
         priced.__getitem__,
         target=target,
         optimizer=step,
-        optimizer_seconds=0.0 if step is None else step.moved_bytes / where.bytes_per_second(),
+        optimizer_seconds=seconds,
         accumulate=accumulate,
         eager=eager,
         name=class_name(model),
@@ -196,34 +207,22 @@ def capture_joint(
     )
     checked = sorted({check.source for _, check in joint.outputs.checks})
     signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
-    peak: int | None = None
-    if eager_peak:
-        peak = _eager_peak(joint, priced, target, step, accumulate=accumulate)
-    captured = Captured(graph, signature, rewrite, peak)
+    run_by_torch: Graph | None = None
+    if eager_graph:
+        # no kernel there writes into what the one before made; gradients are handed over at the
+        # end, or added as they are made, as in the step of a plan
+        run_by_torch, _ = assemble(
+            joint,
+            lambda node: as_in_eager_mode(node, priced[node], target.kernels),
+            target=target,
+            optimizer=step,
+            optimizer_seconds=seconds,
+            accumulate=accumulate,
+            eager=True,
+            name=class_name(model),
+        )
+    captured = Captured(graph, signature, rewrite, run_by_torch)
     return Traced(captured, joint, lowering)
-
-
-def _eager_peak(
-    joint: Joint,
-    priced: Mapping[fx.Node, Price],
-    target: Target,
-    optimizer: OptimizerStep | None,
-    *,
-    accumulate: bool,
-) -> int:
-    """Return what eager mode holds at most: no kernel there writes into what the one before made.
-
-    Gradients are handed over at the end, or added as they are made, as in the step of a plan.
-    """
-    graph, _ = assemble(
-        joint,
-        lambda node: as_in_eager_mode(node, priced[node], target.kernels),
-        target=target,
-        optimizer=optimizer,
-        accumulate=accumulate,
-        eager=True,
-    )
-    return simulate(graph, plain_schedule(graph)).peak_bytes
 
 
 def target_of(

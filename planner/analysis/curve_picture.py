@@ -19,7 +19,7 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 24, 48, 64
 SAMPLES = 480
 """Budgets at which the envelope is drawn."""
 OURS, PROVED, MUTED = "#1f5fbf", "#e9d8d4", "#57606a"
-COLOURS = ("#c77700", "#2e8b57", "#8e44ad", "#b03a6f", "#00838f", "#6d6d6d")
+COLOURS = ("#c77700", "#2e8b57", "#8e44ad", "#b03a6f", "#00838f", "#6d6d6d", "#d4502a")
 PLOT = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"'
 
 
@@ -120,7 +120,7 @@ def _stairs(scale: _Scale, marks: Sequence[tuple[float, float]], style: str) -> 
 def _legend(curve: Curve) -> Iterator[str]:
     entries = [(OURS, "planned", 3), (PROVED, "proved impossible", 12)]
     entries += [
-        (colour, f"{name} (heuristic)", 2)
+        (colour, f"{name} ({'eager mode' if name in curve.run_by_torch else 'heuristic'})", 2)
         for name, colour in zip(curve.rivals, COLOURS, strict=False)
     ]
     left, height = WIDTH - RIGHT - 200, 20 * len(entries) + 4

@@ -28,7 +28,7 @@ from planner.planning import captured_step, plan_of
 from planner.plans import Plan
 from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested, takes
 from planner.solvers import Limits, MinimumBudget, Solution, Status
-from planner.solvers.baselines.pareto_marks import Mark, rivals
+from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH, Mark, rivals
 from planner.solvers.frontier import Frontier, frontier, refined
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class CurvePoint:
 class Curve:
     """The budget-overhead frontier of a captured step, and its proven lower envelope.
 
-    ``rivals`` are the schedules of the usual heuristics, by name, if they were asked for.
+    ``rivals`` are the schedules of the usual heuristics, by name, if they were asked for; those of
+    ``run_by_torch`` with the peaks of eager mode, the others with those of a plan.
     """
 
     captured: Captured = field(hash=False)
@@ -79,6 +80,12 @@ class Curve:
     def graph(self) -> Graph:
         """The captured step."""
         return self.captured.graph
+
+    @property
+    def run_by_torch(self) -> tuple[str, ...]:
+        """The heuristics whose peaks are eager mode's."""
+        known = self.captured.eager is not None
+        return tuple(name for name in self.rivals if known and name in RUN_BY_TORCH)
 
     @property
     def device(self) -> str:
@@ -191,6 +198,8 @@ class Curve:
             f"Captured in {format_seconds(self.capture_seconds)}, solved in "
             f"{format_seconds(self.solve_seconds)}"
         )
+        if names := ", ".join(self.run_by_torch):
+            foot += f". Peaks of {names} are eager mode's, those of other heuristics a plan's"
         return "\n".join([title, known, body, wrap(foot, "", "")])
 
     def _cells(self, point: CurvePoint) -> tuple[str, ...]:
@@ -232,6 +241,7 @@ class Curve:
                 name: [{"peak_bytes": m.peak_bytes, "seconds": m.seconds} for m in marks]
                 for name, marks in self.rivals.items()
             },
+            "heuristics_in_eager_mode": list(self.run_by_torch),
             "capture_seconds": self.capture_seconds,
             "solve_seconds": self.solve_seconds,
         }
@@ -293,7 +303,8 @@ def curve_of(
     marks: dict[str, tuple[Mark, ...]] = {}
     if heuristics:
         request.tell("running the usual heuristics")
-        marks = rivals(graph, list(_some(found)), Limits(seconds=RIVAL_SECONDS, seed=limits.seed))
+        quick = Limits(seconds=RIVAL_SECONDS, seed=limits.seed)
+        marks = rivals(graph, list(_some(found)), quick, eager=captured.eager)
         request.tell("solving where a heuristic comes between two points")
         share = replace(limits, seconds=limits.seconds / (2 * points))
         found = refined(graph, found, _between(found, marks), share)

@@ -199,13 +199,21 @@ def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) ->
 @click.option("--kv-heads", type=int)
 @click.option("--head-dim", type=int)
 @click.option("--vocab", type=int)
+@click.option("--intermediate", type=int, help="Width of the MLP.")
+@click.option("--family", help="Whose layers: gpt, llama, bert, vit, t5, mixtral.")
 @click.option("--seq", type=int, help="Tokens of a sample.")
+@click.option(
+    "--decoder-seq", type=int, help="Those of a decoder beside an encoder; --seq by default."
+)
 @click.option("--batch", type=int, default=1, show_default=True, help="Samples on each device.")
 @click.option("--gpus", type=int, default=8, show_default=True, help="Data-parallel devices.")
 @click.option(
     "--device", default="80GB", show_default=True, help="A size as printed, or 'A100-80GB'."
 )
 @click.option("--precision", default="bfloat16", show_default=True, help="Or float16, float32.")
+@click.option(
+    "--attention", default="fused", show_default=True, help="Or materialized: written out."
+)
 @click.option("--optimizer", default="adamw", show_default=True, help="Whose state to count.")
 @click.option("--stage", type=int, help="One ZeRO stage; all by default.")
 @JSON

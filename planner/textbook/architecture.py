@@ -1,4 +1,4 @@
-"""A model as an estimate sees it: how many parameters, layers, heads.
+"""A model as an estimate sees it: how many parameters, layers, heads, and what a layer is made of.
 
 Knows where a transformers configuration keeps these numbers and how to count parameters on meta,
 which allocates nothing. Knows nothing of what they cost.
@@ -14,23 +14,38 @@ from typing import TYPE_CHECKING, Any
 
 from planner.errors import BadEstimate
 from planner.model_argument import load_example
+from planner.textbook.families import MODEL_TYPES
 
 if TYPE_CHECKING:
     from torch import nn
 
 _NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "decoder_layers": ("num_decoder_layers",),
     "hidden": ("hidden_size", "n_embd", "d_model"),
+    "intermediate": ("intermediate_size", "n_inner", "d_ff"),
     "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
     "kv_heads": ("num_key_value_heads", "num_kv_heads"),
     "head_dim": ("head_dim", "d_kv"),
     "vocab": ("vocab_size",),
+    "experts": ("num_local_experts",),
+    "experts_used": ("num_experts_per_tok",),
 }
+_ACTIVATION = ("dense_act_fn", "hidden_act", "activation_function")
+_DROPOUT = ("hidden_dropout_prob", "resid_pdrop", "dropout_rate")
+_ATTENTION_DROPOUT: tuple[str, ...] = (
+    "attention_probs_dropout_prob", "attn_pdrop", "attention_dropout", "dropout_rate",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What is known of a model; a count that nobody gave is ``None``.
+    """What is known of a model; what nobody gave is ``None``.
+
+    ``family`` is a name of ``FAMILIES``, ``model_type`` what a configuration calls the model;
+    ``positions`` are the tokens of a sample that the model itself fixes (patches of an image);
+    ``cast_parameters`` those that products read, which autocast casts; ``logits`` says whether the
+    model ends in its vocabulary.
 
     Raises:
         BadEstimate: a count is not positive, or counts contradict each other.
@@ -47,11 +62,24 @@ class Architecture:
     kv_heads: int | None = None
     head_dim: int | None = None
     vocab: int | None = None
+    intermediate: int | None = None
+    experts: int | None = None
+    experts_used: int | None = None
+    decoder_layers: int | None = None
+    positions: int | None = None
+    cast_parameters: int | None = None
+    model_type: str | None = None
+    family: str | None = None
+    activation: str | None = None
+    gated: bool | None = None
+    dropout: bool | None = None
+    attention_dropout: bool | None = None
+    logits: bool | None = None
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
             count = getattr(self, name)
-            if count is not None and count < (name != "trainable"):
+            if type(count) is int and count < (name not in ("trainable", "cast_parameters")):
                 raise BadEstimate(f"{name} is {count}: expected a positive whole number")
         if self.trainable > self.parameters:
             raise BadEstimate(
@@ -88,7 +116,32 @@ def of_module(model: nn.Module) -> Architecture:
     found = Architecture(sum(p.numel() for p in parameters), trainable)
     config: Any = getattr(model, "config", None)
     data = config.to_dict() if hasattr(config, "to_dict") else {}
-    return replace(found, **read_counts(data))
+    read = read_counts(data) | read_make(data)
+    if read:
+        read |= {"cast_parameters": _cast(model), "logits": _has_logits(model, read.get("vocab"))}
+    return replace(found, **read)
+
+
+def _cast(model: nn.Module) -> int:
+    """Count what autocast casts: weights of products, once, and their biases.
+
+    Several experts in one tensor go through grouped products, which autocast leaves alone.
+    """
+    from torch import Tensor, nn
+
+    found: dict[int, int] = {}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor) or weight.dim() < 2:
+            continue
+        found |= {id(p): p.numel() for p in module.parameters(recurse=False)}
+    return sum(found.values())
+
+
+def _has_logits(model: nn.Module, vocab: int | None) -> bool:
+    from torch import nn
+
+    return any(m.out_features == vocab for m in model.modules() if isinstance(m, nn.Linear))
 
 
 def of_spec(spec: str) -> Architecture:
@@ -111,7 +164,7 @@ def of_config(path: str | Path) -> Architecture:
     """
     data = _read(Path(path))
     try:
-        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+        import transformers
     except ImportError as error:
         raise BadEstimate(
             f"counting the parameters of {path} needs transformers: install it, or give params "
@@ -120,15 +173,27 @@ def of_config(path: str | Path) -> Architecture:
     import torch
 
     try:
-        config = AutoConfig.for_model(**data)
+        config = transformers.AutoConfig.for_model(**data)
         with torch.device("meta"):
-            try:
-                model = AutoModelForCausalLM.from_config(config)
-            except ValueError:  # not a decoder
-                model = AutoModel.from_config(config)
+            model = _as_trained(config, transformers)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadEstimate(f"transformers cannot build {path}: {error}") from error
     return of_module(model)
+
+
+def _as_trained(config: Any, transformers: Any) -> nn.Module:
+    """Build the class that the configuration names, else the first with a head that there is."""
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            model: nn.Module = getattr(transformers, name)(config)
+            return model
+    for head in ("ForCausalLM", "ForSeq2SeqLM", "ForImageClassification", ""):
+        try:
+            model = getattr(transformers, f"AutoModel{head}").from_config(config)
+        except ValueError:  # a model of another kind
+            continue
+        return model
+    raise ValueError(f"no model of type {config.model_type}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -149,12 +214,39 @@ def read_counts(config: Mapping[str, Any]) -> dict[str, int]:
     >>> read_counts({"n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257})
     {'layers': 12, 'hidden': 768, 'heads': 12, 'vocab': 50257}
     """
-    inner = config.get("text_config")
-    if isinstance(inner, Mapping):
-        config = {**config, **inner}
+    config = _text_part(config)
     found: dict[str, int] = {}
     for ours, theirs in _NAMES.items():
         counts = [config[name] for name in theirs if isinstance(config.get(name), int)]
         if counts:
             found[ours] = counts[0]
     return found
+
+
+def read_make(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration says of a layer's make, under our names.
+
+    >>> read_make({"model_type": "vit", "hidden_act": "gelu", "image_size": 32, "patch_size": 16})
+    {'model_type': 'vit', 'family': 'vit', 'activation': 'gelu', 'positions': 5}
+    """
+    config = _text_part(config)
+    found: dict[str, Any] = {}
+    if kind := config.get("model_type"):
+        found |= {"model_type": kind, "family": MODEL_TYPES.get(kind)}
+    for ours, theirs in (("activation", _ACTIVATION), ("gated", ("is_gated_act",))):
+        said = [config[name] for name in theirs if name in config]
+        if said:
+            found[ours] = said[0]
+    for ours, names in (("dropout", _DROPOUT), ("attention_dropout", _ATTENTION_DROPOUT)):
+        said = [config[name] for name in names if isinstance(config.get(name), int | float)]
+        if said:
+            found[ours] = said[0] > 0
+    image, patch = config.get("image_size"), config.get("patch_size")
+    if isinstance(image, int) and isinstance(patch, int):
+        found["positions"] = (image // patch) ** 2 + 1
+    return found
+
+
+def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, Mapping) else config

@@ -15,10 +15,13 @@ from planner.errors import BadBudget, BadEstimate, UnknownDevice
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.hardware.devices import device as find_device
 from planner.textbook import formulas
+from planner.textbook.activations import ATTENTION, FUSED, Tokens
 from planner.textbook.architecture import Architecture, of_config, of_module, of_spec
 from planner.textbook.estimate_text import render
 from planner.textbook.estimated import Activations, Estimated, StageStates, Weights
-from planner.textbook.formulas import Recompute, Stack
+from planner.textbook.families import FAMILIES
+from planner.textbook.formulas import Stack
+from planner.textbook.model_activations import Given, LayeredModel, activations, described
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,11 +49,15 @@ def estimate(
     kv_heads: int | None = None,
     head_dim: int | None = None,
     vocab: int | None = None,
+    intermediate: int | None = None,
+    family: str | None = None,
     seq: int | None = None,
+    decoder_seq: int | None = None,
     batch: int = 1,
     gpus: int = 8,
     device: DeviceSpec = "80GB",
     precision: str = "bfloat16",
+    attention: str = FUSED,
     optimizer: str = "adamw",
     stage: int | None = None,
 ) -> Estimate:
@@ -61,12 +68,19 @@ def estimate(
         model: a module, or a text that names one; it is built on meta.
         config: a transformers ``config.json``; its model is built on meta to count parameters.
         trainable: how many of the parameters are trained, all by default.
-        layers, hidden, heads, kv_heads, head_dim, vocab: override what the model says.
-        seq, batch: tokens and samples of one micro-batch on one device.
+        layers, hidden, heads, kv_heads, head_dim, vocab, intermediate: override what the model
+            says; ``intermediate`` is the width of the MLP.
+        family: whose layers they are, a name of ``textbook.families.FAMILIES``; by default the
+            configuration's, else Llama's if there are ``kv_heads`` and GPT's if not.
+        seq, batch: tokens and samples of one micro-batch on one device; the tokens of an image are
+            what its configuration says, unless ``seq`` is given.
+        decoder_seq: tokens of a sample that a decoder beside an encoder makes; ``seq`` by default.
         gpus: data-parallel devices.
         device: what ``graphs.hardware.devices.device`` takes, or a size such as "80GB" that counts
             as it is printed.
-        precision: of compute, "bfloat16", "float16" (both mixed: float32 copies) or "float32".
+        precision: of compute, "bfloat16", "float16" (both under autocast, over float32 weights) or
+            "float32".
+        attention: "fused", in one kernel where CUDA has one, or "materialized", written out.
         optimizer: whose state is counted.
         stage: one ZeRO stage, all by default.
 
@@ -79,9 +93,15 @@ def estimate(
     [120.0, 31.4, 16.6, 1.9]
     """
     given = {"layers": layers, "hidden": hidden, "heads": heads, "kv_heads": kv_heads}
-    given |= {"head_dim": head_dim, "vocab": vocab}
-    asked = {name: _whole(name, count) for name, count in given.items() if count is not None}
+    given |= {"head_dim": head_dim, "vocab": vocab, "intermediate": intermediate}
+    asked: dict[str, Any] = {
+        name: _whole(name, count) for name, count in given.items() if count is not None
+    }
     found = replace(_described(params, model, config, trainable), **asked)
+    if family is not None:
+        _one_of("family", family, FAMILIES)
+        found = replace(found, family=family)
+    _one_of("attention", attention, ATTENTION)
     precision = _SHORT.get(precision, precision)
     _one_of("precision", precision, formulas.ITEM_BYTES)
     kind = optimizer.removesuffix("_foreach").removesuffix("_fused")
@@ -97,8 +117,11 @@ def estimate(
         reserve_bytes=reserve_bytes,
         precision=precision,
         optimizer=kind,
-        seq=None if seq is None else _whole("seq", seq),
+        seq=found.positions if seq is None else _whole("seq", seq),
         batch=_whole("batch", batch),
+        decoder_seq=None if decoder_seq is None else _whole("decoder_seq", decoder_seq),
+        attention=attention,
+        family=None,
         cache_token_bytes=_cache_token_bytes(found),
         cache_bytes=None,
         weights=(),
@@ -117,7 +140,8 @@ def _filled(e: Estimate, stages: tuple[int, ...]) -> Estimate:
         raise BadEstimate(f"a device of {e.memory_bytes:,} bytes is all taken by its context")
     if e.cache_token_bytes is not None and e.seq is not None:
         e = replace(e, cache_bytes=e.cache_token_bytes * e.seq * e.batch)
-    e = replace(e, activations=_activations(e))
+    if e.seq is not None and (model := described(e.architecture)) is not None:
+        e = replace(e, family=model.family.name, activations=_activations(e, model, e.seq))
     return replace(
         e,
         weights=tuple(_weights(e, name, bits) for name, bits in formulas.WEIGHT_BITS.items()),
@@ -195,22 +219,10 @@ def _weights(e: Estimate, name: str, bits: int) -> Weights:
     )
 
 
-def _activations(e: Estimate) -> tuple[Activations, ...]:
-    """Add the layers up; whatever is recomputed, one layer at a time is there in full."""
-    a = e.architecture
-    if not (a.layers and a.hidden and a.heads and e.seq):
-        return ()
-    shape = {"seq": e.seq, "batch": e.batch, "hidden": a.hidden, "heads": a.heads}
-    layer = {r: formulas.layer_activations(r, **shape, precision=e.precision) for r in Recompute}
-    logits = formulas.logits_bytes(e.seq, e.batch, a.vocab or 0, e.precision)
-    working = {
-        Recompute.NONE: 0,
-        Recompute.SELECTIVE: layer[Recompute.NONE] - layer[Recompute.SELECTIVE],
-        Recompute.FULL: layer[Recompute.NONE],
-    }
-    return tuple(
-        Activations(r.value, layer[r], a.layers * layer[r] + working[r] + logits) for r in Recompute
-    )
+def _activations(e: Estimate, model: LayeredModel, seq: int) -> tuple[Activations, ...]:
+    source = Tokens(seq, e.batch)
+    tokens = Tokens(e.decoder_seq or seq, e.batch) if model.encoder else source
+    return activations(model, Given(tokens, source, e.precision, e.attention))
 
 
 def _stage(e: Estimate, stage: int) -> StageStates:
@@ -231,7 +243,9 @@ def _stage(e: Estimate, stage: int) -> StageStates:
     usable = e.memory_bytes - e.reserve_bytes
     devices = {"states": paper.least_ranks(e.memory_bytes)}
     for row in e.activations:
-        devices[row.recompute] = paper.least_ranks(usable - row.total_bytes)
+        # the paper's 2 P of weights are the casts
+        held = row.peak_bytes - row.cast_bytes
+        devices[row.recompute] = paper.least_ranks(usable - held)
     moved = formulas.moved_elements(a.trainable, frozen, stage=stage, ranks=e.gpus)
     return StageStates(
         stage=stage,

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 from planner.byte_sizes import format_both, format_bytes, format_count
 from planner.output.layout import table, wrap
+from planner.textbook.activations import FUSED
 from planner.textbook.estimated import Estimated
+from planner.textbook.families import FAMILIES
 from planner.textbook.formulas import Stack, stage_limit
 
 _SHARDS = ("nothing", "optimizer state", "+ gradients", "+ parameters")
@@ -96,19 +98,49 @@ def _devices(e: Estimated) -> str:
     return f"{title}\n{table('l' + 'r' * len(keys), header, rows)}"
 
 
+def _grouped(e: Estimated) -> bool:
+    return e.architecture.kv_heads not in (None, e.architecture.heads)
+
+
 def _or_never(count: int | None) -> str:
     return "never" if count is None else f"{count:,}"
 
 
 def _activations(e: Estimated) -> str:
     if not e.activations:
-        return "Activations\n  give layers, hidden, heads and seq, or a config and seq"
+        return f"Activations\n{wrap(_missing(e), '  ', '  ')}"
     rows = [
-        (a.recompute, format_both(a.layer_bytes), format_both(a.total_bytes)) for a in e.activations
+        (
+            a.recompute,
+            format_both(a.layer_bytes),
+            format_both(a.total_bytes),
+            format_both(a.peak_bytes),
+        )
+        for a in e.activations
     ]
-    header = ("recomputed", "kept of a layer", "at the peak, with logits")
-    title = f"Activations of {_tokens(e)} on one device"
-    return f"{title}\n{table('lrr', header, rows)}"
+    header = ("recomputed", "kept of a layer", "held as backward begins", "at the peak")
+    title = (
+        f"Activations of {_tokens(e)} on one device, {e.attention} attention, layers of {e.family}"
+    )
+    text = f"{title}\n{table('lrrr', header, rows)}"
+    casts = e.activations[0].cast_bytes
+    if casts:
+        said = (
+            f"of it {format_both(casts)} are weights cast by autocast; beside the states of a "
+            "stage they are not counted twice"
+        )
+        text += f"\n{wrap(said, '  ', '  ')}"
+    return text
+
+
+def _missing(e: Estimated) -> str:
+    a = e.architecture
+    if a.model_type is not None and a.family is None:
+        return (
+            f"layers of {a.model_type!r} are not known here: name the nearest of "
+            f"{', '.join(FAMILIES)} with family, or capture the model with planner.fit"
+        )
+    return "give layers, hidden, heads and seq, or a config and seq"
 
 
 def _tokens(e: Estimated) -> str:
@@ -121,9 +153,18 @@ def _notes(e: Estimated) -> str:
 
 def _said(e: Estimated) -> Iterator[str]:
     yield (
-        "formulas: ZeRO (arXiv 1910.02054), Korthikanti et al. (2205.05198) for a GPT layer with "
-        "dropout; real layers keep 24 to 48 bytes for each token and hidden unit where it says 34"
+        "formulas: ZeRO (arXiv 1910.02054); activations by what each kernel of transformers' "
+        "models saves (textbook/activations.py)"
     )
+    if e.activations and e.architecture.trainable < e.architecture.parameters:
+        yield "activations are of a model that is trained whole; frozen products keep no input"
+    if e.activations and e.precision == "float32" and e.attention == FUSED and _grouped(e):
+        yield "attention is written out: CUDA has no fused kernel for grouped heads in float32"
+    if e.activations and e.attention == FUSED:
+        yield (
+            "selective recomputation is of attention's matrices, which fused attention never "
+            "writes; attention='materialized' counts them"
+        )
     yield (
         "least numbers and the largest model use the ZeRO paper's column; with activations the "
         "context's reserve counts too"

@@ -21,11 +21,18 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """What backward needs of a micro-batch, for one way to recompute."""
+    """What backward needs of a micro-batch, for one way to recompute.
+
+    ``layer_bytes`` are kept of one layer (the last); ``total_bytes`` are held when backward begins:
+    of layers, embeddings, head, logits and loss, and ``cast_bytes`` of weights that autocast cast;
+    ``peak_bytes`` has the gradients of the loss, or a layer that is made again, on top.
+    """
 
     recompute: str
     layer_bytes: int
     total_bytes: int
+    peak_bytes: int
+    cast_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,9 @@ class Estimated:
     optimizer: str
     seq: int | None
     batch: int
+    decoder_seq: int | None
+    attention: str
+    family: str | None
     cache_token_bytes: int | None
     cache_bytes: int | None
     weights: tuple[Weights, ...]

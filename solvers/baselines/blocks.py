@@ -52,16 +52,24 @@ def _order(graph: Graph, checkpointed: Iterable[Block]) -> list[int]:
     turn = turning_point(graph)
     kept = {v for op in graph.ops[:turn] for v in op.outputs}
     for block in checkpointed:
-        kept.difference_update(_inner(graph, block, turn))
+        kept.difference_update(inner_values(graph, block, turn))
     return order_from_kept(graph, kept, turn)
 
 
-def _inner(graph: Graph, block: Block, turn: int) -> set[int]:
+def inner_values(graph: Graph, block: Block, turn: int) -> set[int]:
+    """Return what a block makes and no other op of the forward pass reads.
+
+    Args:
+        graph: the step.
+        block: its ops.
+        turn: the first backward op.
+    """
     made = {v for index in block for v in graph.ops[index].outputs}
     return {v for v in made if all(op in block for op in graph.consumers[v] if op < turn)}
 
 
-def _no_blocks(family: str) -> Answer:
+def no_blocks(family: str) -> Answer:
+    """Return the answer for a graph that has none."""
     message = f"{family}: no op has a module path like h.0 or layers.3, so there are no blocks"
     return Answer(Status.UNKNOWN, None, message=message)
 
@@ -75,7 +83,7 @@ def blocks(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """
     del limits  # nothing to search
     if not (found := find_blocks(graph)):
-        return _no_blocks("blocks")
+        return no_blocks("blocks")
     return cheapest(graph, budget_bytes, [_order(graph, found)], family="blocks")
 
 
@@ -91,7 +99,7 @@ def blocks_uniform(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """
     del limits  # a sweep over the number of blocks
     if not (found := find_blocks(graph)):
-        return _no_blocks("blocks_uniform")
+        return no_blocks("blocks_uniform")
     return cheapest(graph, budget_bytes, uniform_orders(graph, found), family="blocks_uniform")
 
 
@@ -115,7 +123,7 @@ def blocks_greedy(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     """
     del limits  # at most two simulations a block
     if not (found := find_blocks(graph)):
-        return _no_blocks("blocks_greedy")
+        return no_blocks("blocks_greedy")
     return cheapest(
         graph, budget_bytes, _greedy(graph, budget_bytes, found), family="blocks_greedy"
     )
@@ -128,7 +136,7 @@ def _greedy(graph: Graph, budget_bytes: int, found: list[Block]) -> Iterator[lis
         return sum(graph.ops[index].seconds for index in block)
 
     def worth(block: Block) -> float:
-        saved = sum(graph.values[v].size_bytes for v in _inner(graph, block, turn))
+        saved = sum(graph.values[v].size_bytes for v in inner_values(graph, block, turn))
         return saved / max(seconds(block), 1e-30)
 
     def fits(order: list[int]) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from planner.graphs import Graph, schedule_from_order, simulate
 from planner.solvers.api import Limits, solve
-from planner.solvers.baselines import blocks, chen_greedy, chen_sqrt
+from planner.solvers.baselines import blocks, checkpoint, chen_greedy, chen_sqrt
 from planner.solvers.model.order_from_kept import order_from_kept
 from planner.solvers.model.problem import flatten, held_bytes
 
@@ -33,6 +33,11 @@ def _blocks(graph: Graph) -> Iterator[list[int]]:
     return blocks.uniform_orders(graph, found) if found else iter(())
 
 
+def _checkpoints(graph: Graph) -> Iterator[list[int]]:
+    found = blocks.find_blocks(graph)
+    return checkpoint.orders(graph, found) if found else iter(())
+
+
 FAMILIES: dict[str, Callable[[Graph], Iterable[list[int]]]] = {
     "chen_sqrt": chen_sqrt.orders,
     "chen_greedy": chen_greedy.orders,
@@ -40,9 +45,16 @@ FAMILIES: dict[str, Callable[[Graph], Iterable[list[int]]]] = {
     "recompute_all": lambda graph: [order_from_kept(graph, frozenset())],
 }
 
+RUN_BY_TORCH: dict[str, Callable[[Graph], Iterable[list[int]]]] = {"checkpoint": _checkpoints}
+"""Families that people use without a plan."""
+
 
 def rivals(
-    graph: Graph, budgets: Sequence[int], limits: Limits | None = None
+    graph: Graph,
+    budgets: Sequence[int],
+    limits: Limits | None = None,
+    *,
+    eager: Graph | None = None,
 ) -> dict[str, tuple[Mark, ...]]:
     """Return the best schedules of every family, by ascending peak; ``budgets`` to ask some at.
 
@@ -50,6 +62,7 @@ def rivals(
         graph: the step.
         budgets: in bytes.
         limits: when to stop.
+        eager: the step as torch runs it itself, on which ``RUN_BY_TORCH`` are judged.
 
     >>> from planner.graphs import Op, Phase, Value
     >>> ops = (Op("f", "f", (), (0,), 1.0), Op("loss", "g", (0,), (1,), 1.0),
@@ -61,6 +74,9 @@ def rivals(
     found = {name: _front(graph, orders(graph)) for name, orders in FAMILIES.items()}
     for name in MEASURED:
         found[name] = _front(graph, _asked(graph, name, budgets, limits or Limits()))
+    for name, made in RUN_BY_TORCH.items():
+        run = graph if eager is None else eager
+        found[name] = _front(run, made(run))
     return {name: marks for name, marks in found.items() if marks}
 
 

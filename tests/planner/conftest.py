@@ -26,6 +26,7 @@ class Captured:
     graph: Graph
     signature: dict[str, Any] = field(default_factory=dict)
     rewrite: str = "as_captured"
+    eager: Graph | None = None
     eager_peak_bytes: int | None = None
 
 

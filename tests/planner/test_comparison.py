@@ -55,6 +55,48 @@ def test_a_plan_compares_on_its_own_graph(plan: Plan) -> None:
     assert found.plain_peak_bytes == plan.plain_peak_bytes
 
 
+class Tower(nn.Module):
+    """Repeated blocks with a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = lambda: nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))  # noqa: E731
+        self.h = nn.ModuleList(block() for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.h:
+            x = x + block(x)
+        return x.square().mean()
+
+
+def test_what_torch_runs_is_judged_as_torch_holds_it() -> None:
+    found = planner.compare(
+        Tower(), "1GB", inputs=torch.zeros(1024, 64), methods=["checkpoint", "blocks", "plain"]
+    )
+    assert {r.method: r.footing for r in found.rows} == {
+        "checkpoint": "eager", "blocks": "plan", "plain": "plan",
+    }  # fmt: skip
+    assert found.eager_peak_bytes is not None
+    by_method = {row.method: row for row in found.rows}
+    assert by_method["checkpoint"].peak_bytes == found.eager_peak_bytes  # all fits: none again
+    tight = planner.compare(
+        Tower(), int(0.7 * found.eager_peak_bytes), inputs=torch.zeros(1024, 64),
+        methods=["checkpoint", "auto"],
+    )  # fmt: skip
+    auto, checkpoint = tight.rows
+    assert auto.method == "auto"
+    assert (auto.footing, checkpoint.footing) == ("plan", "eager")
+    assert checkpoint.fits
+    assert "Peaks of checkpoint are eager mode's" in str(tight)
+    assert tight.to_json()["rows"][1]["footing"] == "eager"
+
+
+def test_without_the_eager_step_it_is_said_whose_peaks_they_are(captured: Any) -> None:
+    found = compare_graph(captured.graph, 10**9, ["plain", "checkpoint"])
+    assert {row.footing for row in found.rows} == {"plan"}
+    assert "Peaks are a plan's" in str(found)
+
+
 def test_unknown_methods_are_refused_before_any_work(captured: Any) -> None:
     said: list[str] = []
     with pytest.raises(UnknownMethod):
@@ -67,7 +109,7 @@ def test_the_table_reads(captured: Any) -> None:
     assert lines[0] == (
         "Budget 300 MB (286 MiB); the plain step peaks at 247 MB (236 MiB) and takes 50.0 ms"
     )
-    assert lines[2].split()[:5] == ["plain", "yes", "247", "MB", "+0.00%"]
+    assert lines[2].split()[:6] == ["plain", "yes", "247", "MB", "plan", "+0.00%"]
     assert lines[3].startswith("Proven: at least +0.00% is necessary")
 
 

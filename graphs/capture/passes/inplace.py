@@ -58,6 +58,14 @@ class Readers:
                     for storage in storages(operand):
                         self._readers[storage].add(node)
 
+    def of(self, storage: int) -> frozenset[fx.Node]:
+        """Return the nodes that read a storage, the graph's output among them."""
+        return frozenset(self._readers[storage])
+
+    def is_given(self, storage: int) -> bool:
+        """Tell whether a storage is not made by the step."""
+        return storage in self._given
+
     def overwrite(self, node: fx.Node) -> Overwrite | None:
         """Return how a node can write into one of its operands, if it can."""
         target, made = node.target, node.meta.get("val")

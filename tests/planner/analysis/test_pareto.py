@@ -108,3 +108,24 @@ def test_wrong_arguments_on_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["pareto", "x.py:f", "--plot", str(missing)])
     assert result.exit_code == 2
     assert "its folder must exist" in result.stderr.replace("\n", " ")
+
+
+def test_checkpointed_blocks_are_drawn_as_eager_mode_holds_them() -> None:
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.h = nn.ModuleList(nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+                                   for _ in range(3))  # fmt: skip
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.h:
+                x = x + block(x)
+            return x.square().mean()
+
+    found = planner.pareto(Tower(), inputs=torch.zeros(512, 32), points=3, heuristics=True)
+    assert found.run_by_torch == ("checkpoint",)
+    assert found.captured.eager is not None
+    assert max(m.peak_bytes for m in found.rivals["checkpoint"]) == found.captured.eager_peak_bytes
+    assert "Peaks of checkpoint are eager mode's" in " ".join(str(found).split())
+    assert "checkpoint (eager mode)" in planner.render_curve_svg(found)
+    assert found.to_json()["heuristics_in_eager_mode"] == ["checkpoint"]

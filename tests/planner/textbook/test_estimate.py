@@ -120,13 +120,27 @@ def test_a_transformers_config(tmp_path: Path) -> None:
 
 
 def test_activations_add_up() -> None:
-    found = planner.estimate("70B", **LLAMA_70B, seq=4096)
+    found = planner.estimate("70B", **LLAMA_70B, seq=4096, attention="materialized")
     none, selective, full = found.activations
-    logits = 6 * 4096 * 128256
-    assert none.total_bytes == 80 * none.layer_bytes + logits
     core = none.layer_bytes - selective.layer_bytes
-    assert selective.total_bytes == 80 * selective.layer_bytes + core + logits
-    assert full.total_bytes == 80 * full.layer_bytes + none.layer_bytes + logits
+    assert core == (4 + 2) * 64 * 4096**2  # softmax in float32, and a copy in 16 bits
+    assert none.total_bytes - selective.total_bytes == 80 * core
+    assert none.total_bytes - full.total_bytes == 80 * (none.layer_bytes - full.layer_bytes)
+    assert full.layer_bytes == 4 * 4096 * 8192
+    casts = 2 * (70 * 10**9 - 128256 * 8192)
+    assert {row.cast_bytes for row in found.activations} == {casts}
+    logits = 4096 * 128256
+    assert none.peak_bytes - none.total_bytes == 8 * logits
+    assert selective.peak_bytes - selective.total_bytes >= core - 4 * logits  # a core made again
+
+
+def test_fused_attention_writes_no_matrices() -> None:
+    none, selective, _ = planner.estimate("70B", **LLAMA_70B, seq=4096).activations
+    written = planner.estimate("70B", **LLAMA_70B, seq=4096, attention="materialized")
+    assert none.layer_bytes == selective.layer_bytes
+    assert (
+        none.total_bytes < written.activations[1].total_bytes < written.activations[0].total_bytes
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,6 +162,12 @@ def test_activations_add_up() -> None:
         ({"params": "1B", "batch": 1.5}, r"batch is 1\.5: expected a positive whole number"),
         ({"params": "1B", "stage": 4}, "unknown stage 4; valid: 0, 1, 2, 3"),
         ({"params": "1B", "precision": "fp8"}, "unknown precision 'fp8'; valid: bfloat16, float1"),
+        (
+            {"params": "1B", "family": "opt"},
+            "unknown family 'opt'; valid: gpt, llama, bert, vit, t5",
+        ),
+        ({"params": "1B", "attention": "flash"}, "unknown attention 'flash'; valid: fused, mater"),
+        ({"params": "1B", "intermediate": 0}, "intermediate is 0: expected a positive whole num"),
         ({"params": "1B", "optimizer": "adamm"}, "unknown optimizer 'adamm'; valid: adam, adamw"),
         ({"params": "1B", "hidden": 100, "heads": 3}, "100 does not divide among 3 heads: give he"),
         ({"params": "1B", "heads": 8, "kv_heads": 3}, "8 heads do not divide among 3 kv heads"),

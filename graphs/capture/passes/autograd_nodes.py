@@ -1,0 +1,111 @@
+"""How long torch's own autograd holds what a backward pass makes: node by node of its graph.
+
+A node's backward function, written in C++, holds its incoming gradient, the tensors it saved and
+every temporary until it returns (``tools/autograd/derivatives.yaml`` and ``FunctionsManual.cpp`` of
+PyTorch), while a step of a plan lets each go after its last reader. Gradients that meet are added
+into the older one (``InputBuffer::accumulate``), and what a formula scatters into fresh zeros it
+scatters in place. Knows torch.fx nodes only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from planner.graphs.capture.node_kinds import storages
+from planner.graphs.capture.passes.inplace import Readers
+from planner.graphs.torch_api.operators import OpOverload
+
+aten = torch.ops.aten
+
+_FRESH = frozenset({"new_zeros", "zeros", "zeros_like", "full", "new_full", "full_like"})
+_SCATTERS = frozenset(
+    {"scatter", "scatter_add", "index_put", "_unsafe_index_put", "index_add", "index_copy",
+     "masked_scatter", "slice_scatter", "select_scatter", "diagonal_scatter"}
+)  # fmt: skip
+_UNREAD = frozenset({"gather", "cummax", "cummin"})
+"""Operators that save an operand of which their formula reads the shape alone."""
+_FORKED: Mapping[Any, Callable[[int, int], int]] = {
+    aten.prod.default: lambda count, size: size,
+    aten.prod.dim_int: lambda count, size: size + count,
+    aten.cumprod.default: lambda count, size: 3 * size + count,
+}
+"""Operators whose backward function asks whether there are zeros, which a traced one may not ask.
+
+What torch holds beside the result where there are none, from the elements and bytes of the operand:
+a quotient, a mask of a byte an element, and what reverses a cumulative sum.
+"""
+
+
+class AutogradNodes:
+    """Which node of autograd's graph a kernel of the backward pass belongs to."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._readers = Readers(graph)
+        self._position: Mapping[fx.Node, int] = {n: i for i, n in enumerate(graph.nodes)}
+        # numbers are given as nodes are made, so what has the last is none of them: the engine's
+        self._last = graph.output_node().meta.get("seq_nr")
+
+    def number(self, node: fx.Node | None) -> int | None:
+        """Return the number of a kernel's autograd node; ``None`` if it runs by itself."""
+        if node is None or "autograd_backward" not in node.meta:
+            return None
+        found: int | None = node.meta.get("seq_nr")
+        return None if found == self._last else found
+
+    def forked(self) -> dict[int, int]:
+        """Return for the numbers of nodes that are traced by another formula the true workspace."""
+        found = dict[int, int]()
+        for node in self._position:
+            if node.target in _FORKED and "autograd_backward" not in node.meta:
+                (operand,) = node.all_input_nodes[:1]
+                tensor = operand.meta["val"]
+                size = tensor.numel() * tensor.element_size()
+                found[node.meta.get("seq_nr", -1)] = _FORKED[node.target](tensor.numel(), size)
+        return found
+
+    def saved_unread(self) -> dict[int, list[fx.Node]]:
+        """Return for the numbers of nodes what they save and no kernel of theirs reads."""
+        found = defaultdict[int, list[fx.Node]](list)
+        for node in self._position:
+            number = node.meta.get("seq_nr")
+            known = isinstance(node.target, OpOverload) and "autograd_backward" not in node.meta
+            if known and number is not None and _name(node) in _UNREAD:
+                found[number] += [n for n in node.args[:1] if isinstance(n, fx.Node)]
+        return found
+
+    def written(self, node: fx.Node) -> fx.Node | None:
+        """Return the operand in whose storage eager mode puts a backward kernel's result."""
+        if "autograd_backward" not in node.meta or not isinstance(node.target, OpOverload):
+            return None
+        operand, made = (node.args or (None,))[0], node.meta.get("val")
+        if not isinstance(operand, fx.Node) or not isinstance(made, Tensor):
+            return None
+        sums = node.target is aten.add.Tensor and self.number(node) is None
+        filled = _name(node) in _SCATTERS and _is_fresh(operand)
+        return operand if (sums or filled) and self._fits(node, operand, made) else None
+
+    def _fits(self, node: fx.Node, operand: fx.Node, made: Tensor) -> bool:
+        """Tell whether the operand is made by the step, as large, and not read any more."""
+        old = operand.meta.get("val")
+        if operand.op != "call_function" or not isinstance(old, Tensor):
+            return False
+        alike = (old.shape, old.dtype) == (made.shape, made.dtype)
+        whole = old.untyped_storage().nbytes() == made.untyped_storage().nbytes()
+        (storage,) = storages(operand)
+        here = self._position[node]
+        done = all(self._position[r] <= here for r in self._readers.of(storage))
+        return alike and whole and done and not self._readers.is_given(storage)
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and _name(node) in _FRESH
+
+
+def _name(node: fx.Node) -> str:
+    assert isinstance(node.target, OpOverload)
+    return str(node.target.overloadpacket.__name__)
