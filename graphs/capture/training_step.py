@@ -185,7 +185,7 @@ def capture_joint(
         priced.__getitem__,
         target=target,
         optimizer=step,
-        optimizer_seconds=0.0 if step is None else step.moved_bytes / where.bytes_per_second(),
+        optimizer_seconds=0.0 if step is None else step.seconds_on(where),
         accumulate=accumulate,
         eager=eager,
         name=class_name(model),
