@@ -56,6 +56,17 @@ def _order(graph: Graph, checkpointed: Iterable[Block]) -> list[int]:
     return order_from_kept(graph, kept, turn)
 
 
+def checkpointed_order(graph: Graph) -> list[int]:
+    """Return the order in which every block is checkpointed, whatever the budget.
+
+    >>> from planner.graphs import Op, Value
+    >>> ops = (Op("f", "f", (), (0,), module="h.0"), Op("g", "g", (0,), (1,), module="h.0"))
+    >>> checkpointed_order(Graph(ops, (Value("x", 1), Value("y", 1)), frozenset({1})))
+    [0, 1]
+    """
+    return _order(graph, find_blocks(graph))
+
+
 def _inner(graph: Graph, block: Block, turn: int) -> set[int]:
     made = {v for index in block for v in graph.ops[index].outputs}
     return {v for v in made if all(op in block for op in graph.consumers[v] if op < turn)}
