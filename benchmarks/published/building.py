@@ -88,9 +88,8 @@ def _litgpt(case: Case) -> nn.Module:
     if case.adapters:
         on = litgpt.EVERYWHERE if case.adapters.everywhere else litgpt.ON_ATTENTION
         adapters = litgpt.Adapters(case.adapters.rank, on)
-    # of October 2023 are the tables of the longest sequences
-    shape = replace(shape, narrow_norms=case.length not in {512, 2048})
-    pretrains = case.optimizer == "adamw_fused"
+    shape = replace(shape, narrow_norms=case.library is Library.LITGPT_2023)
+    pretrains = case.library is Library.LITGPT_PRETRAINING
     return litgpt.LitGPT(shape, case.length, adapters, pretrains=pretrains)
 
 
@@ -109,6 +108,8 @@ _BUILDERS: dict[Library, Callable[[Case], Built]] = {
     Library.NVIDIA: _resnet,
     Library.NANOGPT: _gpt2,
     Library.LITGPT: _decoder(_litgpt),
+    Library.LITGPT_2023: _decoder(_litgpt),
+    Library.LITGPT_PRETRAINING: _decoder(_litgpt),
     Library.FOUNDRY: _decoder(lambda case: mpt.MPT(mpt.SIZES[case.model], case.length)),
     Library.TITAN: _decoder(_titan),
     Library.FMS_FSDP: _decoder(_titan),

@@ -15,6 +15,8 @@ class Library(enum.Enum):
     FMS_FSDP = "fms-fsdp"
     FOUNDRY = "llm-foundry"
     LITGPT = "LitGPT"
+    LITGPT_2023 = "LitGPT of October 2023"
+    LITGPT_PRETRAINING = "LitGPT's pretraining"
     MESA = "Mesa"
     NANOGPT = "nanoGPT"
     NVIDIA = "DeepLearningExamples"
@@ -68,8 +70,9 @@ class Case:
 
     ``batch`` and ``length`` are of a micro-batch (``length`` 0: images). ``accumulation`` micro-
     batches make a step; ``holds_gradients`` says that the measured one finds gradients of the step
-    or micro-batch before. ``loss_chunks`` parts of the logits are made one by one. ``compiled``
-    says that the source compiled; what is predicted is eager.
+    or micro-batch before. ``keeps_gathered`` keeps sharded weights from forward to backward.
+    ``loss_chunks`` parts of the logits are made one by one. ``compiled`` says that the source
+    compiled; what is predicted is eager.
     """
 
     library: Library
@@ -85,6 +88,7 @@ class Case:
     sharding: Sharding = Sharding.NONE
     ranks: int = 1
     shard_ranks: int = 1
+    keeps_gathered: bool = False
     accumulation: int = 1
     holds_gradients: bool = False
     adapters: Adapters | None = None

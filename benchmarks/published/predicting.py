@@ -99,9 +99,9 @@ def _configuration(case: Case) -> Configuration:
 
 
 def _planned(case: Case, step: ShardedStep) -> Planned:
-    """Price the recipe of a case: weights gathered again in backward, where they are sharded."""
+    """Price the recipe of a case."""
     way = step.configuration
-    last = way.strategy.stages[-1]
+    stage = way.strategy.stages[0 if case.keeps_gathered else -1]
     if case.library is Library.TITAN and case.checkpoint is Checkpoint.SELECTIVE:
         kept = _every_second_product(step.graph)
         step = replace(step, graph=_cached(step.graph, kept))
@@ -109,7 +109,7 @@ def _planned(case: Case, step: ShardedStep) -> Planned:
     orders = (
         order
         for recipe, order in recipes(way, step.graph)
-        if recipe.stage is last and recipe.checkpoint is case.checkpoint
+        if recipe.stage is stage and recipe.checkpoint is case.checkpoint
     )
     return price(way, step, next(orders))
 

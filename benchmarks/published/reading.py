@@ -98,7 +98,19 @@ def _named(names: Mapping[str, object], text: str) -> str:
     return max(found, key=len)
 
 
+def _lacking(said: Words, *reasons: tuple[str, str]) -> None:
+    """Say what is missing if one of some patterns is in a row.
+
+    Raises:
+        NotExpressedError: the first of them is.
+    """
+    for pattern, why in reasons:
+        if said.has(pattern):
+            raise NotExpressedError(why)
+
+
 def _checkpoint(said: Words) -> Checkpoint:
+    _lacking(said, (r"selective layer|AC \d|p ?= ?\d", "checkpointing of some blocks alone"))
     if re.search(r"\bSAC\b|op-SAC|[Ss]elective", said.own):
         return Checkpoint.SELECTIVE
     return Checkpoint.FULL if said.has(r"full AC|AC full|\bGC\b|\+ activation") else Checkpoint.NONE
@@ -151,6 +163,7 @@ def _guide(said: Words) -> Case:
     """
     if "BERT-large" not in said.own:
         raise NotExpressedError("another model")
+    _lacking(said, (r"8-?bit", "an optimizer with states of 8 bits"))
     batch, accumulation = said.number(r"bs(\d+)"), said.number(r"bs\d+x(\d+)", 1)
     half = said.has("fp16")
     return Case(
@@ -184,10 +197,9 @@ def _litgpt_finetuning(said: Words) -> Case:
         adapters = Adapters(rank, everywhere=name in _ADAPTED_EVERYWHERE)
     elif not said.has("full"):
         raise NotExpressedError("neither full fine-tuning nor LoRA")
-    if said.has(r"QLoRA|nf4|\dx ?A10"):
-        raise NotExpressedError("quantized weights, or several devices")
+    _lacking(said, (r"QLoRA|nf4", "quantized weights"), (r"\d ?x ?A10", "LitGPT's recipe for FSDP"))
     return Case(
-        Library.LITGPT,
+        Library.LITGPT_2023 if "resource tables" in said.source else Library.LITGPT,
         name,
         _device(said),
         batch,
@@ -206,7 +218,7 @@ def _litgpt_pretraining(said: Words) -> Case:
     spread = _sharding(said, said.number(r"(?:DDP|ZeRO-3|FSDP) (\d+)", 1))
     sharded = spread.get("sharding") is Sharding.FSDP
     return Case(
-        Library.LITGPT,
+        Library.LITGPT_PRETRAINING,
         name,
         _device(said),
         said.number(r"mbs (\d+)"),
@@ -219,6 +231,7 @@ def _litgpt_pretraining(said: Words) -> Case:
 
 
 def _mesa(said: Words) -> Case:
+    _lacking(said, (r"w/ Mesa", "compressed activations"))
     name = _named(dict.fromkeys(("DeiT-Ti", "DeiT-S", "DeiT-B")), said.own)
     return Case(
         Library.MESA,
@@ -232,6 +245,7 @@ def _mesa(said: Words) -> Case:
 
 
 def _foundry(said: Words) -> Case:
+    _lacking(said, (r"(?i)fp8", "products in 8 bits"))
     name = _named(mpt.SIZES, said.own.partition(",")[0].removeprefix("MPT"))
     return Case(
         Library.FOUNDRY,
@@ -242,6 +256,7 @@ def _foundry(said: Words) -> Case:
         precision=Precision.SHARDED_BFLOAT16,
         checkpoint=_checkpoint(said),
         accumulation=said.number(r"mbs \d+ x (\d+)", 1),
+        keeps_gathered=said.has("SHARD_GRAD_OP"),
         **_sharding(said, said.number(r", (\d+) [AH]100")),  # type: ignore[arg-type]
     )
 
@@ -272,12 +287,18 @@ def _nanogpt(said: Words) -> Case:
         said.number(r"seq (\d+)"),
         attention="written out" if said.has("materialized") else "fused",
         precision=Precision.AMP_BFLOAT16,
+        compiled=said.has("compile"),
     )
 
 
 def _titan(said: Words) -> Case:
     compiled = said.has(r"torch\.compile")
-    if said.has("loss chunk") or (compiled and "nvfp4" in said.source):
+    _lacking(
+        said,
+        (r"(?i)float8|fp8|fp4|mxfp", "products in 8 bits or fewer"),
+        (r"\b[TCP]P\b|[234]D", "tensor, context or pipeline parallelism"),
+    )
+    if "nvfp4" in said.source:
         raise NotExpressedError("how its loss is chunked and what it recomputes are not known")
     return Case(
         Library.TITAN,
@@ -294,6 +315,7 @@ def _titan(said: Words) -> Case:
 
 
 def _fms(said: Words) -> Case:
+    _lacking(said, (r"[Ss]elective|SAC", "checkpointing of some blocks alone"))
     return replace(_titan(said), library=Library.FMS_FSDP, model=_named(torchtitan.SIZES, said.own))
 
 
@@ -303,6 +325,7 @@ _TUNE = ("+ torch.compile", "+ chunked cross entropy", "+ activation checkpointi
 def _tune(said: Words) -> Case:
     """torchtune's table, each of whose rows adds to the one before."""
     added = _TUNE.index(said.own) + 1 if said.own in _TUNE else 0
+    _lacking(said, (r"LoRA", "torchtune's adapters"))
     if said.own.startswith("+") and not added:
         raise NotExpressedError(f"{said.own.removeprefix('+ ')}, on top of compiled kernels")
     return Case(

@@ -54,7 +54,7 @@ def test_what_rows_say_is_read() -> None:
     case = read("LitGPT thunder (A100-40)", "same, DDP 8, eager", "", "TinyLlama, mbs 4, seq 2048")
     assert (case.sharding, case.ranks, case.model) == (Sharding.DDP, 8, "TinyLlama")
     case = read("LitGPT config_hub (A10G)", "phi-2 LoRA r8 qv, mbs 4, seq<=512")
-    assert case.adapters == Adapters(8)
+    assert case.adapters == Adapters(8, everywhere=True)
     case = read("HF docs (V100-16)", "BERT-large seq 128 bs2x4 GC fp16", "nvidia-smi/reserved")
     assert (case.accumulation, case.checkpoint, case.group) == (4, Checkpoint.FULL, "reserved")
     case = read("torchtune (A100-80)", "+ chunked cross entropy", "", "Llama-3.2-1B, bs 2 x 4096")
@@ -69,6 +69,10 @@ def test_what_rows_say_is_read() -> None:
         ("NVIDIA", "BERT-large pretraining, bs 256", "a head on masked tokens alone"),
         ("LitGPT thunder", "TinyLlama, 1 A100-40, thunder", "compiled kernels"),
         ("torchtune (A100-80)", "+ activation offloading", "on top of compiled kernels"),
+        ("torchtitan", "Llama-3.1-8B, 64 H100-96, seq 8192, mbs 1, FSDP, TP 2", "parallelism"),
+        ("IBM fms-fsdp", "Llama-2-13b, selective AC", "some blocks alone"),
+        ("LitGPT (A10G)", "phi-2 QLoRA r8, mbs 4, seq<=512", "quantized weights"),
+        ("Mesa", "DeiT-Ti w/ Mesa, bs 128", "compressed activations"),
         ("nanoGPT (A100-40)", "GPT-2 124M, seq 1024", "no bs"),
     ],
 )
