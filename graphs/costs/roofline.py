@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from planner.graphs.hardware.devices import Device, Kernel
-from planner.graphs.torch_api.operators import OpOverload, overwritten
+from planner.graphs.torch_api.operators import OpOverload, overwritten, said
 
 aten = torch.ops.aten
 _Formula = Callable[[Sequence[Any], Sequence[Tensor]], int]
@@ -166,7 +166,9 @@ def _flops(
     packet = target.overloadpacket
     if packet in _FORMULAS:
         found = _FORMULAS[packet](args, made)
-        return found // 2 if packet in _ATTENTION and _is_causal(target, args, kwargs) else found
+        # fused kernels of attention leave out what a causal mask hides
+        causal = packet in _ATTENTION and said(target, args, kwargs).get("is_causal")
+        return found // 2 if causal else found
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=outputs))
     return 0
@@ -187,15 +189,6 @@ def _convolution_backward(args: Sequence[Any], _: Sequence[Tensor]) -> int:
     grad, image, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
     forward = 2 * (image if transposed else grad).numel() * math.prod(weight.shape[1:])
     return int(forward * sum(map(bool, wanted[:2])))
-
-
-def _is_causal(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether half of the products are skipped: fused kernels leave out what a mask hides."""
-    names = [a.name for a in target._schema.arguments]
-    if "is_causal" not in names:
-        return False
-    place = names.index("is_causal")
-    return bool(args[place] if place < len(args) else kwargs.get("is_causal"))
 
 
 def _attention(args: Sequence[Any], _: Sequence[Tensor]) -> int:
