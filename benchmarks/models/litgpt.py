@@ -101,11 +101,14 @@ class Product(nn.Module):
         whole: Tensor = self.linear(x)
         if not self.adapters:
             return whole
-        return whole + (self.dropout(x) @ self.down.t() @ self.up.t()) * 0.5
+        narrow: Tensor = self.dropout(x) @ self.down.t() @ self.up.t()
+        return whole + narrow * 0.5
 
 
 class JoinedProduct(nn.Module):
     """Queries, keys and values in one product; adapters on some of them, zeros for the others."""
+
+    places: Tensor
 
     def __init__(self, shape: Shape, adapters: Adapters | None) -> None:
         super().__init__()
@@ -132,7 +135,7 @@ class JoinedProduct(nn.Module):
     def _wide(self, narrow: Tensor, up: Tensor) -> Tensor:
         if not self.grouped:
             return F.conv1d(narrow, up, groups=len(self.sizes))
-        parts = zip(narrow.chunk(len(self.sizes), dim=1), up.split(self.sizes), strict=True)
+        parts = zip(narrow.chunk(len(self.sizes), dim=1), torch.split(up, self.sizes), strict=True)
         return torch.cat([F.conv1d(a, b) for a, b in parts], dim=1)
 
     def _padded(self, made: Tensor, width: int) -> Tensor:
@@ -176,8 +179,8 @@ class Attention(nn.Module):
             torch.cat((rotated(t[..., :turned], cos, sin), t[..., turned:]), dim=-1) for t in (q, k)
         )
         made = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=width**-0.5)
-        made = self.proj(made.transpose(1, 2).reshape(rows, length, -1))
-        return made
+        out: Tensor = self.proj(made.transpose(1, 2).reshape(rows, length, -1))
+        return out
 
 
 class Mlp(nn.Module):
@@ -259,7 +262,7 @@ class LitGPT(nn.Module):
         if adapters:
             trained = {"down", "up"}
             for path, parameter in self.named_parameters():
-                parameter.requires_grad_(requires_grad=path.rpartition(".")[2] in trained)
+                parameter.requires_grad = path.rpartition(".")[2] in trained
 
     def forward(self, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the loss, and what the loop still names while it goes backward."""
@@ -270,16 +273,16 @@ class LitGPT(nn.Module):
         if self.pretrains:
             logits = self.lm_head(x).float()
             return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.reshape(-1))}
-        parts = x.split(CHUNK, dim=1) if self.adapters else (x,)
+        parts = torch.split(x, CHUNK, dim=1) if self.adapters else (x,)
         made = [self.lm_head(part).float() for part in parts]
         last = made[-1][:, :-1]
         wanted = targets[:, 1:]
         if self.adapters:
             chunks = [part.reshape(-1, part.shape[-1]) for part in (*made[:-1], last)]
-            answers = [part.reshape(-1) for part in wanted.split(CHUNK, dim=1)]
+            answers = [part.reshape(-1) for part in torch.split(wanted, CHUNK, dim=1)]
         else:
-            chunks = list(last.reshape(-1, last.shape[-1]).split(CHUNK))
-            answers = list(wanted.reshape(-1).split(CHUNK))
+            chunks = list(torch.split(last.reshape(-1, last.shape[-1]), CHUNK))
+            answers = list(torch.split(wanted.reshape(-1), CHUNK))
         losses = [
             F.cross_entropy(a, b, reduction="none") for a, b in zip(chunks, answers, strict=True)
         ]
