@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from planner.graphs.capture.storage_meter import StorageMeter
+from planner.graphs.hardware.devices import Device
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.optimizer_internals import (
     drop_hooks,
@@ -57,9 +58,10 @@ class OptimizerStep:
     """What one step takes on the parameters' device, beyond parameters and gradients.
 
     ``state_bytes`` stay from step to step; ``workspace_bytes`` is the most held besides them, in
-    the first step or any other; ``moved_bytes`` is what a later step reads and writes.
-    ``second_order`` says that the step differentiates the gradients, so that backward must keep
-    its own graph (``create_graph=True``); that graph is not counted here.
+    the first step or any other; ``moved_bytes`` is what a later step reads and writes, and
+    ``calls`` how many operators it calls. ``second_order`` says that the step differentiates the
+    gradients, so that backward must keep its own graph (``create_graph=True``); that graph is not
+    counted here.
     """
 
     name: str
@@ -67,6 +69,17 @@ class OptimizerStep:
     workspace_bytes: int
     moved_bytes: int
     second_order: bool = False
+    calls: int = 0
+
+    def seconds_on(self, device: Device) -> float:
+        """Return what a step takes: what it moves, or what the host takes to issue it.
+
+        >>> from planner.graphs.hardware.devices import device
+        >>> OptimizerStep("SGD", 0, 0, 0, calls=100).seconds_on(device("L4"))
+        0.0008
+        """
+        issued = self.calls * device.issue_seconds
+        return max(self.moved_bytes / device.bytes_per_second(), issued)
 
 
 def optimizer_step(
@@ -156,7 +169,7 @@ def _observe(
             f"the step of {_name(optimizer)} cannot be run without data: {failures[0]}. Pass "
             "another optimizer whose state is as large, or None to leave it out"
         ) from failures[0]
-    fields = ("state_bytes", "workspace_bytes", "moved_bytes")
+    fields = ("state_bytes", "workspace_bytes", "moved_bytes", "calls")
     return replace(runs[0], **{f: max(getattr(run, f) for run in runs) for f in fields})
 
 
@@ -183,7 +196,9 @@ def _two_steps(
     gc.collect()  # a cycle is not state
     state, peak = meter.level_bytes - given, max(first_peak, meter.peak_bytes)
     name = type(built).__name__
-    return OptimizerStep(name, state, peak - given - state, meter.moved_bytes, second_order)
+    return OptimizerStep(
+        name, state, peak - given - state, meter.moved_bytes, second_order, meter.calls
+    )
 
 
 def _groups(

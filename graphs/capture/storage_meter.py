@@ -23,8 +23,9 @@ from planner.graphs.torch_api.storages import storage_key
 class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own
     """Watch every storage that operators make on devices of one type, while the mode is on.
 
-    ``level_bytes`` are alive now, ``peak_bytes`` the most that ever were since ``restart``. A
-    fake tensor that is asked for its data sets ``asked`` and says ``answer``, or one for a number.
+    ``level_bytes`` are alive now, ``peak_bytes`` the most that ever were since ``restart``;
+    ``moved_bytes`` is the traffic since then, ``calls`` how many operators made any. A fake tensor
+    that is asked for its data sets ``asked`` and says ``answer``, or one for a number.
 
     >>> with StorageMeter("cpu") as meter:
     ...     a = torch.ones(10)
@@ -38,15 +39,16 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
         self.level_bytes = 0
         self.peak_bytes = 0
         self.moved_bytes = 0
+        self.calls = 0
         self.asked = False
         self._answer = answer
         self._device_type = device_type
         self._known: set[int] = set()
 
     def restart(self) -> None:
-        """Begin a new measurement: the peak falls to the level, the traffic to nothing."""
+        """Begin a new measurement: the peak falls to the level, traffic and calls to nothing."""
         self.peak_bytes = self.level_bytes
-        self.moved_bytes = 0
+        self.moved_bytes = self.calls = 0
 
     def watch(self, tensors: Iterable[Tensor]) -> None:
         """Count the storages of tensors that were made elsewhere."""
@@ -78,7 +80,9 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
             self.asked = True
             return self._say(func, args)
         self.watch(tensors_in(result))
-        self.moved_bytes += op_cost(func, args, kwargs or {}, result).moved_bytes
+        moved = op_cost(func, args, kwargs or {}, result).moved_bytes
+        self.moved_bytes += moved
+        self.calls += moved > 0
         return result
 
     def _say(self, func: OpOverload, args: tuple[Any, ...]) -> bool | float:

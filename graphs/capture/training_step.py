@@ -190,7 +190,7 @@ def capture_joint(
     trainable = [joint.parameters[n].meta["val"] for n in wanted]
     known = optimizer is None or isinstance(optimizer, OptimizerStep)
     step = optimizer if known else optimizer_step(trainable, optimizer, kernels=target.kernels)
-    seconds = 0.0 if step is None else step.moved_bytes / where.bytes_per_second()
+    seconds = 0.0 if step is None else step.seconds_on(where)
     graph, lowering = assemble(
         joint,
         priced.__getitem__,

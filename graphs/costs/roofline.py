@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from planner.graphs.hardware.devices import Device, Kernel
-from planner.graphs.torch_api.operators import OpOverload, overwritten
+from planner.graphs.torch_api.operators import OpOverload, overwritten, said
 
 aten = torch.ops.aten
 _Formula = Callable[[Sequence[Any], Sequence[Tensor]], int]
@@ -27,13 +27,15 @@ class OpCost:
     """What one call does: FLOPs (a multiply-add is two), bytes read and written, and in what.
 
     ``dtype`` is that of the first floating-point operand, "float32" if there is none; ``kernel`` is
-    what bounds the call if it is not memory.
+    what bounds the call if it is not memory. ``reordered_bytes`` are read and written beside those
+    where a convolution's images have to be laid out with channels last.
     """
 
     flops: int
     moved_bytes: int
     dtype: str
     kernel: Kernel = Kernel.PRODUCT
+    reordered_bytes: int = 0
 
 
 def op_cost(
@@ -56,7 +58,7 @@ def op_cost(
     >>> x = torch.empty(8, 16, device="meta")
     >>> w = torch.empty(16, 4, device="meta")
     >>> op_cost(aten.mm.default, (x, w), {}, x @ w)
-    OpCost(flops=1024, moved_bytes=896, dtype='float32', kernel=<Kernel.PRODUCT: 'product'>)
+    OpCost(flops=1024, moved_bytes=896, dtype='float32', kernel=<Kernel.PRODUCT: 'product'>, ...)
     """
     # what returns nothing (``_foreach_add_``) makes what it writes to
     made = list(tensors_in(outputs)) or list(tensors_in(list(overwritten(target, args))))
@@ -72,7 +74,28 @@ def op_cost(
     else:
         moved = sum(map(_extent_bytes, read)) + written
     flops = _flops(target, args, kwargs, outputs, made)
-    return OpCost(flops, moved, name, _kernel(target.overloadpacket))
+    kernel = _kernel(target.overloadpacket)
+    reordered = _reordered_bytes(args, made) if kernel is Kernel.CONVOLUTION else 0
+    return OpCost(flops, moved, name, kernel, reordered)
+
+
+def _reordered_bytes(args: Sequence[Any], made: Sequence[Tensor]) -> int:
+    """Return what laying a convolution's images out anew moves: each is read and written.
+
+    Weights are too small to count, grouped convolutions do not run on tensor cores.
+    """
+    images = [t for t in (*args, *made) if isinstance(t, Tensor) and t.dim() > 2]
+    weight = args[2] if isinstance(args[2], Tensor) and args[2].dim() > 2 else args[1]
+    if args[-1] != 1 and args[-2] != 1:
+        return 0
+    shape = weight.shape
+    moved = [t for t in images if t.shape != shape and _is_planar(t)]
+    return 2 * sum(map(_extent_bytes, moved))
+
+
+def _is_planar(image: Tensor) -> bool:
+    """Tell whether the channels of a pixel lie apart."""
+    return image.shape[1] > 1 and image.stride(1) != 1
 
 
 def _kernel(packet: Any) -> Kernel:
@@ -84,9 +107,13 @@ def _kernel(packet: Any) -> Kernel:
 def roofline_seconds(
     cost: OpCost, device: Device, *, tf32: Collection[Kernel] = frozenset()
 ) -> float:
-    """Return the time a device needs: the slower of compute and memory, plus the launch.
+    """Return the time of a call: the slower of compute and memory, plus the launch.
 
-    What moves nothing takes no time.
+    Host and device have a clock each, and the host issues ahead, so a step takes what the later of
+    both needs. Here every op takes what the slower of both needs for it, which is the same where
+    either bounds all along, and above it where they take turns: seconds of ops add up, as solvers
+    and their bounds have to have it, and what is run again is issued again. What moves nothing
+    takes no time.
 
     Args:
         cost: what a call does.
@@ -101,7 +128,13 @@ def roofline_seconds(
         return 0.0
     dtype = "tf32" if cost.kernel in tf32 and cost.dtype == "float32" else cost.dtype
     compute = cost.flops / device.flops_per_second(dtype, cost.kernel)
-    return max(compute, cost.moved_bytes / device.bytes_per_second()) + device.launch_seconds
+    seconds = max(compute, cost.moved_bytes / device.bytes_per_second()) + device.launch_seconds
+    if dtype in _TENSOR_CORES and dtype in device.peak_flops and device.convolves_channels_last:
+        seconds += cost.reordered_bytes / device.bytes_per_second()
+    return max(seconds, device.issue_seconds)
+
+
+_TENSOR_CORES = frozenset({"tf32", "float16", "bfloat16"})
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -132,7 +165,10 @@ def _flops(
 ) -> int:
     packet = target.overloadpacket
     if packet in _FORMULAS:
-        return _FORMULAS[packet](args, made)
+        found = _FORMULAS[packet](args, made)
+        # fused kernels of attention leave out what a causal mask hides
+        causal = packet in _ATTENTION and said(target, args, kwargs).get("is_causal")
+        return found // 2 if causal else found
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=outputs))
     return 0
@@ -156,7 +192,7 @@ def _convolution_backward(args: Sequence[Any], _: Sequence[Tensor]) -> int:
 
 
 def _attention(args: Sequence[Any], _: Sequence[Tensor]) -> int:
-    """Two products of queries with keys and values; a causal mask is not discounted."""
+    """Two products of queries with keys and values, nothing hidden."""
     query, key, value = args[:3]
     rows = math.prod(query.shape[:-1]) * key.shape[-2]
     return int(2 * rows * (query.shape[-1] + value.shape[-1]))

@@ -67,7 +67,12 @@ class Device:
     Efficiencies are fractions of those rates: ``compute_efficiency`` of matrix products,
     ``convolution_efficiency`` and ``attention_efficiency`` of those kernels (``None``, unknown: as
     of products), ``bandwidth_efficiency`` of kernels bound by memory. ``launch_seconds`` is what
-    any kernel costs at least. ``node`` is the usual server, ``None`` if unknown. ``architecture``
+    a kernel takes beside its work where one follows another: by default 1 us (NVIDIA, "Getting
+    started with CUDA graphs": 3.8 us for one of 2.9). ``issue_seconds`` is what the host takes to
+    issue a call while the device works, so that no call takes less: by default 6 us of Python,
+    dispatch and autograd (a chain of operators on tiny tensors on one core of a server) and 2 of
+    the driver; 0 where host and device are one. ``node`` is the usual server, ``None`` if unknown.
+    ``architecture``
     is what compilers build for ("sm_90", "gfx942"), by which torch chooses kernels.
 
     >>> Device("mine", {"float32": 20e12}, 16 * 2**30, 500e9).host_link
@@ -85,7 +90,8 @@ class Device:
     granularity_bytes: int = 512
     compute_efficiency: float = 0.7
     bandwidth_efficiency: float = 0.75
-    launch_seconds: float = 5e-6
+    launch_seconds: float = 1e-6
+    issue_seconds: float = 8e-6
     convolution_efficiency: float | None = None
     attention_efficiency: float | None = None
     node: Node | None = None
@@ -104,7 +110,7 @@ class Device:
             )
         self._check("memory_bytes", "reserve_bytes", least=0, whole=True)
         self._check("granularity_bytes", least=1, whole=True)
-        self._check("scale_up", "host_link", "launch_seconds", least=0)
+        self._check("scale_up", "host_link", "launch_seconds", "issue_seconds", least=0)
         for column in ("compute", "bandwidth", "convolution", "attention"):
             share = getattr(self, f"{column}_efficiency")
             if share is not None and not 0 < share <= 1:
@@ -139,6 +145,15 @@ class Device:
             case _:
                 assert_never(kernel)
         return self.compute_efficiency if known is None else known
+
+    @property
+    def convolves_channels_last(self) -> bool:
+        """Whether kernels of convolutions want channels last, and others are reordered for them.
+
+        Those of NVIDIA's tensor cores do (cuDNN, "Data and filter formats": it "may use ...
+        NCHW-to-NHWC transformations to call the Tensor Core operations").
+        """
+        return (self.architecture or "").startswith("sm_")
 
     def flops_per_second(self, dtype: str, kernel: Kernel = Kernel.PRODUCT) -> float:
         """Return the rate that products (or another kind of kernel) reach.

@@ -175,6 +175,7 @@ def cpu() -> Device:
         compute_efficiency=1.0,
         bandwidth_efficiency=1.0,
         launch_seconds=2e-6,
+        issue_seconds=0.0,
     )
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "out_variant",
     "overwritten",
     "returns_truth",
+    "said",
 ]
 
 
@@ -114,6 +115,18 @@ def draws(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     packet = target.overloadpacket
     if packet not in _ATTENTION:
         return packet not in _SEEDED
+    return bool(said(target, args, kwargs).get("dropout_p", 0.0))
+
+
+def said(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a call says, by name; what it leaves to defaults is not in it.
+
+    Args:
+        target: the operator.
+        args, kwargs: what it is called with.
+
+    >>> said(torch.ops.aten._softmax.default, ("x", -1), {"half_to_float": False})
+    {'self': 'x', 'dim': -1, 'half_to_float': False}
+    """
     names = [argument.name for argument in target._schema.arguments]
-    said = dict(zip(names, args, strict=False)) | dict(kwargs)
-    return bool(said.get("dropout_p", 0.0))
+    return dict(zip(names, args, strict=False)) | dict(kwargs)

@@ -22,14 +22,16 @@ MACHINE = Node(8, 1.5625e9, ASSUMED)
 """A desktop or a rented machine: 100 Gb/s for eight cards."""
 
 EFFICIENCY: Mapping[str, dict[str, Any]] = {
-    "sm_80": {"convolution_efficiency": 0.35},
+    "sm_80": {"convolution_efficiency": 0.35, "attention_efficiency": 0.55},
     "sm_90": {"compute_efficiency": 0.53},
 }
 """What share of a sheet's rate kernels reach, by architecture, where it is not the usual 0.7.
 
 Convolutions on A100: ResNet-50 in TF32 and under AMP (NVIDIA DeepLearningExamples), two rows of
-``python -m benchmarks.published``. Products on Hopper: the median of nine published training runs
-(torchtitan, llm-foundry) over several devices; of eleven on A100 it is 0.7.
+``python -m benchmarks.published``. Attention on A100: "50-73% of the theoretical maximum" (Dao,
+"FlashAttention-2", arXiv 2307.08691), forward and backward, what a causal mask hides not counted.
+Products on Hopper: the median of nine published training runs over several devices (torchtitan,
+llm-foundry); of eleven on A100 it is 0.7.
 """
 
 _DTYPES = (

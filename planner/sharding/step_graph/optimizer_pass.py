@@ -37,7 +37,7 @@ def add_optimizer(draft: Draft, rules: StepRules, optimizer: OptimizerLike | Non
             step.name,
             tuple(draft.shards),
             (),
-            _seconds(draft, rules, step.moved_bytes),
+            _seconds(draft, rules, step),
             moved_bytes=step.moved_bytes,
             workspace_bytes=0 if draft.elsewhere else step.workspace_bytes,
             phase=Phase.OPTIMIZER,
@@ -68,9 +68,9 @@ def _optimizer_step(
     return optimizer_step(fakes, optimizer, device="cpu")
 
 
-def _seconds(draft: Draft, rules: StepRules, moved_bytes: int) -> float:
+def _seconds(draft: Draft, rules: StepRules, step: OptimizerStep) -> float:
     if draft.elsewhere:
-        return moved_bytes / HOST_BYTES_PER_SECOND
+        return step.moved_bytes / HOST_BYTES_PER_SECOND
     parameter_bytes = sum(group.shard for group in draft.groups.values())
     after = rules.after_update_seconds(parameter_bytes, draft.configuration.spread, draft.cluster)
-    return moved_bytes / draft.cluster.device.bytes_per_second() + after
+    return step.seconds_on(draft.cluster.device) + after

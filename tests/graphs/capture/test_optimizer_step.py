@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from transformers import Adafactor
 
 from planner.graphs.capture.optimizer_step import OptimizerError, OptimizerStep, optimizer_step
+from planner.graphs.hardware.devices import device
 from planner.graphs.torch_api.allocation_records import measure_peak
 
 SHAPES = ((300, 200), (200,), (64, 3, 3, 3), (500, 300), (1,))
@@ -184,3 +185,13 @@ def test_a_model_of_seventy_billion_parameters_takes_seconds_and_no_memory() -> 
     assert step.state_bytes == 2 * sum(p.numel() * 2 for p in weights) + 4 * len(weights)
     assert time.perf_counter() - start < 30
     assert psutil.Process().memory_info().rss - before < 200e6
+
+
+def test_a_step_takes_as_long_as_to_issue_it() -> None:
+    card = device("A100-40GB")
+    loop = optimizer_step(parameters(), "adamw_loop")
+    together = optimizer_step(parameters(), "adamw_foreach")
+    assert loop.calls > 2 * together.calls > 0
+    assert loop.seconds_on(card) == loop.calls * card.issue_seconds  # a few small tensors
+    large = optimizer_step([torch.empty(4096, 4096, device="meta")], "adamw_fused", device="cuda")
+    assert large.seconds_on(card) == large.moved_bytes / card.bytes_per_second()

@@ -66,9 +66,13 @@ def test_attention_and_its_backward_count_like_torch() -> None:
     forward = aten._scaled_dot_product_flash_attention_for_cpu.default
     assert op_cost(forward, (query,) * 3, {}, (query, rows)).flops == counter.get_total_flops()
     backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-    args = (query, query, query, query, query, rows, 0.0, True)
-    cost = op_cost(backward, args, {}, (query,) * 3)
+    args = (query, query, query, query, query, rows, 0.0)
+    cost = op_cost(backward, (*args, False), {}, (query,) * 3)
     assert cost.flops == counter.get_total_flops() * 5 // 2
+    hidden = op_cost(backward, (*args, True), {}, (query,) * 3)  # by a causal mask, half
+    assert hidden.flops == cost.flops // 2
+    said = op_cost(forward, (query,) * 3, {"is_causal": True}, (query, rows))
+    assert said.flops == counter.get_total_flops() // 2
 
 
 @pytest.mark.parametrize(
@@ -119,6 +123,37 @@ def test_roofline_takes_the_slower_side() -> None:
         single, gpu, tf32={Kernel.PRODUCT}
     ) == pytest.approx(8, rel=1e-3)
     assert roofline_seconds(OpCost(0, 1, "float32"), device("cpu")) >= device("cpu").launch_seconds
+
+
+def test_no_call_takes_less_than_to_issue_it() -> None:
+    gpu, tiny = DEVICES["A100-80GB"], OpCost(0, 1, "float32")
+    assert roofline_seconds(tiny, gpu) == gpu.issue_seconds
+    assert roofline_seconds(tiny, replace(gpu, issue_seconds=0)) < 2 * gpu.launch_seconds
+    assert device("cpu").issue_seconds == 0
+
+
+def test_images_are_laid_out_anew_for_tensor_cores_alone() -> None:
+    weight, geometry = meta(64, 64, 3, 3), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    planar = meta(8, 64, 56, 56)
+    last = planar.to(memory_format=torch.channels_last)
+
+    def seconds(image: torch.Tensor, name: str, tf32: frozenset[Kernel]) -> float:
+        call = op_cost(aten.convolution.default, (image, weight, None, *geometry), {}, image)
+        return roofline_seconds(call, device(name), tf32=tf32)
+
+    on, off = frozenset({Kernel.CONVOLUTION}), frozenset[Kernel]()
+    moved = 2 * 2 * planar.nbytes / DEVICES["A100-40GB"].bytes_per_second()
+    added = seconds(planar, "A100-40GB", on) - seconds(last, "A100-40GB", on)
+    assert added == pytest.approx(moved)
+    for name, tf32 in (("A100-40GB", off), ("cpu", on), ("V100-16GB", on), ("MI300X", on)):
+        assert seconds(planar, name, tf32) == seconds(last, name, tf32)
+    backward = aten.convolution_backward.default
+    for image, times in ((planar, 3), (last, 0)):
+        args = (image, image, weight, None, *geometry, [True, True, False])
+        cost = op_cost(backward, args, {}, (image, weight))
+        assert cost.reordered_bytes == 2 * times * planar.nbytes
+    grouped = (planar, meta(64, 1, 3, 3), None, *geometry[:-1], 64)
+    assert op_cost(aten.convolution.default, grouped, {}, planar).reordered_bytes == 0
 
 
 def test_convolutions_round_float32_and_products_do_not() -> None:
