@@ -53,7 +53,8 @@ class CachingAllocator:
 
     ``reserved`` is what it has of the driver now and ``allocated`` what of that is in use, in
     bytes; ``peak_reserved`` and ``peak_allocated`` are the most so far. ``retries`` counts how
-    often it had to give segments back before it got more.
+    often it had to give segments back before it got more; ``lacked`` adds up by how much a lenient
+    one was beyond its limit each time that even this was not enough.
 
     >>> allocator = CachingAllocator()
     >>> block = allocator.allocate(700)
@@ -61,16 +62,19 @@ class CachingAllocator:
     (1024, 2097152)
     """
 
-    def __init__(self, limit: int | None = None, *, expandable: bool = False) -> None:
+    def __init__(
+        self, limit: int | None = None, *, expandable: bool = False, lenient: bool = False
+    ) -> None:
         """Begin with nothing.
 
         Args:
             limit: the most bytes that the driver has; ``None`` for as many as are asked for.
             expandable: with expandable segments.
+            lenient: go beyond the limit where nothing else helps.
         """
-        self.limit, self.expandable = limit, expandable
+        self.limit, self.expandable, self.lenient = limit, expandable, lenient
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
-        self.retries = 0
+        self.retries = self.lacked = 0
         self._free: tuple[list[tuple[int, int]], ...] = ([], [])  # sizes and addresses, sorted
         self._at: tuple[dict[int, Block], ...] = ({}, {})  # the free blocks by their addresses
         self._next_address = 0
@@ -173,9 +177,15 @@ class CachingAllocator:
             self._give_pages_back()
         else:
             self._give_segments_back()
-        block = self._extend(size, pool)
-        if block is None:
+        if (block := self._extend(size, pool)) is not None:
+            return block
+        if self.limit is None or not self.lenient:
             raise OutOfMemory(f"{size} bytes beside {self.reserved} of {self.limit}")
+        limit, self.limit = self.limit, None
+        block = self._extend(size, pool)
+        assert block is not None, "nothing limits it"
+        self.limit = limit
+        self.lacked += self.reserved - limit
         return block
 
     def _reserve(self, size: int) -> bool:
