@@ -50,9 +50,7 @@ class FreeMoves:
     def make(self, steps: list[Step]) -> bool:
         """Make one move, drawn at random; tell whether there was one to make."""
         these = [i for i, step in enumerate(steps) if self._matters(step)]
-        frees = [
-            i for i in these if steps[i].action is Action.FREE and steps[i].index in self.read
-        ]
+        frees = [i for i in these if steps[i].action is Action.FREE and steps[i].index in self.read]
         makers = [i for i in these if steps[i].action is Action.COMPUTE]
         ops = [i for i in makers if self.graph.ops[steps[i].index].recomputable]
         if self.earlier is None:
