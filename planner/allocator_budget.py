@@ -26,7 +26,7 @@ SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _ROUNDS, _QUICK_ROUNDS = 5, 2
 _HALVINGS = 4
 _LEAST_STEP = 0.004
-_WORTH_PACKING = {False: 0.004, True: 0.02}
+_WORTH_PACKING = ((False, 0.004), (True, 0.02))
 """From which extra time on, as a fraction of the step, another order of frees and recomputations is
 sought, and of first runs, too: then the bound has to hold for any order, and is lower."""
 _PACKINGS = 3
@@ -81,14 +81,16 @@ def solve_within(
     found, target = _lowered(door, first, peak, _ROUNDS if thorough else _QUICK_ROUNDS)
     if found is not None and thorough:
         found, target = _halved(door, found, (target, peak), _HALVINGS)
-    for reorder, worth in _WORTH_PACKING.items():
+    for reorder, worth in _WORTH_PACKING if thorough else ():
         lost = math.inf if found is None else _seconds(graph, found) - _seconds(graph, first)
-        if thorough and lost > worth * graph.seconds and reorder <= request.limits.reorder:
-            pack = replace(door, pack=True, reorder=reorder)
-            if packing := pack.through(first):
-                found, target = packing, peak
-            else:
-                found, target = _halved(pack, found, (target, peak), _PACKINGS)
+        if lost <= worth * graph.seconds or (reorder and not request.limits.reorder):
+            continue
+        request.tell("looking for an order of frees and ops that its allocator loses less with")
+        pack = replace(door, pack=True, reorder=reorder)
+        if packing := pack.through(first):
+            found, target = packing, peak
+        else:
+            found, target = _halved(pack, found, (target, peak), _PACKINGS)
     if found is None:
         least, needed = least_budget(graph, request) if thorough else (None, budget_bytes + 1)
         if least is None or needed > budget_bytes:
