@@ -108,3 +108,24 @@ def test_wrong_arguments_on_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["pareto", "x.py:f", "--plot", str(missing)])
     assert result.exit_code == 2
     assert "its folder must exist" in result.stderr.replace("\n", " ")
+
+
+def test_on_an_accelerator_every_point_says_what_the_device_needs() -> None:
+    with torch.device("meta"):
+        layers = (
+            nn.Sequential(nn.Linear(512, 4096), nn.GELU(), nn.Linear(4096, 512)) for _ in "ab"
+        )
+        model, x = nn.Sequential(*layers), torch.empty(4000, 512)
+    said = {"inputs": x, "loss": torch.mean, "optimizer": "sgd", "points": 4, "progress": "off"}
+    curve = planner.pareto(model, device="A100-40GB", allocator="expandable segments", **said)  # type: ignore[arg-type]
+    assert curve.needed_bytes is not None
+    assert "device needs" in str(curve)
+    for point, needed in zip(curve.points, curve.needed_bytes, strict=True):
+        assert needed >= point.peak_bytes
+        plan = curve.plan(needed)
+        assert plan.fits
+        assert plan.seconds <= point.seconds * (1 + 1e-9)
+    assert curve.to_json()["points"][0]["needed_bytes"] == curve.needed_bytes[0]
+    on_cpu = planner.pareto(model, device="cpu", **said)  # type: ignore[arg-type]
+    assert on_cpu.needed_bytes is None
+    assert "device needs" not in str(on_cpu)
