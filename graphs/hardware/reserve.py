@@ -41,7 +41,7 @@ def reserve_parts(device: Device, ranks: int = 1) -> tuple[Part, ...]:
     >>> [(part.name, part.size_bytes) for part in reserve_parts(device("A100-40GB"))][:2]
     [('context and kernels of CUDA', 1065222144), ('workspace of cuBLAS', 8519680)]
     """
-    architecture = device.architecture or ""
+    architecture = device.architecture or "sm_80"
     if not architecture.startswith("sm_"):
         return (Part("what the device keeps", device.reserve_bytes, counted=True),)
     cublas = CUBLAS_HOPPER_BYTES if architecture == "sm_90" else CUBLAS_BYTES
