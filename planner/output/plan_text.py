@@ -90,8 +90,8 @@ def _needs(plan: StepPlan, found: Needs) -> str:
                 "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
             )
     worst = plan.needed_bytes_at_sizes
-    if worst is not None and worst > found.needed_bytes:
-        text += f"; up to {format_bytes(worst)} if smaller calls come before the largest"
+    if worst is not None and worst > plan.budget_bytes:
+        text += f"; {format_bytes(worst)}, too much, if smaller calls come before the largest"
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,4 +128,6 @@ def test_sizes_that_change_are_told(plain: planner.Plan) -> None:
     assert plan("38GB", dynamic="off").needed_bytes_at_sizes is None
     assert plan("38GB", device="cpu").needed_bytes_at_sizes is None
     assert "workspace of cuBLAS" in str(plain)
-    assert "smaller calls come before the largest" in str(plain)
+    assert "smaller calls" not in str(plain)
+    tight = replace(plain, budget_bytes=plain.needs.needed_bytes)
+    assert ("smaller calls come before the largest" in str(tight)) == (worst > tight.budget_bytes)
