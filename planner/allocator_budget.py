@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, simulate
-from planner.graphs.allocation import needs, runs_within
+from planner.graphs.allocation import kept_bytes, needs, runs_within
 from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.columns import Device
 from planner.request import Request
@@ -26,9 +27,11 @@ SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _ROUNDS, _QUICK_ROUNDS = 5, 2
 _HALVINGS = 4
 _LEAST_STEP = 0.004
-_WORTH_PACKING = ((False, 0.004), (True, 0.02))
+_WORTH_PACKING, _WORTH_MUCH_ROOM, _WORTH_ANY_ORDER = 0.01, 0.001, 0.02
 """From which extra time on, as a fraction of the step, another order of frees and recomputations is
-sought, and of first runs, too: then the bound has to hold for any order, and is lower."""
+sought; with expandable segments, if ``_MUCH_ROOM`` of the budget is lost; and of first runs, too:
+then the bound has to hold for any order, and is lower."""
+_MUCH_ROOM = 0.02
 _PACKINGS = 3
 _PACKABLE = 0.15
 """The excess, as a fraction of the budget, beyond which that is without hope."""
@@ -81,10 +84,10 @@ def solve_within(
     found, target = _lowered(door, first, peak, _ROUNDS if thorough else _QUICK_ROUNDS)
     if found is not None and thorough:
         found, target = _halved(door, found, (target, peak), _HALVINGS)
-    for reorder, worth in _WORTH_PACKING if thorough else ():
+    for reorder, worth in door.chances(first, found) if thorough else ():
         lost = math.inf if found is None else _seconds(graph, found) - _seconds(graph, first)
-        if lost <= worth * graph.seconds or (reorder and not request.limits.reorder):
-            continue
+        if lost <= worth * graph.seconds:
+            break
         request.tell("looking for an order of frees and ops that its allocator loses less with")
         pack = replace(door, pack=True, reorder=reorder)
         if packing := pack.through(first):
@@ -133,6 +136,20 @@ class _Door:
     def excess(self, schedule: Schedule) -> int:
         """Return how many bytes a schedule needs too many."""
         return needed_bytes(self.graph, schedule, self.request) - self.budget_bytes
+
+    def chances(self, first: Solution, found: Solution | None) -> Iterator[tuple[bool, float]]:
+        """Yield whether to exchange first runs, and the extra time from which on it is worth it."""
+        worth, may = _WORTH_PACKING, self.request.limits.reorder
+        if found is not None and found.schedule is not None and self.expandable:
+            peak = simulate(self.graph, found.schedule).peak_bytes
+            room = self.budget_bytes - kept_bytes(self.graph)
+            if self.budget_bytes - peak > _MUCH_ROOM * room:
+                worth = _WORTH_MUCH_ROOM
+        # what costs nothing is proved whatever the order
+        reorder = may and first.schedule is not None and first.schedule.is_plain
+        yield reorder, worth
+        if may and not reorder:
+            yield True, _WORTH_ANY_ORDER
 
     def through(self, solution: Solution) -> Solution | None:
         """Return a solution that runs: this one, or one with its ops and frees in another order."""
