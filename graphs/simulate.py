@@ -29,6 +29,8 @@ class Trace:
     """What ``simulate`` found. ``live_bytes[i]`` is what is held while step ``i`` runs.
 
     ``by_kind[i, k]`` splits ``live_bytes`` by ``kinds[k]``; workspace counts as activation.
+    ``allocated_bytes[i]`` are the very bytes of values and workspaces; ``live_bytes`` are the same
+    unless a memory model adds what an allocator has reserved beyond them.
     ``seconds`` is when the last clock stops, every execution of every op counted;
     ``start_seconds[i]`` is when step ``i`` begins. ``host_peak_bytes`` is the most that the host
     holds for the device, ``busy_seconds`` how long each link copies.
@@ -41,6 +43,7 @@ class Trace:
     by_kind: NDArray[np.int64]
     kinds: tuple[Kind, ...]
     start_seconds: NDArray[np.float64]
+    allocated_bytes: NDArray[np.int64]
     host_peak_bytes: int = 0
     busy_seconds: Mapping[Clock, float] = field(default_factory=dict)
 
@@ -84,8 +87,10 @@ def simulate(
         else:
             run.move(i, step)
     _check_end(graph, run.holding.live, run.runs)
-    by_kind = memory.held(run.holding.changes, len(schedule.steps))
-    held = by_kind.sum(axis=1) if len(by_kind) else np.array([graph.resident_bytes])
+    changes, count = run.holding.changes, len(schedule.steps)
+    by_kind = memory.held(changes, count)
+    held = by_kind.sum(axis=1) if count else np.array([graph.resident_bytes])
+    allocated = held if memory is EXACT or not count else EXACT.held(changes, count).sum(axis=1)
     peak_step = int(np.argmax(held))
     return Trace(
         seconds=max(run.device_seconds, *run.link_seconds.values(), 0.0),
@@ -95,6 +100,7 @@ def simulate(
         by_kind=by_kind,
         kinds=KINDS,
         start_seconds=np.array(run.starts, dtype=np.float64),
+        allocated_bytes=allocated,
         host_peak_bytes=run.host_peak_bytes,
         busy_seconds=dict(run.busy),
     )

@@ -1,26 +1,40 @@
 """Solving for what an accelerator's allocator needs, which is more than the tensors' bytes.
 
-Solve, replay the schedule through the allocator, take what it needs too much off the budget of the
+Solve, replay the schedule through the allocator, and if that needs too much, order the same ops and
+frees so that it loses less; if that is not enough, take some of the excess off the budget of the
 tensors, and solve again. The bound stays the one proved for the person's budget.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, simulate
-from planner.graphs.allocation import needs, runs_within
+from planner.graphs.allocation import kept_bytes, needs, runs_within
 from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.columns import Device
 from planner.request import Request
 from planner.solvers import Limits, MinimumBudget, Solution, Status, minimum_budget, solve
+from planner.solvers.reorder import any_order_bound
+from planner.solvers.search.packing import EVENTS, packed
 
 SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 _ROUNDS, _QUICK_ROUNDS = 5, 2
 _HALVINGS = 4
 _LEAST_STEP = 0.004
+_WORTH_PACKING, _WORTH_MUCH_ROOM, _WORTH_ANY_ORDER = 0.01, 0.001, 0.02
+"""From which extra time on, as a fraction of the step, another order of frees and recomputations is
+sought; with expandable segments, if ``_MUCH_ROOM`` of the budget is lost; and of first runs, too:
+then the bound has to hold for any order, and is lower."""
+_MUCH_ROOM = 0.02
+_PACKINGS = 3
+_PACKABLE = 0.15
+"""The excess, as a fraction of the budget, beyond which that is without hope."""
 _LATER_SHARE = 20
 _LATER_SECONDS = 2.0
 _LATER_GAP = 0.01
@@ -57,56 +71,143 @@ def solve_within(
         thorough: correct what the tensors may take often, try the least budget's schedule, too, and
             look for quicker ones beside what was found.
     """
+    begun = time.perf_counter()
     first = solve(graph, budget_bytes, method=request.method, limits=request.limits)
     allocator = allocator_of(request.allocator, request.hardware)
     if allocator is None or first.schedule is None:
         return first
-    found, excess = first, _excess(graph, first, budget_bytes, request)
-    target = failed = min(budget_bytes, simulate(graph, first.schedule).peak_bytes)
-    for _ in range(_ROUNDS if thorough else _QUICK_ROUNDS):
-        if not excess or found.schedule is None:
+    until = begun + request.limits.seconds
+    door = _Door(graph, budget_bytes, request, allocator == EXPANDABLE, until)
+    if door.lets(first):
+        return first
+    peak = min(budget_bytes, simulate(graph, first.schedule).peak_bytes)
+    found, target = _lowered(door, first, peak, _ROUNDS if thorough else _QUICK_ROUNDS)
+    if found is not None and thorough:
+        found, target = _halved(door, found, (target, peak), _HALVINGS)
+    for reorder, worth in door.chances(first, found) if thorough else ():
+        lost = math.inf if found is None else _seconds(graph, found) - _seconds(graph, first)
+        if lost <= worth * graph.seconds:
             break
-        request.tell(f"its allocator needs {excess / budget_bytes:.1%} more than that: again")
-        failed, target = target, target - max(excess, int(budget_bytes * _LEAST_STEP))
-        found = solve(graph, target, method=request.method, limits=_later(request.limits))
-        excess = _excess(graph, found, budget_bytes, request)
-    if excess:
+        request.tell("looking for an order of frees and ops that its allocator loses less with")
+        pack = replace(door, pack=True, reorder=reorder)
+        if packing := pack.through(first):
+            found, target = packing, peak
+        else:
+            found, target = _halved(pack, found, (target, peak), _PACKINGS)
+    if found is None:
         least, needed = least_budget(graph, request) if thorough else (None, budget_bytes + 1)
         if least is None or needed > budget_bytes:
             reason = f"tensors would fit, but not the {allocator} of the allocator"
             return Solution(Status.UNKNOWN, None, first.bound_seconds, reason)
-        target = simulate(graph, least.schedule).peak_bytes
         found = replace(first, schedule=least.schedule, message="the least budget's schedule")
-    if thorough and found is not first:
-        found = _halved(graph, budget_bytes, request, found, (target, failed))
-    return _judged(graph, found, first, request.limits)
+        target = simulate(graph, least.schedule).peak_bytes
+        found, _ = _halved(door, found, (target, peak), _HALVINGS)
+    assert found is not None, "it was refused otherwise"
+    return _judged(graph, budget_bytes, found, first, request.limits)
 
 
-def _excess(graph: Graph, found: Solution, budget_bytes: int, request: Request) -> int:
-    """Return how many bytes a solution needs too many, a whole budget if it has no schedule."""
-    if found.schedule is None:
-        return budget_bytes
-    if runs(graph, found.schedule, budget_bytes, request):
-        return 0
-    return max(1, needed_bytes(graph, found.schedule, request) - budget_bytes)
+@dataclass(frozen=True)
+class _Door:
+    """What a schedule has to get through: an allocator within a budget, until some time."""
+
+    graph: Graph
+    budget_bytes: int
+    request: Request
+    expandable: bool
+    until: float
+    pack: bool = False
+    reorder: bool = False
+
+    @property
+    def late(self) -> bool:
+        """Whether no time is left."""
+        return time.perf_counter() > self.until
+
+    def solved(self, target_bytes: int) -> Solution:
+        """Solve for less than the budget."""
+        limits = _later(self.request.limits)
+        return solve(self.graph, target_bytes, method=self.request.method, limits=limits)
+
+    def lets(self, solution: Solution) -> bool:
+        """Tell whether a solution runs as it is."""
+        schedule = solution.schedule
+        return schedule is not None and runs(self.graph, schedule, self.budget_bytes, self.request)
+
+    def excess(self, schedule: Schedule) -> int:
+        """Return how many bytes a schedule needs too many."""
+        return needed_bytes(self.graph, schedule, self.request) - self.budget_bytes
+
+    def chances(self, first: Solution, found: Solution | None) -> Iterator[tuple[bool, float]]:
+        """Yield whether to exchange first runs, and the extra time from which on it is worth it."""
+        worth, may = _WORTH_PACKING, self.request.limits.reorder
+        if found is not None and found.schedule is not None and self.expandable:
+            peak = simulate(self.graph, found.schedule).peak_bytes
+            room = self.budget_bytes - kept_bytes(self.graph)
+            if self.budget_bytes - peak > _MUCH_ROOM * room:
+                worth = _WORTH_MUCH_ROOM
+        # what costs nothing is proved whatever the order
+        reorder = may and first.schedule is not None and first.schedule.is_plain
+        yield reorder, worth
+        if may and not reorder:
+            yield True, _WORTH_ANY_ORDER
+
+    def through(self, solution: Solution) -> Solution | None:
+        """Return a solution that runs: this one, or one with its ops and frees in another order."""
+        if (schedule := solution.schedule) is None or self.lets(solution):
+            return solution if schedule else None
+        hopeless = self.excess(schedule) > _PACKABLE * self.budget_bytes
+        if not self.pack or hopeless or self.late:
+            return None
+        limits = self.request.limits
+        found = packed(
+            self.graph,
+            schedule,
+            self.budget_bytes,
+            expandable=self.expandable,
+            reorder=self.reorder,
+            events=int(EVENTS * min(1.0, limits.seconds / Limits().seconds)),
+            seed=limits.seed,
+        )
+        return None if found is None else replace(solution, schedule=found)
+
+
+def _lowered(door: _Door, first: Solution, target: int, rounds: int) -> tuple[Solution | None, int]:
+    """Take off the budget of the tensors what is too much; return what runs then, and within what.
+
+    If nothing does, the target is the last one that was tried.
+    """
+    found = first
+    for _ in range(rounds):
+        excess = door.excess(found.schedule) if found.schedule else door.budget_bytes
+        told = f"its allocator needs {excess / door.budget_bytes:.1%} more than that: again"
+        door.request.tell(told)
+        target -= max(excess, int(door.budget_bytes * _LEAST_STEP))
+        found = door.solved(target)
+        if found.schedule is None:
+            break
+        if door.lets(found):
+            return found, target
+    return None, target
 
 
 def _halved(
-    graph: Graph, budget_bytes: int, request: Request, known: Solution, between: tuple[int, int]
-) -> Solution:
+    door: _Door, known: Solution | None, between: tuple[int, int], times: int
+) -> tuple[Solution | None, int]:
     """Look for a quicker schedule that runs, between a budget of tensors that does and one that
-    does not.
+    does not; return it and what it is within.
     """
     low, high = between
-    limits = _later(request.limits)
-    for _ in range(_HALVINGS):
+    for _ in range(times):
+        if door.late:
+            break
         middle = (low + high) // 2
-        found = solve(graph, middle, method=request.method, limits=limits)
-        if found.schedule is not None and runs(graph, found.schedule, budget_bytes, request):
-            low, known = middle, min(known, found, key=lambda s: _seconds(graph, s))
+        found = door.solved(middle)
+        if (passed := door.through(found)) is not None:
+            others = [] if known is None else [known]
+            low, known = middle, min([*others, passed], key=lambda s: _seconds(door.graph, s))
         else:
             high = middle
-    return known
+    return known, low
 
 
 def _seconds(graph: Graph, solution: Solution) -> float:
@@ -120,17 +221,18 @@ def _later(limits: Limits) -> Limits:
     return replace(limits, seconds=seconds, gap=max(limits.gap, _LATER_GAP))
 
 
-def _judged(graph: Graph, found: Solution, first: Solution, limits: Limits) -> Solution:
+def _judged(
+    graph: Graph, budget_bytes: int, found: Solution, first: Solution, limits: Limits
+) -> Solution:
     """Return a solution with the bound of the person's budget, optimal if it is close to that.
 
-    A bound for the captured order says nothing of a schedule in another: for that one only every op
-    once is proved.
+    A bound for the captured order says nothing of a schedule in another.
     """
     assert found.schedule is not None, "it runs"
     seconds = simulate(graph, found.schedule).seconds
     bound = first.bound_seconds
     if found.reordered and not first.reordered:
-        bound = graph.seconds
+        bound = any_order_bound(graph, budget_bytes, seconds, _later(limits))
     close = seconds - bound <= limits.gap * graph.seconds
     proved = first.status is Status.OPTIMAL and close
     status = Status.OPTIMAL if proved else Status.FEASIBLE

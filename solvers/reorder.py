@@ -45,12 +45,12 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     )
     found = in_given_order(permuted(graph, order), budget_bytes, limits)
     if found.schedule is None:
-        bound = _bound(graph, budget_bytes, math.inf, limits)
+        bound = any_order_bound(graph, budget_bytes, math.inf, limits)
         status = Status.INFEASIBLE if math.isinf(bound) else Status.UNKNOWN
         return Answer(status, None, bound, f"reorder: in the best order found, {found.message}")
     made = [order[i] for i in found.schedule.order]
     seconds = problem.order_seconds(made)
-    bound = _bound(graph, budget_bytes, seconds, limits)
+    bound = any_order_bound(graph, budget_bytes, seconds, limits)
     proved = seconds <= bound * (1 + limits.gap)
     status = Status.OPTIMAL if proved else Status.FEASIBLE
     return Answer.of_order(graph, status, made, min(bound, seconds), moved(order))
@@ -91,8 +91,19 @@ def moved(order: Sequence[int]) -> str:
     )
 
 
-def _bound(graph: Graph, budget_bytes: int, seconds: float, limits: Limits) -> float:
-    """Return seconds that no order saves, without asking where nothing was recomputed."""
+def any_order_bound(graph: Graph, budget_bytes: int, seconds: float, limits: Limits) -> float:
+    """Return seconds that no order saves, without asking where nothing was recomputed.
+
+    Args:
+        graph, budget_bytes: what is to run, and within what.
+        seconds: what the best schedule known takes.
+        limits: whose gap says how close is close enough.
+
+    >>> from planner.graphs import Op, Value
+    >>> graph = Graph((Op("a", "f", (), (0,), 1.0),), (Value("a", 3),))
+    >>> any_order_bound(graph, 5, 1.0, Limits())
+    1.0
+    """
     if seconds <= graph.seconds:
         return graph.seconds
     problem, gap = flatten(graph), limits.gap * graph.seconds / 2

@@ -10,10 +10,11 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, Unpack
 
-from planner.allocator_budget import needed_bytes, runs
+from planner.allocator_budget import allocator_of, needed_bytes, runs
 from planner.byte_sizes import (
     format_both,
     format_bytes,
@@ -106,6 +107,14 @@ class Curve:
             for p in self.frontier.points
         )
 
+    @cached_property
+    def needed_bytes(self) -> tuple[int, ...] | None:
+        """What the device needs for each point through its allocator, ``None`` on a CPU."""
+        if allocator_of(self.request.allocator, self.request.hardware) is None:
+            return None
+        points = self.frontier.points
+        return tuple(needed_bytes(self.graph, p.schedule, self.request) for p in points)
+
     @property
     def least_bytes(self) -> int:
         """The least budget known to work."""
@@ -191,8 +200,16 @@ class Curve:
             else f"it is proved that none works below {format_bytes(floor)}"
         )
         header = ["budget", "of plain", "overhead", "proven", "gap"]
-        header += ["best heuristic"] if self.rivals else []
-        body = table("rrrrrl"[: len(header)], header, [self._cells(p) for p in self.points])
+        rows = [self._cells(p) for p in self.points]
+        aligned = "rrrrr"
+        if self.needed_bytes is not None:
+            aligned, header = aligned + "r", [*header, "device needs"]
+            needed = map(format_bytes, self.needed_bytes)
+            rows = [(*row, said) for row, said in zip(rows, needed, strict=True)]
+        if self.rivals:
+            aligned, header = aligned + "l", [*header, "best heuristic"]
+            rows = [(*row, self._rival(p)) for row, p in zip(rows, self.points, strict=True)]
+        body = table(aligned, header, rows)
         foot = (
             "Proven: no plan within that budget, or a smaller one, has less overhead. "
             f"Captured in {format_seconds(self.capture_seconds)}, solved in "
@@ -203,17 +220,17 @@ class Curve:
         return "\n".join([title, known, body, wrap(foot, "", "")])
 
     def _cells(self, point: CurvePoint) -> tuple[str, ...]:
-        cells = (
+        return (
             format_bytes(point.budget_bytes),
             f"{100 * point.budget_bytes / self.plain_bytes:.0f}%",
             f"+{format_percent(point.overhead)}",
             f"+{format_percent(point.bound_overhead)}",
             format_percent(point.gap),
         )
-        if not self.rivals:
-            return cells
+
+    def _rival(self, point: CurvePoint) -> str:
         best = self.best_rival(point.budget_bytes)
-        return (*cells, "-" if best is None else f"+{format_percent(best[1])} {best[0]}")
+        return "-" if best is None else f"+{format_percent(best[1])} {best[0]}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the curve as plain JSON types, for programs."""
@@ -226,12 +243,17 @@ class Curve:
                 {
                     "budget_bytes": p.budget_bytes,
                     "peak_bytes": p.peak_bytes,
+                    "needed_bytes": needed,
                     "seconds": p.seconds,
                     "overhead": p.overhead,
                     "bound_overhead": p.bound_overhead,
                     "gap": p.gap,
                 }
-                for p in self.points
+                for p, needed in zip(
+                    self.points,
+                    self.needed_bytes or [p.peak_bytes for p in self.points],
+                    strict=True,
+                )
             ],
             "bound_lines": [
                 {"extra_seconds": line.extra_seconds, "seconds_per_byte": line.slope}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from planner.byte_sizes import format_bytes
 from planner.graphs.hardware.cluster import Cluster
+from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.devices import in_table
+from planner.graphs.hardware.reserve import Part, reserve_parts
 
 
 def device_notes(name: str) -> Iterator[str]:
@@ -19,6 +22,24 @@ def device_notes(name: str) -> Iterator[str]:
             f"the device {name} is not in the table of devices: its speed is as given, or was "
             "estimated from what its driver reports"
         )
+
+
+def reserve_note(device: Device, ranks: int = 1) -> str:
+    """Say what of the device's memory is gone before the first tensor, and what is not counted.
+
+    >>> from planner.graphs.hardware.devices import device
+    >>> reserve_note(device("H100-SXM"), ranks=8).split("; ")[-1]
+    'buffers of NCCL, at most 1.61 GB'
+    """
+    parts = reserve_parts(device, ranks)
+    said = [f"{p.name}{_sized(p)}" for p in parts if p.counted]
+    text = f"reserve: {format_bytes(device.reserve_bytes)} are counted for {' and '.join(said)}"
+    left_out = [f"{p.name}{_sized(p)}" for p in parts if not p.counted]
+    return text + (f"; not counted: {'; '.join(left_out)}" if left_out else "")
+
+
+def _sized(part: Part) -> str:
+    return "" if part.size_bytes is None else f" {format_bytes(part.size_bytes)}"
 
 
 def cluster_notes(cluster: Cluster) -> Iterator[str]:

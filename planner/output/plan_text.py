@@ -15,7 +15,7 @@ from planner.graphs.binding import Binding, largest_live, short_source
 from planner.graphs.hardware.allocators import SEGMENTS
 from planner.graphs.hardware.devices import device, in_table
 from planner.graphs.served_sizes import served
-from planner.output.device_notes import device_notes
+from planner.output.device_notes import device_notes, reserve_note
 from planner.output.folding import fold
 from planner.output.layout import table, wrap
 from planner.plan.step_plan import StepPlan
@@ -89,6 +89,9 @@ def _needs(plan: StepPlan, found: Needs) -> str:
                 f"; {format_bytes(other.needed_bytes)} with "
                 "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
             )
+    worst = plan.needed_bytes_at_sizes
+    if worst is not None and worst > plan.budget_bytes:
+        text += f"; {format_bytes(worst)}, too much, if smaller calls come before the largest"
     return text
 
 
@@ -225,7 +228,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
         yield f"times were measured op by op on {plan.device}"
     else:
         yield f"times are {plan.costs} estimates for {plan.device}; costs='measured' times real ops"
-    yield from device_notes(plan.device)
+    yield from _of_device(plan)
     peak = plan.binding
     if peak.phase is Phase.OPTIMIZER:
         yield "the peak is in the optimizer step, where recomputing layers cannot lower it"
@@ -237,6 +240,12 @@ def notes(plan: StepPlan) -> Iterator[str]:
     if plan.message:
         yield f"solver: {plan.message}"
     yield from plan.remarks
+
+
+def _of_device(plan: StepPlan) -> Iterator[str]:
+    yield from device_notes(plan.device)
+    if plan.allocator is not None and plan.hardware is not None and plan.hardware.reserve_bytes:
+        yield reserve_note(plan.hardware)
 
 
 def _inputs(inputs: Any) -> str:

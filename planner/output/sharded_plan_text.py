@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
-from planner.output.device_notes import cluster_notes
+from planner.output.device_notes import cluster_notes, reserve_note
 from planner.output.layout import table, wrap
 from planner.output.plan_text import binding_text, memory_table, recomputation, summary
 from planner.plan.sharded_step_plan import Alternative, ShardedStepPlan
@@ -161,10 +161,11 @@ def notes(plan: ShardedStepPlan) -> Iterator[str]:
         yield f"host memory: {format_both(plan.host_bytes)} on each node, for what is offloaded"
     else:
         yield "host memory: nothing is offloaded"
-    gloo = plan.cluster.device.name == "cpu"
-    what = "what gloo's threads let go of late" if gloo else "its context"
-    missing = "" if gloo else "; the buffers of NCCL, up to 1.5 GB, are not"
-    yield f"reserve: {format_bytes(plan.reserve_bytes)} a rank for {what} is counted{missing}"
+    if plan.cluster.device.name == "cpu":
+        kept = format_bytes(plan.reserve_bytes)
+        yield f"reserve: {kept} a rank for what gloo's threads let go of late is counted"
+    else:
+        yield reserve_note(plan.cluster.device, plan.cluster.world_size)
     free = plan.budget_bytes - plan.peak_bytes
     yield (
         f"fragmentation: not counted; an accelerator's allocator may lose 5-20% to it, and "

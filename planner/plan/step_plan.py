@@ -29,7 +29,7 @@ from planner.graphs import (
     plain_schedule,
     simulate,
 )
-from planner.graphs.allocation import Needs, needs, runs_within
+from planner.graphs.allocation import ALIKE, CHANGING, Needs, needs, runs_within
 from planner.graphs.binding import Binding, binding
 from planner.graphs.hardware.allocators import EXPANDABLE
 from planner.graphs.hardware.columns import Device
@@ -201,6 +201,14 @@ class StepPlan:
         found = self.needs_with(expandable=self.allocator == EXPANDABLE)
         least = min(found.needed_bytes, self.budget_bytes) if self.fits else found.needed_bytes
         return replace(found, needed_bytes=least)  # which is found to 0.2%
+
+    @cached_property
+    def needed_bytes_at_sizes(self) -> int | None:
+        """What the device needs if smaller calls come in an unlucky order, ``None`` if none may."""
+        if self.allocator is None or not self.signature.get("dynamic"):
+            return None
+        expandable, orders = self.allocator == EXPANDABLE, (ALIKE, *CHANGING)
+        return needs(self.graph, self.schedule, expandable=expandable, orders=orders).needed_bytes
 
     def needs_with(self, *, expandable: bool) -> Needs:
         """Return what the device would need with or without expandable segments."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from planner.graphs import Graph, Kind, Op, Phase, Value, plain_schedule, schedule_from_order
-from planner.graphs.allocation import needs, runs_within, training_events
+from planner.graphs.allocation import ALIKE, CHANGING, needs, runs_within, training_events
 from tests.solvers.instances import transformer
 
 MIB = 2**20
@@ -89,3 +91,26 @@ def test_an_input_without_bytes_is_none_of_the_allocators() -> None:
     graph = Graph(base.ops, values, base.outputs)
     schedule = plain_schedule(graph)
     assert needs(graph, schedule) == needs(base, schedule)
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_sizes_that_change_need_no_less(*, expandable: bool) -> None:
+    base = transformer(3)
+    graph = Graph(base.ops, tuple(_scaled(v) for v in base.values), base.outputs)
+    schedule = plain_schedule(graph)
+    alike = needs(graph, schedule, expandable=expandable)
+    changing = needs(graph, schedule, expandable=expandable, orders=(ALIKE, *CHANGING))
+    assert changing.needed_bytes >= alike.needed_bytes
+    if not expandable:
+        assert changing.needed_bytes > alike.needed_bytes
+
+
+def test_a_smaller_step_makes_smaller_blocks_but_of_parameters() -> None:
+    graph = trained()
+    events = training_events(graph, plain_schedule(graph), (1.0, 0.5))
+    first, second = Counter[int](), Counter[int]()
+    half = next(i for i, (_, size) in enumerate(events) if size == 2 * MIB)
+    for i, (_, size) in enumerate(events):
+        (first if i < half else second)[size // MIB] += bool(size)
+    assert first == {30: 5, 4: 1, 50: 1, 8: 1, 0: 0}  # a weight, its gradient, states, temporary
+    assert second == {2: 1, 25: 1, 4: 1, 30: 2, 0: 0}

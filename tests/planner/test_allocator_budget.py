@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import nn
 
 import planner
 from planner import InfeasibleBudget
-from planner.allocator_budget import allocator_of
+from planner.allocator_budget import allocator_of, runs, solve_within
 from planner.errors import BadCluster, BadRequest
+from planner.graphs import Graph, Op, Value, plain_schedule
 from planner.graphs.allocation import runs_within
 from planner.graphs.hardware.devices import device
-from planner.solvers import Limits
+from planner.solvers import Limits, Status
+from tests.asked import request
 
 CARD = "A100-40GB"
 QUICK = Limits(seconds=2)
@@ -55,9 +58,15 @@ def test_a_plan_runs_in_its_budget(share: float, allocator: str, plain: planner.
 def test_the_bound_is_that_of_the_budget_asked_for(plain: planner.Plan) -> None:
     resident = plain.graph.resident_bytes
     budget = int(resident + 0.6 * (plain.plain_peak_bytes - resident))
-    made = plan(budget, allocator="segments")
-    tensors = planner.solvers.solve(made.graph, budget)
+    tensors = planner.solvers.solve(plain.graph, budget)
+    asked = request(device=CARD, allocator="segments", limits=Limits(seconds=5, reorder=False))
+    made = solve_within(plain.graph, budget, asked)
+    assert made.schedule is not None
+    assert not made.schedule.is_reordered
     assert made.bound_seconds == pytest.approx(tensors.bound_seconds)
+    asked = request(device=CARD, allocator="segments", limits=Limits(seconds=5))
+    anyhow = solve_within(plain.graph, budget, asked)
+    assert anyhow.reordered or anyhow.bound_seconds == pytest.approx(tensors.bound_seconds)
 
 
 def test_it_is_said_and_saved(tmp_path: Path, plain: planner.Plan) -> None:
@@ -93,3 +102,32 @@ def test_what_has_no_effect_is_refused() -> None:
         plan("38GB", allocator="arena")
     with pytest.raises(BadCluster, match="allocator= is for one device"):
         planner.fit(net(), "38GB", world_size=2, allocator="segments", device=CARD)  # type: ignore[call-overload]
+
+
+def test_an_order_that_loses_less_is_preferred_to_running_ops_again() -> None:
+    sizes = (30, 21, 50, 21, 30, 41)
+    reads = [(), (0,), (1,), (2,), (1,), (2, 4)]
+    ops = tuple(Op(f"op{i}", "f", inputs, (i,), 1.0) for i, inputs in enumerate(reads))
+    graph = Graph(ops, tuple(Value("v", size * 2**20) for size in sizes), frozenset({5}))
+    asked = request(device=CARD, allocator="expandable segments")
+    budget = 140 * 2**20
+    assert not runs(graph, plain_schedule(graph), budget, asked)
+    found = solve_within(graph, budget, asked)
+    assert found.schedule is not None
+    assert found.status is Status.OPTIMAL
+    assert found.schedule.is_plain
+    assert runs(graph, found.schedule, budget, asked)
+    assert found == solve_within(graph, budget, asked)
+
+
+def test_sizes_that_change_are_told(plain: planner.Plan) -> None:
+    assert plain.needs is not None
+    worst = plain.needed_bytes_at_sizes
+    assert worst is not None
+    assert worst >= plain.needs.needed_bytes
+    assert plan("38GB", dynamic="off").needed_bytes_at_sizes is None
+    assert plan("38GB", device="cpu").needed_bytes_at_sizes is None
+    assert "workspace of cuBLAS" in str(plain)
+    assert "smaller calls" not in str(plain)
+    tight = replace(plain, budget_bytes=plain.needs.needed_bytes)
+    assert ("smaller calls come before the largest" in str(tight)) == (worst > tight.budget_bytes)

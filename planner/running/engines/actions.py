@@ -12,12 +12,14 @@ Carry = Callable[[ProgramWriter, Step, Graph], None]
 
 
 def _compute(writer: ProgramWriter, step: Step, graph: Graph) -> None:
-    writer.run(writer.lowering.ops[step.index], graph.ops[step.index].outputs)
+    op = graph.ops[step.index]
+    writer.run(writer.lowering.ops[step.index], op.outputs)
+    writer.touched = frozenset((*op.inputs, *op.outputs))
 
 
 def _free(writer: ProgramWriter, step: Step, graph: Graph) -> None:
     del graph
-    writer.forget((step.index,))
+    writer.free(step.index)
 
 
 CARRIED_OUT: dict[Action, Carry] = {Action.COMPUTE: _compute, Action.FREE: _free}

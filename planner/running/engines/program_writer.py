@@ -1,8 +1,9 @@
 """One program of a planned step, forward or backward, written call by call.
 
 Every call is a node of the joint graph. Values die early because the generated code drops each
-variable after its last use and the arguments are given up by the caller. Knows how each kernel is
-written, first and again.
+variable after its last use and the arguments are given up by the caller; one that a schedule keeps
+longer is used once more, by a call that does nothing. Knows how each kernel is written, first and
+again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def hand_over(held: list[Any]) -> None:
     raise AssertionError(held)
 
 
+def keep_until_here(value: Any) -> None:
+    """Use a value, so that it lives until then: its bytes are planned to be free no earlier."""
+    del value
+
+
 _WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
 
 
@@ -52,6 +58,8 @@ class ProgramWriter:
     placeholders: dict[Any, fx.Node] = field(default_factory=dict)
     ran: set[fx.Node] = field(default_factory=set)
     can_save: bool = False
+    touched: frozenset[int] = frozenset()
+    """The values that the op written last reads or makes: these are in use to its end."""
 
     def get(self, node: fx.Node) -> fx.Node:
         """Return the live copy of a joint node, writing views anew and asking for arguments."""
@@ -138,6 +146,15 @@ class ProgramWriter:
         kwargs = fx.node.map_arg(node.kwargs, self.get)
         head: tuple[Any, ...] = (state, _device(node), node.target)
         return self.graph.call_function(run_with_rng_state, (*head, *args), kwargs)
+
+    def free(self, value: int) -> None:
+        """Drop a value here, and not after its last use if that was before."""
+        if value not in self.touched:
+            lives_in = self.lowering.value_of
+            holders = [k for k in self.env if value in lives_in.get(k, ())]
+            for key in sorted(holders, key=lambda k: len(lives_in[k]))[:1]:
+                self.graph.call_function(keep_until_here, (self.env[key],))
+        self.forget((value,))
 
     def forget(self, values: Sequence[int]) -> None:
         """Drop every node that lives in one of these values: they are dead, or made anew."""

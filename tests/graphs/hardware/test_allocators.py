@@ -134,3 +134,66 @@ def test_blocks_never_overlap_and_all_bytes_are_accounted_for(
     for block in held:
         allocator.release(block)
     assert allocator.allocated == 0
+
+
+def test_pages_go_under_the_lowest_addresses_that_have_room() -> None:
+    allocator = CachingAllocator(120 * MIB, expandable=True)
+    blocks = [allocator.allocate(20 * MIB) for _ in range(4)]
+    for i in (0, 2):
+        allocator.release(blocks[i])
+    whole = allocator.allocate(60 * MIB)  # 40 MiB of free pages, of two places, go back for it
+    assert whole is not None
+    assert (whole.address, allocator.reserved) == (80 * MIB, 100 * MIB)
+    allocator.release(whole)
+    allocator.release(blocks[3])
+    again = allocator.allocate(70 * MIB)
+    assert again is not None
+    assert (again.address, allocator.retries) == (60 * MIB, 1)
+    low = allocator.allocate(15 * MIB)  # a page of its own, where the first block was
+    assert low is not None
+    assert (low.address, allocator.reserved) == (0, 120 * MIB)
+
+
+def test_a_free_block_that_can_grow_is_taken_last() -> None:
+    allocator = CachingAllocator(expandable=True)
+    first, _ = allocator.allocate(15 * MIB), allocator.allocate(20 * MIB)
+    allocator.release(first)
+    end = allocator.allocate(5 * MIB)  # fits both in 15 MiB at the start and 5 MiB at the end
+    assert end is not None
+    assert end.address == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_given_back_is_accounted_for(seed: int) -> None:
+    """The bytes that the driver gave are those of all blocks that have bytes, in any state."""
+    draw = random.Random(seed)
+    allocator = CachingAllocator(160 * MIB, expandable=True)
+    held: list[Block] = []
+    for _ in range(400):
+        if held and draw.random() < 0.47:
+            allocator.release(held.pop(draw.randrange(len(held))))
+        else:
+            try:
+                block = allocator.allocate(draw.choice([900, 2 * MIB, 17 * MIB, 41 * MIB]))
+            except OutOfMemory:
+                continue
+            assert block is not None
+            held.append(block)
+        mapped = {id(b): b.size for x in held for b in _range(x) if b.mapped}
+        pools = {b.pool for b in held}
+        assert sum(mapped.values()) <= allocator.reserved
+        if pools == {0, 1}:
+            assert sum(mapped.values()) == allocator.reserved
+    assert allocator.retries > 0
+
+
+def _range(block: Block) -> list[Block]:
+    """Return all blocks of the range that a block lies in."""
+    while block.before is not None:
+        block = block.before
+    found = [block]
+    while (after := found[-1].after) is not None:
+        assert after.address == found[-1].address + found[-1].size
+        assert after.before is found[-1]
+        found.append(after)
+    return found

@@ -129,3 +129,24 @@ def test_checkpointed_blocks_are_drawn_as_eager_mode_holds_them() -> None:
     assert "Peaks of checkpoint are eager mode's" in " ".join(str(found).split())
     assert "checkpoint (eager mode)" in planner.render_curve_svg(found)
     assert found.to_json()["heuristics_in_eager_mode"] == ["checkpoint"]
+
+
+def test_on_an_accelerator_every_point_says_what_the_device_needs() -> None:
+    with torch.device("meta"):
+        layers = (
+            nn.Sequential(nn.Linear(512, 4096), nn.GELU(), nn.Linear(4096, 512)) for _ in "ab"
+        )
+        model, x = nn.Sequential(*layers), torch.empty(4000, 512)
+    said = {"inputs": x, "loss": torch.mean, "optimizer": "sgd", "points": 4, "progress": "off"}
+    curve = planner.pareto(model, device="A100-40GB", allocator="expandable segments", **said)  # type: ignore[arg-type]
+    assert curve.needed_bytes is not None
+    assert "device needs" in str(curve)
+    for point, needed in zip(curve.points, curve.needed_bytes, strict=True):
+        assert needed >= point.peak_bytes
+        plan = curve.plan(needed)
+        assert plan.fits
+        assert plan.seconds <= point.seconds * (1 + 1e-9)
+    assert curve.to_json()["points"][0]["needed_bytes"] == curve.needed_bytes[0]
+    on_cpu = planner.pareto(model, device="cpu", **said)  # type: ignore[arg-type]
+    assert on_cpu.needed_bytes is None
+    assert "device needs" not in str(on_cpu)

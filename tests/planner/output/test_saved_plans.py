@@ -23,6 +23,7 @@ def _today(text: str) -> str:
     """Say what was said then in the words of today; a gap was of another step for several ranks."""
     text = text.replace("scratch memory of kernels", "workspace of kernels")
     text = re.sub(r"Beyond  not counted: .*\n( {8}.*\n)*", "", text)  # was not said then
+    text = re.sub(r"  - reserve: [\d.]+ GB .*\n( {4}.*\n)*", "", text)  # its parts were not said
     return re.sub(r"gap [\d.]+%( of the plain step)?", "gap", text)
 
 

@@ -1,0 +1,61 @@
+"""What of a device's memory is gone before the first tensor, part by part.
+
+``Device.reserve_bytes`` is the sum that plans count; here is what it is made of, and what is not in
+it because only the card, or how many there are, decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.graphs.hardware.columns import GIB, Device
+
+CUBLAS_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
+"""Two buffers of 4 MiB and eight of 16 KiB for each handle and stream, from the first product on:
+CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8, torch's default (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+
+CUBLAS_HOPPER_BYTES = 32 * 2**20
+"""On Hopper eight of 4 MiB, as NVIDIA recommends (same file; cuBLAS manual, section 2.1.7)."""
+
+NCCL_MOST_BYTES = GIB * 3 // 2
+"""The most that channels and buffers of the process groups of one rank were seen to take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that a device keeps; ``size_bytes`` is ``None`` where only the card knows."""
+
+    name: str
+    size_bytes: int | None
+    counted: bool
+
+
+def reserve_parts(device: Device, ranks: int = 1) -> tuple[Part, ...]:
+    """Return what a device keeps for itself; the counted parts add up to its reserve.
+
+    Args:
+        device: a row.
+        ranks: how many devices exchange what they have.
+
+    >>> from planner.graphs.hardware.devices import device
+    >>> [(part.name, part.size_bytes) for part in reserve_parts(device("A100-40GB"))][:2]
+    [('context and kernels of CUDA', 1065222144), ('workspace of cuBLAS', 8519680)]
+    """
+    architecture = device.architecture or "sm_80"
+    if not architecture.startswith("sm_"):
+        return (Part("what the device keeps", device.reserve_bytes, counted=True),)
+    cublas = CUBLAS_HOPPER_BYTES if architecture == "sm_90" else CUBLAS_BYTES
+    own = min(device.reserve_bytes, GIB)
+    cublas = min(cublas, own)
+    found = [
+        Part("context and kernels of CUDA", own - cublas, counted=True),
+        Part("workspace of cuBLAS", cublas, counted=True),
+    ]
+    if device.reserve_bytes > own:
+        found.append(Part("what else lives there", device.reserve_bytes - own, counted=True))
+    found.append(
+        Part("workspaces of cuDNN, whose algorithms the card chooses", None, counted=False)
+    )
+    if ranks > 1:
+        found.append(Part("buffers of NCCL, at most", NCCL_MOST_BYTES, counted=False))
+    return tuple(found)
