@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -61,16 +60,18 @@ def _trainable(module: nn.Module) -> bool:
 
 
 def kinds_of(units: Mapping[str, nn.Module]) -> Callable[[str, nn.Module, Arguments], str]:
-    """Return what describes a unit and its call by all that two of one kind share.
+    """Return what describes a unit and its call by all that two of one kind are likely to share.
 
-    Plain attributes count, for instance a dropout rate, unless each unit's is its own number.
+    Plain attributes count, for instance a stride, unless each unit's is its own number.
     """
     plain = {path: _attributes(unit) for path, unit in units.items()}
     names = set[tuple[str, str]]().union(*plain.values())
     positions = {
         name
         for name in names
-        if all(str(found.get(name)) == path.rpartition(".")[2] for path, found in plain.items())
+        if all(
+            found[name] == path.rpartition(".")[2] for path, found in plain.items() if name in found
+        )
     }
 
     def kind(path: str, unit: nn.Module, call: Arguments) -> str:
@@ -84,12 +85,13 @@ def kinds_of(units: Mapping[str, nn.Module]) -> Callable[[str, nn.Module, Argume
     return kind
 
 
-def _attributes(unit: nn.Module) -> dict[tuple[str, str], Any]:
+def _attributes(unit: nn.Module) -> dict[tuple[str, str], str]:
     return {
-        (name, key): value
+        (name, key): repr(value)
         for name, module in unit.named_modules()
         for key, value in vars(module).items()
         if isinstance(value, bool | int | float | str)
+        or (isinstance(value, tuple) and all(isinstance(v, int | float) for v in value))
     }
 
 
