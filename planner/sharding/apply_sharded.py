@@ -139,7 +139,7 @@ def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mappi
     found = {}
     device, shared = device_of(model).type, SharedPrograms()
     with in_precision(model, plan.configuration.computes_in, device):
-        for unit in plan.units:
+        for unit in (u for u in plan.units if not u.row_wise):
             inner = _unit_plan(plan, unit)
             try:
                 found[unit.path] = planned_class(

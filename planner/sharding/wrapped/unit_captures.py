@@ -39,6 +39,7 @@ from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
 from planner.graphs.torch_api.patches import capturing
+from planner.sharding.row_wise import is_table
 from planner.sharding.wrapped.boundary import UnitCapture, calls_of, stub_of, unit_capture_of
 from planner.sharding.wrapped.unit_choice import called_once, find_units, kinds_of
 
@@ -134,9 +135,9 @@ def _taken_apart(
     def recorded_by(kind: Kinds) -> list[tuple[str, Arguments, Hashable]]:
         return called_once(record(units=candidates, kind=kind), candidates, chosen=chosen)
 
-    recorded, traced = _captured_once(candidates, recorded_by, options)
+    recorded, captured = _captured_once(candidates, recorded_by, options)
     order = {key: k for k, key in enumerate(dict.fromkeys(key for *_, key in recorded))}
-    kinds = [traced[key] for key in order]
+    kinds = [captured[key] for key in order]
     kind_of = tuple(order[key] for _, _, key in recorded)
     paths = tuple(path for path, _, _ in recorded)
     stubs = {p: stub_of(kinds[k]) for p, k in zip(paths, kind_of, strict=True)}
@@ -151,7 +152,9 @@ def _taken_apart(
         path = paths[kind_of.index(k)]
         prefix = f"{path}." if path else ""
         local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
-        captures.append(unit_capture_of(traced, local))
+        call_of = next(inner for at, inner, _ in recorded if at == path)
+        table = is_table(candidates[path], call_of)
+        captures.append(replace(unit_capture_of(traced, local), table=table))
     return ModelCapture(
         root=replace(root, calls=calls),
         units=paths,

@@ -17,6 +17,8 @@ from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Return the outermost numbered modules with siblings and trainable parameters, by path.
 
+    The tables of embeddings that a container has several of are units, too, by whatever name.
+
     Raises:
         CaptureError: none, or a chosen path that is not a module with trainable parameters.
 
@@ -31,11 +33,14 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
                     f"unit {path!r} is not the path of a module with trainable parameters"
                 )
         return {path: modules[path] for path in chosen}
+    named = dict(model.named_modules())
     siblings: defaultdict[str, list[str]] = defaultdict(list)
-    for path in modules:
-        parts = path.split(".")
-        if parts[-1].isdigit() and not any(part.isdigit() for part in parts[:-1]):
-            siblings[path.rpartition(".")[0]].append(path)
+    for path, module in modules.items():
+        parts, parent = path.split("."), path.rpartition(".")[0]
+        named_table = isinstance(module, _TABLES) and isinstance(named.get(parent), nn.ModuleDict)
+        numbered = parts[-1].isdigit() and not any(part.isdigit() for part in parts[:-1])
+        if named_table or numbered:
+            siblings[parent].append(path)
     found = {p: modules[p] for group in siblings.values() if len(group) > 1 for p in group}
     owners: defaultdict[int, set[str]] = defaultdict(set)
     for path, module in model.named_modules(remove_duplicate=False):
@@ -53,6 +58,9 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
             "parameters of their own) to shard; put its layers into an nn.ModuleList"
         )
     return alone
+
+
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 def _trainable(module: nn.Module) -> bool:
