@@ -26,8 +26,8 @@ from planner.sharding.samples import samples_in
 from planner.sharding.search import SearchResult, Space, explore
 from planner.solvers import Limits, Status
 
-ROUNDS = 3
-"""How often the search begins again because the allocator needs more than was kept free."""
+STEP = 0.02
+"""By how much of the budget more is kept free, at least, where the allocator needs more."""
 
 MOST_RANKS = 65_536
 """Where the search for a number of devices that would do gives up."""
@@ -64,19 +64,19 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
 def _explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
     """Search within what a margin leaves of the budget, and again if the allocator needs more."""
     margin = margin_of(request, budget_bytes)
-    for _ in range(ROUNDS):
+    while True:
         room = budget_bytes - margin.size_bytes
         found = explore(
             space, room, method=request.method, limits=request.limits, tell=request.tell
         )
         if found.best is None:
-            break
+            return found, margin
         wider = widened(margin, request, found.best.graph, found.best.schedule)
         if found.best.peak_bytes + wider.size_bytes <= budget_bytes:
-            break
-        margin = wider
+            return found, wider
         request.tell("its allocator needs more than was kept free: again")
-    return found, margin
+        least = margin.fragments_bytes + int(budget_bytes * STEP)
+        margin = replace(wider, fragments_bytes=max(wider.fragments_bytes, least))
 
 
 def plan_found(

@@ -15,6 +15,7 @@ from planner.graphs import Graph, Op, Phase, Value, plain_schedule
 from planner.graphs.allocation import needs
 from planner.graphs.simulate import simulate
 from planner.request import Request
+from planner.sharding import fit_sharded
 from planner.sharding.margin import FRAGMENTS_SHARE, NCCL_BYTES, Margin, margin_of, widened
 from tests.asked import request
 from tests.planner.sharding.blocks import Decoder, batch
@@ -62,6 +63,23 @@ def fitted(**said: Any) -> ShardedPlan:
     )
     assert isinstance(plan, ShardedPlan)
     return plan
+
+
+def test_it_is_planned_again_until_the_allocator_has_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tight, lacking = fitted(), 10**9
+
+    def more(margin: Margin, *_: object) -> Margin:
+        return replace(margin, fragments_bytes=max(margin.fragments_bytes, lacking))
+
+    monkeypatch.setattr(fit_sharded, "widened", more)
+    plan = fitted()
+    assert plan.margin_bytes >= NCCL_BYTES + lacking > tight.margin_bytes
+    assert plan.peak_bytes + plan.margin_bytes <= plan.budget_bytes
+    lacking = BUDGET
+    with pytest.raises(planner.InfeasibleBudget, match="kept free for NCCL and the allocator"):
+        fitted()
 
 
 def test_the_verdict_names_what_is_kept_free() -> None:
