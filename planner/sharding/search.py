@@ -140,11 +140,7 @@ class _Search:
     def open_all(self) -> None:
         """Open what its floor does not rule out, those that hold least first."""
         for c in sorted(self.space.configurations, key=lambda c: (c.micro_batch, -c.shard_ranks)):
-            less = next((f.configuration for f in self.full if f.rules_out(c)), None)
-            if less is not None:
-                peak, fills = self.outcomes[less].peak_bytes, self.outcomes[less].fills
-                fills = f"{less} does not fit: {fills}"
-                self.outcomes[c] = Outcome(c, math.inf, peak_bytes=peak, fills=fills)
+            if self._is_ruled_out(c):
                 continue
             floor = self.space.floor_seconds(c) + self.optimizer.get(c.way, 0.0)
             self.outcomes[c] = Outcome(c, floor)
@@ -198,7 +194,19 @@ class _Search:
                 unseen = [o for o in outcomes if o.spent is None and o.bound_seconds < known]
                 if not unseen:
                     break
-                self._open(min(unseen, key=lambda o: o.bound_seconds).configuration)
+                c = min(unseen, key=lambda o: o.bound_seconds).configuration
+                if not self._is_ruled_out(c):
+                    self._open(c)
+
+    def _is_ruled_out(self, c: Configuration) -> bool:
+        """Tell whether what holds no more does not fit, and remember it."""
+        less = next((f.configuration for f in self.full if f.rules_out(c)), None)
+        if less is None:
+            return False
+        peak, fills = self.outcomes[less].peak_bytes, self.outcomes[less].fills
+        fills = f"{less} does not fit: {fills}"
+        self.outcomes[c] = Outcome(c, math.inf, peak_bytes=peak, fills=fills)
+        return True
 
     def _incumbent(self) -> float:
         return math.inf if self.best is None else self.best.seconds
