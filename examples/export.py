@@ -24,7 +24,7 @@ def main() -> None:
     model, x = build()
     plan = planner.fit(
         model,
-        "3GB",
+        "4.9GB",
         inputs=x,
         loss=lambda out: out.square().mean(),
         world_size=8,

@@ -32,7 +32,7 @@ def main() -> None:
     model, inputs = build()
     plan = planner.fit(
         model,
-        "6.5GB",
+        "8.6GB",
         inputs=inputs,
         world_size=8,
         device="A100-40GB",

@@ -45,7 +45,7 @@ class BatchOptions(TypedDict, total=False):
     engine: str
     limits: Limits
     progress: Told
-    reserve: str | float
+    reserve: str | float | None
     allocator: str
 
 
@@ -166,7 +166,9 @@ class Request:
         precisions: what compute may run in: "float32" (as the model is), "bfloat16".
         offload: whether states may be moved to the host.
         reserve: what else lives on the device, a reference model or an inference engine, as a size:
-            its room is taken off the budget.
+            its room is taken off the budget. On several accelerators it takes the place of what is
+            otherwise kept free there for NCCL and the allocator (``planner.sharding.margin``), so
+            that 0 plans for all of the budget.
     """
 
     model: nn.Module
@@ -191,7 +193,7 @@ class Request:
     global_batch: int | None = None
     precisions: Sequence[str] = ("float32",)
     offload: bool = True
-    reserve: str | float = 0
+    reserve: str | float | None = None
 
     @property
     def hardware(self) -> Device:

@@ -1,7 +1,7 @@
 """What of a device's memory is gone before the first tensor, part by part.
 
 ``Device.reserve_bytes`` is the sum that plans count; here is what it is made of, and what is not in
-it because only the card, or how many there are, decides.
+it because only the card decides. What NCCL takes is in ``planner.sharding.margin``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8, torch's default (aten/src/ATen/cuda/Cublas
 CUBLAS_HOPPER_BYTES = 32 * 2**20
 """On Hopper eight of 4 MiB, as NVIDIA recommends (same file; cuBLAS manual, section 2.1.7)."""
 
-NCCL_MOST_BYTES = GIB * 3 // 2
-"""The most that channels and buffers of the process groups of one rank were seen to take."""
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -30,12 +27,8 @@ class Part:
     counted: bool
 
 
-def reserve_parts(device: Device, ranks: int = 1) -> tuple[Part, ...]:
+def reserve_parts(device: Device) -> tuple[Part, ...]:
     """Return what a device keeps for itself; the counted parts add up to its reserve.
-
-    Args:
-        device: a row.
-        ranks: how many devices exchange what they have.
 
     >>> from planner.graphs.hardware.devices import device
     >>> [(part.name, part.size_bytes) for part in reserve_parts(device("A100-40GB"))][:2]
@@ -56,6 +49,4 @@ def reserve_parts(device: Device, ranks: int = 1) -> tuple[Part, ...]:
     found.append(
         Part("workspaces of cuDNN, whose algorithms the card chooses", None, counted=False)
     )
-    if ranks > 1:
-        found.append(Part("buffers of NCCL, at most", NCCL_MOST_BYTES, counted=False))
     return tuple(found)

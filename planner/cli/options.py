@@ -118,7 +118,7 @@ def arguments(
         "device": device,
         "costs": costs,
         "limits": Limits(seconds=time_limit),
-        "reserve": reserve or 0,
+        "reserve": reserve,
         **({} if allocator == "auto" else {"allocator": allocator}),
     }
 

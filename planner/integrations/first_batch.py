@@ -46,7 +46,7 @@ class TrainerOptions(TypedDict, total=False):
     accumulate: bool
     checks: str
     dynamic: str | Mapping[str, int | Sequence[int]]
-    reserve: str | float
+    reserve: str | float | None
 
 
 @dataclass

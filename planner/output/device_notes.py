@@ -24,14 +24,14 @@ def device_notes(name: str) -> Iterator[str]:
         )
 
 
-def reserve_note(device: Device, ranks: int = 1) -> str:
+def reserve_note(device: Device) -> str:
     """Say what of the device's memory is gone before the first tensor, and what is not counted.
 
     >>> from planner.graphs.hardware.devices import device
-    >>> reserve_note(device("H100-SXM"), ranks=8).split("; ")[-1]
-    'buffers of NCCL, at most 1.61 GB'
+    >>> reserve_note(device("H100-SXM")).split("; ")[-1]
+    'not counted: workspaces of cuDNN, whose algorithms the card chooses'
     """
-    parts = reserve_parts(device, ranks)
+    parts = reserve_parts(device)
     said = [f"{p.name}{_sized(p)}" for p in parts if p.counted]
     text = f"reserve: {format_bytes(device.reserve_bytes)} are counted for {' and '.join(said)}"
     left_out = [f"{p.name}{_sized(p)}" for p in parts if not p.counted]

@@ -37,6 +37,7 @@ class _UnitFields(BaseModel):
     path: str
     kind: int
     keep_gathered: bool
+    row_wise: bool = False
     steps: Steps
 
 
@@ -59,6 +60,8 @@ class _Sharded(BaseModel):
     kinds: list[_KindFields]
     alternatives: list[dict[str, Any]]
     host_bytes: int
+    margin_bytes: int = 0
+    nccl_bytes: int = 0
 
 
 def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
@@ -72,6 +75,7 @@ def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
                 "path": u.path,
                 "kind": u.kind,
                 "keep_gathered": u.keep_gathered,
+                "row_wise": u.row_wise,
                 "steps": steps_of(u.schedule),
             }
             for u in plan.units
@@ -81,6 +85,8 @@ def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
         ],
         "alternatives": [_finite(a) for a in plan.alternatives],
         "host_bytes": plan.host_bytes,
+        "margin_bytes": plan.margin_bytes,
+        "nccl_bytes": plan.nccl_bytes,
     }
 
 
@@ -119,6 +125,8 @@ def sharded_plan_of(body: Any, path: str | Path, judged_by: Mapping[str, int]) -
                 _ALTERNATIVE.validate_python(_infinite(a)) for a in fields.alternatives
             ),
             host_bytes=fields.host_bytes,
+            margin_bytes=fields.margin_bytes,
+            nccl_bytes=fields.nccl_bytes,
         )
     except ValueError as error:  # pydantic's own, a graph's or an invalid schedule
         checksummed_json.refuse(path, str(error), cause=error)
@@ -130,7 +138,7 @@ def _unit(unit: _UnitFields, kinds: tuple[UnitKind, ...]) -> UnitPlan:
     graph = kinds[unit.kind].graph
     schedule = schedule_of(unit.steps, len(graph.ops))
     simulate(graph, schedule)
-    return UnitPlan(unit.path, unit.kind, schedule, unit.keep_gathered)
+    return UnitPlan(unit.path, unit.kind, schedule, unit.keep_gathered, unit.row_wise)
 
 
 _CONFIGURATION = TypeAdapter(Configuration)

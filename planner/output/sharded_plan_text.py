@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import groupby
 from typing import Any
 
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
+from planner.graphs import Kind
 from planner.output.device_notes import cluster_notes, reserve_note
 from planner.output.layout import table, wrap
 from planner.output.plan_text import binding_text, memory_table, recomputation, summary
@@ -52,7 +53,7 @@ def answer(plan: ShardedStepPlan) -> str:
     verdict = "Fits" if plan.fits else "DOES NOT FIT"
     lines = [
         f"{verdict}: peak {format_both(plan.peak_bytes)} a rank of a "
-        f"{format_both(plan.budget_bytes)} budget, on {plan.cluster}",
+        f"{format_both(plan.budget_bytes)} budget{_margin(plan)}, on {plan.cluster}",
         f"Time    {format_seconds(plan.seconds_per_sample)} a sample: "
         f"{samples} samples in {format_seconds(plan.seconds)}",
         f"Proven  at least {format_seconds(plan.bound_seconds_per_sample)} a sample is necessary, "
@@ -61,6 +62,17 @@ def answer(plan: ShardedStepPlan) -> str:
         f"Status  {plan.status.value}",
     ]
     return "\n".join(wrap(line, "", " " * 8) for line in lines)
+
+
+def _margin(plan: ShardedStepPlan) -> str:
+    """Name what of the budget is kept free, if anything is."""
+    if not plan.margin_bytes:
+        return ""
+    kept, nccl = plan.margin_bytes, plan.nccl_bytes
+    return (
+        f", {format_bytes(kept)} of which are kept free: {format_bytes(kept - nccl)} for the "
+        f"allocator, {format_bytes(nccl)} for NCCL"
+    )
 
 
 def chosen(plan: ShardedStepPlan) -> str:
@@ -105,12 +117,15 @@ def units_text(plan: ShardedStepPlan) -> str:
     if not plan.units:
         return ""
     rows = []
-    for _, group in groupby(plan.units, key=lambda u: (u.kind, u.keep_gathered, u.schedule)):
+    for _, group in groupby(
+        plan.units, key=lambda u: (u.kind, u.keep_gathered, u.row_wise, u.schedule)
+    ):
         members = list(group)
         unit, graph = members[0], plan.kinds[members[0].kind].graph
         again = len(unit.schedule.order) - len(graph.ops) if graph.ops else 0
         span = unit.path if len(members) == 1 else f"{unit.path} ... {members[-1].path}"
         weight = plan.configuration.strategy.stage(keep_gathered=unit.keep_gathered).weight
+        weight = "rows looked up where they are" if unit.row_wise else weight
         rows.append((span, f"x{len(members)}", weight, f"{max(0, again):,} of {len(graph.ops):,}"))
     head, tail = rows[:ROWS], rows[ROWS:]
     if tail:
@@ -149,9 +164,11 @@ def _row(cells: tuple[str, ...]) -> str:
 
 
 def _time(row: Alternative) -> str:
+    """Say what it takes; at most, if it may be less, and at least, if no plan of it is known."""
     if row.seconds_per_sample == float("inf"):
         return "no fit"
-    return ("" if row.planned else ">= ") + format_seconds(row.seconds_per_sample)
+    mark = ">= " if not row.planned else "" if row.is_settled else "<= "
+    return mark + format_seconds(row.seconds_per_sample)
 
 
 def notes(plan: ShardedStepPlan) -> Iterator[str]:
@@ -161,19 +178,17 @@ def notes(plan: ShardedStepPlan) -> Iterator[str]:
         yield f"host memory: {format_both(plan.host_bytes)} on each node, for what is offloaded"
     else:
         yield "host memory: nothing is offloaded"
+    yield from _table_notes(plan)
     if plan.cluster.device.name == "cpu":
         kept = format_bytes(plan.reserve_bytes)
         yield f"reserve: {kept} a rank for what gloo's threads let go of late is counted"
     else:
-        yield reserve_note(plan.cluster.device, plan.cluster.world_size)
-    free = plan.budget_bytes - plan.peak_bytes
+        yield reserve_note(plan.cluster.device)
+        yield from _allocator_notes(plan)
     yield (
-        f"fragmentation: not counted; an accelerator's allocator may lose 5-20% to it, and "
-        f"{format_bytes(free)} ({format_percent(free / plan.budget_bytes)} of the budget) is left"
-    )
-    yield (
-        f"a peak above is of the best plan known, or the least if none fits; '>=' marks times "
-        f"that are proved without planning further; all for {c.global_batch} samples a step"
+        f"a peak above is of the best plan known, or the least if none fits; '<=' marks times of "
+        f"plans that were not solved further, '>=' what is proved where no plan is known to fit; "
+        f"all for {c.global_batch} samples a step"
     )
     if plan.step.optimizer is None:
         yield "the optimizer's state and step are left out of every number here"
@@ -188,6 +203,40 @@ def notes(plan: ShardedStepPlan) -> Iterator[str]:
         yield "smaller micro-batches are served, too"
     if plan.step.message:
         yield f"solver: {plan.step.message}"
+
+
+def _table_notes(plan: ShardedStepPlan) -> Iterator[str]:
+    """Say why tables of embeddings are not gathered, if some are not."""
+    tables = [unit for unit in plan.units if unit.row_wise]
+    if not tables:
+        return
+    names = ("look_up", "bring_back")
+    sent = sum(op.moved_bytes for op in plan.step.graph.ops if op.target in names)
+    graphs = [plan.kinds[unit.kind].graph for unit in tables]
+    whole = sum(v.size_bytes for g in graphs for v in g.values if v.kind is Kind.PARAMETER)
+    what = "1 table of embeddings is" if len(tables) == 1 else f"{len(tables)} tables are"
+    yield (
+        f"{what} not gathered: every rank keeps some rows and looks them up for all, so that "
+        f"{format_bytes(sent)} of rows and gradients are exchanged in a micro-step; gathering and "
+        f"reducing whole tables would move {format_bytes(2 * whole)}. All ranks have to call them "
+        "with as many ids"
+    )
+
+
+def _allocator_notes(plan: ShardedStepPlan) -> Iterator[str]:
+    """Say what beside the tensors has to find room on an accelerator, and who keeps it free."""
+    if plan.margin_bytes:
+        yield (
+            "kept free: NCCL takes up to 1.5 GiB past PyTorch; the allocator needs 5% or what a "
+            "replay of this schedule showed, where that is more; reserve= keeps another size free"
+        )
+        return
+    free = plan.budget_bytes - plan.peak_bytes
+    yield (
+        f"kept free: nothing but {format_bytes(free)} ({format_percent(free / plan.budget_bytes)} "
+        "of the budget), for NCCL, which takes up to 1.5 GiB, and for what the allocator needs "
+        "beside the tensors, 5-20%"
+    )
 
 
 def sharded_summary(plan: ShardedStepPlan) -> dict[str, Any]:
@@ -209,6 +258,8 @@ def sharded_summary(plan: ShardedStepPlan) -> dict[str, Any]:
         "bound_seconds_per_sample": plan.bound_seconds_per_sample,
         "gap": plan.gap,
         "host_bytes": plan.host_bytes,
+        "margin_bytes": plan.margin_bytes,
+        "nccl_bytes": plan.nccl_bytes,
         "alternatives": [_alternative(row) for row in plan.alternatives],
     }
 
@@ -222,18 +273,28 @@ def _alternative(row: Alternative) -> dict[str, Any]:
         "peak_bytes": row.peak_bytes,
         "seconds_per_sample": None if fits_nowhere else row.seconds_per_sample,
         "planned": row.planned,
+        "bound_seconds_per_sample": None if fits_nowhere else row.bound_seconds_per_sample,
         "reason": row.reason,
     }
 
 
 def families(rows: Iterable[Alternative]) -> Iterator[Alternative]:
-    """Yield the best row of each way to shard."""
+    """Yield the best row of each way to shard, the fastest first.
+
+    That is the fastest plan known of it. If none is known to fit, it is what could be fastest.
+    A way whose other configurations could be faster than its row is marked by its own bound.
+    """
     groups: dict[object, list[Alternative]] = {}
     for row in rows:
         groups.setdefault((row.recipe, row.configuration.way), []).append(row)
-    for group in groups.values():
-        yield min(group, key=_rank)
+    best = [_best(group) for group in groups.values()]
+    yield from sorted(best, key=lambda row: row.seconds_per_sample)
 
 
-def _rank(row: Alternative) -> tuple[bool, float, int]:
-    return row.peak_bytes is None, row.seconds_per_sample, row.peak_bytes or 0
+def _best(group: list[Alternative]) -> Alternative:
+    best = min(
+        group, key=lambda row: (not row.planned, row.seconds_per_sample, row.peak_bytes or 0)
+    )
+    bounds = [row.bound_seconds_per_sample for row in group]
+    known = [bound for bound in bounds if bound is not None]
+    return replace(best, bound_seconds_per_sample=min(known)) if known else best

@@ -95,10 +95,12 @@ class UnitPlan:
     ``path`` is that of the module; ``kind`` the index of its graph among the captured ones, which
     identical units share; ``schedule`` runs that graph. ``keep_gathered`` keeps the gathered weight
     from forward to backward (ZeRO stage 2) instead of gathering it again (stage 3), if the strategy
-    gathers weights at all.
+    gathers weights at all. ``row_wise`` is a table of embeddings that is not gathered: every rank
+    keeps some of its rows and looks them up for all.
     """
 
     path: str
     kind: int
     schedule: Schedule
     keep_gathered: bool = False
+    row_wise: bool = False

@@ -19,6 +19,9 @@ from planner.plan.stage import Stage
 from planner.plan.step_plan import Recomputed, StepPlan
 from planner.solvers import Status
 
+_SETTLED = 0.99
+"""How near a bound has to be to a time for the two to be taken for the same."""
+
 
 @dataclass(frozen=True)
 class UnitKind:
@@ -34,8 +37,9 @@ class Alternative:
 
     ``fits`` says that some schedule of it is known to fit; ``peak_bytes`` is that schedule's, or
     the least that is known, ``None`` if it was ruled out before its memory was looked at.
-    ``planned`` says that ``seconds_per_sample`` is what it really takes; otherwise no schedule of
-    it takes less (``inf``: none fits).
+    ``planned`` says that ``seconds_per_sample`` is what that schedule takes, and none takes less
+    than ``bound_seconds_per_sample`` (``None`` in files of before 0.3); otherwise no schedule takes
+    less than ``seconds_per_sample`` (``inf``: none fits).
     """
 
     configuration: Configuration
@@ -45,6 +49,13 @@ class Alternative:
     peak_bytes: int | None
     seconds_per_sample: float
     reason: str
+    bound_seconds_per_sample: float | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing says that a better plan of this configuration could be faster."""
+        bound = self.bound_seconds_per_sample
+        return bound is None or bound >= self.seconds_per_sample * _SETTLED
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,7 +64,8 @@ class ShardedStepPlan:
 
     ``step`` is one rank's whole optimizer step as it is executed; its bound holds for every
     schedule of every configuration that was allowed. ``kinds`` are the graphs of the units,
-    ``host_bytes`` what offloading takes on the host of one node.
+    ``host_bytes`` what offloading takes on the host of one node. ``margin_bytes`` of the budget are
+    kept free beside the tensors, ``nccl_bytes`` of them for NCCL, the others for the allocator.
 
     Raises:
         ValueError: the cluster has another number of devices than the configuration, or a unit
@@ -67,6 +79,8 @@ class ShardedStepPlan:
     kinds: tuple[UnitKind, ...]
     alternatives: tuple[Alternative, ...] = ()
     host_bytes: int = 0
+    margin_bytes: int = 0
+    nccl_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.cluster.world_size != self.configuration.world_size:
@@ -180,7 +194,8 @@ class ShardedStepPlan:
     def stage(self) -> Stage:
         """The stage of ZeRO, from the least to the most that a unit is in."""
         strategy = self.configuration.strategy
-        stages = [strategy.stage(keep_gathered=u.keep_gathered).number for u in self.units]
+        gathered = [u for u in self.units if not u.row_wise]
+        stages = [strategy.stage(keep_gathered=u.keep_gathered).number for u in gathered]
         most = strategy.stages[-1].number
         return Stage(min(stages, default=most), max(stages, default=most))
 

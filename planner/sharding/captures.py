@@ -66,5 +66,6 @@ def compute_seconds(captures: ModelCapture) -> float:
     """Return the time of forward and backward of one micro-step, nothing run again."""
     stubs = {op for call in captures.root.calls for op in (call.forward, call.backward)}
     ops = [op for i, op in enumerate(captures.root.graph.ops) if i not in stubs]
-    ops += [op for kind in captures.kind_of for op in captures.kinds[kind].graph.ops]
+    units = [captures.kinds[kind] for kind in captures.kind_of]  # but a table need not be whole
+    ops += [op for unit in units if not unit.table for op in unit.graph.ops]
     return sum(op.seconds for op in ops if op.phase in (Phase.FORWARD, Phase.BACKWARD))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from planner.byte_sizes import format_both
+from planner.byte_sizes import format_both, format_bytes
 from planner.errors import BadCluster, InfeasibleBudget
 from planner.graphs.binding import binding
 from planner.graphs.hardware.cluster import Cluster
@@ -19,11 +19,15 @@ from planner.request import Request
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
 from planner.sharding.make_cluster import make_cluster
+from planner.sharding.margin import NO_MARGIN, Margin, margin_of, widened
 from planner.sharding.pricing import CanRealize, plan_step, price_recipes, what_fills
 from planner.sharding.reasons import alternatives
 from planner.sharding.samples import samples_in
-from planner.sharding.search import SearchResult, explore
+from planner.sharding.search import SearchResult, Space, explore
 from planner.solvers import Limits, Status
+
+STEP = 0.02
+"""By how much of the budget more is kept free, at least, where the allocator needs more."""
 
 MOST_RANKS = 65_536
 """Where the search for a number of devices that would do gives up."""
@@ -47,25 +51,40 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
         batch = samples_in(request.inputs) * request.world_size
     shop = Captures(request)
     among = _among(cluster, batch, request.precisions, offload=request.offload)
-    found = explore(
-        shop.space(cluster, among),
-        budget_bytes,
-        method=request.method,
-        limits=request.limits,
-        tell=request.tell,
-    )
+    found, margin = _explored(request, shop.space(cluster, among), budget_bytes)
     if found.best is None:
         request.tell("looking for a number of devices that would do")
-        ranks = least_ranks(
-            lambda n: _fits_on(shop, among, of, n, budget_bytes), cluster.world_size
-        )
-        raise fits_nowhere(found, budget_bytes, cluster, ranks)
-    plan = plan_found(shop, cluster, found, budget_bytes)
+        room = budget_bytes - margin.size_bytes
+        ranks = least_ranks(lambda n: _fits_on(shop, among, of, n, room), cluster.world_size)
+        raise fits_nowhere(found, budget_bytes, cluster, ranks, margin)
+    plan = plan_found(shop, cluster, found, budget_bytes, margin)
     return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
 
 
+def _explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
+    """Search within what a margin leaves of the budget, and again if the allocator needs more."""
+    margin = margin_of(request, budget_bytes)
+    while True:
+        room = budget_bytes - margin.size_bytes
+        found = explore(
+            space, room, method=request.method, limits=request.limits, tell=request.tell
+        )
+        if found.best is None:
+            return found, margin
+        wider = widened(margin, request, found.best.graph, found.best.schedule)
+        if found.best.peak_bytes + wider.size_bytes <= budget_bytes:
+            return found, wider
+        request.tell("its allocator needs more than was kept free: again")
+        least = margin.fragments_bytes + int(budget_bytes * STEP)
+        margin = replace(wider, fragments_bytes=max(wider.fragments_bytes, least))
+
+
 def plan_found(
-    shop: Captures, cluster: Cluster, found: SearchResult, budget_bytes: int
+    shop: Captures,
+    cluster: Cluster,
+    found: SearchResult,
+    budget_bytes: int,
+    margin: Margin = NO_MARGIN,
 ) -> ShardedStepPlan:
     """Make the plan of what a search found.
 
@@ -74,6 +93,7 @@ def plan_found(
         cluster: what it was searched for.
         found: how the search ended.
         budget_bytes: of each rank.
+        margin: what of it was kept free.
     """
     assert found.best is not None
     captured, request = shop.captured(found.best.configuration), shop.request
@@ -99,8 +119,10 @@ def plan_found(
         cluster=cluster,
         units=found.best.units,
         kinds=tuple(UnitKind(k.graph, k.signature) for k in captured.kinds),
-        alternatives=alternatives(found, budget_bytes),
+        alternatives=alternatives(found, budget_bytes - margin.size_bytes),
         host_bytes=found.best.host_bytes * cluster.devices_per_node,
+        margin_bytes=margin.size_bytes,
+        nccl_bytes=margin.nccl_bytes,
     )
 
 
@@ -137,7 +159,11 @@ def message(found: SearchResult) -> str:
 
 
 def fits_nowhere(
-    found: SearchResult, budget_bytes: int, cluster: Cluster, ranks: int | None
+    found: SearchResult,
+    budget_bytes: int,
+    cluster: Cluster,
+    ranks: int | None,
+    margin: Margin = NO_MARGIN,
 ) -> InfeasibleBudget:
     """Make the error that says what was asked, how close it came, and how many devices would do.
 
@@ -146,6 +172,7 @@ def fits_nowhere(
         budget_bytes: of each rank.
         cluster: what was searched for.
         ranks: how many devices would do, if any number does.
+        margin: what of the budget was kept free.
     """
     closest = found.closest
     proved = all(o.bound_seconds == math.inf for o in found.outcomes)
@@ -155,15 +182,18 @@ def fits_nowhere(
         else f"not even {MOST_RANKS:,} such devices would do: a larger device is needed, or a "
         "smaller micro-batch is impossible; shorten the sequence or split the model's largest unit"
     )
+    kept = margin.size_bytes
+    free = f", {format_bytes(kept)} of it kept free for NCCL and the allocator" if kept else ""
     text = (
         f"No way to shard and recompute was found within {format_both(budget_bytes)} a rank on "
-        f"{cluster}{' (proved for every configuration)' if proved else ''}. The closest is "
+        f"{cluster}{free}{' (proved for every configuration)' if proved else ''}. The closest is "
         f"{closest.configuration} with {format_both(closest.peak_bytes)}: "
-        f"{what_fills(closest, budget_bytes)}. Next: {needed}, with a global batch of at least as "
-        "many samples; then lower precision (precisions=('bfloat16',)), or optimizer offload."
+        f"{what_fills(closest, budget_bytes - kept)}. Next: {needed}, with a global batch of at "
+        "least as many samples; then lower precision (precisions=('bfloat16',)), or optimizer "
+        f"offload{'; or reserve=, which says otherwise what is kept free' if kept else ''}."
     )
     found_at = binding(closest.graph, closest.schedule, closest.trace)
-    return InfeasibleBudget(budget_bytes, closest.peak_bytes, found_at, text)
+    return InfeasibleBudget(budget_bytes, closest.peak_bytes + kept, found_at, text)
 
 
 def least_ranks(fits: Callable[[int], bool | None], world_size: int) -> int | None:

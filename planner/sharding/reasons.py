@@ -37,7 +37,12 @@ def why_slower(mine: Spent, best: Spent, samples: int) -> str:
 
 
 def alternatives(found: SearchResult, budget_bytes: int) -> tuple[Alternative, ...]:
-    """List every configuration but the best one, and the recipes of the best one's, best first."""
+    """List every configuration but the best one, and the recipes of the best one's, best first.
+
+    Args:
+        found: how the search ended.
+        budget_bytes: what was searched within.
+    """
     assert found.best is not None
     best = found.best
     rows = [
@@ -51,16 +56,18 @@ def alternatives(found: SearchResult, budget_bytes: int) -> tuple[Alternative, .
 
 def _rejected(outcome: Outcome, best: Planned) -> Alternative:
     c, samples = outcome.configuration, outcome.configuration.global_batch
+    known, fitting = outcome.seconds, outcome.bound_seconds < math.inf
     row = Alternative(
         configuration=c,
         recipe="",
-        fits=outcome.seconds is not None,
-        planned=False,
+        fits=known is not None,
+        planned=known is not None,
         peak_bytes=outcome.peak_bytes,
-        seconds_per_sample=outcome.bound_seconds / samples,
+        seconds_per_sample=(outcome.bound_seconds if known is None else known) / samples,
         reason="",
+        bound_seconds_per_sample=outcome.bound_seconds / samples if fitting else None,
     )
-    if outcome.bound_seconds == math.inf:
+    if not fitting:
         return replace(row, reason=outcome.fills)
     if outcome.spent is None:
         reason = "slower: compute and optimizer alone take longer than the whole of the best plan"
@@ -69,12 +76,9 @@ def _rejected(outcome: Outcome, best: Planned) -> Alternative:
         reason = "no schedule was found that fits; none is proved impossible"
         return replace(row, reason=reason)
     reason = why_slower(outcome.spent, spent(best.graph, best.schedule), samples)
-    if outcome.solved and outcome.seconds is not None:
-        seconds = outcome.seconds / samples
-        return replace(row, planned=True, seconds_per_sample=seconds, reason=reason)
-    if outcome.bound_seconds < best.seconds:
+    if not outcome.solved and outcome.bound_seconds < best.seconds:
         left = format_percent(1 - outcome.bound_seconds / best.seconds)
-        return replace(row, reason=f"could be faster by {left} at most: not solved further")
+        reason = f"could be faster by {left} at most: not solved further"
     return replace(row, reason=reason)
 
 
@@ -89,5 +93,6 @@ def _recipe(planned: Planned, best: Planned, budget_bytes: int) -> Alternative:
         planned=True,
         peak_bytes=planned.peak_bytes,
         seconds_per_sample=planned.seconds / c.global_batch,
+        bound_seconds_per_sample=planned.seconds / c.global_batch,
         reason=slower if over <= 0 else f"does not fit: {format_bytes(over)} over the budget",
     )

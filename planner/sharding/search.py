@@ -25,6 +25,12 @@ from planner.sharding.pricing import (
 )
 from planner.solvers import Limits, floor_bytes, lower_bound
 
+_HOST_LATER = 1.02
+"""By how much faster offloading has to promise to be in order to be solved first."""
+
+_SHOWN = 2
+"""How many further configurations of each way to shard are priced to show its best one."""
+
 
 @dataclass(frozen=True)
 class Space:
@@ -134,11 +140,7 @@ class _Search:
     def open_all(self) -> None:
         """Open what its floor does not rule out, those that hold least first."""
         for c in sorted(self.space.configurations, key=lambda c: (c.micro_batch, -c.shard_ranks)):
-            less = next((f.configuration for f in self.full if f.rules_out(c)), None)
-            if less is not None:
-                peak, fills = self.outcomes[less].peak_bytes, self.outcomes[less].fills
-                fills = f"{less} does not fit: {fills}"
-                self.outcomes[c] = Outcome(c, math.inf, peak_bytes=peak, fills=fills)
+            if self._is_ruled_out(c):
                 continue
             floor = self.space.floor_seconds(c) + self.optimizer.get(c.way, 0.0)
             self.outcomes[c] = Outcome(c, floor)
@@ -148,13 +150,17 @@ class _Search:
     def solve_all(self) -> None:
         """Bound, then solve what was opened, always what has the least bound.
 
-        What is most promising is solved even if the time is over by then.
+        What is most promising is solved even if the time is over by then. Where states are on the
+        host, a configuration waits for those on the device that are about as good.
         """
         deadline, bounded = time.monotonic() + self.limits.seconds, set[Configuration]()
         index = {c: i for i, c in enumerate(self.space.configurations)}
-        queue = [(self.outcomes[c].bound_seconds, index[c], c) for c in self.steps]
+        queue = [(self._promise(c), index[c], c) for c in self.steps]
         heapq.heapify(queue)
-        while queue and queue[0][0] < self._incumbent() * (1 - self.limits.gap):
+        while queue:
+            if self.outcomes[queue[0][2]].bound_seconds >= self._enough():
+                heapq.heappop(queue)
+                continue
             left = deadline - time.monotonic()
             solved = any(outcome.solved for outcome in self.outcomes.values())
             if left <= 0 and solved and self.best is not None:
@@ -168,19 +174,50 @@ class _Search:
                 continue
             bounded.add(c)
             self._bound(c, limits)
-            heapq.heappush(queue, (self.outcomes[c].bound_seconds, i, c))
+            if c in self.steps:
+                heapq.heappush(queue, (self._promise(c), i, c))
 
     def show_all(self) -> None:
-        """Open the most promising of each way that was never looked at, for its memory."""
-        ways: dict[Configuration, list[Outcome]] = {}
-        for outcome in self.outcomes.values():
-            ways.setdefault(outcome.configuration.way, []).append(outcome)
-        for outcomes in ways.values():
-            if all(outcome.peak_bytes is None for outcome in outcomes):
-                self._open(min(outcomes, key=lambda outcome: outcome.bound_seconds).configuration)
+        """Open what may be the fastest of each way to shard, until it is known or seems to be.
+
+        What is best of a way has then been priced, though maybe not solved.
+        """
+        ways: dict[Configuration, list[Configuration]] = {}
+        for c in self.outcomes:
+            ways.setdefault(c.way, []).append(c)
+        for among in ways.values():
+            for _ in range(_SHOWN):
+                outcomes = [self.outcomes[c] for c in among]
+                known = min(
+                    (o.seconds for o in outcomes if o.seconds is not None), default=math.inf
+                )
+                unseen = [o for o in outcomes if o.spent is None and o.bound_seconds < known]
+                if not unseen:
+                    break
+                c = min(unseen, key=lambda o: o.bound_seconds).configuration
+                if not self._is_ruled_out(c):
+                    self._open(c)
+
+    def _is_ruled_out(self, c: Configuration) -> bool:
+        """Tell whether what holds no more does not fit, and remember it."""
+        less = next((f.configuration for f in self.full if f.rules_out(c)), None)
+        if less is None:
+            return False
+        peak, fills = self.outcomes[less].peak_bytes, self.outcomes[less].fills
+        fills = f"{less} does not fit: {fills}"
+        self.outcomes[c] = Outcome(c, math.inf, peak_bytes=peak, fills=fills)
+        return True
 
     def _incumbent(self) -> float:
         return math.inf if self.best is None else self.best.seconds
+
+    def _enough(self) -> float:
+        """Return the seconds below which a bound is worth a look."""
+        return self._incumbent() * (1 - self.limits.gap)
+
+    def _promise(self, c: Configuration) -> float:
+        """Return the bound of a configuration, somewhat more where states are on the host."""
+        return self.outcomes[c].bound_seconds * (_HOST_LATER if c.offload else 1.0)
 
     def _open(self, c: Configuration) -> None:
         """Assemble the graph of a configuration and try the recipes on it."""

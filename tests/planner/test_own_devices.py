@@ -42,8 +42,8 @@ def test_fit(mine: Device | str) -> None:
 
 def test_fit_over_several(mine: Device | str) -> None:
     with pytest.raises(planner.BadCluster, match="of my card is not known: pass link="):
-        planner.fit(net(), "2GB", inputs=INPUTS, device=mine, world_size=2)
-    plan = planner.fit(net(), "2GB", inputs=INPUTS, device=mine, world_size=2, link="10GB/s")
+        planner.fit(net(), "4GB", inputs=INPUTS, device=mine, world_size=2)
+    plan = planner.fit(net(), "4GB", inputs=INPUTS, device=mine, world_size=2, link="10GB/s")
     assert plan.cluster.scale_up.bytes_per_second == 1e10
     assert plan.step.device == "my card"
     assert "its speed: given" in " ".join(str(plan).split())

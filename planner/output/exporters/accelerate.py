@@ -13,7 +13,12 @@ from typing import Any
 from planner.graphs.files import write_atomically
 from planner.output.exporters.exporter import AnyPlan, Exporter, register_exporter
 from planner.output.exporters.launch import Launch
-from planner.output.exporters.shortfalls import mixed_notes, recomputation_notes, recomputing
+from planner.output.exporters.shortfalls import (
+    mixed_notes,
+    recomputation_notes,
+    recomputing,
+    table_notes,
+)
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 
 
@@ -87,6 +92,7 @@ def accelerate_notes(plan: ShardedStepPlan) -> Iterator[str]:
     )
     if sharded and plan.cluster.device.name == "cpu":
         yield "accelerate shards on accelerators only: on a CPU it runs one process, or plain DDP"
+    yield from table_notes(plan)
     yield from mixed_notes(plan, "accelerate has one switch, here every unit gathers again")
     if kind == "DEEPSPEED":
         yield (

@@ -18,6 +18,7 @@ from planner.output.exporters.shortfalls import (
     mixed_notes,
     parameters_of,
     recomputation_notes,
+    table_notes,
 )
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 
@@ -90,6 +91,7 @@ def deepspeed_notes(plan: ShardedStepPlan) -> Iterator[str]:
         "nothing in this file does that: DeepSpeed's activation_checkpointing block acts only in "
         "models that call deepspeed.checkpointing",
     )
+    yield from table_notes(plan)
     yield from mixed_notes(plan, f"DeepSpeed has one stage for all, here {stage}")
     if c.replicas > 1 and stage == 3:
         yield (

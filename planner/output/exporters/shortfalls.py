@@ -31,6 +31,14 @@ def mixed_notes(plan: ShardedStepPlan, instead: str) -> Iterator[str]:
         )
 
 
+def table_notes(plan: ShardedStepPlan) -> Iterator[str]:
+    if tables := sum(unit.row_wise for unit in plan.units):
+        yield (
+            f"the plan looks up the rows of {tables} tables of embeddings where they are; this "
+            "format gathers them whole in every step, which takes longer and may not fit"
+        )
+
+
 def recomputing(plan: ShardedStepPlan) -> int:
     """Return how many units run an op again."""
     return sum(len(u.schedule.order) > len(plan.kinds[u.kind].graph.ops) for u in plan.units)

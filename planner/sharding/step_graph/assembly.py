@@ -16,7 +16,7 @@ from planner.sharding.step_graph.backward_pass import backward
 from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.forward_pass import forward
 from planner.sharding.step_graph.optimizer_pass import add_optimizer
-from planner.sharding.step_graph.parameter_groups import group_of
+from planner.sharding.step_graph.parameter_groups import GroupSeconds, group_of
 from planner.sharding.step_graph.resident import reside
 from planner.sharding.step_graph.sharded_step import ShardedStep
 from planner.sharding.step_graph.step_rules import StepRules
@@ -59,6 +59,7 @@ def assemble(
         layouts=tuple(draft.layouts),
         root_backward=draft.turn,
         host_bytes=_host_bytes(draft, step),
+        row_wise=frozenset(draft.row_wise),
     )
 
 
@@ -69,6 +70,11 @@ def _groups(draft: Draft, rules: StepRules) -> None:
         group = group_of(capture.parameters, ranks, grain, elsewhere=draft.elsewhere)
         draft.groups[i] = group
         draft.seconds[i] = rules.group_seconds(group, spread, draft.cluster)
+    for i, capture in draft.captures_by_index():
+        exchange = rules.row_wise_seconds(draft, i) if capture.table else None
+        if exchange is not None:
+            draft.row_wise[i], draft.seconds[i] = exchange, GroupSeconds(0.0, 0.0)
+            draft.compute[i] = exchange
 
 
 def _host_bytes(draft: Draft, step: OptimizerStep) -> int:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from planner.graphs import Phase
 from planner.sharding.step_graph.builder import ROOT, Draft
 from planner.sharding.step_graph.resident import saved_inputs
+from planner.sharding.step_graph.row_wise_lookup import bring_back
 from planner.sharding.step_graph.step_rules import StepRules
 
 
@@ -21,7 +22,9 @@ def backward(draft: Draft, rules: StepRules) -> None:
     stubs = {call.forward for call in draft.root.calls}
     start = next(i for i, op in enumerate(draft.root.graph.ops) if op.phase is Phase.BACKWARD)
     for index, op in enumerate(draft.root.graph.ops[start:], start):
-        if index in calls:
+        if calls.get(index) in draft.row_wise:
+            bring_back(draft, calls[index])
+        elif index in calls:
             _unit_backward(draft, calls[index])
             _reduce(draft, rules, calls[index])
         elif index not in stubs:

@@ -27,7 +27,8 @@ class Draft:
     ``groups`` and ``seconds`` are the sizes and the communication of root and units, ``weights``
     what they compute with, ``flats`` the buffers that is gathered in. ``shards`` are the gradients
     that the optimizer reads, ``reduced`` those that are held until backward ends, ``reducing`` the
-    buffer of the reduction before; ``turn`` is where backward begins.
+    buffer of the reduction before; ``turn`` is where backward begins. ``row_wise`` are tables whose
+    rows are looked up where they are, with the seconds of that, forward and backward.
     """
 
     captures: ModelCapture
@@ -45,6 +46,7 @@ class Draft:
     shards: list[int] = field(default_factory=list)
     reduced: list[int] = field(default_factory=list)
     turn: int = 0
+    row_wise: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root = self.captures.root

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from planner.graphs import Phase
 from planner.sharding.step_graph.builder import ROOT, Draft
+from planner.sharding.step_graph.row_wise_lookup import look_up
 from planner.sharding.step_graph.sharded_step import Layout
 from planner.sharding.step_graph.step_rules import StepRules
 
@@ -28,6 +29,11 @@ def forward(draft: Draft, rules: StepRules) -> None:
             locals_ += draft.ops[-1].outputs if last == ROOT else ()
             continue
         unit = calls[index]
+        if unit in draft.row_wise:
+            _weigh(draft, unit)
+            look_up(draft, unit)
+            hidden += draft.compute[unit][0]
+            continue
         gather = rules.gather(draft, unit, last, hidden)
         _weigh(draft, unit)
         _unit_forward(draft, unit, gather)

@@ -8,9 +8,9 @@ reductions around it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from planner.graphs import Graph, Schedule, schedule_from_order
+from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, UnitPlan
 
@@ -21,7 +21,8 @@ class Layout:
 
     ``ops[i]`` is the step's op for op ``i`` of the unit's own graph (``None`` for a gradient that
     the next unit makes), the first ``forward_ops`` of them its forward. ``gather`` are the two ops
-    that make the weight, none if it is resident.
+    that make the weight, none if it is resident. A table that is looked up row by row has one op
+    each way instead.
     """
 
     ops: tuple[int | None, ...]
@@ -42,7 +43,7 @@ class ShardedStep:
     """The graph of one rank's step and where its units lie in it.
 
     ``root_backward`` is the first op of the backward pass. ``host_bytes`` is what one rank keeps
-    in its host's memory.
+    in its host's memory. ``row_wise`` are units that are tables looked up where their rows are.
     """
 
     graph: Graph
@@ -54,6 +55,7 @@ class ShardedStep:
     layouts: tuple[Layout, ...]
     root_backward: int
     host_bytes: int
+    row_wise: frozenset[int] = frozenset()
 
     def realize(self, order: Sequence[int]) -> Realized:
         """Project an order of the step's ops on its units and rebuild what torch runs."""
@@ -63,13 +65,17 @@ class ShardedStep:
         plans = []
         for u, path in enumerate(self.units):
             layout, graph = self.layouts[u], self.kinds[self.kind_of[u]]
+            if u in self.row_wise:
+                plain = plain_schedule(graph)
+                plans.append(UnitPlan(path, self.kind_of[u], plain))
+                continue
             schedule = schedule_from_order(graph, _unit_order(layout, runs))
             kept = bool(layout.gather) and len(runs[layout.gather[0]]) == 1
             plans.append(UnitPlan(path, self.kind_of[u], schedule, kept))
         return self.realize_units(plans)
 
     def realize_units(self, units: Sequence[UnitPlan]) -> Realized:
-        """Return the step's schedule for these decisions."""
+        """Return the step's schedule for these decisions; which tables stay, the step says."""
         ahead: dict[int, list[int]] = {}  # op -> what runs right before it
         inside = {op: u for u, layout in enumerate(self.layouts) for op in layout.ops}
         halves = [self._halves(u, plan) for u, plan in enumerate(units)]
@@ -90,11 +96,15 @@ class ShardedStep:
             if (owner, half) not in started:
                 started.add((owner, half))
                 order += halves[owner][half]
-        return Realized(schedule_from_order(self.graph, order), tuple(units))
+        plans = (replace(plan, row_wise=u in self.row_wise) for u, plan in enumerate(units))
+        return Realized(schedule_from_order(self.graph, order), tuple(plans))
 
     def _halves(self, u: int, plan: UnitPlan) -> tuple[list[int], list[int]]:
         """Return the step's ops of a unit's schedule, forward and backward."""
         layout = self.layouts[u]
+        if u in self.row_wise:
+            look_up, bring_back = (op for op in layout.ops if op is not None)
+            return [look_up], [bring_back]
         order = plan.schedule.order
         turn = order.index(layout.forward_ops)  # the first op of backward takes the gradient
         step_ops = [layout.ops[i] for i in order]

@@ -32,6 +32,8 @@ class StepRules:
             ``draft.weights``; returns those that may run again. It gets the group, the one used
             before, and the seconds of compute that may hide them.
         reduce: adds the ops that reduce a group's gradients, which it gets as values.
+        row_wise_seconds: what it takes to look up the rows of a table where they are and to bring
+            its gradients there, forward and backward; ``None`` where it has to be gathered.
         copies_gradients: the root's gradients are copied one by one as they are made, so that the
             op that ends its backward holds none.
     """
@@ -44,4 +46,5 @@ class StepRules:
     hold: Callable[[Draft], None]
     gather: Callable[[Draft, int, int | None, float], tuple[int, ...]]
     reduce: Callable[[Draft, int, Sequence[int]], None]
+    row_wise_seconds: Callable[[Draft, int], tuple[float, float] | None] = lambda draft, unit: None
     copies_gradients: bool = False

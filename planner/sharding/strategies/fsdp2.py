@@ -30,6 +30,7 @@ from planner.sharding.step_graph.parameter_groups import (
     shard_dimension,
     shard_shape,
 )
+from planner.sharding.step_graph.row_wise_lookup import exchange_of
 from planner.sharding.step_graph.step_rules import StepRules
 from planner.sharding.wrapping import Wrapping, optimizer_of_all
 
@@ -81,9 +82,37 @@ def _seconds(group: ParameterGroup, spread: Spread, cluster: Cluster) -> GroupSe
     return GroupSeconds(gather, reduce)
 
 
+_PASSES = 4
+"""How often the rows that all ranks ask for are read or written in each direction."""
+
+
+def _row_wise_seconds(draft: Draft, unit: int) -> tuple[float, float] | None:
+    """Return what the exchange of ids, rows and gradients of a table takes, where that is less.
+
+    The ids of all ranks are looked up on each, the sums come back by a reduce-scatter; gradients
+    go to all. Nothing hides it. Tables in replicated groups or on the host are gathered.
+    """
+    spread, cluster, capture = draft.configuration.spread, draft.cluster, draft.capture(unit)
+    if spread.replicas > 1 or spread.offload or spread.shard_ranks == 1:
+        return None
+    ranks, sizes = spread.shard_ranks, exchange_of(capture, spread.shard_ranks)
+    there = all_gather_seconds(sizes.asked, ranks, cluster)
+    there += reduce_scatter_seconds(sizes.sent, ranks, cluster)
+    back = all_gather_seconds(sizes.sent, ranks, cluster)
+    passes = _PASSES * (sizes.looked_up + sizes.cast)  # found, masked, added up, sent
+    touched = passes / cluster.device.bytes_per_second()
+    dense = draft.groups[unit].gradient_shard / cluster.device.bytes_per_second()  # is zeroed
+    exchange = there + touched, back + touched + dense
+    whole = draft.seconds[unit].gather + draft.seconds[unit].reduce
+    own = sum(op.seconds for op in capture.graph.ops)
+    return exchange if sum(exchange) < whole + own else None
+
+
 def _reside(draft: Draft, i: int) -> None:
     if not draft.elsewhere:
-        draft.value(f"shards.{draft.name(i)}", draft.groups[i].shard, Kind.PARAMETER)
+        shard = draft.value(f"shards.{draft.name(i)}", draft.groups[i].shard, Kind.PARAMETER)
+        if i in draft.row_wise:
+            draft.weights[i] = shard
 
 
 def _hold(draft: Draft) -> None:
@@ -92,7 +121,8 @@ def _hold(draft: Draft) -> None:
         size = sum(group.gradient_shard for group in draft.groups.values())
         draft.value("accumulated gradients", size, Kind.GRADIENT)
     if draft.cluster.device.name == "cpu":
-        units = [group for i, group in draft.groups.items() if i != ROOT]
+        apart = {ROOT, *draft.row_wise}
+        units = [group for i, group in draft.groups.items() if i not in apart]
         late = _gloo_reserve_bytes(units, draft.groups[ROOT])
         draft.value("late releases of gloo", late, Kind.RESERVE)
 
@@ -191,6 +221,8 @@ def _wrap(
     )
     from torch.distributed.tensor import Shard
 
+    from planner.sharding.row_wise import keep_rows
+
     policy = MixedPrecisionPolicy()
     if configuration.precision == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -208,10 +240,14 @@ def _wrap(
         "offload_policy": offload,
         "shard_placement_fn": placed,
     }
+    tables: set[nn.Parameter] = set()
     for unit in units:
         module = model.get_submodule(unit.path)
-        fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared)
-    fully_shard(model, reshard_after_forward=False, **shared)
+        if unit.row_wise:
+            tables.add(keep_rows(module, mesh, policy.param_dtype))
+        else:
+            fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared)
+    fully_shard(model, reshard_after_forward=False, ignored_params=tables, **shared)
     return model
 
 
@@ -238,6 +274,7 @@ FSDP2 = register_strategy(
                 hold=_hold,
                 gather=_gather,
                 reduce=_reduce,
+                row_wise_seconds=_row_wise_seconds,
             ),
             # gradients are reduced after every micro-step
             Wrapping(_wrap, optimizer_of_all, lambda model: nullcontext()),

@@ -52,7 +52,8 @@ class UnitCall:
 class UnitCapture:
     """A captured unit, or the root around all units, and its border as values of its graph.
 
-    ``calls`` are the root's, one a unit in the order of execution.
+    ``calls`` are the root's, one a unit in the order of execution. A ``table`` of embeddings may
+    be looked up where its rows are instead of being gathered.
     """
 
     captured: Captured
@@ -62,6 +63,7 @@ class UnitCapture:
     outputs: tuple[int, ...]
     tangents: tuple[int | None, ...]
     calls: tuple[UnitCall, ...] = ()
+    table: bool = False
 
     @property
     def graph(self) -> Graph:

@@ -7,6 +7,7 @@ what is around them, captured with an opaque operator in the place of every unit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from planner.errors import CaptureError
 from planner.graphs.capture.guards.call import device_type
+from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_data
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
 from planner.graphs.capture.sizes import Dynamic
@@ -37,11 +39,15 @@ from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
 from planner.graphs.torch_api.patches import capturing
+from planner.sharding.row_wise import is_table
 from planner.sharding.wrapped.boundary import UnitCapture, calls_of, stub_of, unit_capture_of
 from planner.sharding.wrapped.unit_choice import called_once, find_units, kinds_of
 
 PRECISIONS = ("float32", "bfloat16", "autocast")
 """As the model is; parameters and inputs cast (what FSDP does); autocast (what DDP users do)."""
+
+Kinds = Callable[[str, nn.Module, Arguments], Hashable]
+"""Says of what kind a unit is, by its path and its call."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +129,15 @@ def _taken_apart(
 ) -> ModelCapture:
     dtype = torch.bfloat16 if precision == "bfloat16" else None
     call = cast_call(call, dtype)
-    kind = kinds_of(candidates)
     card = target_of(model, call, options["device"])[0].card
-    recorded = record_calls(model, call, candidates, loss=loss, kind=kind, dtype=dtype, card=card)
-    recorded = called_once(recorded, candidates, chosen=chosen)
-    order: dict[Hashable, int] = {}
-    kinds: list[Traced] = []
-    for path, inner, key in recorded:
-        if key not in order:
-            order[key] = len(kinds)
-            kinds.append(capture_joint(candidates[path], inner, **options))
+    record = functools.partial(record_calls, model, call, loss=loss, dtype=dtype, card=card)
+
+    def recorded_by(kind: Kinds) -> list[tuple[str, Arguments, Hashable]]:
+        return called_once(record(units=candidates, kind=kind), candidates, chosen=chosen)
+
+    recorded, captured = _captured_once(candidates, recorded_by, options)
+    order = {key: k for k, key in enumerate(dict.fromkeys(key for *_, key in recorded))}
+    kinds = [captured[key] for key in order]
     kind_of = tuple(order[key] for _, _, key in recorded)
     paths = tuple(path for path, _, _ in recorded)
     stubs = {p: stub_of(kinds[k]) for p, k in zip(paths, kind_of, strict=True)}
@@ -147,7 +152,9 @@ def _taken_apart(
         path = paths[kind_of.index(k)]
         prefix = f"{path}." if path else ""
         local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
-        captures.append(unit_capture_of(traced, local))
+        call_of = next(inner for at, inner, _ in recorded if at == path)
+        table = is_table(candidates[path], call_of)
+        captures.append(replace(unit_capture_of(traced, local), table=table))
     return ModelCapture(
         root=replace(root, calls=calls),
         units=paths,
@@ -155,6 +162,54 @@ def _taken_apart(
         kinds=tuple(captures),
         precision=precision,
     )
+
+
+def _captured_once(
+    candidates: Mapping[str, nn.Module],
+    recorded_by: Callable[[Kinds], list[tuple[str, Arguments, Hashable]]],
+    options: Mapping[str, Any],
+) -> tuple[list[tuple[str, Arguments, Hashable]], dict[Hashable, Traced]]:
+    """Record the calls of units and capture one of each kind; return both.
+
+    Units that look alike are taken for alike until the capture of one has shown what it depends on;
+    one that differs there is then a kind of its own.
+    """
+    kind, alone = kinds_of(candidates), set[str]()
+    traced: dict[Hashable, Traced] = {}
+    first: dict[Hashable, tuple[str, Make]] = {}
+
+    def kind_now(path: str, unit: nn.Module, call: Arguments) -> Hashable:
+        return kind(path, unit, call), path if path in alone else ""
+
+    while True:
+        try:
+            recorded = recorded_by(kind_now)
+        except GraphsCaptureError:
+            if len(alone) == len(candidates):
+                raise
+            alone.update(candidates)  # one that looks alike may return something else
+            continue
+        strangers = set[str]()
+        for path, call, key in recorded:
+            unit = candidates[path]
+            if key not in traced:
+                traced[key] = capture_joint(unit, call, **options)
+                first[key] = path, make_of(unit)
+            elif path != first[key][0] and not _alike(traced[key], first[key], candidates, path):
+                strangers.add(path)
+        if not strangers:
+            return recorded, traced
+        alone |= strangers
+
+
+def _alike(
+    traced: Traced, first: tuple[str, Make], candidates: Mapping[str, nn.Module], path: str
+) -> bool:
+    """Tell whether the capture of the first of a kind is that of another unit."""
+    joint, unit = traced.joint, candidates[path]
+    if joint.outputs.effects.items or not is_twin(first[1], joint.reads, unit):
+        return False
+    return not joint.decisions.items or same_data(candidates[first[0]], unit)
 
 
 def _names_inside(model: nn.Module, path: str) -> Iterator[str]:

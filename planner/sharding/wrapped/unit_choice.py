@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -17,6 +16,8 @@ from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 
 def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Return the outermost numbered modules with siblings and trainable parameters, by path.
+
+    The tables of embeddings that a container has several of are units, too, by whatever name.
 
     Raises:
         CaptureError: none, or a chosen path that is not a module with trainable parameters.
@@ -32,11 +33,14 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
                     f"unit {path!r} is not the path of a module with trainable parameters"
                 )
         return {path: modules[path] for path in chosen}
+    named = dict(model.named_modules())
     siblings: defaultdict[str, list[str]] = defaultdict(list)
-    for path in modules:
-        parts = path.split(".")
-        if parts[-1].isdigit() and not any(part.isdigit() for part in parts[:-1]):
-            siblings[path.rpartition(".")[0]].append(path)
+    for path, module in modules.items():
+        parts, parent = path.split("."), path.rpartition(".")[0]
+        named_table = isinstance(module, _TABLES) and isinstance(named.get(parent), nn.ModuleDict)
+        numbered = parts[-1].isdigit() and not any(part.isdigit() for part in parts[:-1])
+        if named_table or numbered:
+            siblings[parent].append(path)
     found = {p: modules[p] for group in siblings.values() if len(group) > 1 for p in group}
     owners: defaultdict[int, set[str]] = defaultdict(set)
     for path, module in model.named_modules(remove_duplicate=False):
@@ -56,21 +60,26 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
     return alone
 
 
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+
+
 def _trainable(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
 def kinds_of(units: Mapping[str, nn.Module]) -> Callable[[str, nn.Module, Arguments], str]:
-    """Return what describes a unit and its call by all that two of one kind share.
+    """Return what describes a unit and its call by all that two of one kind are likely to share.
 
-    Plain attributes count, for instance a dropout rate, unless each unit's is its own number.
+    Plain attributes count, for instance a stride, unless each unit's is its own number.
     """
     plain = {path: _attributes(unit) for path, unit in units.items()}
     names = set[tuple[str, str]]().union(*plain.values())
     positions = {
         name
         for name in names
-        if all(str(found.get(name)) == path.rpartition(".")[2] for path, found in plain.items())
+        if all(
+            found[name] == path.rpartition(".")[2] for path, found in plain.items() if name in found
+        )
     }
 
     def kind(path: str, unit: nn.Module, call: Arguments) -> str:
@@ -84,12 +93,13 @@ def kinds_of(units: Mapping[str, nn.Module]) -> Callable[[str, nn.Module, Argume
     return kind
 
 
-def _attributes(unit: nn.Module) -> dict[tuple[str, str], Any]:
+def _attributes(unit: nn.Module) -> dict[tuple[str, str], str]:
     return {
-        (name, key): value
+        (name, key): repr(value)
         for name, module in unit.named_modules()
         for key, value in vars(module).items()
         if isinstance(value, bool | int | float | str)
+        or (isinstance(value, tuple) and all(isinstance(v, int | float) for v in value))
     }
 
 

@@ -134,7 +134,7 @@ def test_text_answers_first(plan: ShardedPlan) -> None:
     lines = str(plan).splitlines()
     assert lines[0].startswith("Fits: peak")
     assert all(len(line) <= 100 for line in lines)
-    words = ("Proven", "Chosen", "stage", "Rejected", "reserve", "fragmentation", "host memory")
+    words = ("Proven", "Chosen", "stage", "Rejected", "reserve", "kept free", "host memory")
     assert all(word in str(plan) for word in words)
 
 

@@ -166,7 +166,12 @@ def test_samples_are_cut_and_repeated() -> None:
 
 
 def test_offload_and_precision_are_among_the_choices() -> None:
-    options = {"precisions": ("float32", "bfloat16"), "device": "A100-40GB", "global_batch": 4}
+    options = {
+        "precisions": ("float32", "bfloat16"),
+        "device": "A100-40GB",
+        "global_batch": 4,
+        "reserve": 0,
+    }
     plan = _fit("1.2GB", **options)
     seen = {a.configuration for a in plan.alternatives} | {plan.configuration}
     assert {c.precision for c in seen} == {"float32", "bfloat16"}

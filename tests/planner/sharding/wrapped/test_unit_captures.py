@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from planner.graphs import Phase
 from planner.graphs.capture.training_step import capture
+from planner.sharding.wrapped import unit_captures
 from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from tests.planner.sharding.blocks import Decoder, batch, decoder
 
@@ -101,3 +104,63 @@ def test_units_of_a_step_for_a_card_are_called_with_what_its_autocast_makes() ->
     for name, dtype in (("A100-40GB", "float32"), ("cpu", "bfloat16")):
         found = capture_units(model, torch.zeros(4, 16), device=name, **said)
         assert found.kinds[0].signature["leaves"][0][2] == dtype
+
+
+class Layer(nn.Module):
+    """Alike but for its number, for what it is told, and for what its buffer says."""
+
+    def __init__(self, number: int, *, numbered: bool, scale: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.layer_idx, self.numbered, self.scale = number, numbered, scale
+        self.plus = nn.Buffer(torch.tensor([False]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.linear(x) * self.scale["by"]
+        if self.plus.any():
+            x = x + 1
+        return x.relu() if self.numbered and self.layer_idx == 2 else x
+
+
+class Layers(nn.Module):
+    def __init__(self, *, numbered: bool = False, scales: Sequence[float] = (1.0,) * 4) -> None:
+        super().__init__()
+        self.stem, made = nn.Linear(8, 8), enumerate(scales)
+        self.h = nn.ModuleList(Layer(i, numbered=numbered, scale={"by": by}) for i, by in made)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for layer in self.h:
+            x = layer(x)
+        return x.square().mean()
+
+
+def kinds_found(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[int, ...], int]:
+    """Return the kinds of units, and how many captures that took beside the root's."""
+    captured: list[object] = []
+    own = unit_captures.capture_joint
+    counted = lambda *args, **options: captured.append(args) or own(*args, **options)  # noqa: E731
+    monkeypatch.setattr(unit_captures, "capture_joint", counted)
+    found = capture_units(model, torch.zeros(2, 8), device="cpu")
+    return found.kind_of, len(captured) - 1
+
+
+def test_a_layer_that_looks_at_its_number_is_captured_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert kinds_found(Layers(), monkeypatch) == ((0, 0, 0, 0), 1)
+    assert kinds_found(Layers(numbered=True), monkeypatch) == ((0, 1, 2, 3), 4)
+
+
+def test_what_a_unit_reads_from_a_dict_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Layers(scales=(1.0, 1.0, 2.0, 1.0))
+    assert kinds_found(model, monkeypatch) == ((0, 0, 1, 0), 2)
+
+
+def test_what_a_unit_asks_of_its_buffer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Layers()
+    model.h[2].plus.fill_(True)  # type: ignore[operator, union-attr]
+    assert kinds_found(model, monkeypatch) == ((0, 0, 1, 0), 2)
+    assert any(
+        "add" in op.name for op in capture_units(model, torch.zeros(2, 8)).kinds[1].graph.ops
+    )
