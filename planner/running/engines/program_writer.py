@@ -116,7 +116,10 @@ class ProgramWriter:
                 operand = self.get(overwrite.operand)
                 args = fx.node.map_arg(follower.args, self.get)
                 kwargs = fx.node.map_arg(follower.kwargs, self.get)
-                head = (follower.target, overwrite.target, overwrite.keyword, operand)
+                head: tuple[Any, ...] = (
+                    *(follower.target, overwrite.target),
+                    *(overwrite.keyword, operand),
+                )
                 self.env[follower] = self.graph.call_function(written_over, (*head, *args), kwargs)
 
     def _kernel(self, node: fx.Node) -> None:
