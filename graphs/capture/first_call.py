@@ -23,7 +23,7 @@ from planner.graphs.torch_api.pytree import tree_leaves
 P = ParamSpec("P")
 T = TypeVar("T")
 Called = tuple[Any, ...]
-"""The functions of torch that a model called, in order."""
+"""What a model called of torch, in order: functions, their constants, and which tensors."""
 
 
 class KeepsFunctions(CaptureError):

@@ -312,6 +312,7 @@ class _Watched(nn.Module):
         self.step.numbers = tuple(zip(self._lifted, numbers, strict=True))
         known = [*tensors, *self.step.buffers_now]
         with Observer(known, self._data, self._answers) as observer, self._casting(tensors):
+            observer.number([*self.step.parameters()])
             try:
                 kept: list[Tensor] = self.step(*tensors)
             except KeepsFunctions as error:

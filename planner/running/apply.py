@@ -28,7 +28,6 @@ from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.program import Program
 from planner.running.run_step import run, tell_failed
 from planner.running.runtime import Replan, Runtime, planned_anew, runtime_of
-from planner.running.shared_programs import SharedPrograms
 
 MISMATCH = ("error", "replan", "plain")
 _FORMER = {"original": "plain"}  # until 0.3
@@ -82,14 +81,12 @@ def planned_class(
     loss: Callable[..., Any] | None = None,
     replan: Replan | None = None,
     account: Account | None = None,
-    shared: SharedPrograms | None = None,
 ) -> type[nn.Module]:
     """Return a class derived from a model's own whose ``forward`` runs the plan.
 
     Args:
         plan, model, on_mismatch, loss, replan: as for ``apply``, which raises the same errors.
         account: what was planned for the whole device, to be told if memory runs out.
-        shared: programs of other modules, which serve this one if it is like theirs.
     """
     on_mismatch = checked_mismatch(on_mismatch, MISMATCH if replan else ("error", "plain"))
     model = unplanned(model)
@@ -99,7 +96,7 @@ def planned_class(
             "the plan first and wrap the model it returns"
         )
     runtime = replace(
-        _runtime(plan, model, loss or plan.loss, replan, shared),
+        _runtime(plan, model, loss or plan.loss, replan),
         on_mismatch=on_mismatch,
         replan=replan,
         account=account,
@@ -113,15 +110,11 @@ def planned_class(
 
 
 def _runtime(
-    plan: StepPlan,
-    model: nn.Module,
-    loss: Callable[..., Any] | None,
-    replan: Replan | None,
-    shared: SharedPrograms | None,
+    plan: StepPlan, model: nn.Module, loss: Callable[..., Any] | None, replan: Replan | None
 ) -> Runtime:
     """Return a plan ready to run, made anew if this device runs other kernels than were planned."""
     try:
-        return runtime_of(plan, model, loss, shared=shared)
+        return runtime_of(plan, model, loss)
     except OtherKernels as error:
         if replan is None:
             raise

@@ -22,13 +22,11 @@ from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
 from planner.running.any_size import AnySize
 from planner.running.engines import engine_of
-from planner.running.engines.engine import Sized
 from planner.running.held_memory import HeldMemory
 from planner.running.out_of_memory import Account
 from planner.running.planned_module import unplanned
 from planner.running.program import Program
 from planner.running.recent import Recent
-from planner.running.shared_programs import SharedPrograms
 from planner.running.variants import Trace, Variants
 
 SIZES = 32
@@ -58,7 +56,6 @@ class Runtime:
     any_size: AnySize | None = None
     held: HeldMemory = field(default_factory=lambda: HeldMemory(accumulate=False))
     account: Account | None = None
-    shared: SharedPrograms | None = None
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -73,7 +70,6 @@ def runtime_of(
     model: nn.Module,
     loss: Callable[..., Any] | None,
     trace: Trace | None = None,
-    shared: SharedPrograms | None = None,
 ) -> Runtime:
     """Return a plan ready to run, a mismatch an error.
 
@@ -82,56 +78,30 @@ def runtime_of(
         model: that they are for.
         loss: the callable that the plan was made with.
         trace: makes the programs; by default the engine does, at the very sizes of the plan.
-        shared: programs of modules that may be like this one.
 
     Raises:
         PlanMismatch: the model does something else than was planned, or the loss is missing.
     """
     if plan.signature["loss"] and loss is None:
         raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
-    variants = Variants(plan, model, trace or _at_these_sizes(plan, loss, shared))
+    variants = Variants(plan, model, trace or _at_these_sizes(plan, loss))
     planned = fake_call(plan.signature)
     targets = bool(planned.rebuild(planned.tensors)[2])
-    held = HeldMemory(accumulate=bool(plan.signature.get("accumulate")))
-    return Runtime(
-        variants, plan, planned.spec, loss, targets,
-        any_size=_any_size(plan, loss, shared), held=held, shared=shared,
-    )  # fmt: skip
-
-
-def _any_size(
-    plan: StepPlan, loss: Callable[..., Any] | None, shared: SharedPrograms | None
-) -> AnySize | None:
     write = engine_of(plan.engine).any_size
-    if write is None:
-        return None
-    if shared is None:
-        return AnySize(lambda now, lifted: write(plan, now, loss, lifted))
-    return AnySize(
-        lambda now, lifted: shared.of(
-            plan, now, lifted, Sized, lambda: write(plan, now, loss, lifted)
-        )
-    )
+    any_size = write and AnySize(lambda now, lifted: write(plan, now, loss, lifted))
+    held = HeldMemory(accumulate=bool(plan.signature.get("accumulate")))
+    return Runtime(variants, plan, planned.spec, loss, targets, any_size=any_size, held=held)
 
 
-def _at_these_sizes(
-    plan: StepPlan, loss: Callable[..., Any] | None, shared: SharedPrograms | None
-) -> Trace:
-    write = engine_of(plan.engine).program
-    if shared is None:
-        return lambda now, lifted: write(plan, unplanned(now), loss, lifted)
-
-    def trace(model: nn.Module, lifted: Sequence[Path]) -> Program:
-        now = unplanned(model)
-        return shared.of(plan, now, lifted, Program, lambda: write(plan, now, loss, lifted))
-
-    return trace
+def _at_these_sizes(plan: StepPlan, loss: Callable[..., Any] | None) -> Trace:
+    engine = engine_of(plan.engine)
+    return lambda now, lifted: engine.program(plan, unplanned(now), loss, lifted)
 
 
 def _at_any_size(runtime: Runtime, smaller: StepPlan) -> Trace:
     """Return what makes a program for smaller sizes of one written for all, if that serves them."""
     inputs = fake_call(smaller.signature).tensors
-    alone = _at_these_sizes(smaller, runtime.loss, runtime.shared)
+    alone = _at_these_sizes(smaller, runtime.loss)
 
     def trace(now: nn.Module, lifted: Sequence[Path]) -> Program:
         sized = runtime.any_size and runtime.any_size.of(unplanned(now), lifted)
@@ -183,7 +153,7 @@ def at_sizes(runtime: Runtime, model: nn.Module, call: Arguments) -> Runtime:
         smaller = replace(runtime.plan, signature=signature)
         trace = _at_any_size(runtime, smaller) if runtime.smaller else None
         try:
-            return runtime_of(smaller, unplanned(model), runtime.loss, trace, runtime.shared)
+            return runtime_of(smaller, unplanned(model), runtime.loss, trace)
         except PlanMismatch:
             if runtime.replan is None:
                 raise

@@ -164,6 +164,8 @@ class Variants:
             made = self._traced_otherwise(model)
         except PlanMismatch as error:
             return Departure(f"{first.text}; with that, {error}")
+        if made.program.output_count != self.last_used.output_count:
+            return Departure(f"{first.text}; with that, other tensors are handed out")
         if (still := made.difference(self._plan, model, call)) is not None:
             return still
         self._items = [made, *self._items[: MOST_VARIANTS - 1]]

@@ -25,7 +25,6 @@ from planner.graphs.capture.guards.call import device_of
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.step_plan import StepPlan
 from planner.running.apply import checked_mismatch, planned_class
-from planner.running.shared_programs import SharedPrograms
 from planner.sharding.wrapped.unit_captures import in_precision
 from planner.sharding.wrapping import Wrapping
 from planner.solvers import Status
@@ -137,14 +136,12 @@ def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mappi
     if missing := [unit.path for unit in plan.units if unit.path not in modules]:
         raise PlanMismatch(f"{type(model).__name__} has no module {missing[0]!r}, a planned unit")
     found = {}
-    device, shared = device_of(model).type, SharedPrograms()
+    device = device_of(model).type
     with in_precision(model, plan.configuration.computes_in, device):
         for unit in (u for u in plan.units if not u.row_wise):
             inner = _unit_plan(plan, unit)
             try:
-                found[unit.path] = planned_class(
-                    inner, modules[unit.path], on_mismatch=on_mismatch, shared=shared
-                )
+                found[unit.path] = planned_class(inner, modules[unit.path], on_mismatch=on_mismatch)
             except PlanMismatch as error:
                 raise PlanMismatch(f"unit {unit.path!r}: {error}") from error
     return found

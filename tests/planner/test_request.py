@@ -116,7 +116,7 @@ def test_the_device_of_a_model_is_that_of_its_index(monkeypatch: pytest.MonkeyPa
 
 
 def test_capture_takes_a_device_of_ones_own(tmp_path: Path) -> None:
-    model, inputs = nn.Linear(64, 64), torch.zeros(4, 64)
+    model, inputs = nn.Linear(256, 256), torch.zeros(4096, 256)  # no matter of launches
     save_device(MINE, tmp_path / "card.json")
     mine = capture(model, inputs, device=MINE).graph
     assert mine == capture(model, inputs, device=tmp_path / "card.json").graph

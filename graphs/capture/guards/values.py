@@ -94,9 +94,26 @@ class Observer(TorchFunctionMode):
     def __post_init__(self) -> None:
         TorchFunctionMode.__init__(self)
         self._tape: dict[int, tuple[Any, Tensor]] = {}  # the tensor is held: ids stay unique
+        self._known: dict[int, tuple[int, Tensor]] = {}
+        self.number(self.inputs)
         for index, value in enumerate(self.inputs):
             if isinstance(value, Tensor) and not value.is_floating_point():
                 self._put(value, Root(index))
+
+    def _note(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Note a call: the function, its constants, and its tensors by where they came from."""
+        self.number((args, kwargs))
+        told = (
+            self._known[id(x)][0] if isinstance(x, Tensor) else repr(x)
+            for x in tree_iter((args, kwargs))
+        )
+        self.called.append((func, *told))
+
+    def number(self, made: Any) -> None:
+        """Give tensors that are met for the first time the next numbers."""
+        for x in tree_iter(made):
+            if isinstance(x, Tensor) and id(x) not in self._known:
+                self._known[id(x)] = len(self._known), x
 
     def _put(self, tensor: Tensor, entry: Any) -> None:
         self._tape[id(tensor)] = (entry, tensor)
@@ -109,7 +126,7 @@ class Observer(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        self.called.append(func)
+        self._note(func, args, kwargs)
         if func is Tensor.__iter__:  # an iterator cannot be recorded, its elements can
             return iter(self.__torch_function__(Tensor.unbind, types, args))
         entry = self._entry(func, args, kwargs)
@@ -128,6 +145,7 @@ class Observer(TorchFunctionMode):
         _refuse_lost_gradients(args, kwargs)
         with annotate({"source": user_line()}):
             result = func(*args, **kwargs)
+        self.number(result)
         for written in (changed := _changed(func, args, kwargs)):
             self._change(written, entry if kwargs.get("out") is None else None)
         if entry is not None and not changed:

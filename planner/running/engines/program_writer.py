@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from planner.errors import PlanMismatch
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowered, Lowering, Role
 from planner.graphs.capture.node_kinds import (
@@ -84,8 +85,11 @@ class ProgramWriter:
     def argument(self, key: Any, value: Any) -> fx.Node:
         """Add a placeholder for a joint node or the RNG state of one."""
         kernel = isinstance(key, tuple) or key.op == "call_function"
-        assert self.can_save or not kernel, f"{key} is used before it is computed"
-        assert key not in self.placeholders, f"{key} is used after it is freed"
+        if (kernel and not self.can_save) or key in self.placeholders:
+            raise PlanMismatch(
+                f"the step uses {key} where the plan does not hold it; make the plan again with "
+                "planner.fit"
+            )
         label = f"{key[1].name}_rng" if isinstance(key, tuple) else key.name
         spot = self.placeholders[self.arguments[-1]] if self.arguments else before_all(self.graph)
         with self.graph.inserting_after(spot):
@@ -116,10 +120,8 @@ class ProgramWriter:
                 operand = self.get(overwrite.operand)
                 args = fx.node.map_arg(follower.args, self.get)
                 kwargs = fx.node.map_arg(follower.kwargs, self.get)
-                head: tuple[Any, ...] = (
-                    *(follower.target, overwrite.target),
-                    *(overwrite.keyword, operand),
-                )
+                target, keyword = overwrite.target, overwrite.keyword
+                head: tuple[Any, ...] = (follower.target, target, keyword, operand)
                 self.env[follower] = self.graph.call_function(written_over, (*head, *args), kwargs)
 
     def _kernel(self, node: fx.Node) -> None:

@@ -60,6 +60,26 @@ class Growing(Recording):
         return super().forward(x)
 
 
+class Scaling(Recording):
+    """Scales by another number at its first call."""
+
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        scale = 1.0 if self.ready else 0.1
+        return super().forward(x * scale)
+
+
+class Choosing(Recording):
+    """Takes another of two equal layers at its first call."""
+
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        first = self.inner if self.ready else self.other
+        return super().forward(first(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(8, 8)
+
+
 def gradients(model: nn.Module, inputs: Any, count: int = 2) -> list[Tensor]:
     for _ in range(count):
         made = model(**inputs) if isinstance(inputs, dict) else model(inputs)
@@ -78,7 +98,7 @@ def test_what_is_set_up_once_is_set_up_when_planned() -> None:
     assert len(patched.inner._forward_hooks) == len(plain.inner._forward_hooks)
 
 
-@pytest.mark.parametrize("kind", [Doubling, Holding, Growing])
+@pytest.mark.parametrize("kind", [Doubling, Holding, Growing, Scaling, Choosing])
 def test_a_first_call_unlike_the_second_is_refused(kind: type[nn.Module]) -> None:
     model = kind()
     with pytest.raises(CaptureError, match="keeps a function in attribute '_forward_hooks"):
@@ -106,6 +126,25 @@ def test_hidden_states_of_transformers_are_returned() -> None:
         assert torch.equal(a, b)
     pairs = zip(plain(**inputs).hidden_states, patched(**inputs).hidden_states, strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_later_hook_that_hands_a_tensor_out_is_a_mismatch() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 64), nn.Linear(64, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu()).square().mean()
+
+    x, seen = torch.randn(16, 8), {}
+    for name in ("a", "b"):
+        patched = planner.fit(Two(), "1GB", inputs=x, optimizer="sgd").apply(Two())
+        patched(x).backward()
+        layer = getattr(patched, name)
+        layer.register_forward_hook(lambda m, i, o: seen.__setitem__("out", o.detach()))
+        with pytest.raises(planner.PlanMismatch, match="hooks or the forward of submodule"):
+            patched(x)
 
 
 def test_hooks_that_an_evaluation_adds_are_followed() -> None:
