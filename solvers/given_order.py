@@ -86,8 +86,7 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     _polish(search, limits, deadline)
     proved = search.gap <= max(limits.gap, 2e-6)  # a millionth is taken off what masters prove
     status = Status.OPTIMAL if proved else Status.FEASIBLE
-    bound = search.base + min(search.bound, search.extra)
-    return Answer.of_order(graph, status, search.order, bound)
+    return Answer.of_order(graph, status, search.order, search.base + search.bound)
 
 
 def _infeasible(message: str) -> Answer:
@@ -169,4 +168,4 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     limits = limits or Limits()
     deadline = time.monotonic() + limits.seconds
     _cut(search, limits, _relax(search, limits, deadline), deadline)
-    return search.base + min(search.bound, search.extra)
+    return search.base + search.bound

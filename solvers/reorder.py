@@ -53,7 +53,7 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     bound = any_order_bound(graph, budget_bytes, seconds, limits)
     proved = seconds <= bound * (1 + limits.gap)
     status = Status.OPTIMAL if proved else Status.FEASIBLE
-    return Answer.of_order(graph, status, made, min(bound, seconds), moved(order))
+    return Answer.of_order(graph, status, made, bound, moved(order))
 
 
 def promise(graph: Graph, budget_bytes: int, seed: int) -> tuple[float, float]:
