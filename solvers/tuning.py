@@ -26,6 +26,8 @@ CUTS_APART = 100
 """New cuts are further apart than the number of ops over this."""
 
 # bounds/any_order.py
+ANY_ORDER_SHARE = 0.1
+"""The part of the seconds that is kept for the bound."""
 ANY_ORDER_CUTS = 3
 """How many cuts are tried, one after another; each may only raise the bound."""
 
@@ -154,10 +156,12 @@ LEAST_HALVINGS = 5
 """How often the way from the floor to the least known is halved by those."""
 
 # given_order.py
-CUTS_SHARE = 0.6
+CUTS_SHARE = 0.62
 """The integer masters' part of the seconds; the baselines and the local search have the rest."""
-START_SHARE = 0.5
-"""The seconds for orders that hold little, where nothing fits yet: so much of all, on top."""
+START_SHARE = 0.4
+"""The part of the seconds that is kept for orders that hold little while nothing fits yet."""
+JUDGING_SHARE = 0.03
+"""The part of the seconds that is left for reading and judging what was found."""
 CLOSE_GAP = 1e-3
 """The gap at which more relaxations are not worth their time."""
 WORTH_INTEGERS_GAP = 1e-2
@@ -177,6 +181,8 @@ QUICK_MOVES_PER_OP = 20
 """How many for each op in the quick try that says whether reordering is promising."""
 ANY_ORDER_WORK = 500_000
 """What each integer master of the bound for any order may cost, in the unit of ``solve_master``."""
+GIVEN_ORDER_SHARE = 0.5
+"""The given order's part of the seconds where reordering is promising; the rest is for that."""
 WORTH_REORDERING = 1e-3
 """What leaving the given order must save, as a fraction of the step."""
 PROMISING_OVERSHOOT = 0.5

@@ -58,3 +58,11 @@ def test_a_bound_above_the_schedule_is_an_error(
         patch.setattr(reordering, "any_order_bound", lambda graph, *_: 9.0 * graph.seconds)
         with pytest.raises(RuntimeError, match="above its own schedule's"):
             solve(graph, budget, method=method)
+
+
+def test_a_plan_that_time_cut_off_says_so() -> None:
+    graph = transformer(8, width=64, square=128)
+    peak = simulate(graph, plain_schedule(graph)).peak_bytes
+    brief = solve(graph, peak // 2, limits=Limits(seconds=0.05, gap=0.0))
+    assert "stopped by the limit in seconds" in brief.message
+    assert solve(graph, peak).message == ""
