@@ -170,9 +170,9 @@ def least_terms(model: Model, y: NDArray[np.float64]) -> NDArray[np.float64]:
     np.subtract.at(prices, index, terms)
     np.add.at(sizes, index, np.abs(terms))
     error = (np.bincount(index, minlength=len(cost)) + 3) * np.finfo(float).eps * sizes
-    ends = np.array(model.lower), np.array(model.upper)
-    corners = [(prices + sign * error) * end for sign in (-1, 1) for end in ends]
-    return np.minimum.reduce(corners)
+    low, high = np.array(model.lower), np.array(model.upper)
+    least = np.minimum((prices - error) * low, (prices - error) * high)
+    return np.minimum(least, np.minimum((prices + error) * low, (prices + error) * high))
 
 
 def below(products: Sequence[float]) -> float:
