@@ -23,6 +23,7 @@ from planner.solvers.baselines.chen_greedy import chen_greedy
 from planner.solvers.baselines.chen_sqrt import chen_sqrt
 from planner.solvers.baselines.recompute_all import recompute_all
 from planner.solvers.baselines.revolve import revolve
+from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import exact, search_states
 from planner.solvers.minimum_budget import least_order, proven_floor
 from planner.solvers.model.problem import flatten, held_bytes
@@ -76,11 +77,12 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor)
     _cut(search, limits, cuts, deadline)
+    if search.bound < math.inf:
+        _compare(search, graph, limits)
+        if search.order is None and not least:
+            least = _start(search, graph, floor)
     if search.bound == math.inf:
-        return _infeasible("proved at the cuts that nothing fits")
-    _compare(search, graph, limits)
-    if search.order is None and not least:
-        least = _start(search, graph, floor)
+        return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
     _polish(search, limits)
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
@@ -123,7 +125,10 @@ def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
 
 
 def _start(search: Search, graph: Graph, floor: int) -> int:
-    """Offer orders that hold little; return the least peak found."""
+    """Offer orders that hold little; return the least peak found, 0 if proved that none fits."""
+    if least_bytes(search.problem, floor, deadline=search.deadline) > search.budget:
+        search.raise_bound(math.inf)
+        return 0
     least = 0
     for find in (least_checkpointed, partial(least_order, floor=floor)):
         if search.order is None:
@@ -156,9 +161,11 @@ def _compare(search: Search, graph: Graph, limits: Limits) -> None:
         until -= (until - time.monotonic()) / 2
     search.offer(least_checkpointed(graph, until))
     for solver in BASELINES.values():
-        if search.over(until if search.order is None else search.deadline):
+        until = until if search.order is None else search.deadline
+        if search.over(until):
             return
-        if (schedule := solver(graph, search.budget, limits).schedule) is not None:
+        within = left_until(until, limits)
+        if (schedule := solver(graph, search.budget, within).schedule) is not None:
             search.offer(schedule.order)
 
 

@@ -25,6 +25,14 @@ MOST_NEW_BURSTS = 40
 CUTS_APART = 100
 """New cuts are further apart than the number of ops over this."""
 
+# bounds/least_bytes.py
+LAST_RUN_OPS = 2000
+"""On more ops than these the least cuts take too long."""
+LAST_RUN_SETS = 64
+"""The most ops of a set whose last run is looked at."""
+LAST_RUN_STEPS = 7
+"""How many such sets are tried, each of twice as many ops."""
+
 # bounds/any_order.py
 ANY_ORDER_SHARE = 0.1
 """The part of the seconds that is kept for the bound."""
