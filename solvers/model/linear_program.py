@@ -171,8 +171,10 @@ def least_terms(model: Model, y: NDArray[np.float64]) -> NDArray[np.float64]:
     np.add.at(sizes, index, np.abs(terms))
     error = (np.bincount(index, minlength=len(cost)) + 3) * np.finfo(float).eps * sizes
     low, high = np.array(model.lower), np.array(model.upper)
-    least = np.minimum((prices - error) * low, (prices - error) * high)
-    return np.minimum(least, np.minimum((prices + error) * low, (prices + error) * high))
+    least: NDArray[np.float64] = np.minimum((prices - error) * low, (prices - error) * high)
+    for corner in ((prices + error) * low, (prices + error) * high):
+        np.minimum(least, corner, out=least)
+    return least
 
 
 def below(products: Sequence[float]) -> float:
