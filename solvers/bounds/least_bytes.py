@@ -53,19 +53,23 @@ def least_bytes(problem: Problem, known: int = 0, *, deadline: float = math.inf)
         if time.monotonic() > deadline:
             break
         chosen = ranked[: min(count, problem.n)]
-        best = max(best, _of_last_run(problem, need, chosen, best))
+        best = max(best, _of_last_run(problem, need, chosen, best, deadline))
         if count >= min(problem.n, LAST_RUN_SETS) or need[ranked[count]] <= problem.resident_bytes:
             break
         count *= 2
     return best
 
 
-def _of_last_run(problem: Problem, need: list[int], chosen: Collection[int], known: int) -> int:
-    """Return the bound of one set of ops, or less than is known already."""
+def _of_last_run(
+    problem: Problem, need: list[int], chosen: Collection[int], known: int, deadline: float
+) -> int:
+    """Return the bound of one set of ops, or no more than is known already."""
     least = -1
     for j in sorted(chosen, key=lambda o: need[o]):
         if 0 <= least <= need[j]:
             break
+        if time.monotonic() > deadline:
+            return known
         found = need[j] + _least_cut(problem, set(chosen), j)
         least = found if least < 0 else min(least, found)
         if least <= known:
