@@ -147,6 +147,24 @@ PINS_THINNED = 3
 POLISH_WORK = 200_000
 """The effort: neighbours tried times their length in ops, some five seconds."""
 
+# search/free_moves.py
+MOVES_AHEAD = (1, 2, 4, 12)
+"""A value is kept until one of so many of the next large ones is made."""
+MOVES_SHIFTS = (1, 1, 2, 3, 5, 8, 16)
+"""An op is moved past so many others."""
+MOVES_KEPT_SHARE = 0.6
+"""The part of the moves that free a value at another time, not run an op."""
+MOVES_RESTORED_SHARE = 0.4
+"""The part of those that free it as early as it can be."""
+
+# search/packing.py
+PACKING_EVENTS = 1_000_000
+"""How many blocks may be taken and given back in all trials together: some seconds."""
+PACKING_PATIENCE = 700
+"""After so many moves in a row without gain the search is given up."""
+PACKING_SIZES = 12
+"""In how many sizes of memory at most a schedule is to run, of those that it did not run in."""
+
 # minimum_budget.py
 LEAST_FIRST_STEP = 256
 """The first step up from the floor is the way to the least peak known over this."""
