@@ -54,6 +54,7 @@ bench: setup  ## every benchmark; each adds a CSV to benchmarks/results
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.instances benchmarks/instances/*.json
+	$(BIN)/python -m benchmarks.tight
 	$(BIN)/python -m benchmarks.joint
 	$(BIN)/python -m benchmarks.sharding
 	$(BIN)/python -m benchmarks.loops

@@ -20,7 +20,8 @@ from planner.graphs.hardware.columns import Device
 from planner.request import Request
 from planner.solvers import Limits, MinimumBudget, Solution, Status, minimum_budget, solve
 from planner.solvers.reorder import any_order_bound
-from planner.solvers.search.packing import EVENTS, packed
+from planner.solvers.search.packing import packed
+from planner.solvers.tuning import PACKING_EVENTS
 
 SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
@@ -165,7 +166,7 @@ class _Door:
             self.budget_bytes,
             expandable=self.expandable,
             reorder=self.reorder,
-            events=int(EVENTS * min(1.0, limits.seconds / Limits().seconds)),
+            events=int(PACKING_EVENTS * min(1.0, limits.seconds / Limits().seconds)),
             seed=limits.seed,
         )
         return None if found is None else replace(solution, schedule=found)

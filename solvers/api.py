@@ -27,6 +27,8 @@ class Status(enum.Enum):
 class Limits:
     """When to stop: wall-clock seconds, relative gap of step time, and the seed of every choice.
 
+    ``seconds`` is for a whole call. Where they cut the effort off, the message of the solution says
+    so, and only then does the solution depend on how fast the machine is.
     ``reorder`` says whether first runs may leave the graph's order where that saves much time.
     """
 

@@ -23,6 +23,7 @@ from planner.solvers.baselines.chen_greedy import chen_greedy
 from planner.solvers.baselines.chen_sqrt import chen_sqrt
 from planner.solvers.baselines.recompute_all import recompute_all
 from planner.solvers.baselines.revolve import revolve
+from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import exact, search_states
 from planner.solvers.minimum_budget import least_order, proven_floor
 from planner.solvers.model.problem import flatten, held_bytes
@@ -36,14 +37,15 @@ from planner.solvers.tuning import (
     CLOSE_GAP,
     CUTS_SHARE,
     INTEGER_OPS,
+    JUDGING_SHARE,
     LARGE_OPS,
-    START_SHARE,
     TINY_OPS,
     WORTH_BASELINES_GAP,
     WORTH_INTEGERS_GAP,
     WORTH_SWEEPS_GAP,
 )
 
+STOPPED = "stopped by the limit in seconds before the effort was spent"
 BASELINES: dict[str, Solver] = {
     "blocks_uniform": blocks_uniform,
     "blocks_greedy": blocks_greedy,
@@ -67,27 +69,46 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         answer = exact(graph, budget_bytes, limits)
         if answer.status is not Status.UNKNOWN:
             return answer
-    deadline, least = time.monotonic() + limits.seconds, 0
+    deadline, least = deadline_of(limits), 0
     search = Search(flatten(graph), budget_bytes, deadline=deadline)
     if (floor := proven_floor(graph)) > budget_bytes:
         return _infeasible(f"outputs of ops that cannot run twice raise the floor to {floor} bytes")
     cuts = _relax(search, limits, deadline)
     if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
-        least = _start(search, graph, floor, limits)
+        least = _start(search, graph, floor)
     _cut(search, limits, cuts, deadline)
+    if search.bound < math.inf:
+        _compare(search, graph, limits)
+        if search.order is None and not least:
+            least = _start(search, graph, floor)
     if search.bound == math.inf:
-        return _infeasible("proved at the cuts that nothing fits")
-    _compare(search, graph, limits, deadline)
-    if search.order is None and not least:
-        least = _start(search, graph, floor, limits)
+        return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
+    _polish(search, limits)
+    stopped = STOPPED if search.stopped else ""
     if search.order is None:
-        message = f"nothing found that fits; the least peak found is {least} bytes"
+        found = f"nothing found that fits; the least peak found is {least} bytes"
+        message = "; ".join(filter(None, (found, stopped)))
         return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
-    _polish(search, limits, deadline)
     proved = search.gap <= max(limits.gap, 2e-6)  # a millionth is taken off what masters prove
     status = Status.OPTIMAL if proved else Status.FEASIBLE
-    bound = search.base + min(search.bound, search.extra)
-    return Answer.of_order(graph, status, search.order, bound)
+    message = "" if proved else stopped
+    return Answer.of_order(graph, status, search.order, search.base + search.bound, message)
+
+
+def deadline_of(limits: Limits) -> float:
+    """Return when to stop, of ``time.monotonic``, so that a whole call keeps its seconds."""
+    return time.monotonic() + (1 - JUDGING_SHARE) * limits.seconds
+
+
+def left_until(deadline: float, limits: Limits, *, share: float = 1.0) -> Limits:
+    """Return limits with the seconds left.
+
+    Args:
+        deadline: of ``time.monotonic``.
+        limits: all else.
+        share: the part of what is left.
+    """
+    return replace(limits, seconds=share * max(0.0, deadline - time.monotonic()))
 
 
 def _infeasible(message: str) -> Answer:
@@ -103,12 +124,15 @@ def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
     return run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
 
 
-def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
-    """Offer orders that hold little, with time of their own; return the least peak found."""
-    deadline, least = time.monotonic() + limits.seconds * START_SHARE, 0
+def _start(search: Search, graph: Graph, floor: int) -> int:
+    """Offer orders that hold little; return the least peak found, 0 if proved that none fits."""
+    if least_bytes(search.problem, floor, deadline=search.deadline) > search.budget:
+        search.raise_bound(math.inf)
+        return 0
+    least = 0
     for find in (least_checkpointed, partial(least_order, floor=floor)):
         if search.order is None:
-            order = find(graph, deadline=deadline)
+            order = find(graph, deadline=search.deadline)
             least = int(held_bytes(search.problem, order).max())
             search.offer(order)
     return least
@@ -117,33 +141,41 @@ def _start(search: Search, graph: Graph, floor: int, limits: Limits) -> int:
 def _cut(search: Search, limits: Limits, cuts: Sequence[int], deadline: float) -> None:
     """Solve integer masters where they can do better."""
     n, left = search.problem.n, deadline - time.monotonic()
-    if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and left > 0):
+    if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and not search.over()):
         run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
 
 
-def _compare(search: Search, graph: Graph, limits: Limits, deadline: float) -> None:
-    """Take the orders of the baselines in, where the gap left is worth their sweeps."""
+def _compare(search: Search, graph: Graph, limits: Limits) -> None:
+    """Take the orders of the baselines in, where the gap left is worth their sweeps.
+
+    Half of the time left is kept for what holds least, while nothing fits.
+    """
     worth = fine_target(search, limits)
     if search.problem.n > LARGE_OPS:
         sweeps = WORTH_BASELINES_GAP if search.problem.n <= INTEGER_OPS else WORTH_SWEEPS_GAP
         worth = max(sweeps, limits.gap)
-    if search.gap <= worth or (search.order is not None and time.monotonic() > deadline):
+    if search.gap <= worth or search.over():
         return
-    search.offer(least_checkpointed(graph, deadline))
+    until = search.deadline
+    if search.order is None:
+        until -= (until - time.monotonic()) / 2
+    search.offer(least_checkpointed(graph, until))
     for solver in BASELINES.values():
-        if time.monotonic() > deadline:
+        until = until if search.order is None else search.deadline
+        if search.over(until):
             return
-        if (schedule := solver(graph, search.budget, limits).schedule) is not None:
+        within = left_until(until, limits)
+        if (schedule := solver(graph, search.budget, within).schedule) is not None:
             search.offer(schedule.order)
 
 
-def _polish(search: Search, limits: Limits, deadline: float) -> None:
+def _polish(search: Search, limits: Limits) -> None:
     """Improve the best order by small steps, with less effort on large graphs."""
     if search.problem.n <= LARGE_OPS:
-        polish(search, target=fine_target(search, limits), deadline=deadline)
+        polish(search, target=fine_target(search, limits), deadline=search.deadline)
     elif search.problem.n <= INTEGER_OPS:
         target = max(WORTH_BASELINES_GAP, limits.gap)
-        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=deadline)
+        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
@@ -163,10 +195,10 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     """
     if len(graph.ops) <= TINY_OPS:
         return graph.seconds + search_states(flatten(graph), budget_bytes).bound
-    search = Search(flatten(graph), budget_bytes)
+    limits = limits or Limits()
+    deadline = deadline_of(limits)
+    search = Search(flatten(graph), budget_bytes, deadline=deadline)
     if proven_floor(graph) > budget_bytes:
         return math.inf
-    limits = limits or Limits()
-    deadline = time.monotonic() + limits.seconds
     _cut(search, limits, _relax(search, limits, deadline), deadline)
-    return search.base + min(search.bound, search.extra)
+    return search.base + search.bound

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from planner.graphs import Graph, Schedule, schedule_from_order
 from planner.solvers.api import Limits, floor_bytes
+from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import search_states
 from planner.solvers.model.master import Burst, solve_master
 from planner.solvers.model.order_from_cuts import order_from_plan
@@ -59,6 +60,8 @@ def minimum_budget(graph: Graph, limits: Limits | None = None) -> MinimumBudget:
     deadline = time.monotonic() + (limits or Limits()).seconds
     order = least_order(graph, floor, deadline)
     least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
+    if floor < least:
+        floor = least_bytes(problem, floor, deadline=deadline)
     if problem.n <= TINY_OPS:
         floor, order = proven_least(problem, floor, order)
         least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))

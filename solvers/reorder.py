@@ -14,11 +14,17 @@ from collections.abc import Sequence
 from planner.graphs import Graph
 from planner.solvers.api import Answer, Limits, Status, register
 from planner.solvers.bounds.any_order import bound_any_order
-from planner.solvers.given_order import in_given_order
+from planner.solvers.given_order import deadline_of, in_given_order, left_until
 from planner.solvers.model.precedence import freedom, may_reorder, permuted
 from planner.solvers.model.problem import flatten
 from planner.solvers.search.anneal_order import best_arrangement, overshoot
-from planner.solvers.tuning import ANY_ORDER_WORK, LARGE_OPS, MOVES_PER_OP, QUICK_MOVES_PER_OP
+from planner.solvers.tuning import (
+    ANY_ORDER_SHARE,
+    ANY_ORDER_WORK,
+    LARGE_OPS,
+    MOVES_PER_OP,
+    QUICK_MOVES_PER_OP,
+)
 
 
 @register("reorder")
@@ -39,11 +45,14 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if len(graph.ops) > LARGE_OPS or not may_reorder(graph):
         message = f"reorder: only up to {LARGE_OPS} ops, and none of them communication"
         return Answer(Status.UNKNOWN, None, message=message)
+    deadline = deadline_of(limits)
     problem, free = flatten(graph), freedom(graph)
     order = best_arrangement(
         problem, free, budget_bytes, moves=MOVES_PER_OP * problem.n, seed=limits.seed
     )
-    found = in_given_order(permuted(graph, order), budget_bytes, limits)
+    within = left_until(deadline, limits, share=1 - ANY_ORDER_SHARE)
+    found = in_given_order(permuted(graph, order), budget_bytes, within)
+    limits = left_until(deadline, limits)
     if found.schedule is None:
         bound = any_order_bound(graph, budget_bytes, math.inf, limits)
         status = Status.INFEASIBLE if math.isinf(bound) else Status.UNKNOWN
@@ -53,7 +62,8 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     bound = any_order_bound(graph, budget_bytes, seconds, limits)
     proved = seconds <= bound * (1 + limits.gap)
     status = Status.OPTIMAL if proved else Status.FEASIBLE
-    return Answer.of_order(graph, status, made, min(bound, seconds), moved(order))
+    message = "; ".join(filter(None, (moved(order), found.message)))
+    return Answer.of_order(graph, status, made, bound, message)
 
 
 def promise(graph: Graph, budget_bytes: int, seed: int) -> tuple[float, float]:
@@ -97,7 +107,7 @@ def any_order_bound(graph: Graph, budget_bytes: int, seconds: float, limits: Lim
     Args:
         graph, budget_bytes: what is to run, and within what.
         seconds: what the best schedule known takes.
-        limits: whose gap says how close is close enough.
+        limits: whose gap says how close is close enough, and when to stop.
 
     >>> from planner.graphs import Op, Value
     >>> graph = Graph((Op("a", "f", (), (0,), 1.0),), (Value("a", 3),))
@@ -108,5 +118,10 @@ def any_order_bound(graph: Graph, budget_bytes: int, seconds: float, limits: Lim
         return graph.seconds
     problem, gap = flatten(graph), limits.gap * graph.seconds / 2
     return graph.seconds + bound_any_order(
-        problem, freedom(graph), budget_bytes, gap=gap, work=ANY_ORDER_WORK
+        problem,
+        freedom(graph),
+        budget_bytes,
+        gap=gap,
+        work=ANY_ORDER_WORK,
+        seconds=limits.seconds,
     )

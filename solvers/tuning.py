@@ -25,7 +25,17 @@ MOST_NEW_BURSTS = 40
 CUTS_APART = 100
 """New cuts are further apart than the number of ops over this."""
 
+# bounds/least_bytes.py
+LAST_RUN_OPS = 2000
+"""On more ops than these the least cuts take too long."""
+LAST_RUN_SETS = 64
+"""The most ops of a set whose last run is looked at."""
+LAST_RUN_STEPS = 7
+"""How many such sets are tried, each of twice as many ops."""
+
 # bounds/any_order.py
+ANY_ORDER_SHARE = 0.1
+"""The part of the seconds that is kept for the bound."""
 ANY_ORDER_CUTS = 3
 """How many cuts are tried, one after another; each may only raise the bound."""
 
@@ -137,6 +147,24 @@ PINS_THINNED = 3
 POLISH_WORK = 200_000
 """The effort: neighbours tried times their length in ops, some five seconds."""
 
+# search/free_moves.py
+MOVES_AHEAD = (1, 2, 4, 12)
+"""A value is kept until one of so many of the next large ones is made."""
+MOVES_SHIFTS = (1, 1, 2, 3, 5, 8, 16)
+"""An op is moved past so many others."""
+MOVES_KEPT_SHARE = 0.6
+"""The part of the moves that free a value at another time, not run an op."""
+MOVES_RESTORED_SHARE = 0.4
+"""The part of those that free it as early as it can be."""
+
+# search/packing.py
+PACKING_EVENTS = 1_000_000
+"""How many blocks may be taken and given back in all trials together: some seconds."""
+PACKING_PATIENCE = 700
+"""After so many moves in a row without gain the search is given up."""
+PACKING_SIZES = 12
+"""In how many sizes of memory at most a schedule is to run, of those that it did not run in."""
+
 # minimum_budget.py
 LEAST_FIRST_STEP = 256
 """The first step up from the floor is the way to the least peak known over this."""
@@ -154,10 +182,12 @@ LEAST_HALVINGS = 5
 """How often the way from the floor to the least known is halved by those."""
 
 # given_order.py
-CUTS_SHARE = 0.6
+CUTS_SHARE = 0.62
 """The integer masters' part of the seconds; the baselines and the local search have the rest."""
-START_SHARE = 0.5
-"""The seconds for orders that hold little, where nothing fits yet: so much of all, on top."""
+START_SHARE = 0.4
+"""The part of the seconds that is kept for orders that hold little while nothing fits yet."""
+JUDGING_SHARE = 0.03
+"""The part of the seconds that is left for reading and judging what was found."""
 CLOSE_GAP = 1e-3
 """The gap at which more relaxations are not worth their time."""
 WORTH_INTEGERS_GAP = 1e-2
@@ -177,6 +207,8 @@ QUICK_MOVES_PER_OP = 20
 """How many for each op in the quick try that says whether reordering is promising."""
 ANY_ORDER_WORK = 500_000
 """What each integer master of the bound for any order may cost, in the unit of ``solve_master``."""
+GIVEN_ORDER_SHARE = 0.5
+"""The given order's part of the seconds where reordering is promising; the rest is for that."""
 WORTH_REORDERING = 1e-3
 """What leaving the given order must save, as a fraction of the step."""
 PROMISING_OVERSHOOT = 0.5

@@ -8,6 +8,7 @@ than running the whole block again as ``torch.utils.checkpoint`` does.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -97,10 +98,10 @@ def blocks_uniform(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     Args:
         graph, budget_bytes, limits: as for ``solve``.
     """
-    del limits  # a sweep over the number of blocks
     if not (found := find_blocks(graph)):
         return no_blocks("blocks_uniform")
-    return cheapest(graph, budget_bytes, uniform_orders(graph, found), family="blocks_uniform")
+    orders = uniform_orders(graph, found)
+    return cheapest(graph, budget_bytes, orders, family="blocks_uniform", seconds=limits.seconds)
 
 
 def uniform_orders(graph: Graph, found: list[Block]) -> Iterator[list[int]]:
@@ -121,15 +122,17 @@ def blocks_greedy(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     Args:
         graph, budget_bytes, limits: as for ``solve``.
     """
-    del limits  # at most two simulations a block
+    deadline = time.monotonic() + limits.seconds
     if not (found := find_blocks(graph)):
         return no_blocks("blocks_greedy")
     return cheapest(
-        graph, budget_bytes, _greedy(graph, budget_bytes, found), family="blocks_greedy"
+        graph, budget_bytes, _greedy(graph, budget_bytes, found, deadline), family="blocks_greedy"
     )
 
 
-def _greedy(graph: Graph, budget_bytes: int, found: list[Block]) -> Iterator[list[int]]:
+def _greedy(
+    graph: Graph, budget_bytes: int, found: list[Block], deadline: float
+) -> Iterator[list[int]]:
     turn = turning_point(graph)
 
     def seconds(block: Block) -> float:
@@ -144,10 +147,15 @@ def _greedy(graph: Graph, budget_bytes: int, found: list[Block]) -> Iterator[lis
 
     chosen: list[Block] = []
     ranked = sorted(found, key=worth, reverse=True)
-    while not fits(_order(graph, chosen)) and len(chosen) < len(ranked):
+    while len(chosen) < len(ranked) and not fits(_order(graph, chosen)):
+        if time.monotonic() > deadline:
+            chosen = ranked
+            break
         chosen.append(ranked[len(chosen)])
     yield _order(graph, chosen)
     for block in sorted(chosen, key=seconds, reverse=True):
+        if time.monotonic() > deadline:
+            return
         if fits(order := _order(graph, [other for other in chosen if other != block])):
             chosen.remove(block)
             yield order

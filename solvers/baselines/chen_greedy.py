@@ -30,8 +30,9 @@ def chen_greedy(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     >>> chen_greedy(g, 3, Limits()).status.name
     'FEASIBLE'
     """
-    del limits  # a sweep of fixed length
-    return cheapest(graph, budget_bytes, orders(graph), family="chen_greedy")
+    return cheapest(
+        graph, budget_bytes, orders(graph), family="chen_greedy", seconds=limits.seconds
+    )
 
 
 def orders(graph: Graph) -> Iterator[list[int]]:

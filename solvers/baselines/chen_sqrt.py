@@ -30,8 +30,7 @@ def chen_sqrt(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     >>> chen_sqrt(g, 5, Limits()).message
     'chen_sqrt: best of 9 schedules'
     """
-    del limits  # a sweep of a few dozen sizes
-    return cheapest(graph, budget_bytes, orders(graph), family="chen_sqrt")
+    return cheapest(graph, budget_bytes, orders(graph), family="chen_sqrt", seconds=limits.seconds)
 
 
 def orders(graph: Graph) -> Iterator[list[int]]:

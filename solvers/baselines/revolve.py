@@ -61,8 +61,8 @@ def revolve(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     >>> revolve(Graph(ops, (Value("a", 3), Value("b", 4))), 7, Limits()).schedule.order
     (0, 1)
     """
-    del limits  # a search of bounded length
-    return cheapest(graph, budget_bytes, _orders(graph, budget_bytes), family="revolve")
+    orders = _orders(graph, budget_bytes)
+    return cheapest(graph, budget_bytes, orders, family="revolve", seconds=limits.seconds)
 
 
 def _orders(graph: Graph, budget_bytes: int) -> Iterator[list[int]]:

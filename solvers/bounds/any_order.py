@@ -7,6 +7,8 @@ cuts, each depending on the one before, part what is left into windows.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +27,13 @@ class _Kin:
 
 
 def bound_any_order(
-    problem: Problem, free: Freedom, budget: int, *, gap: float = 0.0, work: int | None = None
+    problem: Problem,
+    free: Freedom,
+    budget: int,
+    *,
+    gap: float = 0.0,
+    work: int | None = None,
+    seconds: float = math.inf,
 ) -> float:
     """Return seconds beyond running every op once that no order saves; ``inf`` if none fits.
 
@@ -35,6 +43,7 @@ def bound_any_order(
         budget: in bytes.
         gap: in seconds, at which to stop.
         work: checks of an integer search times the entries of its matrix.
+        seconds: after which to stop, as the last resort.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.precedence import freedom
@@ -45,18 +54,20 @@ def bound_any_order(
     >>> [round(bound_any_order(flatten(g), freedom(g), budget), 3) for budget in (4, 3, 2)]
     [0.0, 1.0, inf]
     """
-    kin = _kin(free)
+    deadline, kin = time.monotonic() + seconds, _kin(free)
     weights = [_forced_bytes(problem, kin, t) for t in range(problem.n)]
     chain: list[int] = []
     bound = 0.0
     for t in sorted(range(problem.n), key=lambda t: (-weights[t], t)):
-        if len(chain) == ANY_ORDER_CUTS or weights[t] <= budget:
+        late = time.monotonic() > deadline
+        if late or len(chain) == ANY_ORDER_CUTS or weights[t] <= budget:
             break
         near = max(1, problem.n // CUTS_APART)
         if all(_related(kin, t, u) and abs(t - u) > near for u in chain):
             chain = sorted([*chain, t])
             part, cuts = _certain(problem, kin, chain)
-            found = solve_master(part, budget, cuts, gap=gap, work=work).bound
+            left = deadline - time.monotonic()
+            found = solve_master(part, budget, cuts, gap=gap, seconds=left, work=work).bound
             bound = max(bound, found)
     return bound
 

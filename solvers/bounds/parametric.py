@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from planner.graphs import Graph
 from planner.solvers.api import floor_bytes
-from planner.solvers.model.linear_program import minimize
+from planner.solvers.model.linear_program import below, least_terms, minimize
 from planner.solvers.model.master import OneCut, one_cut
 from planner.solvers.model.problem import Problem, flatten, held_bytes
 
@@ -65,7 +65,7 @@ def supporting_line(
     ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
     >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))
     >>> line = supporting_line(flatten(g), 3, cut=2)
-    >>> [round(line.at(budget), 6) for budget in (3, 4, 5)]
+    >>> [round(line.at(budget), 6) + 0 for budget in (3, 4, 5)]
     [1.0, 0.0, -1.0]
     """
     program = one_cut(problem, budget, cut)
@@ -98,10 +98,6 @@ def line_below(program: OneCut, duals: NDArray[np.float64]) -> Line:
     model = program.model
     y = np.maximum(duals, 0.0)
     y[-1] = min(duals[-1], 0.0)
-    rows = np.repeat(np.arange(len(y)), np.diff(model.start))
-    prices = np.array(model.cost)
-    np.subtract.at(prices, np.array(model.index, int), np.array(model.value) * y[rows])
-    least = np.minimum(prices * np.array(model.lower), prices * np.array(model.upper)).sum()
     slope = y[-1] / program.byte
-    constant = least + y[:-1] @ np.array(model.low[:-1]) - slope * program.own_bytes
-    return Line(float(constant) * program.second, float(slope) * program.second)
+    parts = [*least_terms(model, y), *(y[:-1] * model.low[:-1]), -slope * program.own_bytes]
+    return Line(below(parts) * program.second, float(slope) * program.second)

@@ -117,7 +117,6 @@ def _answer(graph: Graph, best: _Found, bound: float, limits: Limits) -> Answer:
         return Answer(Status.UNKNOWN, None, bound, message)
     proved = best.finished or best.seconds <= bound * (1 + limits.gap)
     status = Status.OPTIMAL if proved else Status.FEASIBLE
-    bound = min(bound, best.seconds)
     return Answer.of_order(graph, status, best.order, bound, "milp: best of its class")
 
 

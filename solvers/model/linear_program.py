@@ -73,7 +73,9 @@ class Model:
 class Result:
     """``x``: the best point, ``None`` if none found; ``bound``: proven, ``inf`` if infeasible.
 
-    ``duals`` are the multipliers of the rows of a linear program solved to its end.
+    The bound of a linear program is what its multipliers prove (``bound_of``), also where time cut
+    it off; that of an integer search is as good as the solver's tolerances. ``duals`` are the
+    multipliers of the rows of a linear program solved to its end.
     """
 
     x: NDArray[np.float64] | None
@@ -125,7 +127,64 @@ def minimize(
     if checks is not None and not relax:
         highs.cbMipInterrupt.subscribe(_StopAfter(checks))
     highs.run()
-    return _result(highs, relax=relax or not any(model.integer))
+    if relax or not any(model.integer):
+        return _relaxed(highs, model)
+    return _integer(highs)
+
+
+def bound_of(model: Model, duals: NDArray[np.float64]) -> float:
+    """Return a cost that no feasible point goes below: what multipliers of the rows prove.
+
+    Any multipliers prove one, however they were found: for ``y`` of the right signs every feasible
+    ``x`` costs ``c x >= y b + (c - y A) x``, and the least of that over the columns' ends, which
+    must be finite, is taken. Multipliers of the wrong sign count as zero. What rounding may have
+    done is bounded and taken off.
+
+    Args:
+        model: whose rows and columns count; integers may be fractional.
+        duals: a multiplier for each row, positive for ``low``, negative for ``high``.
+
+    >>> m = Model()
+    >>> x, y = m.column(3.0), m.column(2.0)
+    >>> m.row([x, y], [1.0, 1.0], low=0.5)
+    >>> [round(bound_of(m, np.array([y])), 9) for y in (2.0, 7.0, -1.0)]
+    [1.0, -5.5, 0.0]
+    """
+    low, high = np.array(model.low), np.array(model.high)
+    y = np.where(np.isfinite(low), duals, np.minimum(duals, 0.0))
+    y = np.where(np.isfinite(high), y, np.maximum(y, 0.0))
+    sides = np.where(y > 0, low, high)[y != 0]
+    return below([*(y[y != 0] * sides), *least_terms(model, y)])
+
+
+def least_terms(model: Model, y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return for each column at most the least that its reduced cost adds between its ends.
+
+    Args:
+        model: whose columns these are.
+        y: a multiplier for each row.
+    """
+    index, cost = np.array(model.index, dtype=np.int64), np.array(model.cost)
+    terms = np.array(model.value) * np.repeat(y, np.diff(model.start))
+    prices, sizes = cost.copy(), np.abs(cost)
+    np.subtract.at(prices, index, terms)
+    np.add.at(sizes, index, np.abs(terms))
+    error = (np.bincount(index, minlength=len(cost)) + 3) * np.finfo(float).eps * sizes
+    low, high = np.array(model.lower), np.array(model.upper)
+    least: NDArray[np.float64] = np.minimum((prices - error) * low, (prices - error) * high)
+    for corner in ((prices + error) * low, (prices + error) * high):
+        np.minimum(least, corner, out=least)
+    return least
+
+
+def below(products: Sequence[float]) -> float:
+    """Return no more than the sum of products, each rounded once.
+
+    >>> below([0.1] * 10) < 1.0
+    True
+    """
+    slack = 2 * np.finfo(float).eps * math.fsum(map(abs, products))
+    return float(math.fsum(products) - slack)
 
 
 class _StopAfter:
@@ -156,14 +215,26 @@ def _highs_lp(model: Model, *, relax: bool) -> highspy.HighsLp:
     return lp
 
 
-def _result(highs: highspy.Highs, *, relax: bool) -> Result:
-    status, info = highs.getModelStatus(), highs.getInfo()
+def _relaxed(highs: highspy.Highs, model: Model) -> Result:
+    """Read the end of a linear program; cut off, it still proves what its multipliers prove."""
+    status, solution = highs.getModelStatus(), highs.getSolution()
     if status == highspy.HighsModelStatus.kInfeasible:
         return Result(None, math.inf)
-    feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
-    x = np.array(highs.getSolution().col_value) if feasible else None
-    if relax:
-        solved = status == highspy.HighsModelStatus.kOptimal
-        duals = np.array(highs.getSolution().row_dual) if solved else None
-        return Result(x, info.objective_function_value if solved else 0.0, duals)
-    return Result(x, max(0.0, info.mip_dual_bound))
+    solved = status == highspy.HighsModelStatus.kOptimal
+    duals = np.array(solution.row_dual)
+    if len(duals) != len(model.low) or not np.isfinite(duals).all():
+        duals = np.zeros(len(model.low))
+    x = np.array(solution.col_value) if solved or _feasible(highs) else None
+    return Result(x, bound_of(model, duals), duals if solved else None)
+
+
+def _integer(highs: highspy.Highs) -> Result:
+    if highs.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
+        return Result(None, math.inf)
+    x = np.array(highs.getSolution().col_value) if _feasible(highs) else None
+    return Result(x, max(0.0, highs.getInfo().mip_dual_bound))
+
+
+def _feasible(highs: highspy.Highs) -> bool:
+    status = highs.getInfo().primal_solution_status
+    return bool(status == highspy.SolutionStatus.kSolutionStatusFeasible)

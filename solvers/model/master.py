@@ -39,6 +39,8 @@ from planner.solvers.model.windows import Window, windows
 from planner.solvers.tuning import LEAST_CHECKS
 
 SLACK = 1e-7  # widens the memory rows, so that rounding never cuts off a schedule that fits
+TOLERANCE = 1e-6  # the part taken off what an integer search proves, which is no more exact
+ROUNDING = 1e-12  # and off what multipliers prove, for the costs' units
 
 Burst = tuple[int, int]
 """An op, and the cut in whose window it may run again."""
@@ -117,7 +119,8 @@ def solve_master(
     plan = None
     if result.x is not None:
         plan = master.plan(result.x) if relax else master.exact_plan(result.x)
-    return MasterResult(plan, max(0.0, result.bound * (1 - 1e-6)) * master.unit)
+    less = ROUNDING if relax else TOLERANCE
+    return MasterResult(plan, max(0.0, result.bound * (1 - less)) * master.unit)
 
 
 def _solve_shared(master: _Master, model: Model, *, seconds: float, seed: int) -> MasterResult:
@@ -127,7 +130,7 @@ def _solve_shared(master: _Master, model: Model, *, seconds: float, seed: int) -
     plan = None
     if result.x is not None:
         plan = master.plan(result.x[classes], ranks(colors))
-    return MasterResult(plan, max(0.0, result.bound * (1 - 1e-6)) * master.unit)
+    return MasterResult(plan, max(0.0, result.bound * (1 - ROUNDING)) * master.unit)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ with the bytes it would spare of those that are too many.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,13 +18,16 @@ from planner.solvers.model.problem import Problem, held_bytes
 from planner.solvers.tuning import DROP_REACH, DROP_TRIES, DROP_WORK
 
 
-def drop_single(problem: Problem, order: Sequence[int], budget: int) -> list[int] | None:
+def drop_single(
+    problem: Problem, order: Sequence[int], budget: int, *, deadline: float = math.inf
+) -> list[int] | None:
     """Return an order that fits, ``None`` if dropping single values does not get there.
 
     Args:
         problem: the step, flattened.
         order: the ops to run, repetitions included.
         budget: in bytes.
+        deadline: of ``time.monotonic``, at which to give up.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
@@ -38,6 +43,8 @@ def drop_single(problem: Problem, order: Sequence[int], budget: int) -> list[int
     for _ in range(DROP_WORK // (DROP_TRIES * max(1, len(order)))):
         if excess == 0:
             return found
+        if time.monotonic() > deadline:
+            return None
         better = _better(problem, found, budget, excess)
         if better is None:
             return None

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from planner.graphs import Action, Graph, Op, Phase, Step
 from planner.solvers.model.precedence import freedom
-
-_AHEAD = (1, 2, 4, 12)
-_SHIFTS = (1, 1, 2, 3, 5, 8, 16)
-_KEPT_SHARE = 0.6
-_RESTORED_SHARE = 0.4
+from planner.solvers.tuning import (
+    MOVES_AHEAD,
+    MOVES_KEPT_SHARE,
+    MOVES_RESTORED_SHARE,
+    MOVES_SHIFTS,
+)
 
 
 class FreeMoves:
@@ -56,7 +57,7 @@ class FreeMoves:
         if self.earlier is None:
             first = _first_runs(steps)
             ops = [i for i in ops if first[steps[i].index] < i]
-        if frees and (not ops or self.draw.random() < _KEPT_SHARE):
+        if frees and (not ops or self.draw.random() < MOVES_KEPT_SHARE):
             return self._keep(steps, self.draw.choice(frees), makers)
         return bool(ops) and self._shift(steps, self.draw.choice(ops))
 
@@ -72,10 +73,10 @@ class FreeMoves:
             first -= 1
         while stop < len(steps) and not self._bars(step, steps[stop]):
             stop += 1
-        if first < i and self.draw.random() < _RESTORED_SHARE:
+        if first < i and self.draw.random() < MOVES_RESTORED_SHARE:
             steps.insert(first, steps.pop(i))
             return True
-        ahead = self.draw.choice(_AHEAD)
+        ahead = self.draw.choice(MOVES_AHEAD)
         if not (places := [j for j in makers if first <= j < stop][:ahead]):
             return False
         j = self.draw.choice(places)
@@ -87,7 +88,7 @@ class FreeMoves:
         """Run an op a few others earlier or later."""
         step, j = steps[i], i
         first = _first_runs(steps)
-        way, ops = self.draw.choice((-1, 1)), self.draw.choice(_SHIFTS)
+        way, ops = self.draw.choice((-1, 1)), self.draw.choice(MOVES_SHIFTS)
         while ops and 0 <= (k := j + way) < len(steps):
             both_first = first.get(step.index) == i and first.get(steps[k].index) == k
             if self._bars(step, steps[k]) or (both_first and self._ordered(step, steps[k])):

@@ -19,7 +19,8 @@ from planner.solvers.tuning import LAVISH_EVICTING, PATIENCES
 class Search:
     """The state of one solve; times are in excess of running every op once.
 
-    After the ``deadline`` (of ``time.monotonic``) orders are no longer made to fit.
+    After the ``deadline`` (of ``time.monotonic``) orders are no longer made to fit. ``stopped``
+    says that something was left undone for want of time.
     """
 
     def __init__(self, problem: Problem, budget: int, *, deadline: float = math.inf) -> None:
@@ -28,6 +29,7 @@ class Search:
         self.order: list[int] | None = None
         self.extra = math.inf
         self.bound = 0.0
+        self.stopped = False
 
     @property
     def gap(self) -> float:
@@ -36,13 +38,24 @@ class Search:
             return 0.0
         return (self.extra - self.bound) / self.base
 
+    def over(self, deadline: float = math.inf, *, needed: float = 0.0) -> bool:
+        """Say whether a deadline, or that of the whole search, has come, and note it if so.
+
+        Args:
+            deadline: of ``time.monotonic``.
+            needed: seconds without which it is not worth going on.
+        """
+        late = time.monotonic() + needed > min(deadline, self.deadline)
+        self.stopped |= late
+        return late
+
     def offer(self, order: Sequence[int], *, evict: bool = True) -> None:
         """Take an order that may overshoot: make it fit, prune it, keep it if it is the best.
 
         Single values are dropped and, unless ``evict`` is false, the order is run anew with
         evictions; that is given up once it costs many times what is known, or the step itself.
         """
-        if (found := drop_single(self.problem, order, self.budget)) is not None:
+        if (found := self._dropped(order)) is not None:
             self._keep(found)
         if not evict or (found is not None and len(found) == len(order)):
             return
@@ -69,9 +82,11 @@ class Search:
         assert bound < math.inf or self.order is None, "proved infeasible what has a schedule"
         self.bound = max(self.bound, bound)
 
+    def _dropped(self, order: Sequence[int]) -> list[int] | None:
+        return drop_single(self.problem, order, self.budget, deadline=self.deadline)
+
     def _keep(self, order: Sequence[int]) -> None:
-        late = time.monotonic() > self.deadline
-        pruned = list(order) if late else prune(self.problem, order, self.budget)
+        pruned = prune(self.problem, order, self.budget, deadline=self.deadline)
         extra = max(0.0, self.problem.order_seconds(pruned) - self.base)
         if extra < self.extra:
             self.order, self.extra = pruned, extra

@@ -42,6 +42,8 @@ def least_checkpointed(graph: Graph, deadline: float = math.inf) -> list[int]:
     best, tried = list(range(problem.n)), set[int]()
     sizes = list(_apart(turn))
     while fresh := [size for size in sizes if size not in tried and 1 < size <= turn]:
+        if tried and time.monotonic() > deadline:
+            break
         tried.update(fresh)
         orders: dict[int, list[int]] = {}
         for size in fresh:

@@ -17,13 +17,7 @@ from planner.graphs.allocation import Event, first_failure, kept_bytes, training
 from planner.graphs.hardware.allocators import SMALL, Block, CachingAllocator
 from planner.solvers.model.precedence import may_reorder
 from planner.solvers.search.free_moves import FreeMoves
-
-EVENTS = 1_000_000
-"""How many blocks may be taken and given back in all trials together: some seconds."""
-
-_PATIENCE = 700
-_SIZES = 12
-"""In how many sizes of memory at most a schedule is to run, of those that it did not run in."""
+from planner.solvers.tuning import PACKING_EVENTS, PACKING_PATIENCE, PACKING_SIZES
 
 
 def packed(
@@ -33,7 +27,7 @@ def packed(
     *,
     expandable: bool,
     reorder: bool = False,
-    events: int = EVENTS,
+    events: int = PACKING_EVENTS,
     seed: int = 0,
 ) -> Schedule | None:
     """Return a schedule of the same ops that runs on a device of so many bytes, if one is found.
@@ -66,7 +60,7 @@ def packed(
     below = kept_bytes(graph) + search.small_bytes(schedule)
     failed = set[int]()
     found: Schedule | None = schedule
-    while found is not None and len(failed) < _SIZES:
+    while found is not None and len(failed) < PACKING_SIZES:
         at = first_failure(graph, found, budget_bytes, expandable=expandable)
         if at is None:
             return found
@@ -93,7 +87,7 @@ class _Search:
         """Move until the large blocks lack nothing in every one of these rooms."""
         best = self._lacked(schedule, rooms, None)
         idle = 0
-        while best and self.left > 0 and idle < _PATIENCE:
+        while best and self.left > 0 and idle < PACKING_PATIENCE:
             idle += 1
             steps = list(schedule.steps)
             if not self.moves.make(steps):

@@ -8,7 +8,6 @@ anywhere, or after so much work.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 
 from planner.solvers.model.problem import Problem
@@ -51,7 +50,7 @@ def polish(
         for key, order in _neighbours(search.problem, search.order):
             if key in refused:
                 continue
-            if search.gap <= target or work <= 0 or time.monotonic() > deadline:
+            if search.gap <= target or work <= 0 or search.over(deadline):
                 return
             before, work = search.extra, work - len(order)
             search.offer(order)

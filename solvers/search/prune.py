@@ -7,19 +7,23 @@ Every removal keeps the order valid, within the budget and cheaper.
 from __future__ import annotations
 
 import math
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from planner.solvers.model.problem import Problem, held_bytes
 
 
-def prune(problem: Problem, order: Sequence[int], budget: int) -> list[int]:
+def prune(
+    problem: Problem, order: Sequence[int], budget: int, *, deadline: float = math.inf
+) -> list[int]:
     """Return the order without the repeated runs that the budget has room to avoid.
 
     Args:
         problem: the step, flattened.
         order: the ops to run, repetitions included.
         budget: in bytes.
+        deadline: of ``time.monotonic``, after which no more are looked for.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
@@ -30,9 +34,11 @@ def prune(problem: Problem, order: Sequence[int], budget: int) -> list[int]:
     """
     state = _State(problem, order, budget)
     improved = True
-    while improved:
+    while improved and time.monotonic() < deadline:
         improved = False
         for i in state.candidates():
+            if time.monotonic() > deadline:
+                break
             improved |= state.order[i] >= 0 and state.remove(i)
     return [op for op in state.order if op >= 0]
 

@@ -28,6 +28,7 @@ from planner.solvers.tuning import (
     NARROW_NEARBY,
     PINS_THINNED,
     SHARED_ABOVE_OPS,
+    START_SHARE,
     STEEPER,
 )
 
@@ -75,13 +76,20 @@ class _RelaxedRun:
         self.search, self.turn, self.peak = search, int(held.argmax()), int(held.max())
         self.cuts = [self.turn]
         self.target, self.deadline, self.seed = target, deadline, seed
+        self.early = deadline - START_SHARE * max(0.0, deadline - time.monotonic())
         self.nearest: list[int] | None = None
         self.excess: float = math.inf
+        self.took = 0.0  # by the last master; the next will take about as long
 
     @property
     def done(self) -> bool:
         """Say whether the target is met or the time is over."""
-        return self.search.gap <= self.target or time.monotonic() > self.deadline
+        return self.search.gap <= self.target or self.search.over(self.until, needed=self.took)
+
+    @property
+    def until(self) -> float:
+        """When to stop: earlier while nothing fits, so that time is left for what fits for sure."""
+        return self.deadline if self.search.order is not None else self.early
 
     @property
     def slope(self) -> float:
@@ -151,16 +159,19 @@ class _RelaxedRun:
         return order, excess
 
     def _solve(self, budget: int, pins: Pins = Pins()) -> MasterResult:  # noqa: B008 (immutable)
-        return solve_master(
+        begin = time.monotonic()
+        found = solve_master(
             self.search.problem,
             budget,
             self.cuts,
             relax=True,
             shared=self.search.problem.n > SHARED_ABOVE_OPS,
             pinned=pins,
-            seconds=self.deadline - time.monotonic(),
+            seconds=self.until - begin,
             seed=self.seed,
         )
+        self.took = time.monotonic() - begin
+        return found
 
 
 def narrow_pins(problem: Problem, turn: int) -> list[Pins]:

@@ -64,8 +64,8 @@ class _CutRun:
     def done(self) -> bool:
         """Say whether the target is met, nothing fits, or the time is over."""
         search = self.search
-        over = time.monotonic() > self.deadline
-        return over or search.gap <= self.target or search.bound == math.inf
+        met = search.gap <= self.target or search.bound == math.inf
+        return met or search.over(self.deadline)
 
     def relaxations(self) -> None:
         """Find cuts and bursts with relaxed masters, also for less than the budget."""
@@ -87,7 +87,7 @@ class _CutRun:
                 return
             order = self._solve(self.search.budget, work=work)
             if not self._add(order):
-                if work >= MOST_WORK or self.search.gap <= self.limits.gap:
+                if self.done or work >= MOST_WORK or self.search.gap <= self.limits.gap:
                     return
                 work *= WORK_GROWTH
 

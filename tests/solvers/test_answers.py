@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from planner.graphs import Action, Graph, Schedule, Step, plain_schedule, simulate
-from planner.solvers import SOLVERS, Answer, Limits, Status, solve
-from tests.strategies import chain
+from planner.solvers import SOLVERS, Answer, Limits, Status, given_order, solve
+from planner.solvers import reorder as reordering
+from planner.solvers.search.incumbent import Search
+from tests.strategies import chain, transformer
 
 CHAIN = chain(4)
 PEAK = simulate(CHAIN, plain_schedule(CHAIN)).peak_bytes
@@ -42,3 +44,25 @@ def test_the_schedule_is_judged_as_it_is(idle: str) -> None:
 def test_an_order_becomes_the_schedule_that_frees_early() -> None:
     answer = Answer.of_order(CHAIN, Status.OPTIMAL, range(len(CHAIN.ops)), 8.0, "why")
     assert answer == Answer(Status.OPTIMAL, plain_schedule(CHAIN), 8.0, "why")
+
+
+@pytest.mark.parametrize("method", ["auto", "reorder"])
+def test_a_bound_above_the_schedule_is_an_error(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = transformer(2)
+    budget = int(0.8 * simulate(graph, plain_schedule(graph)).peak_bytes)
+    with monkeypatch.context() as patch:
+        patch.setattr(given_order, "TINY_OPS", 0)
+        patch.setattr(Search, "raise_bound", lambda self, _: setattr(self, "bound", 9.0))
+        patch.setattr(reordering, "any_order_bound", lambda graph, *_: 9.0 * graph.seconds)
+        with pytest.raises(RuntimeError, match="above its own schedule's"):
+            solve(graph, budget, method=method)
+
+
+def test_a_plan_that_time_cut_off_says_so() -> None:
+    graph = transformer(8, width=64, square=128)
+    peak = simulate(graph, plain_schedule(graph)).peak_bytes
+    brief = solve(graph, peak // 2, limits=Limits(seconds=0.05, gap=0.0))
+    assert "stopped by the limit in seconds" in brief.message
+    assert solve(graph, peak).message == ""
