@@ -72,10 +72,16 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     Raises:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
+    from planner.running.engines import engine_of  # torch: only where something was captured
+
     graph, start = captured.graph, time.perf_counter()
     within = f"within {format_both(budget_bytes)} by {request.method}"
     request.tell(f"solving {len(graph.ops):,} ops {within}")
-    solution = solve_within(graph, budget_bytes, request)
+    if (settle := engine_of(request.engine).settle) is not None:
+        settled = settle(captured, budget_bytes, request)
+        captured, solution = settled.captured, settled.solution
+    else:
+        solution = solve_within(graph, budget_bytes, request)
     if solution.schedule is None:
         request.tell("looking for the least budget that works")
         least, needed = least_budget(graph, request)

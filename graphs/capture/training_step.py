@@ -6,11 +6,12 @@ Puts tracing, prices and the optimizer together. Knows nothing of budgets or sch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
 
+from planner.graphs.capture.fused.compiled_step import CompiledStep
 from planner.graphs.capture.guards.call import (
     class_name,
     device_of,
@@ -52,6 +53,8 @@ class Captured:
     """Which variant of the step the graph is: a name of ``graphs.capture.rewrites.REWRITES``."""
     eager_peak_bytes: int | None = None
     """What the step holds at most where torch runs it itself, if that was asked for."""
+    compiled: CompiledStep | None = field(default=None, compare=False, repr=False)
+    """The step as a compiler will run it, if one will."""
 
 
 def capture(
