@@ -117,7 +117,7 @@ class PlanningBackend:
         self, graph: HandedGraph, step: JointStep, request: Request
     ) -> tuple[Plan, Captured]:
         from planner.graphs.capture.step_function import arguments
-        from planner.running.engines.inductor import captured_joint
+        from planner.running.engines.compiled_capture import captured_joint
 
         call = arguments(graph.inputs, {})
         captured = captured_joint(step, graph.module, call, request, step.trained)

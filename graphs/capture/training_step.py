@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from planner.graphs.capture.fused.compiled_step import CompiledStep
 from planner.graphs.capture.guards.call import (
     class_name,
     device_of,
@@ -41,6 +40,9 @@ from planner.graphs.simulate import simulate
 from planner.graphs.torch_api.fake_tensors import FakeTensor, with_numbers
 from planner.graphs.torch_api.patches import capturing
 from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
+
+if TYPE_CHECKING:
+    from planner.graphs.capture.fused.compiled_step import CompiledStep
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,12 @@ from planner.graphs.capture.step_function import Arguments, arguments
 from planner.graphs.capture.training_step import optimizer_of
 from planner.graphs.files import graph_to_dict
 from planner.graphs.hardware.devices import device
-from planner.graphs.torch_api.inductor.compiler import compiled_by, plain_errors
+from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code, plain_errors
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
 from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
 from planner.running.engines.engine import Applied
-from planner.running.planned_module import unplanned
+from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.recent import Recent
 
 Compiled = Callable[..., Any]
@@ -207,6 +207,23 @@ def forward(plan: StepPlan, model: nn.Module, applied: Applied) -> Callable[...,
         return runner.call(self, args, kwargs)
 
     return run
+
+
+def without_plan(model: nn.Module, loss: Callable[..., Any] | None) -> nn.Module:
+    """Return a model that Inductor compiles as it does by default, called as a planned one.
+
+    Args:
+        model: that is compiled.
+        loss: compiled with it, if it is called with ``targets=``.
+    """
+    base = type(model)
+    compiled = torch.compile(own_code(step_of(base, loss)), fullgraph=True, dynamic=False)
+
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        targets = kwargs.pop("targets", None) if loss is not None else None
+        return _run(compiled, self, arguments(args, kwargs, targets))
+
+    return reclassed(model, derived(base, run))
 
 
 def _run(compiled: Compiled, model: nn.Module, call: Arguments) -> Any:

@@ -87,9 +87,18 @@ def compiled_by(
         partitioner: that cuts.
         options: of Inductor, as ``torch.compile`` takes them.
     """
-    settings = {**(options or {}), "custom_partitioner_fn": partitioner}
+    settings = {**(options or {}), **_settings(partitioner)}
     compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, options=settings)
     return cast(_Function, compiled)
+
+
+def _settings(partitioner: Partitioner) -> dict[str, Any]:
+    """Return what Inductor is told: who cuts, and to give every buffer back where it dies.
+
+    By default it keeps a dead buffer for a later one of its size, up to a peak that it estimates
+    with buffers that no kernel makes: more than it would need.
+    """
+    return {"custom_partitioner_fn": partitioner, "allow_buffer_reuse": False}
 
 
 def own_code(function: _Function) -> _Function:
@@ -138,6 +147,6 @@ def compiled_graph(graph: HandedGraph, partitioner: Partitioner) -> Callable[...
         graph: as a backend gets it.
         partitioner: that cuts.
     """
-    settings = {"custom_partitioner_fn": partitioner}
+    settings = _settings(partitioner)
     compiled: Callable[..., Any] = compile_fx(graph.module, graph.inputs, config_patches=settings)
     return compiled

@@ -70,6 +70,8 @@ class Engine:
     An engine whose code is a compiler's has no program but a ``forward``, which takes a plan, the
     model and how it is applied, and returns what the model's class does when it is called. Where
     what a schedule holds is the compiler's to say, ``settle`` solves within a budget of bytes.
+    ``without_plan`` returns a model that the engine's own kernels run plainly, called as a planned
+    one, if those are not eager mode's.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Engine:
     """Whether it also carries out the units of a sharded step, as they are captured for one."""
     forward: Callable[[StepPlan, nn.Module, Applied], Callable[..., Any]] | None = None
     settle: Callable[[Captured, int, Request], Settled] | None = None
+    without_plan: Callable[[nn.Module, Callable[..., Any] | None], nn.Module] | None = None
 
 
 ENGINES: dict[str, Engine] = {}
