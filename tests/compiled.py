@@ -1,10 +1,6 @@
-"""What tests of the compiled engine share: a step worth planning, kernels that are stubs."""
+"""What tests of the compiled engine share: a step worth planning, and what is measured of it."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -48,24 +44,6 @@ def net() -> tuple[Net, Tensor]:
     """Make the model and its input."""
     torch.manual_seed(0)
     return Net(), torch.randn(ROWS, 32)
-
-
-@contextmanager
-def stubs() -> Iterator[None]:
-    """Let fused kernels do nothing: allocations, and kernels of ATen, are real."""
-    from torch._functorch import config as functorch_config
-    from torch._inductor import config
-    from torch._inductor.async_compile import AsyncCompile
-
-    def nothing(*args: object, **kwargs: object) -> Callable[..., None]:
-        return lambda *_: None
-
-    with (
-        mock.patch.object(AsyncCompile, "cpp_pybinding", nothing),
-        functorch_config.patch(enable_autograd_cache=False),
-        config.patch(fx_graph_cache=False, compile_threads=1),
-    ):
-        yield
 
 
 def static_bytes(model: nn.Module, *inputs: Tensor) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assemble
@@ -119,9 +118,3 @@ def _calls(half: Kernels, given: dict[str, str], price: dict[str, Op]) -> Sequen
             )
         )
     return found
-
-
-def size_of(node: fx.Node) -> int:
-    """Return the bytes of a node's storage, rounded to no block."""
-    value = node.meta.get("val")
-    return value.untyped_storage().nbytes() if isinstance(value, torch.Tensor) else 0

@@ -58,13 +58,14 @@ def graph_to_plan(
     """
     by_name = {n.name: n for n in step.graph.nodes}
     stored = {
-        by_name[b.node]: None
+        by_name[b.node or ""]: None
         for half in (forward, backward)
         for k in half.kernels
         for b in k.makes
         if b.node in by_name
     }
-    found = [list(_made(half, by_name)) for half in (forward, backward)]
+    known = set[fx.Node]()
+    found = [list(_made(half, by_name, known)) for half in (forward, backward)]
     count = step.step.forward_outputs
     outputs = _under(step, step.outputs[:count], stored)
     effects = _effects(step, stored)
@@ -73,31 +74,30 @@ def graph_to_plan(
         kernels = [
             call
             for made in half
-            for part in _parts(made, outputs if not late else (), step)
-            for call in [_call(part, stored, price, late=late, outputs=outputs, step=step)]
+            for part in _parts(made, outputs if not late else ())
+            for call in [_call(part, stored, price, late=late, outputs=outputs)]
         ]
         kernels += [_effect(n, stored) for n in effects if (n in step.backward) == late]
-        calls.append(_in_order(kernels, {n.name for n in step.graph.find_nodes(op="placeholder")}))
+        calls.append(_in_order(kernels))
     gradients = [n.name for n in _under(step, step.outputs[count:], stored)]
     names = [n.name for n in outputs]
-    known = {
-        *frame.resident,
-        *frame.tangents,
-        *(m for c in (*calls[0], *calls[1]) for m in c.makes),
-    }
-    missing = [n for n in (*names, *gradients) if n not in known]
-    assert not missing, f"no kernel makes {missing}"
     return assemble(frame, calls[0], calls[1], names, gradients)
 
 
-def _made(half: Kernels, by_name: Mapping[str, fx.Node]) -> Iterator[_Made]:
-    """Yield the kernels that make a node's value; the others count with those who read them."""
+def _made(half: Kernels, by_name: Mapping[str, fx.Node], known: set[fx.Node]) -> Iterator[_Made]:
+    """Yield the kernels that first make a node's value; others count with those who read them."""
     loose: dict[str, int] = {}  # a buffer of no node -> its bytes and those behind it
     for kernel in half.kernels:
-        nodes = {by_name[b.node]: b.size_bytes for b in kernel.makes if b.node in by_name}
-        beside = sum(b.size_bytes for b in kernel.makes if b.node not in by_name)
-        beside += sum(loose.get(name, 0) for name in kernel.reads)
+        nodes: dict[fx.Node, int] = {}
+        beside = sum(loose.get(name, 0) for name in kernel.reads)
+        for made in kernel.makes:
+            node = by_name.get(made.node or "")
+            if node is None or node in known:
+                beside += made.size_bytes
+            else:
+                nodes[node] = max(nodes.get(node, 0), made.size_bytes)
         if nodes:
+            known |= nodes.keys()
             yield _Made(kernel, nodes, beside)
         else:
             loose |= {b.name: beside for b in kernel.makes}
@@ -118,7 +118,7 @@ def _under(
     return list(found)
 
 
-def _parts(made: _Made, outputs: Sequence[fx.Node], step: Stitched) -> Iterator[_Made]:
+def _parts(made: _Made, outputs: Sequence[fx.Node]) -> Iterator[_Made]:
     """Yield a kernel, what only the caller sees of it apart: the rest may run again without it."""
     apart = {
         n: size for n, size in made.nodes.items() if n in outputs or _writes(n) or not _read(n)
@@ -155,7 +155,6 @@ def _call(
     *,
     late: bool,
     outputs: Sequence[fx.Node],
-    step: Stitched,
 ) -> KernelCall:
     inside, read = behind(made.nodes, stored)
     nodes = [*made.nodes, *inside]
@@ -205,7 +204,7 @@ def _bytes(node: fx.Node) -> int:
     return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
 
 
-def _in_order(kernels: Sequence[KernelCall], there: set[str]) -> list[KernelCall]:
+def _in_order(kernels: Sequence[KernelCall]) -> list[KernelCall]:
     """Return kernels so that each follows what it reads, otherwise as they are."""
     maker = {name: k for k in kernels for name in k.makes}
     done: dict[str, KernelCall] = {}

@@ -32,7 +32,7 @@ def prices(device: Device, *, here: bool, costs: str) -> Price:
     def of_call(node: fx.Node) -> KernelPrice:
         value = lambda n: n.meta.get("val")  # noqa: E731
         assert isinstance(node.target, OpOverload)
-        args, kwargs = (fx.node.map_arg(x, value) for x in (node.args, node.kwargs))
+        args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
         call = OperatorCall(node.target, tuple(args), dict(kwargs))
         work = op_cost(call.target, call.args, call.kwargs, node.meta.get("val"))
         (seconds,) = cost_model(costs)(Priced([call], [work], device, here))

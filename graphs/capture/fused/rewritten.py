@@ -6,7 +6,7 @@ the schedule. Reads of the plan's graph only names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -84,6 +84,10 @@ def rewritten(step: Stitched, graph: Graph, schedule: Schedule) -> JointStep:
     for node in step.graph.find_nodes(op="placeholder"):
         made.live[node] = made.graph.node_copy(node)
     place = {n: i for i, n in enumerate(step.graph.nodes)}
+    (returned,) = step.graph.output_node().args
+    assert isinstance(returned, tuple | list)
+    count = step.step.forward_outputs
+    outputs: list[object] = []
     seen, late = set[int](), False
     for item in schedule.steps:
         if item.action is Action.FREE:
@@ -92,11 +96,14 @@ def rewritten(step: Stitched, graph: Graph, schedule: Schedule) -> JointStep:
                 made.live.pop(node, None)
             continue
         op = graph.ops[item.index]
-        late = late or op.phase is not Phase.FORWARD
+        if op.phase is not Phase.FORWARD and not late:
+            # torch takes all nodes before the last one of forward's for forward's
+            late, outputs = True, _returned(made, returned[:count], made.early, late=False)
         names = [graph.values[v].name for v in op.outputs]
         _run(made, _nodes(names, by_name), place, late=late, again=item.index in seen)
         seen.add(item.index)
-    _give_back(made)
+    outputs += _returned(made, returned[count:], {}, late=True)
+    made.graph.output(tuple(outputs)).meta = dict(step.graph.output_node().meta)
     keep_products_apart(made.graph)
     module = fx.GraphModule(step.step.module, made.graph)
     module.graph.eliminate_dead_code()
@@ -136,21 +143,11 @@ def _run(
     made.live |= fresh
 
 
-def _give_back(made: _Rewriting) -> None:
-    """Return what the step returns: views are made of what is in memory at the end."""
-    out = made.step.graph.output_node()
-    count = made.step.step.forward_outputs
-    forward, backward = dict(made.early), dict[fx.Node, fx.Node]()
-    returned = []
-    (outputs,) = out.args
-    assert isinstance(outputs, tuple | list)
-    for place, node in enumerate(outputs):
-        if not isinstance(node, fx.Node):
-            returned.append(node)
-            continue
-        late = place >= count
-        returned.append(made.put(node, backward if late else forward, late=late))
-    made.graph.output(tuple(returned)).meta = dict(out.meta)
+def _returned(
+    made: _Rewriting, nodes: Sequence[object], local: dict[fx.Node, fx.Node], *, late: bool
+) -> list[object]:
+    """Return what the step returns: views are made of what is in memory now."""
+    return [made.put(n, local, late=late) if isinstance(n, fx.Node) else n for n in nodes]
 
 
 def keep_products_apart(graph: fx.Graph) -> None:

@@ -148,5 +148,5 @@ def compiled_graph(graph: HandedGraph, partitioner: Partitioner) -> Callable[...
         partitioner: that cuts.
     """
     settings = _settings(partitioner)
-    compiled: Callable[..., Any] = compile_fx(graph.module, graph.inputs, config_patches=settings)
-    return compiled
+    compiled = compile_fx(graph.module, graph.inputs, config_patches=settings)
+    return cast(Callable[..., Any], compiled)

@@ -129,15 +129,11 @@ class Partitioner(CustomPartitionerFn):
         self,
         gm: fx.GraphModule,
         joint_inputs: Sequence[object],
-        *,
-        num_fwd_outputs: int,
-        static_lifetime_input_indices: Sequence[int] | None = None,
-        **others: Any,
+        **said: Any,
     ) -> Halves:
         """Cut a graph; Inductor calls this."""
-        del others
-        static = tuple(static_lifetime_input_indices or ())
-        return self._cut(JointStep(gm, joint_inputs, num_fwd_outputs, static))
+        static = tuple(said.get("static_lifetime_input_indices") or ())
+        return self._cut(JointStep(gm, joint_inputs, said["num_fwd_outputs"], static))
 
 
 def draws_outside() -> bool:

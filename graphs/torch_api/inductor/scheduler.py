@@ -12,8 +12,9 @@ from typing import Any
 from torch import fx
 from torch._guards import detect_fake_mode
 from torch._inductor import config
-from torch._inductor.compile_fx import _recursive_post_grad_passes, view_to_reshape
+from torch._inductor.compile_fx import _recursive_post_grad_passes
 from torch._inductor.debug import DebugContext
+from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch._inductor.graph import GraphLowering
 from torch._inductor.ir import (
     MultiOutput,
@@ -77,6 +78,7 @@ def kernels_of(module: fx.GraphModule, *, backward: bool) -> Kernels:
     copied = copy_of(module)
     inputs = [n.meta["val"] for n in copied.graph.find_nodes(op="placeholder")]
     mode = detect_fake_mode(inputs)
+    assert mode is not None, "the values of a traced graph are fake"
     settings = {"force_disable_caches": True}
     with (
         config.patch(settings),
@@ -84,7 +86,7 @@ def kernels_of(module: fx.GraphModule, *, backward: bool) -> Kernels:
         V.set_fake_mode(mode),
         mode,
     ):
-        view_to_reshape(copied)
+        view_to_reshape(copied)  # type: ignore[no-untyped-call]
         _recursive_post_grad_passes(copied, is_inference=False)
         lowering = GraphLowering(
             copied,
@@ -109,7 +111,8 @@ def _read(lowering: GraphLowering) -> Kernels:
     for node in scheduler.nodes:
         name = node.get_name()
         if isinstance(node.node, MultiOutput):
-            name = owner[node.node.inputs[0].get_name()]
+            (whole,) = node.node.inputs
+            name = owner[whole.get_name()]  # type: ignore[union-attr]
         else:
             nodes.append(node)
         made.setdefault(name, []).extend(node.get_outputs())
@@ -130,7 +133,7 @@ def _returned(out: Any, lowering: GraphLowering, renamed: dict[str, str]) -> str
     """Return the name of the buffer or input that an output is, or lies in."""
     if isinstance(out, (NoneAsConstantBuffer, ShapeAsConstantBuffer)):
         return None
-    name = out.get_name()
+    name: str = out.get_name()
     return renamed.get(name, name)
 
 

@@ -5,6 +5,7 @@ Where bits are compared, kernels are real and come of the C++ compiler.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import planner
+from benchmarks.stubs import stubs
 from planner.graphs.torch_api.inductor.compiler import compiled_by
 from planner.graphs.torch_api.inductor.partitioner import Partitioner, cut_by_torch
-from tests.compiled import QUICK, Net, gradients, measured_bytes, net, static_bytes, step, stubs
+from tests.compiled import QUICK, Net, gradients, measured_bytes, net, static_bytes, step
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_kernels_are_fused_and_say_where_they_come_from(plain: planner.Plan) -> 
     fused = [op for op in plain.graph.ops if op.target.startswith("fused(")]
     assert any("tanh" in op.target and "mul" in op.target for op in fused)
     assert {op.module for op in plain.graph.ops} >= {"blocks.0.up", "blocks.3.down"}
-    assert any(op.source.endswith("compiled.py:38") for op in plain.graph.ops)
+    assert any(re.search(r"tests/compiled\.py:\d+$", op.source) for op in plain.graph.ops)
 
 
 @pytest.mark.usefixtures("stubbed")
@@ -118,8 +120,8 @@ def test_another_mode_is_planned_anew(tight: planner.Plan) -> None:
     planned = tight.apply(model, on_mismatch="replan")
     planned.eval()
     assert measured_bytes(planned, x) <= tight.budget_bytes
-    with pytest.raises(planner.PlanMismatch, match="planned"):
-        tight.apply(model)(x)
+    with pytest.raises(planner.PlanMismatch, match="train/eval mode"):
+        tight.apply(model)
 
 
 def test_a_loss_with_targets(plain: planner.Plan) -> None:
@@ -158,7 +160,9 @@ def test_what_cannot_be_planned_is_refused() -> None:
         pytest.raises(planner.CaptureError, match="fallback_random"),
     ):
         planner.fit(model, "1GB", **said)
-    with pytest.raises(planner.CaptureError, match=r"(?s)does not take the step whole.*print"):
+    with pytest.raises(
+        planner.CaptureError, match=r"(?s)does not take the step whole.*graph_break"
+    ):
         planner.fit(Broken(), "1GB", **said)
     with pytest.raises(planner.CaptureError, match="requires grad"):
         planner.fit(model.requires_grad_(False), "1GB", **said)
