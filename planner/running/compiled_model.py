@@ -18,7 +18,7 @@ from planner.byte_sizes import format_both
 from planner.errors import PlanMismatch
 from planner.graphs.capture.fused.compiled_step import CompiledStep, really_run, trace_of
 from planner.graphs.capture.fused.frame import frame_of
-from planner.graphs.capture.fused.identity import identity
+from planner.graphs.capture.fused.identity import identity, written
 from planner.graphs.capture.fused.rewritten import UnknownValue
 from planner.graphs.capture.fused.stitched import stitched
 from planner.graphs.capture.guards.call import (
@@ -89,7 +89,8 @@ def cut_by_plan(plan: StepPlan, model: nn.Module) -> Callable[[JointStep], Halve
             halves = known.halves(plan.schedule)
         except UnknownValue as error:
             raise PlanMismatch(f"{error}; make the plan again with planner.fit") from error
-        if planned != found:  # another size, or another torch: what it holds is not known yet
+        now = {**found, "halves": written(halves)}
+        if planned != now:  # another size, or another torch: what it holds is not known yet
             held = trace_of(really_run(known, halves)).peak_bytes
             if held > plan.budget_bytes:
                 raise PlanMismatch(

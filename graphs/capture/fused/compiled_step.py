@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assemble
+from planner.graphs.capture.fused.identity import written
 from planner.graphs.capture.fused.kernel_graph import Price, graph_to_plan
 from planner.graphs.capture.fused.rewritten import rewritten
 from planner.graphs.capture.fused.stitched import Stitched, stitched
@@ -37,13 +38,22 @@ class CompiledStep:
         """
         return cut_by_tags(rewritten(self.stitched, self.graph, schedule))
 
-    def asked(self, schedule: Schedule) -> Trace:
-        """Ask the compiler what it will make of a schedule; return what that costs and holds.
+    def asked(self, schedule: Schedule) -> Asked:
+        """Ask the compiler what it will make of a schedule.
 
         Args:
             schedule: of the graph.
         """
-        return trace_of(really_run(self, self.halves(schedule)))
+        halves = self.halves(schedule)
+        return Asked(trace_of(really_run(self, halves)).peak_bytes, written(halves))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The most that a compiler says it will hold, and what tells what it was asked for."""
+
+    peak_bytes: int
+    written: str
 
 
 def compiled_step(step: JointStep, frame: Frame, price: Price) -> CompiledStep:

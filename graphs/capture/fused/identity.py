@@ -10,6 +10,7 @@ from torch import fx
 
 from planner.graphs.capture.fused.stitched import Stitched
 from planner.graphs.capture.node_kinds import target_name
+from planner.graphs.torch_api.inductor.partitioner import Halves
 
 
 def identity(step: Stitched) -> dict[str, str]:
@@ -27,6 +28,15 @@ def identity(step: Stitched) -> dict[str, str]:
         "nodes": _hash(nodes),
         "sizes": _hash(sizes),
     }
+
+
+def written(halves: Halves) -> str:
+    """Return what tells the halves that a plan was asked for from others.
+
+    Args:
+        halves: forward and backward, for the compiler.
+    """
+    return _hash(str(half.graph) for half in halves)
 
 
 def _of(step: Stitched) -> Iterable[fx.Node]:

@@ -28,40 +28,44 @@ _SHARE, _SECONDS, _GAP = 8, 2.0, 0.01
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A schedule, what it costs, and the bytes that the compiler says it will hold."""
+class Candidate:
+    """A schedule, what it costs, and the bytes that the compiler says it will hold.
+
+    ``written`` tells what the compiler was asked for.
+    """
 
     schedule: Schedule
     seconds: float
     held_bytes: int
+    written: str
 
 
 @dataclass
 class _Search:
     captured: Captured
     budget_bytes: int
-    known: list[Asked] = field(default_factory=list)
+    known: list[Candidate] = field(default_factory=list)
 
-    def ask(self, schedule: Schedule) -> Asked:
+    def ask(self, schedule: Schedule) -> Candidate:
         """Ask once of each schedule."""
         for asked in self.known:
             if asked.schedule == schedule:
                 return asked
         step = self.captured.compiled
         assert step is not None, "a compiler's step"
-        held = step.asked(schedule).peak_bytes
-        found = Asked(schedule, simulate(self.captured.graph, schedule).seconds, held)
+        told, seconds = step.asked(schedule), simulate(self.captured.graph, schedule).seconds
+        found = Candidate(schedule, seconds, told.peak_bytes, told.written)
         self.known.append(found)
         return found
 
     @property
-    def best(self) -> Asked | None:
+    def best(self) -> Candidate | None:
         """The quickest schedule that keeps within the budget."""
         kept = [a for a in self.known if with_margin(self.captured, a) <= self.budget_bytes]
         return min(kept, key=lambda a: (a.seconds, a.held_bytes), default=None)
 
 
-def with_margin(captured: Captured, asked: Asked) -> int:
+def with_margin(captured: Captured, asked: Candidate) -> int:
     """Return the bytes that a schedule is taken to hold: what was said, and a margin of what is
     not there throughout.
     """
@@ -136,9 +140,11 @@ def _later(limits: Limits) -> Limits:
     return replace(limits, seconds=seconds, gap=max(limits.gap, _GAP))
 
 
-def _with_excess(captured: Captured, asked: Asked) -> Captured:
+def _with_excess(captured: Captured, asked: Candidate) -> Captured:
     """Count what the compiler holds beyond the schedule's own values, as a value of its own."""
     graph = captured.graph
+    compiled = {**captured.signature["compiled"], "halves": asked.written}
+    captured = replace(captured, signature={**captured.signature, "compiled": compiled})
     own = simulate(graph, asked.schedule).peak_bytes
     excess = with_margin(captured, asked) - own
     if excess <= 0:
@@ -147,7 +153,7 @@ def _with_excess(captured: Captured, asked: Asked) -> Captured:
     return replace(captured, graph=replace(graph, values=(*graph.values, held)))
 
 
-def _judged(graph: Graph, best: Asked, first: Solution, limits: Limits) -> Solution:
+def _judged(graph: Graph, best: Candidate, first: Solution, limits: Limits) -> Solution:
     """Return a solution with the bound of the person's budget, optimal if it is close to that."""
     reordered = best.schedule.is_reordered and not first.reordered
     bound = graph.seconds if reordered else min(first.bound_seconds, best.seconds)
