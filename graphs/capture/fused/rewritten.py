@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
@@ -87,7 +88,7 @@ def rewritten(step: Stitched, graph: Graph, schedule: Schedule) -> JointStep:
     (returned,) = step.graph.output_node().args
     assert isinstance(returned, tuple | list)
     count = step.step.forward_outputs
-    outputs: list[object] = []
+    outputs: list[Any] = []
     seen, late = set[int](), False
     for item in schedule.steps:
         if item.action is Action.FREE:
@@ -145,7 +146,7 @@ def _run(
 
 def _returned(
     made: _Rewriting, nodes: Sequence[object], local: dict[fx.Node, fx.Node], *, late: bool
-) -> list[object]:
+) -> list[Any]:
     """Return what the step returns: views are made of what is in memory now."""
     return [made.put(n, local, late=late) if isinstance(n, fx.Node) else n for n in nodes]
 
