@@ -108,7 +108,7 @@ def test_a_smaller_call_runs_and_a_larger_one_is_a_mismatch(tight: planner.Plan)
     model, x = net()
     planned = tight.apply(model)
     assert measured_bytes(planned, x[:1024]) <= tight.budget_bytes
-    with pytest.raises(planner.PlanMismatch, match=r"argument x is float32\[4096, 32\]"):
+    with pytest.raises(planner.PlanMismatch, match=r"argument 'x' is float32\[4096, 32\]"):
         planned(torch.cat([x, x]))
     plainly = tight.apply(model, on_mismatch="plain")
     assert torch.isfinite(step(plainly, torch.cat([x, x])))
