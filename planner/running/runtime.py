@@ -118,6 +118,7 @@ def _at_these_sizes(
     plan: StepPlan, loss: Callable[..., Any] | None, shared: SharedPrograms | None
 ) -> Trace:
     write = engine_of(plan.engine).program
+    assert write is not None, "an engine without programs makes a class of its own"
     if shared is None:
         return lambda now, lifted: write(plan, unplanned(now), loss, lifted)
 
