@@ -19,9 +19,11 @@ from planner.request import BatchOptions, Request, check_said, requested, takes
 if TYPE_CHECKING:
     from torch import fx
 
+    from planner.graphs.capture.fused.compiled_step import CompiledStep
     from planner.graphs.capture.training_step import Captured
     from planner.graphs.torch_api.inductor.compiler import HandedGraph
     from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep
+    from planner.graphs.torch_api.inductor.scheduler import Kernels
 
 
 class BackendOptions(BatchOptions, total=False):
@@ -98,10 +100,21 @@ class PlanningBackend:
                 f"torch.compile hands {sorted(options)} to the backend, which takes what is to be "
                 "said itself: planner.backend(budget, ...)"
             )
-        graph = traced(gm, example_inputs)
-        return compiled_graph(graph, Partitioner(lambda step: self._cut(graph, step)))
+        from planner.running.compiled_model import within
 
-    def _cut(self, graph: HandedGraph, step: JointStep) -> Halves:
+        graph = traced(gm, example_inputs)
+        known: list[CompiledStep] = []
+
+        def cut(step: JointStep) -> Halves:
+            known.append(self._cut(graph, step))
+            return known[-1].halves(self._plans[-1].schedule)
+
+        def check(first: Kernels, second: Kernels) -> None:
+            within(known[-1], first, second, self._plans[-1].budget_bytes)
+
+        return compiled_graph(graph, Partitioner(cut), check)
+
+    def _cut(self, graph: HandedGraph, step: JointStep) -> CompiledStep:
         self._refuse_second(graph)
         said: dict[str, Any] = {"dynamic": "off", **self._said, "engine": "inductor"}
         said = {"device": _device_of(graph), **said, "inputs": tuple(graph.inputs)}
@@ -111,7 +124,7 @@ class PlanningBackend:
         self._frame = graph.frame
         self._plans.append(plan)
         assert captured.compiled is not None, "it is a compiler's"
-        return replace(captured.compiled, graph=plan.graph).halves(plan.schedule)
+        return replace(captured.compiled, graph=plan.graph)
 
     def _planned(
         self, graph: HandedGraph, step: JointStep, request: Request

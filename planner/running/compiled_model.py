@@ -6,7 +6,6 @@ is cut as the plan says if it is the planned one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from planner.byte_sizes import format_both
 from planner.errors import PlanMismatch
 from planner.graphs.capture.fused.compiled_step import CompiledStep, really_run, trace_of
 from planner.graphs.capture.fused.frame import frame_of
-from planner.graphs.capture.fused.identity import identity, written
+from planner.graphs.capture.fused.identity import identity
 from planner.graphs.capture.fused.rewritten import UnknownValue
 from planner.graphs.capture.fused.stitched import stitched
 from planner.graphs.capture.guards.call import (
@@ -31,10 +30,10 @@ from planner.graphs.capture.guards.call import (
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.graphs.capture.training_step import optimizer_of
-from planner.graphs.files import graph_to_dict
 from planner.graphs.hardware.devices import device
 from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code, plain_errors
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
+from planner.graphs.torch_api.inductor.scheduler import Kernels
 from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
 from planner.running.engines.engine import Applied
@@ -61,45 +60,58 @@ def step_of(base: type[nn.Module], loss: Callable[..., Any] | None) -> Callable[
     return step
 
 
-def cut_by_plan(plan: StepPlan, model: nn.Module) -> Callable[[JointStep], Halves]:
-    """Return what cuts the steps of a model as a plan says.
+@dataclass
+class _Planned:
+    """Cuts the steps of a model as a plan says, and checks what the compiler makes of them."""
 
-    Args:
-        plan: for the step.
-        model: whose step it is.
-    """
+    plan: StepPlan
+    model: nn.Module
+    known: CompiledStep | None = None
 
-    def cut(step: JointStep) -> Halves:
-        whole = stitched(step)
-        planned, found = plan.signature["compiled"], identity(whole)
-        if planned["nodes"] != found["nodes"]:
+    def cut(self, step: JointStep) -> Halves:
+        """Return forward and backward for the compiler."""
+        plan, whole = self.plan, stitched(step)
+        if plan.signature["compiled"]["nodes"] != identity(whole)["nodes"]:
             raise PlanMismatch(
-                f"{type(model).__name__} compiles to another step than the planned one; make the "
-                "plan again with planner.fit"
+                f"{type(self.model).__name__} compiles to another step than the planned one; make "
+                "the plan again with planner.fit"
             )
         frame = frame_of(
             step,
-            model,
+            self.model,
             plan.hardware or device(plan.device),
             optimizer=optimizer_of(plan.graph),
             accumulate=bool(plan.signature["accumulate"]),
         )
-        known = CompiledStep(whole, frame, plan.graph)
+        self.known = CompiledStep(whole, frame, plan.graph)
         try:
-            halves = known.halves(plan.schedule)
+            return self.known.halves(plan.schedule)
         except UnknownValue as error:
             raise PlanMismatch(f"{error}; make the plan again with planner.fit") from error
-        now = {**found, "halves": written(halves)}
-        if planned != now:  # another size, or another torch: what it holds is not known yet
-            held = trace_of(really_run(known, halves)).peak_bytes
-            if held > plan.budget_bytes:
-                raise PlanMismatch(
-                    f"compiled for this call, the step would hold {format_both(held)}, and the "
-                    f"budget is {format_both(plan.budget_bytes)}"
-                )
-        return halves
 
-    return cut
+    def check(self, first: Kernels, second: Kernels) -> None:
+        """Refuse kernels that would hold more than the budget, another size's included."""
+        assert self.known is not None, "it was cut before"
+        within(self.known, first, second, self.plan.budget_bytes)
+
+
+def within(step: CompiledStep, first: Kernels, second: Kernels, budget_bytes: int) -> None:
+    """Refuse kernels, as they are about to be compiled, that would hold more than a budget.
+
+    Args:
+        step: whose they are.
+        first, second: forward's and backward's.
+        budget_bytes: what the step may hold.
+
+    Raises:
+        PlanMismatch: they hold more.
+    """
+    held = trace_of(really_run(step, first, second)).peak_bytes
+    if held > budget_bytes:
+        raise PlanMismatch(
+            f"compiled for this call, the step would hold {format_both(held)}, and the budget is "
+            f"{format_both(budget_bytes)}"
+        )
 
 
 def compiled_under(plan: StepPlan, model: nn.Module, applied: Applied) -> Compiled:
@@ -110,14 +122,9 @@ def compiled_under(plan: StepPlan, model: nn.Module, applied: Applied) -> Compil
         model: whose step it is.
         applied: on which class, with which loss.
     """
-    partitioner = Partitioner(cut_by_plan(plan, model), plan_key(plan))
-    return compiled_by(step_of(applied.base, applied.loss), partitioner)
-
-
-def plan_key(plan: StepPlan) -> str:
-    """Return what tells the compiled code of one plan from that of another."""
-    parts = (graph_to_dict(plan.graph), plan.schedule.order, plan.signature["compiled"])
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    planned = _Planned(plan, model)
+    step = step_of(applied.base, applied.loss)
+    return compiled_by(step, Partitioner(planned.cut), planned.check)
 
 
 @dataclass

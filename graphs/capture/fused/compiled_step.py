@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import fx
+from functools import partial
 
 from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assemble
 from planner.graphs.capture.fused.identity import written
@@ -45,7 +44,8 @@ class CompiledStep:
             schedule: of the graph.
         """
         halves = self.halves(schedule)
-        return Asked(trace_of(really_run(self, halves)).peak_bytes, written(halves))
+        kernels = kernels_of(self.stitched.step, halves)
+        return Asked(trace_of(really_run(self, *kernels)).peak_bytes, written(halves))
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ def compiled_step(step: JointStep, frame: Frame, price: Price) -> CompiledStep:
         price: what a kernel costs.
     """
     whole = stitched(step)
-    forward, backward = cut_by_tags(whole.step)
-    kernels = kernels_of(forward, backward=False), kernels_of(backward, backward=True)
+    kernels = kernels_of(whole.step, cut_by_tags(whole.step))
     return CompiledStep(whole, frame, graph_to_plan(whole, *kernels, frame, price))
 
 
@@ -75,35 +74,31 @@ def trace_of(graph: Graph) -> Trace:
     return simulate(graph, plain_schedule(graph))
 
 
-def really_run(step: CompiledStep, halves: Halves) -> Graph:
-    """Return the graph of the kernels that a compiler makes of two halves, in its order.
+def really_run(step: CompiledStep, first: Kernels, second: Kernels) -> Graph:
+    """Return the graph of the kernels that a compiler makes of a step, in its order.
 
     Args:
-        step: whose halves they are: prices are taken from its graph.
-        halves: forward and backward.
+        step: whose kernels they are: prices are taken from its graph.
+        first, second: forward's and backward's.
     """
-    forward, backward = halves
-    first, second = kernels_of(forward, backward=False), kernels_of(backward, backward=True)
     count = step.stitched.step.forward_outputs
-    given = _saved(forward, first, count)
+    given = _saved(first, count)
     price = {step.graph.values[v].name: op for op in step.graph.ops for v in op.outputs}
     outputs = [n for n in first.outputs[:count] if n is not None]
     gradients = [_renamed(n, given) for n in second.outputs if n is not None]
     return assemble(
         step.frame,
-        _calls(first, {}, price),
+        _calls(first, None, price),
         _calls(second, given, price),
         list(dict.fromkeys(outputs)),
         list(dict.fromkeys(gradients)),
     )
 
 
-def _saved(forward: fx.GraphModule, kernels: Kernels, count: int) -> dict[str, str]:
+def _saved(first: Kernels, count: int) -> dict[str, str]:
     """Return what each input of backward is in forward, by name: a buffer or an input of it."""
-    (returned,) = forward.graph.output_node().args
-    assert isinstance(returned, tuple | list)
-    pairs = zip(returned[count:], kernels.outputs[count:], strict=True)
-    return {n.name: name for n, name in pairs if isinstance(n, fx.Node) and name is not None}
+    pairs = zip(first.returned[count:], first.outputs[count:], strict=True)
+    return {node: name for node, name in pairs if node is not None and name is not None}
 
 
 def _renamed(name: str, given: dict[str, str]) -> str:
@@ -111,12 +106,12 @@ def _renamed(name: str, given: dict[str, str]) -> str:
     return given.get(name, f"{name}'" if name.startswith("buf") else name)
 
 
-def _calls(half: Kernels, given: dict[str, str], price: dict[str, Op]) -> Sequence[KernelCall]:
-    late = bool(given)
+def _calls(half: Kernels, given: dict[str, str] | None, price: dict[str, Op]) -> Sequence[KernelCall]:
+    late = given is not None
     found = []
     for kernel in half.kernels:
         known = next((price[b.node] for b in kernel.makes if b.node in price), None)
-        name = (lambda n: _renamed(n, given)) if late else str
+        name = partial(_renamed, given=given) if given is not None else str
         found.append(
             KernelCall(
                 f"{kernel.name}'" if late else kernel.name,

@@ -6,7 +6,7 @@ Knows how Dynamo hands graphs on and what its errors wrap. Knows nothing of plan
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
@@ -14,11 +14,13 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch
 from torch import Tensor, fx
 from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+from torch._functorch import config as functorch_config
 from torch._guards import CompileContext
 from torch._inductor.compile_fx import compile_fx
 
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
+from planner.graphs.torch_api.inductor.scheduler import SETTINGS, Kernels, watching
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -50,7 +52,7 @@ def joint_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Joint
         raise _Told
 
     def backend(module: fx.GraphModule, inputs: list[Tensor]) -> Any:
-        settings = {"custom_partitioner_fn": Partitioner(cut)}
+        settings = {**SETTINGS, "custom_partitioner_fn": Partitioner(cut)}
         return compile_fx(module, inputs, inner_compile=no_training, config_patches=settings)
 
     compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
@@ -77,28 +79,56 @@ def plain_errors() -> Iterator[None]:
         raise CaptureError(f"torch.compile does not take the step whole: {error}") from error
 
 
+Check = Callable[[Kernels, Kernels], None]
+"""Called with the kernels of forward and backward before there is code; raises if they may not run."""
+
+
 def compiled_by(
-    function: _Function, partitioner: Partitioner, options: Mapping[str, Any] | None = None
+    function: _Function, partitioner: Partitioner, check: Check | None = None
 ) -> _Function:
     """Compile a function with Inductor, its training graphs cut by a partitioner.
 
     Args:
         function: to be compiled, whole: a graph break is an error.
         partitioner: that cuts.
-        options: of Inductor, as ``torch.compile`` takes them.
+        check: of what is compiled.
     """
-    settings = {**(options or {}), **_settings(partitioner)}
-    compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, options=settings)
+
+    def backend(module: fx.GraphModule, inputs: list[Any]) -> Any:
+        return _compiled(module, inputs, partitioner, check)
+
+    compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
     return cast(_Function, compiled)
 
 
-def _settings(partitioner: Partitioner) -> dict[str, Any]:
-    """Return what Inductor is told: who cuts, and to give every buffer back where it dies.
+def _compiled(
+    module: fx.GraphModule, inputs: list[Any], partitioner: Partitioner, check: Check | None
+) -> Callable[..., Any]:
+    """Compile a graph, backward at once, and check what is made of it."""
+    made: dict[bool, Kernels] = {}
+    refused: list[Exception] = []
 
-    By default it keeps a dead buffer for a later one of its size, up to a peak that it estimates
-    with buffers that no kernel makes: more than it would need.
-    """
-    return {"custom_partitioner_fn": partitioner, "allow_buffer_reuse": False}
+    def told(kernels: Kernels, backward: bool) -> None:  # noqa: FBT001
+        made[backward] = kernels
+        if not backward or check is None:
+            return
+        try:
+            check(made[False], kernels)
+        except Exception as error:
+            refused.append(error)
+            raise
+
+    settings = {**SETTINGS, "custom_partitioner_fn": partitioner}
+    try:
+        with functorch_config.patch(force_non_lazy_backward_lowering=True):
+            compiled = compile_fx(
+                module, inputs, inner_compile=watching(told), config_patches=settings
+            )
+    except Exception:
+        if refused:
+            raise refused[0] from None
+        raise
+    return cast(Callable[..., Any], compiled)
 
 
 def own_code(function: _Function) -> _Function:
@@ -140,13 +170,14 @@ def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
     return HandedGraph(module, inputs, None if found is None else found.frame_id, breaks)
 
 
-def compiled_graph(graph: HandedGraph, partitioner: Partitioner) -> Callable[..., Any]:
+def compiled_graph(
+    graph: HandedGraph, partitioner: Partitioner, check: Check | None = None
+) -> Callable[..., Any]:
     """Compile a graph with Inductor, which a partitioner cuts if it is a training step's.
 
     Args:
         graph: as a backend gets it.
         partitioner: that cuts.
+        check: of what is compiled.
     """
-    settings = _settings(partitioner)
-    compiled = compile_fx(graph.module, graph.inputs, config_patches=settings)
-    return cast(Callable[..., Any], compiled)
+    return _compiled(graph.module, graph.inputs, partitioner, check)

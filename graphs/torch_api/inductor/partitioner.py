@@ -102,28 +102,26 @@ def tag(node: fx.Node, *, backward: bool) -> None:
 
 
 class Partitioner(CustomPartitionerFn):
-    """Cuts every training graph with a function of ours.
+    """Cuts every training graph with a function of ours; what comes of it is not cached.
 
     Args:
         cut: from a joint graph to its halves.
-        key: tells compiled code of one plan from that of another, in torch's caches; without one
-            nothing is cached.
     """
 
-    def __init__(self, cut: Callable[[JointStep], Halves], key: str | None = None) -> None:
-        self._cut, self._key = cut, key
+    def __init__(self, cut: Callable[[JointStep], Halves]) -> None:
+        self._cut = cut
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Partitioner:
         """Inductor copies its settings; what is planned is one thing."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Caches write settings down: what is planned is written as its key."""
-        return str, (self._key or uuid4().hex,)
+        """Caches write settings down: no two are the same."""
+        return str, (uuid4().hex,)
 
     def uuid(self) -> Any | None:
-        """Return what compiled code is cached by."""
-        return None if self._key is None else f"{self._key} torch {torch.__version__}"
+        """Return what compiled code is cached by: nothing, so that all is lowered and seen."""
+        return None
 
     def __call__(
         self,

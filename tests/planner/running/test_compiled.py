@@ -82,7 +82,7 @@ def test_the_measured_peak_is_within_the_budget(plain: planner.Plan, share: floa
 def test_gradients_are_inductors_own_in_every_bit(tight: planner.Plan) -> None:
     model, x = net()
     torch._dynamo.reset()
-    usual = compiled_by(lambda m, v: m(v), Partitioner(cut_by_torch, "usual"))
+    usual = compiled_by(lambda m, v: m(v), Partitioner(cut_by_torch))
     torch.manual_seed(3)
     loss = usual(model, x)
     loss.backward()
