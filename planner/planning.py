@@ -94,11 +94,12 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     from planner.running.engines import engine_of  # torch: only where something was captured
 
     graph, start = captured.graph, time.perf_counter()
+    remarks: tuple[str, ...] = ()
     within = f"within {format_both(budget_bytes)} by {request.method}"
     request.tell(f"solving {len(graph.ops):,} ops {within}")
     if (settle := engine_of(request.engine).settle) is not None:
         settled = settle(captured, budget_bytes, request)
-        captured, solution = settled.captured, settled.solution
+        captured, solution, remarks = settled.captured, settled.solution, settled.remarks
     else:
         solution = solve_within(graph, budget_bytes, request)
     if solution.schedule is None:
@@ -106,6 +107,7 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
         least, needed = least_budget(graph, request)
         raise infeasible(graph, budget_bytes, least, solution.message, needed)
     plan = plan_of(captured, request, budget_bytes, solution)
+    plan = replace(plan, remarks=(*plan.remarks, *remarks))
     return replace(plan, solve_seconds=time.perf_counter() - start)
 
 

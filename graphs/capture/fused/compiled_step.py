@@ -106,7 +106,9 @@ def _renamed(name: str, given: dict[str, str]) -> str:
     return given.get(name, f"{name}'" if name.startswith("buf") else name)
 
 
-def _calls(half: Kernels, given: dict[str, str] | None, price: dict[str, Op]) -> Sequence[KernelCall]:
+def _calls(
+    half: Kernels, given: dict[str, str] | None, price: dict[str, Op]
+) -> Sequence[KernelCall]:
     late = given is not None
     found = []
     for kernel in half.kernels:

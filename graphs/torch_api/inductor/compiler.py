@@ -80,7 +80,7 @@ def plain_errors() -> Iterator[None]:
 
 
 Check = Callable[[Kernels, Kernels], None]
-"""Called with the kernels of forward and backward before there is code; raises if they may not run."""
+"""Called with the kernels of forward and backward before they are compiled; raises to refuse."""
 
 
 def compiled_by(

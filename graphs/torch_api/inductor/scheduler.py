@@ -82,8 +82,8 @@ def mark(node: fx.Node, name: str) -> None:
 
 
 SETTINGS: dict[str, Any] = {"allow_buffer_reuse": False, "fx_graph_cache": False}
-"""What Inductor is told wherever it is asked or compiles: to give every buffer back where it dies, and
-to lower every graph, so that what it makes of it is read.
+"""What Inductor is told, asked or compiling: to give every buffer back where it dies, and to lower
+every graph, so that what it makes of it is read.
 
 By default it keeps a dead buffer for a later one of its size, up to a peak that it estimates with
 buffers that no kernel makes: more than it would need.

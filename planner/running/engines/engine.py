@@ -37,10 +37,14 @@ class Sized:
 
 @dataclass(frozen=True)
 class Settled:
-    """A solution that an engine stands for, and the captured step that it is a solution of."""
+    """A solution that an engine stands for, and the captured step that it is a solution of.
+
+    ``remarks`` are what a person should know of it.
+    """
 
     captured: Captured
     solution: Solution
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ CLOSE = 0.985
 """A schedule that fills so much of the budget is not improved any more."""
 MARGIN = 0.01
 """What is left free for what no compiler says: alignment, buffers of single numbers."""
+UNCHECKED = (
+    "unchecked: Inductor's kernels were measured on CPUs only; its own count of what they hold on "
+    "this device was never compared with a measurement: leave room, and measure the first step"
+)
 _SHARE, _SECONDS, _GAP = 8, 2.0, 0.01
 
 
@@ -92,7 +96,9 @@ def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
         _tighten(search, request)
     if (best := search.best) is None:
         raise _out_of_reach(search, first.message)
-    return Settled(_with_excess(captured, best), _judged(graph, best, first, request.limits))
+    judged = _judged(graph, best, first, request.limits)
+    checked = request.hardware.name == "cpu"
+    return Settled(_with_excess(captured, best), judged, () if checked else (UNCHECKED,))
 
 
 def _correct(search: _Search, first: Solution, request: Request) -> None:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.stubs import stubs
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.inductor.compiler import joint_step
+from planner.graphs.torch_api.inductor.compiler import (
+    compiled_by,
+    joint_step,
+    plain_errors,
+)
 from planner.graphs.torch_api.inductor.partitioner import (
+    Halves,
     JointStep,
     Partitioner,
     copy_of,
@@ -68,8 +75,7 @@ def test_kernels_are_named_after_marked_nodes(step: JointStep) -> None:
     marked = step.of(copy_of(step.module))
     for node in marked.module.graph.nodes:
         mark(node, f"my {node.name}")
-    forward, backward = cut_by_torch(marked)
-    found = kernels_of(forward, backward=False)
+    found, backward = kernels_of(marked, cut_by_torch(marked))
     assert found.inputs[0] == "primals_1"
     product = next(k for k in found.kernels if any(b.node == "my addmm" for b in k.makes))
     assert product.external
@@ -78,16 +84,57 @@ def test_kernels_are_named_after_marked_nodes(step: JointStep) -> None:
     made = {b.name for k in found.kernels for b in k.makes} | set(found.inputs)
     assert set(found.outputs) <= made
     assert all(set(k.reads) <= made for k in found.kernels)
-    assert kernels_of(backward, backward=True).kernels
+    assert backward.kernels
 
 
-def test_settings_with_a_partitioner_are_copied_and_written_down() -> None:
-    one = Partitioner(cut_by_torch, "key")
+class Strided(nn.Module):
+    """Convolutions, which Inductor lays out otherwise, buffers that are written, sums over rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        self.last = nn.Conv2d(16, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.last(self.layers(x)), 0.1).softmax(1)
+
+
+@pytest.mark.parametrize("cut", [cut_by_torch, cut_by_tags])
+def test_what_is_compiled_is_what_was_asked_for(cut: Callable[[JointStep], Halves]) -> None:
+    model, x = Strided(), torch.randn(2, 3, 12, 12)
+    asked, compiled = [], []
+
+    def cut_and_ask(step: JointStep) -> Halves:
+        for node in step.module.graph.nodes:
+            mark(node, node.name)
+        halves = cut(step)
+        asked.append(kernels_of(step, halves))
+        return halves
+
+    function = compiled_by(loss, Partitioner(cut_and_ask), lambda *told: compiled.append(told))
+    torch._dynamo.reset()
+    with stubs():
+        function(model, x).backward()
+    assert asked == compiled
+    assert len(asked) == 1
+    assert len(asked[0][0].kernels) > 2
+
+
+def test_what_is_compiled_may_be_refused() -> None:
+    def refuse(*told: object) -> None:
+        raise CaptureError("too much")
+
+    function = compiled_by(loss, Partitioner(cut_by_torch), refuse)
+    torch._dynamo.reset()
+    with pytest.raises(CaptureError, match="too much"), plain_errors():
+        function(nn.Linear(8, 16), torch.randn(4, 8))
+
+
+def test_settings_with_a_partitioner_are_copied_and_nothing_is_cached() -> None:
+    one = Partitioner(cut_by_torch)
     assert copy.deepcopy(one) is one
-    assert one.uuid() == f"key torch {torch.__version__}"
-    assert Partitioner(cut_by_torch).uuid() is None
-    assert pickle.dumps(one) == pickle.dumps(Partitioner(cut_by_tags, "key"))
-    assert pickle.dumps(Partitioner(cut_by_torch)) != pickle.dumps(Partitioner(cut_by_torch))
+    assert one.uuid() is None
+    assert pickle.dumps(one) != pickle.dumps(Partitioner(cut_by_torch))
     assert not draws_outside()
     with torch._inductor.config.patch(fallback_random=True):
         assert draws_outside()
