@@ -110,6 +110,7 @@ def _calls(
     half: Kernels, given: dict[str, str] | None, price: dict[str, Op]
 ) -> Sequence[KernelCall]:
     late = given is not None
+    worst = max((op.workspace_bytes for op in price.values()), default=0)
     found = []
     for kernel in half.kernels:
         known = next((price[b.node] for b in kernel.makes if b.node in price), None)
@@ -121,7 +122,12 @@ def _calls(
                 tuple(dict.fromkeys(name(n) for n in kernel.reads)),
                 {name(b.name): b.size_bytes for b in kernel.makes},
                 known.seconds if known else 0.0,
-                workspace_bytes=known.workspace_bytes if known and kernel.external else 0,
+                workspace_bytes=_workspace(known, worst) if kernel.external else 0,
             )
         )
     return found
+
+
+def _workspace(known: Op | None, worst_bytes: int) -> int:
+    """Return what a kernel that is not fused takes beside: the most of any if it is not known."""
+    return worst_bytes if known is None else known.workspace_bytes

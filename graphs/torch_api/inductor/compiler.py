@@ -119,8 +119,10 @@ def _compiled(
             raise
 
     settings = {**SETTINGS, "custom_partitioner_fn": partitioner}
+    at_once = {"force_non_lazy_backward_lowering": True, "enable_autograd_cache": False}
+    before = partitioner.cuts
     try:
-        with functorch_config.patch(force_non_lazy_backward_lowering=True):
+        with functorch_config.patch(at_once):
             compiled = compile_fx(
                 module, inputs, inner_compile=watching(told), config_patches=settings
             )
@@ -128,6 +130,11 @@ def _compiled(
         if refused:
             raise refused[0] from None
         raise
+    if check is not None and partitioner.cuts > before and True not in made:
+        raise CaptureError(
+            "Inductor compiled where its kernels cannot be read, in another process or out of a "
+            "cache: compile in this process (TORCHINDUCTOR_FX_COMPILE_MODE unset)"
+        )
     return cast(Callable[..., Any], compiled)
 
 

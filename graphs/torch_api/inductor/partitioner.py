@@ -104,12 +104,14 @@ def tag(node: fx.Node, *, backward: bool) -> None:
 class Partitioner(CustomPartitionerFn):
     """Cuts every training graph with a function of ours; what comes of it is not cached.
 
+    ``cuts`` is how many it has cut.
+
     Args:
         cut: from a joint graph to its halves.
     """
 
     def __init__(self, cut: Callable[[JointStep], Halves]) -> None:
-        self._cut = cut
+        self._cut, self.cuts = cut, 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Partitioner:
         """Inductor copies its settings; what is planned is one thing."""
@@ -130,6 +132,7 @@ class Partitioner(CustomPartitionerFn):
         **said: Any,
     ) -> Halves:
         """Cut a graph; Inductor calls this."""
+        self.cuts += 1
         static = tuple(said.get("static_lifetime_input_indices") or ())
         return self._cut(JointStep(gm, joint_inputs, said["num_fwd_outputs"], static))
 

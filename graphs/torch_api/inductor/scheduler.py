@@ -81,7 +81,11 @@ def mark(node: fx.Node, name: str) -> None:
     node.meta["custom"] = {**(node.meta.get("custom") or {}), MARK: name}
 
 
-SETTINGS: dict[str, Any] = {"allow_buffer_reuse": False, "fx_graph_cache": False}
+SETTINGS: dict[str, Any] = {
+    "allow_buffer_reuse": False,
+    "fx_graph_cache": False,
+    "fx_graph_remote_cache": False,
+}
 """What Inductor is told, asked or compiling: to give every buffer back where it dies, and to lower
 every graph, so that what it makes of it is read.
 

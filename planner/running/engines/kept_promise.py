@@ -33,13 +33,14 @@ _SHARE, _SECONDS, _GAP = 8, 2.0, 0.01
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule, what it costs, and the bytes that the compiler says it will hold.
+    """A schedule, what it costs, the most it holds by itself, and by what the compiler says.
 
     ``written`` tells what the compiler was asked for.
     """
 
     schedule: Schedule
     seconds: float
+    own_bytes: int
     held_bytes: int
     written: str
 
@@ -57,8 +58,8 @@ class _Search:
                 return asked
         step = self.captured.compiled
         assert step is not None, "a compiler's step"
-        told, seconds = step.asked(schedule), simulate(self.captured.graph, schedule).seconds
-        found = Candidate(schedule, seconds, told.peak_bytes, told.written)
+        told, own = step.asked(schedule), simulate(self.captured.graph, schedule)
+        found = Candidate(schedule, own.seconds, own.peak_bytes, told.peak_bytes, told.written)
         self.known.append(found)
         return found
 
@@ -71,10 +72,10 @@ class _Search:
 
 def with_margin(captured: Captured, asked: Candidate) -> int:
     """Return the bytes that a schedule is taken to hold: what was said, and a margin of what is
-    not there throughout.
+    not there throughout; never less than it holds by itself.
     """
     moving = asked.held_bytes - captured.graph.resident_bytes
-    return asked.held_bytes + int(MARGIN * max(0, moving))
+    return max(asked.own_bytes, asked.held_bytes + int(MARGIN * max(0, moving)))
 
 
 def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
@@ -151,9 +152,8 @@ def _with_excess(captured: Captured, asked: Candidate) -> Captured:
     graph = captured.graph
     compiled = {**captured.signature["compiled"], "halves": asked.written}
     captured = replace(captured, signature={**captured.signature, "compiled": compiled})
-    own = simulate(graph, asked.schedule).peak_bytes
-    excess = with_margin(captured, asked) - own
-    if excess <= 0:
+    excess = with_margin(captured, asked) - asked.own_bytes
+    if excess == 0:
         return captured
     held = Value(EXCESS, excess, Kind.ACTIVATION)
     return replace(captured, graph=replace(graph, values=(*graph.values, held)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,18 @@ def test_a_plan_of_another_model_is_refused(tight: planner.Plan) -> None:
     model.gain = 3.0
     with stubs():
         step(tight.apply(model), x)  # a constant of the step, which has the same kernels
+
+
+def test_kernels_beyond_the_budget_are_not_compiled(tight: planner.Plan) -> None:
+    model, x = net()
+    torch._dynamo.reset()
+    short = replace(tight, budget_bytes=tight.peak_bytes - (tight.peak_bytes // 4))
+    with pytest.raises(planner.PlanMismatch, match="the step would hold"):
+        short.apply(model)(x)
+
+
+def test_a_plan_for_a_card_says_that_it_is_unchecked(plain: planner.Plan) -> None:
+    model, x = net()
+    plan = planner.fit(model, "8GB", inputs=x, device="a100-40gb", engine="inductor", **QUICK)
+    assert any("unchecked" in remark for remark in plan.remarks)
+    assert not any("unchecked" in remark for remark in plain.remarks)
