@@ -38,6 +38,7 @@ PAGES = (
     "howto/choosing_a_batch.md",
     "howto/every_size.md",
     "howto/reading_a_plan.md",
+    "howto/compile.md",
     "howto/fsdp2.md",
     "howto/exporting.md",
     "sharding.md",

@@ -12,6 +12,7 @@ from planner.analysis.max_batch import MaxBatch, max_batch
 from planner.analysis.pareto import Curve, CurvePoint, pareto
 from planner.byte_sizes import parse_budget
 from planner.comparison import Comparison, compare
+from planner.compile_backend import backend
 from planner.errors import (
     BadBudget,
     BadCluster,
@@ -66,6 +67,7 @@ __all__ = [
     "UnknownEngine",
     "UnknownMethod",
     "Verification",
+    "backend",
     "compare",
     "estimate",
     "fit",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.allocator_budget import allocator_of, least_budget, solve_within
 from planner.byte_sizes import format_both, parse_budget
-from planner.errors import InfeasibleBudget
+from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.plan.advice import infeasible
 from planner.plan.step_plan import StepPlan
@@ -38,6 +38,25 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
     from planner.running.engines import engine_of  # torch: only where something is captured
 
     return engine_of(request.engine).captured(request, rewrite)
+
+
+def refuse_asked(request: Request, what: str) -> None:
+    """Refuse what speaks of many budgets, where the bytes of each schedule have to be asked for.
+
+    Args:
+        request: whose engine it is.
+        what: is refused.
+
+    Raises:
+        BadRequest: what a schedule holds is the engine's compiler's to say.
+    """
+    from planner.running.engines import engine_of  # torch: only where something is captured
+
+    if engine_of(request.engine).settle is not None:
+        raise BadRequest(
+            f"{what} is not for engine={request.engine!r} so far, whose compiler says what each "
+            "schedule holds: plan with planner.fit, one budget and size at a time"
+        )
 
 
 def plan_step(request: Request, budget_bytes: int) -> StepPlan:
@@ -72,15 +91,23 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     Raises:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
+    from planner.running.engines import engine_of  # torch: only where something was captured
+
     graph, start = captured.graph, time.perf_counter()
+    remarks: tuple[str, ...] = ()
     within = f"within {format_both(budget_bytes)} by {request.method}"
     request.tell(f"solving {len(graph.ops):,} ops {within}")
-    solution = solve_within(graph, budget_bytes, request)
+    if (settle := engine_of(request.engine).settle) is not None:
+        settled = settle(captured, budget_bytes, request)
+        captured, solution, remarks = settled.captured, settled.solution, settled.remarks
+    else:
+        solution = solve_within(graph, budget_bytes, request)
     if solution.schedule is None:
         request.tell("looking for the least budget that works")
         least, needed = least_budget(graph, request)
         raise infeasible(graph, budget_bytes, least, solution.message, needed)
     plan = plan_of(captured, request, budget_bytes, solution)
+    plan = replace(plan, remarks=(*plan.remarks, *remarks))
     return replace(plan, solve_seconds=time.perf_counter() - start)
 
 

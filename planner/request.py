@@ -273,7 +273,7 @@ def _check_values(request: Request) -> None:
     if hasattr(request.model, "_orig_mod"):
         raise BadRequest(
             "the model is what torch.compile returned; plan the model that was compiled: a plan "
-            "runs eager kernels"
+            "runs eager kernels, or with engine='inductor' compiles it itself"
         )
     if isinstance(request.dynamic, str) and request.dynamic not in ("batch", "off"):
         raise BadRequest(f'dynamic is {request.dynamic!r}; expected "batch", "off" or a mapping')

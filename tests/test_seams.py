@@ -103,7 +103,7 @@ def test_an_engine(engine: Engine, tmp_path: Path) -> None:
     assert torch.equal(again.apply(net())(INPUTS), net()(INPUTS))
     with pytest.raises(planner.BadRequest, match="'steam' is for one device so far"):
         planner.fit(net(), "1GB", inputs=INPUTS, engine="steam", world_size=2)
-    with pytest.raises(planner.UnknownEngine, match="valid engines: op_by_op, steam"):
+    with pytest.raises(planner.UnknownEngine, match="valid engines: inductor, op_by_op, steam"):
         planner.fit(net(), "1GB", inputs=INPUTS, engine="sail")
 
 

@@ -6,9 +6,9 @@ Puts tracing, prices and the optimizer together. Knows nothing of budgets or sch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -42,6 +42,9 @@ from planner.graphs.torch_api.fake_tensors import FakeTensor, with_numbers
 from planner.graphs.torch_api.patches import capturing
 from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
 
+if TYPE_CHECKING:
+    from planner.graphs.capture.fused.compiled_step import CompiledStep
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -56,6 +59,8 @@ class Captured:
 
     It is judged, and never run: holding is written as reading.
     """
+    compiled: CompiledStep | None = field(default=None, compare=False, repr=False)
+    """The step as a compiler will run it, if one will."""
 
     @cached_property
     def eager_peak_bytes(self) -> int | None:

@@ -25,7 +25,7 @@ from planner.byte_sizes import (
 from planner.graphs import Graph
 from planner.output.layout import table, wrap
 from planner.plan.advice import infeasible
-from planner.planning import captured_step, plan_of
+from planner.planning import captured_step, plan_of, refuse_asked
 from planner.plans import Plan
 from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested, takes
 from planner.solvers import Limits, MinimumBudget, Solution, Status
@@ -299,6 +299,7 @@ def pareto(
     if points < 2:
         raise ValueError(f"points={points} make no curve: ask for 2 or more")
     with requested(model, said, SingleOptions) as request:
+        refuse_asked(request, "pareto")
         start = time.perf_counter()
         captured = captured_step(request)
         spent = time.perf_counter() - start

@@ -11,7 +11,11 @@ from collections.abc import Iterable
 from planner.graphs import ACTIONS, Schedule
 from planner.plan.step_plan import StepPlan
 
-FEATURES: dict[str, int] = {"engine op_by_op": 1, "rewrite as_captured": 1}
+FEATURES: dict[str, int] = {
+    "engine op_by_op": 1,
+    "engine inductor": 1,
+    "rewrite as_captured": 1,
+}
 """The version that this package knows of each."""
 
 

@@ -22,6 +22,8 @@ from planner.graphs.capture.step_function import Arguments, arguments
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning
 from planner.running.branches import program_of
+from planner.running.engines import engine_of
+from planner.running.engines.engine import Applied
 from planner.running.optimizer_watch import watch_optimizer
 from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
@@ -95,13 +97,16 @@ def planned_class(
             "model.forward was replaced on the instance, so a plan would run something else; apply "
             "the plan first and wrap the model it returns"
         )
+    base, loss = type(model), loss or plan.loss
+    if (compiled := engine_of(plan.engine).forward) is not None:
+        applied = Applied(base, loss, on_mismatch, replan, account)
+        return derived(base, compiled(plan, model, applied))
     runtime = replace(
-        _runtime(plan, model, loss or plan.loss, replan),
+        _runtime(plan, model, loss, replan),
         on_mismatch=on_mismatch,
         replan=replan,
         account=account,
     )
-    base = type(model)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return _dispatch(self, base, runtime, args, kwargs)

@@ -94,8 +94,9 @@ def runtime_of(
 
 
 def _at_these_sizes(plan: StepPlan, loss: Callable[..., Any] | None) -> Trace:
-    engine = engine_of(plan.engine)
-    return lambda now, lifted: engine.program(plan, unplanned(now), loss, lifted)
+    write = engine_of(plan.engine).program
+    assert write is not None, "an engine without programs makes a class of its own"
+    return lambda now, lifted: write(plan, unplanned(now), loss, lifted)
 
 
 def _at_any_size(runtime: Runtime, smaller: StepPlan) -> Trace:

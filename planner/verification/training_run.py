@@ -25,6 +25,7 @@ from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.pytree import tree_leaves
 from planner.graphs.torch_api.storages import storage_key
+from planner.running.engines import engine_of
 from planner.verification.process_memory import (
     give_freed_memory_back,
     keep_freed_memory,
@@ -43,7 +44,7 @@ class Trial:
     """What to run. ``model`` is a model, or a function that returns one and its inputs.
 
     ``optimizer`` is a name, or makes an optimizer from a list of parameters; ``None`` leaves the
-    optimizer out.
+    optimizer out. Without a plan the model runs as it does for those who use the ``engine`` alone.
     """
 
     model: nn.Module | Factory
@@ -55,6 +56,7 @@ class Trial:
     steps: int
     seed: int
     threads: int
+    engine: str = "op_by_op"
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def _forward(trial: Trial, model: nn.Module, call: Arguments) -> Callable[[], tu
         output = model(*args, **kwargs, targets=trial.targets)
         return output, scalar_of(output)
 
-    return forward if loss is None or trial.plan is None else planned
+    inside = trial.plan is not None or engine_of(trial.engine).without_plan is not None
+    return planned if inside and loss is not None else forward
 
 
 def scalar_of(output: Any) -> Tensor:
@@ -195,6 +198,8 @@ def _build(trial: Trial) -> tuple[nn.Module, Any]:
         from planner.running.apply import apply
 
         model = apply(trial.plan, model, loss=trial.loss)
+    elif (alone := engine_of(trial.engine).without_plan) is not None:
+        model = alone(model, trial.loss)
     return model, inputs
 
 

@@ -94,9 +94,10 @@ def verify(
 ) -> Verification:
     """Train a model plain and planned, each in a fresh process, and compare.
 
-    Both start from the same parameters and seed. The model travels to the processes by pickle; one
-    that cannot be pickled is given as an importable function that returns ``(model, inputs)``. A
-    script that calls this needs the usual ``if __name__ == "__main__":``.
+    Both start from the same parameters and seed; plain training runs the kernels of the plan's
+    engine: compiled, if the plan is for ``torch.compile``. The model travels to the processes by
+    pickle; one that cannot be pickled is given as an importable function that returns ``(model,
+    inputs)``. A script that calls this needs the usual ``if __name__ == "__main__":``.
 
     Args:
         model: what the plan was made for, or a function that makes it.
@@ -128,6 +129,7 @@ def verify(
         steps=steps,
         seed=seed,
         threads=torch.get_num_threads(),
+        engine=plan.engine,
     )
     return conclude(plan, run_alone(plain), run_alone(replace(plain, plan=plan)))
 

@@ -18,7 +18,9 @@ from planner.graphs.capture.training_step import Captured
 from planner.plan.features import register_feature
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
+from planner.running.out_of_memory import Account
 from planner.running.program import Program
+from planner.solvers import Solution
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,33 @@ class Sized:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """A solution that an engine stands for, and the captured step that it is a solution of.
+
+    ``remarks`` are what a person should know of it.
+    """
+
+    captured: Captured
+    solution: Solution
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Applied:
+    """How a plan is to be run: on which class of model, with which loss.
+
+    ``on_mismatch`` and ``replan`` say what a call does that is not the planned one, ``account`` is
+    told if memory runs out.
+    """
+
+    base: type[nn.Module]
+    loss: Callable[..., Any] | None
+    on_mismatch: str
+    replan: Callable[..., StepPlan] | None = None
+    account: Account | None = None
+
+
+@dataclass(frozen=True)
 class Engine:
     """Two functions: the graph for a request and the name of a rewrite, and the program of a plan.
 
@@ -41,17 +70,28 @@ class Engine:
     of it; ``any_size``, if the engine has it, takes the same. Both raise ``PlanMismatch`` if the
     model does something else than was planned. ``version`` rises when plans made with an older one
     can no longer be carried out as they are.
+
+    An engine whose code is a compiler's has no program but a ``forward``, which takes a plan, the
+    model and how it is applied, and returns what the model's class does when it is called. Where
+    what a schedule holds is the compiler's to say, ``settle`` solves within a budget of bytes.
+    ``without_plan`` returns a model that the engine's own kernels run plainly, called as a planned
+    one, if those are not eager mode's.
     """
 
     name: str
     captured: Callable[[Request, str], Captured]
-    program: Callable[[StepPlan, nn.Module, Callable[..., Any] | None, Sequence[Path]], Program]
+    program: (
+        Callable[[StepPlan, nn.Module, Callable[..., Any] | None, Sequence[Path]], Program] | None
+    ) = None
     any_size: (
         Callable[[StepPlan, nn.Module, Callable[..., Any] | None, Sequence[Path]], Sized] | None
     ) = None
     version: int = 1
     sharded: bool = False
     """Whether it also carries out the units of a sharded step, as they are captured for one."""
+    forward: Callable[[StepPlan, nn.Module, Applied], Callable[..., Any]] | None = None
+    settle: Callable[[Captured, int, Request], Settled] | None = None
+    without_plan: Callable[[nn.Module, Callable[..., Any] | None], nn.Module] | None = None
 
 
 ENGINES: dict[str, Engine] = {}

@@ -193,5 +193,5 @@ def test_a_plan_of_an_engine_that_is_not_here_can_be_looked_at(file: Path) -> No
     edit(file, lambda p: p["features"].update({"engine steam": 3}))
     plan = planner.load(file)
     assert isinstance(plan, Plan)
-    with pytest.raises(planner.UnknownEngine, match="valid engines: op_by_op"):
+    with pytest.raises(planner.UnknownEngine, match="valid engines: inductor, op_by_op"):
         replace(plan, signature=dict(plan.signature) | {"loss": False}).apply(torch.nn.Linear(1, 1))

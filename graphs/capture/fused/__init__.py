@@ -1,0 +1,1 @@
+"""A training step as the kernels that a compiler makes of it."""

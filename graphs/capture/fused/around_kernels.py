@@ -1,0 +1,153 @@
+"""Kernels between what a step always holds and what follows it: the ``Graph`` of a compiled step.
+
+Knows what lives beside the kernels: parameters, inputs, gradients that arrive and leave, the
+optimizer. Whose kernels they are, a plan's or those that really run, is the caller's to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from planner.graphs.capture.optimizer_step import OptimizerStep
+from planner.graphs.graph import Graph, Kind, Op, Phase, Value
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """A kernel: the names of what it reads, and of what it makes with their bytes."""
+
+    name: str
+    target: str
+    reads: tuple[str, ...]
+    makes: Mapping[str, int]
+    seconds: float = 0.0
+    flops: int = 0
+    moved_bytes: int = 0
+    workspace_bytes: int = 0
+    recomputable: bool = True
+    module: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a compiled step holds beside its kernels, whatever these are.
+
+    Attributes:
+        resident: values that are there throughout, by the name of the placeholder.
+        tangents: gradients that arrive when the backward pass begins, with their bytes.
+        others: values that no kernel reads: parameters outside, optimizer state, reserve.
+        optimizer: what follows backward, if it is counted.
+        optimizer_seconds: how long that takes.
+        accumulate: whether gradients are added to those of earlier micro-steps, which are resident.
+        granularity_bytes: to which sizes are rounded up.
+    """
+
+    resident: Mapping[str, Value]
+    tangents: Mapping[str, int]
+    others: tuple[Value, ...] = ()
+    optimizer: OptimizerStep | None = None
+    optimizer_seconds: float = 0.0
+    accumulate: bool = False
+    granularity_bytes: int = 1
+    name: str = ""
+
+
+@dataclass
+class _Assembly:
+    frame: Frame
+    values: list[Value] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    index: dict[str, int] = field(default_factory=dict)
+
+    def own(self, name: str, size_bytes: int, kind: Kind) -> int:
+        step = self.frame.granularity_bytes
+        self.index[name] = len(self.values)
+        self.values.append(Value(name, -(-size_bytes // step) * step, kind))
+        return self.index[name]
+
+    def call(self, kernel: KernelCall, phase: Phase, kinds: Mapping[str, Kind]) -> None:
+        reads = tuple(dict.fromkeys(self.index[name] for name in kernel.reads))
+        fallback = Kind.ACTIVATION if phase is Phase.FORWARD else Kind.GRADIENT
+        made = [self.own(n, size, kinds.get(n, fallback)) for n, size in kernel.makes.items()]
+        op = Op(
+            kernel.name,
+            kernel.target,
+            reads,
+            tuple(made),
+            kernel.seconds,
+            kernel.flops,
+            kernel.moved_bytes,
+            kernel.workspace_bytes,
+            phase,
+            kernel.recomputable,
+            kernel.module,
+            kernel.source,
+        )
+        self.ops.append(op)
+
+    def mark(self, name: str, reads: Iterable[str], makes: Mapping[str, int]) -> None:
+        kernel = KernelCall(name, name, tuple(reads), makes, recomputable=False)
+        self.call(kernel, Phase.BACKWARD, {})
+
+
+def assemble(
+    frame: Frame,
+    forward: Sequence[KernelCall],
+    backward: Sequence[KernelCall],
+    outputs: Sequence[str],
+    gradients: Sequence[str],
+) -> Graph:
+    """Build the graph of a compiled step.
+
+    Args:
+        frame: what it holds beside its kernels.
+        forward, backward: the kernels of both halves, in order.
+        outputs: the names of what forward returns to the caller.
+        gradients: of what backward returns.
+    """
+    made = _Assembly(frame)
+    for name, value in frame.resident.items():
+        made.index[name] = len(made.values)
+        made.values.append(value)
+    kinds = dict.fromkeys(outputs, Kind.OUTPUT)
+    for kernel in forward:
+        made.call(kernel, Phase.FORWARD, kinds)
+    if frame.tangents:
+        made.mark("tangents", (), frame.tangents)
+    for kernel in backward:
+        made.call(kernel, Phase.BACKWARD, {})
+    # what arrives is held by autograd until backward, one node to it, has returned
+    handed = list(dict.fromkeys((*gradients, *frame.tangents)))
+    made.mark("accumulate_grad", handed, {})
+    held = {*outputs, *(() if frame.accumulate else gradients)}
+    _finish(made, gradients)
+    kept = {made.index[name] for name in held} - {made.index[n] for n in frame.resident}
+    return Graph(tuple(made.ops), tuple(made.values), frozenset(kept), frame.name)
+
+
+def _finish(made: _Assembly, gradients: Sequence[str]) -> None:
+    """Add the optimizer and what no kernel reads."""
+    frame = made.frame
+    if frame.accumulate:
+        for name in gradients:
+            size = made.values[made.index[name]].size_bytes
+            made.values.append(Value(f"accumulated.{name}", size, Kind.GRADIENT))
+    made.values.extend(frame.others)
+    if (optimizer := frame.optimizer) is None:
+        return
+    reads = () if frame.accumulate else tuple(dict.fromkeys(made.index[n] for n in gradients))
+    made.ops.append(
+        Op(
+            "optimizer.step",
+            optimizer.name,
+            reads,
+            (),
+            frame.optimizer_seconds,
+            moved_bytes=optimizer.moved_bytes,
+            workspace_bytes=optimizer.workspace_bytes,
+            phase=Phase.OPTIMIZER,
+            recomputable=False,
+        )
+    )

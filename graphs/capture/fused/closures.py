@@ -1,0 +1,35 @@
+"""Which nodes a kernel computes on its way: from what it makes back to what is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from torch import fx
+
+
+def behind(
+    nodes: Iterable[fx.Node], stored: Collection[fx.Node]
+) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Return the nodes that are computed in order to make some, and those read from memory.
+
+    Args:
+        nodes: what is made.
+        stored: whose values are in memory; placeholders are, too.
+
+    Returns:
+        Both without ``nodes``; what is read in the order in which it is found.
+    """
+    wanted = set(nodes)
+    inside: dict[fx.Node, None] = {}
+    read: dict[fx.Node, None] = {}
+    ahead = [a for n in wanted for a in n.all_input_nodes]
+    while ahead:
+        node = ahead.pop()
+        if node in wanted or node in inside or node in read:
+            continue
+        if node.op == "placeholder" or node in stored:
+            read[node] = None
+        else:
+            inside[node] = None
+            ahead.extend(node.all_input_nodes)
+    return list(inside), list(read)

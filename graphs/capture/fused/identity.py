@@ -1,0 +1,54 @@
+"""What tells one compiled step from another: its nodes, and their shapes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import fx
+
+from planner.graphs.capture.fused.stitched import Stitched
+from planner.graphs.capture.node_kinds import target_name
+from planner.graphs.torch_api.inductor.partitioner import Halves
+
+
+def identity(step: Stitched) -> dict[str, str]:
+    """Return what a plan's file says of the step that it is for.
+
+    ``nodes`` is equal for the same step at other sizes, ``sizes`` for the very same one only.
+
+    Args:
+        step: with torch's own cut.
+    """
+    nodes = [(n.name, n.op, target_name(n) if n.op == "call_function" else "") for n in _of(step)]
+    sizes = [(repr(n.args), repr(n.kwargs), _shape(n)) for n in _of(step)]
+    return {
+        "torch": torch.__version__,
+        "nodes": _hash(nodes),
+        "sizes": _hash(sizes),
+    }
+
+
+def written(halves: Halves) -> str:
+    """Return what tells the halves that a plan was asked for from others.
+
+    Args:
+        halves: forward and backward, for the compiler.
+    """
+    return _hash(str(half.graph) for half in halves)
+
+
+def _of(step: Stitched) -> Iterable[fx.Node]:
+    return (n for n in step.graph.nodes if n.op != "output")
+
+
+def _shape(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} {value.stride()} {value.dtype} {value.device}"
+
+
+def _hash(lines: Iterable[object]) -> str:
+    return hashlib.sha256("\n".join(map(repr, lines)).encode()).hexdigest()[:16]

@@ -1,0 +1,11 @@
+"""What planning for ``torch.compile`` needs of Dynamo, AOTAutograd and Inductor, and has no name.
+
+``scheduler`` asks Inductor which kernels and buffers it will make of a graph, without generating
+code; ``partitioner`` is its documented hook, ``custom_partitioner_fn``; ``compiler`` calls it.
+"""
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch deprecates what Inductor itself imports
+    import torch._inductor.compile_fx  # noqa: F401

@@ -1,0 +1,190 @@
+"""``torch.compile`` with a partitioner of ours: told of a step, or running one.
+
+Knows how Dynamo hands graphs on and what its errors wrap. Knows nothing of plans.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar, cast
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+from torch._functorch import config as functorch_config
+from torch._guards import CompileContext
+from torch._inductor.compile_fx import compile_fx
+
+from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
+from planner.graphs.torch_api.inductor.scheduler import SETTINGS, Kernels, watching
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class _Told(Exception):
+    """Ends a compilation once the step has been handed over."""
+
+
+def joint_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> JointStep | None:
+    """Return the joint graph that Inductor would cut, were a function compiled; nothing runs.
+
+    Args:
+        function: to be traced, whole.
+        args, kwargs: what it is called with.
+
+    Returns:
+        ``None`` if nothing in it requires grad.
+
+    Raises:
+        CaptureError: it cannot be traced whole.
+    """
+    told: list[JointStep] = []
+
+    def cut(step: JointStep) -> Halves:
+        told.append(step)
+        raise _Told
+
+    def no_training(*args: Any, **kwargs: Any) -> NoReturn:
+        raise _Told
+
+    def backend(module: fx.GraphModule, inputs: list[Tensor]) -> Any:
+        settings = {**SETTINGS, "custom_partitioner_fn": Partitioner(cut)}
+        return compile_fx(module, inputs, inner_compile=no_training, config_patches=settings)
+
+    compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
+    with suppress(_Told), plain_errors():
+        compiled(*args, **kwargs)
+    return told[0] if told else None
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise what a partitioner or backend of ours raised, not what Dynamo makes of it.
+
+    Raises:
+        CaptureError: Dynamo cannot trace the code whole.
+    """
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        inner = error.inner_exception
+        if isinstance(inner, _Told) or type(inner).__module__.startswith("planner."):
+            raise inner from None
+        raise
+    except Unsupported as error:
+        raise CaptureError(f"torch.compile does not take the step whole: {error}") from error
+
+
+Check = Callable[[Kernels, Kernels], None]
+"""Called with the kernels of forward and backward before they are compiled; raises to refuse."""
+
+
+def compiled_by(
+    function: _Function, partitioner: Partitioner, check: Check | None = None
+) -> _Function:
+    """Compile a function with Inductor, its training graphs cut by a partitioner.
+
+    Args:
+        function: to be compiled, whole: a graph break is an error.
+        partitioner: that cuts.
+        check: of what is compiled.
+    """
+
+    def backend(module: fx.GraphModule, inputs: list[Any]) -> Any:
+        return _compiled(module, inputs, partitioner, check)
+
+    compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
+    return cast(_Function, compiled)
+
+
+def _compiled(
+    module: fx.GraphModule, inputs: list[Any], partitioner: Partitioner, check: Check | None
+) -> Callable[..., Any]:
+    """Compile a graph, backward at once, and check what is made of it."""
+    made: dict[bool, Kernels] = {}
+    refused: list[Exception] = []
+
+    def told(kernels: Kernels, backward: bool) -> None:  # noqa: FBT001
+        made[backward] = kernels
+        if not backward or check is None:
+            return
+        try:
+            check(made[False], kernels)
+        except Exception as error:
+            refused.append(error)
+            raise
+
+    settings = {**SETTINGS, "custom_partitioner_fn": partitioner}
+    at_once = {"force_non_lazy_backward_lowering": True, "enable_autograd_cache": False}
+    before = partitioner.cuts
+    try:
+        with functorch_config.patch(at_once):
+            compiled = compile_fx(
+                module, inputs, inner_compile=watching(told), config_patches=settings
+            )
+    except Exception:
+        if refused:
+            raise refused[0] from None
+        raise
+    if check is not None and partitioner.cuts > before and True not in made:
+        raise CaptureError(
+            "Inductor compiled where its kernels cannot be read, in another process or out of a "
+            "cache: compile in this process (TORCHINDUCTOR_FX_COMPILE_MODE unset)"
+        )
+    return cast(Callable[..., Any], compiled)
+
+
+def own_code(function: _Function) -> _Function:
+    """Return a function as one of its own to Dynamo, which keeps what it compiled by code."""
+    assert isinstance(function, types.FunctionType)
+    code = function.__code__.replace()
+    made = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    return cast(_Function, made)
+
+
+@dataclass(frozen=True)
+class HandedGraph:
+    """A graph that Dynamo hands to a backend, and which of a program's frames it is of.
+
+    ``breaks`` says where the code after it could not be traced, and why, if it could not.
+    """
+
+    module: fx.GraphModule
+    inputs: list[Any]
+    frame: int | None
+    breaks: str | None
+
+
+def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
+    """Say what is known of a graph that a backend is called with.
+
+    Args:
+        module, inputs: what Dynamo calls a backend with.
+    """
+    found = CompileContext.current_compile_id()
+    reason = getattr(module, "compile_subgraph_reason", None)
+    breaks = None
+    if reason is not None and reason.graph_break:
+        line = f"{reason.user_stack[-1].filename}:{reason.user_stack[-1].lineno}: "
+        breaks = f"{line if reason.user_stack else ''}{str(reason.reason).splitlines()[0]}"
+    return HandedGraph(module, inputs, None if found is None else found.frame_id, breaks)
+
+
+def compiled_graph(
+    graph: HandedGraph, partitioner: Partitioner, check: Check | None = None
+) -> Callable[..., Any]:
+    """Compile a graph with Inductor, which a partitioner cuts if it is a training step's.
+
+    Args:
+        graph: as a backend gets it.
+        partitioner: that cuts.
+        check: of what is compiled.
+    """
+    return _compiled(graph.module, graph.inputs, partitioner, check)

@@ -1,0 +1,142 @@
+"""Inductor's documented hook for cutting a joint graph in two, and the cuts that torch has.
+
+``torch.compile(model, options={"custom_partitioner_fn": P})`` hands every training graph to ``P``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+import torch
+from functorch.compile import default_partition, min_cut_rematerialization_partition
+from torch import Tensor, fx
+from torch._inductor import config
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+Halves = tuple[fx.GraphModule, fx.GraphModule]
+TAG = "partitioner_tag"
+
+
+@dataclass(frozen=True)
+class JointStep:
+    """Forward and backward as one graph, as Inductor is about to cut it.
+
+    The first ``forward_outputs`` of its outputs are the forward pass's, the others gradients of its
+    placeholders. ``static`` are the places of the placeholders that stay where they are from step
+    to step: parameters and buffers.
+    """
+
+    module: fx.GraphModule
+    inputs: Sequence[object]
+    forward_outputs: int
+    static: tuple[int, ...]
+
+    @property
+    def is_symbolic(self) -> bool:
+        """Whether it is for sizes that are not known yet."""
+        placeholders = self.module.graph.find_nodes(op="placeholder")
+        return any(_has_symbols(n.meta.get("val")) for n in placeholders)
+
+    @property
+    def trained(self) -> tuple[Tensor, ...]:
+        """The parameters that get gradients, without data."""
+        placeholders = self.module.graph.find_nodes(op="placeholder")
+        (outputs,) = self.module.graph.output_node().args
+        assert isinstance(outputs, tuple | list)
+        pairs = zip(placeholders, outputs[self.forward_outputs :], strict=False)
+        found = enumerate(pairs)
+        return tuple(n.meta["val"] for i, (n, g) in found if g is not None and i in self.static)
+
+    def of(self, module: fx.GraphModule) -> JointStep:
+        """Return the step with another graph of the same inputs and outputs."""
+        return replace(self, module=module)
+
+
+def _has_symbols(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return any(isinstance(size, torch.SymInt) for size in (*value.shape, *value.stride()))
+    return isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+def cut_by_tags(step: JointStep) -> Halves:
+    """Cut a step where its nodes are tagged to be backward's: nothing is computed twice."""
+    forward, backward = default_partition(
+        copy_of(step.module),
+        step.inputs,
+        num_fwd_outputs=step.forward_outputs,
+        static_lifetime_input_indices=list(step.static),
+    )
+    return forward, backward
+
+
+def cut_by_torch(step: JointStep) -> Halves:
+    """Cut a step as Inductor does by default: what costs nothing in a fused kernel runs again."""
+    forward, backward = min_cut_rematerialization_partition(
+        copy_of(step.module),
+        step.inputs,
+        "inductor",
+        num_fwd_outputs=step.forward_outputs,
+        static_lifetime_input_indices=list(step.static),
+    )
+    return forward, backward
+
+
+def copy_of(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a module whose graph, with what is known of its nodes, may be changed."""
+    graph, seen = fx.Graph(), dict[fx.Node, fx.Node]()
+    made = graph.graph_copy(module.graph, seen)
+    for before, after in seen.items():
+        after.meta = dict(before.meta)
+    out = graph.output(made)
+    out.meta = dict(module.graph.output_node().meta)
+    return fx.GraphModule(module, graph)
+
+
+def tag(node: fx.Node, *, backward: bool) -> None:
+    """Say which half a node belongs to."""
+    node.meta[TAG] = "is_backward" if backward else "is_forward"
+    node.meta.pop("recompute", None)
+
+
+class Partitioner(CustomPartitionerFn):
+    """Cuts every training graph with a function of ours; what comes of it is not cached.
+
+    ``cuts`` is how many it has cut.
+
+    Args:
+        cut: from a joint graph to its halves.
+    """
+
+    def __init__(self, cut: Callable[[JointStep], Halves]) -> None:
+        self._cut, self.cuts = cut, 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Partitioner:
+        """Inductor copies its settings; what is planned is one thing."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Caches write settings down: no two are the same."""
+        return str, (uuid4().hex,)
+
+    def uuid(self) -> Any | None:
+        """Return what compiled code is cached by: nothing, so that all is lowered and seen."""
+        return None
+
+    def __call__(
+        self,
+        gm: fx.GraphModule,
+        joint_inputs: Sequence[object],
+        **said: Any,
+    ) -> Halves:
+        """Cut a graph; Inductor calls this."""
+        self.cuts += 1
+        static = tuple(said.get("static_lifetime_input_indices") or ())
+        return self._cut(JointStep(gm, joint_inputs, said["num_fwd_outputs"], static))
+
+
+def draws_outside() -> bool:
+    """Tell whether random numbers come of torch's generator and not of seeds, as settings are."""
+    return bool(config.fallback_random)

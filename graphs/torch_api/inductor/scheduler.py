@@ -1,0 +1,272 @@
+"""The kernels and buffers that Inductor will make of a graph, asked of its own scheduler.
+
+Asking goes the way of compiling, up to where kernels are in order and code would be made of them;
+compiling tells what it makes at that same place. Knows what each kernel reads and makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+from torch import Tensor, fx
+from torch._functorch._aot_autograd.descriptors import (
+    InputMutationAOTOutput,
+    IntermediateBaseAOTOutput,
+)
+from torch._guards import detect_fake_mode, tracing
+from torch._inductor import compile_fx, config
+from torch._inductor.compile_fx import (
+    compile_fx_backward,
+    compile_fx_inner,
+    create_compiler_config_extra,
+)
+from torch._inductor.graph import GraphLowering
+from torch._inductor.ir import (
+    IRNode,
+    MultiOutput,
+    MultiOutputLayout,
+    NoneAsConstantBuffer,
+    NoneLayout,
+    ShapeAsConstantBuffer,
+)
+from torch._inductor.utils import get_dtype_size
+from torch._inductor.virtualized import V
+
+from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
+
+MARK = "remat_planner"
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory that a kernel makes; ``node`` is the marked node whose value it holds, if one's."""
+
+    name: str
+    size_bytes: int
+    node: str | None
+
+
+@dataclass(frozen=True)
+class FusedKernel:
+    """One kernel: the buffers it makes, and the names of the buffers and inputs it reads."""
+
+    name: str
+    makes: tuple[Buffer, ...]
+    reads: tuple[str, ...]
+    external: bool
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of a graph, in order.
+
+    ``outputs`` are the names of the buffers or inputs that the graph returns, ``None`` for what is
+    no tensor; ``returned`` those of its nodes; ``strides`` how they lie in memory.
+    """
+
+    kernels: tuple[FusedKernel, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str | None, ...]
+    returned: tuple[str | None, ...]
+    strides: tuple[tuple[int, ...] | None, ...]
+
+
+def mark(node: fx.Node, name: str) -> None:
+    """Let a node be known by a name in what the passes of the compiler make of it."""
+    node.meta["custom"] = {**(node.meta.get("custom") or {}), MARK: name}
+
+
+SETTINGS: dict[str, Any] = {
+    "allow_buffer_reuse": False,
+    "fx_graph_cache": False,
+    "fx_graph_remote_cache": False,
+}
+"""What Inductor is told, asked or compiling: to give every buffer back where it dies, and to lower
+every graph, so that what it makes of it is read.
+
+By default it keeps a dead buffer for a later one of its size, up to a peak that it estimates with
+buffers that no kernel makes: more than it would need.
+"""
+
+
+class _Asked(Exception):
+    """Ends a compilation once kernels are known."""
+
+
+def kernels_of(step: JointStep, halves: Halves) -> tuple[Kernels, Kernels]:
+    """Return the kernels that Inductor makes of forward and of backward, without their code.
+
+    Args:
+        step: whose halves they are.
+        halves: with a fake value on every node; they are not changed.
+    """
+    forward, backward = map(copy_of, halves)
+    inputs = [n.meta["val"] for n in forward.graph.find_nodes(op="placeholder")]
+    mode = detect_fake_mode(inputs)
+    assert mode is not None, "the values of a traced graph are fake"
+    _set_visible(forward, step.forward_outputs)
+    with config.patch(SETTINGS), V.set_fake_mode(mode), tracing(None):
+        first = _asked(forward, inputs, partial(_forward, static=step.static))
+        strides = dict(zip(first.returned, first.strides, strict=True))
+        saved = [
+            _restrided(n.meta["val"], strides.get(n.name), mode)
+            for n in backward.graph.find_nodes(op="placeholder")
+        ]
+        second = _asked(backward, saved, _backward)
+    return first, second
+
+
+def _forward(module: fx.GraphModule, inputs: list[Any], *, static: Sequence[int]) -> None:
+    compile_fx_inner(module, inputs, static_input_idxs=static)
+
+
+def _backward(module: fx.GraphModule, inputs: list[Any]) -> None:
+    extra = create_compiler_config_extra(module)
+    compile_fx_backward(module, inputs, extra, inner_compile=compile_fx_inner)
+
+
+def _asked(
+    module: fx.GraphModule, inputs: list[Any], compiled: Callable[[fx.GraphModule, list[Any]], None]
+) -> Kernels:
+    """Go the way of a compilation up to where kernels are known."""
+    found = []
+
+    def told(kernels: Kernels) -> None:
+        found.append(kernels)
+        raise _Asked
+
+    with _watched(module, told):
+        try:
+            compiled(module, inputs)
+        except Exception:
+            if not found:
+                raise
+    return found[0]
+
+
+def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
+    """Return what compiles a half for ``compile_fx(inner_compile=)``, and tells its kernels.
+
+    Args:
+        told: called with the kernels, and whether they are backward's, before there is code.
+    """
+
+    def inner(module: fx.GraphModule, inputs: list[Any], **said: Any) -> Any:
+        if said.get("is_inference"):
+            return compile_fx_inner(module, inputs, **said)
+        with _watched(module, lambda k: told(k, bool(said.get("is_backward")))):
+            return compile_fx_inner(module, inputs, **said)
+
+    return inner
+
+
+@contextmanager
+def _watched(module: fx.GraphModule, told: Callable[[Kernels], None]) -> Iterator[None]:
+    """Tell the kernels of a graph where they are known: in order, before there is code of them."""
+    returned = _names(module)
+    seen = False
+
+    class Watched(GraphLowering):
+        def _update_scheduler(self) -> None:
+            nonlocal seen
+            super()._update_scheduler()
+            seen = True
+            told(_read(self, returned))
+
+    inputs = tuple(n.name for n in module.graph.find_nodes(op="placeholder"))
+    with mock.patch.object(compile_fx, "GraphLowering", Watched):
+        yield
+    if not seen:  # a graph that computes nothing is not lowered
+        told(Kernels((), inputs, returned, returned, (None,) * len(returned)))
+
+
+def _names(module: fx.GraphModule) -> tuple[str | None, ...]:
+    (outputs,) = module.graph.output_node().args
+    assert isinstance(outputs, tuple | list)
+    return tuple(x.name if isinstance(x, fx.Node) else None for x in outputs)
+
+
+def _set_visible(forward: fx.GraphModule, count: int) -> None:
+    """Say which outputs a person sees, whose strides are kept: not what is written into inputs."""
+    out = forward.graph.output_node()
+    known = list(out.meta.get("desc") or ())[:count]
+    written = sum(isinstance(d, InputMutationAOTOutput) for d in known)
+    (outputs,) = out.args
+    assert isinstance(outputs, tuple | list)
+    shown = [i for i in range(written, count) if isinstance(outputs[i], fx.Node)]
+    bases = {i for i, d in enumerate(known) if isinstance(d, IntermediateBaseAOTOutput)}
+    out.meta["user_visible_output_idxs"] = [i for i in shown if i not in bases]
+
+
+def _restrided(value: Any, stride: tuple[int, ...] | None, mode: Any) -> Any:
+    """Return a saved value as forward leaves it."""
+    if stride is None or not isinstance(value, Tensor) or value.stride() == stride:
+        return value
+    with mode:
+        return value.as_strided(value.shape, stride)
+
+
+def _read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
+    scheduler = lowering.scheduler
+    renamed: dict[str, str] = scheduler.mutation_real_name
+    outputs = tuple(_returned(out, lowering, renamed) for out in lowering.graph_outputs)
+    made: dict[str, list[Any]] = {}  # kernel -> its buffers, those it returns in a tuple included
+    owner: dict[str, str] = {}  # buffer -> its kernel
+    nodes = []
+    for node in scheduler.nodes:
+        name = node.get_name()
+        if isinstance(node.node, MultiOutput):
+            (whole,) = node.node.inputs
+            name = owner[whole.get_name()]  # type: ignore[union-attr]
+        else:
+            nodes.append(node)
+        made.setdefault(name, []).extend(node.get_outputs())
+        owner |= {buffer.get_name(): name for buffer in node.get_outputs()}
+    reads = {node.get_name(): _reads(node, renamed, owner) for node in nodes}
+    needed = {name for names in reads.values() for name in names} | set(outputs)
+    found = []
+    for node in nodes:
+        name, external = node.get_name(), bool(node.is_extern())
+        buffers = [_buffer(b, renamed) for b in made[name]]
+        # a fused kernel makes in memory only what others read
+        kept = [b for b in buffers if external or b.name in renamed or b.name in needed]
+        found.append(FusedKernel(name, tuple(kept), reads[name], external))
+    strides = tuple(map(_stride, lowering.graph_outputs))
+    return Kernels(tuple(found), tuple(lowering.graph_inputs), outputs, returned, strides)
+
+
+def _stride(out: Any) -> tuple[int, ...] | None:
+    if not isinstance(out, IRNode) or not out.has_tensor_output():
+        return None
+    return tuple(int(size) for size in out.get_stride())
+
+
+def _returned(out: Any, lowering: GraphLowering, renamed: dict[str, str]) -> str | None:
+    """Return the name of the buffer or input that an output is, or lies in."""
+    if isinstance(out, (NoneAsConstantBuffer, ShapeAsConstantBuffer)):
+        return None
+    name: str = out.get_name()
+    return renamed.get(name, name)
+
+
+def _reads(node: Any, renamed: dict[str, str], owner: dict[str, str]) -> tuple[str, ...]:
+    """Return what a kernel reads of others, what it writes into included."""
+    names = [renamed.get(d.name, d.name) for d in node.read_writes.reads]
+    names += [renamed[b.get_name()] for b in node.get_outputs() if b.get_name() in renamed]
+    return tuple(n for n in dict.fromkeys(names) if owner.get(n) != node.get_name())
+
+
+def _buffer(made: Any, renamed: dict[str, str]) -> Buffer:
+    name, buffer = made.get_name(), made.node
+    size = 0
+    if name not in renamed and not isinstance(buffer.layout, (NoneLayout, MultiOutputLayout)):
+        elements = V.graph.sizevars.optimization_hint(buffer.get_numel(), fallback=0)
+        size = int(elements) * get_dtype_size(buffer.get_dtype())
+    origin = buffer.get_origin_node()
+    custom = (origin.meta.get("custom") or {}) if origin is not None else {}
+    return Buffer(name, size, custom.get(MARK))

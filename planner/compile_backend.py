@@ -1,0 +1,195 @@
+"""The door for those who compile: ``torch.compile(model, backend=planner.backend("40GB"))``.
+
+Every training step that Dynamo traces is planned where Inductor cuts it, within one budget. Knows
+what a backend sees of a step, and what it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Unpack
+
+from planner.byte_sizes import format_both
+from planner.errors import BadRequest, CaptureError
+from planner.planning import plan_captured
+from planner.plans import Plan
+from planner.request import BatchOptions, Request, check_said, requested, takes
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from planner.graphs.capture.fused.compiled_step import CompiledStep
+    from planner.graphs.capture.training_step import Captured
+    from planner.graphs.torch_api.inductor.compiler import HandedGraph
+    from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep
+    from planner.graphs.torch_api.inductor.scheduler import Kernels
+
+
+class BackendOptions(BatchOptions, total=False):
+    """What may be said to a backend; ``Request`` says what each means."""
+
+    method: str
+    accumulate: bool
+
+
+NOT_SAID = frozenset({"loss", "engine"})
+
+
+@takes(BackendOptions)
+def backend(budget: str | float, **said: Unpack[BackendOptions]) -> PlanningBackend:
+    """Return a backend of ``torch.compile`` that plans each training step within a budget.
+
+    The budget covers everything on the device, as with ``fit``. A backend sees the step that it is
+    given: the state of ``optimizer`` is counted for the parameters in it (AdamW's unless something
+    else is said), gradients kept from earlier steps with ``accumulate=True``; for whatever else
+    lives on the device, leave room with ``reserve``: nothing by default.
+
+    Args:
+        budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
+        said: ``optimizer``, ``device``, ``reserve``, ``costs``, ``method``, ``limits``,
+            ``progress``, ``accumulate``, as for ``fit``.
+
+    Raises:
+        BadRequest, UnknownMethod: something is not what it should be.
+
+    >>> planner_backend = backend("1GB", optimizer="sgd")
+    >>> planner_backend.plans
+    ()
+    """
+    return PlanningBackend(budget, dict(said))
+
+
+class PlanningBackend:
+    """A backend of ``torch.compile``; ``plans`` are those made so far, in order.
+
+    A recompilation (another size, another mode) is planned anew within the same budget. A graph
+    break, and a second step beside the first, are refused: each would take the budget for itself.
+    """
+
+    def __init__(self, budget: str | float, said: dict[str, Any]) -> None:
+        check_said(said, BackendOptions)
+        if refused := sorted(NOT_SAID & said.keys()):
+            raise BadRequest(
+                f"{refused[0]}= cannot be said to a backend: it sees what torch.compile is given, "
+                "and runs Inductor's kernels"
+            )
+        self._budget, self._said = budget, said
+        self._plans: list[Plan] = []
+        self._frame: int | None = None
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan of every training step that was compiled, the first one first."""
+        return tuple(self._plans)
+
+    def __call__(
+        self, gm: fx.GraphModule, example_inputs: list[Any], **options: Any
+    ) -> Callable[..., Any]:
+        """Compile a graph; Dynamo calls this.
+
+        Raises:
+            CaptureError: a training step in more than one graph.
+            InfeasibleBudget: no schedule found fits.
+        """
+        from planner.graphs.torch_api.inductor.compiler import compiled_graph, traced
+        from planner.graphs.torch_api.inductor.partitioner import Partitioner
+
+        if options:
+            raise BadRequest(
+                f"torch.compile hands {sorted(options)} to the backend, which takes what is to be "
+                "said itself: planner.backend(budget, ...)"
+            )
+        from planner.running.compiled_model import within
+
+        graph = traced(gm, example_inputs)
+        known: list[CompiledStep] = []
+
+        def cut(step: JointStep) -> Halves:
+            known.append(self._cut(graph, step))
+            return known[-1].halves(self._plans[-1].schedule)
+
+        def check(first: Kernels, second: Kernels) -> None:
+            within(known[-1], first, second, self._plans[-1].budget_bytes)
+
+        return compiled_graph(graph, Partitioner(cut), check)
+
+    def _cut(self, graph: HandedGraph, step: JointStep) -> CompiledStep:
+        self._refuse_second(graph)
+        said: dict[str, Any] = {"dynamic": "off", **self._said, "engine": "inductor"}
+        said = {"device": _device_of(graph), **said, "inputs": tuple(graph.inputs)}
+        with requested(graph.module, said) as request:
+            plan, captured = self._planned(graph, step, request)
+            request.tell(repr(plan))
+        self._frame = graph.frame
+        self._plans.append(plan)
+        assert captured.compiled is not None, "it is a compiler's"
+        return replace(captured.compiled, graph=plan.graph)
+
+    def _planned(
+        self, graph: HandedGraph, step: JointStep, request: Request
+    ) -> tuple[Plan, Captured]:
+        from planner.graphs.capture.step_function import arguments
+        from planner.running.engines.compiled_capture import captured_joint
+
+        call = arguments(graph.inputs, {})
+        captured = captured_joint(step, graph.module, call, request, step.trained)
+        plan = plan_captured(captured, request, request.budget_bytes(self._budget))
+        left = format_both(request.hardware.reserve_bytes)
+        counted = plan.optimizer or "no optimizer"
+        return Plan.of(
+            plan.with_remark(
+                f"planned inside torch.compile: {counted} is counted for the parameters of this "
+                f"graph, {left} are left to whatever else lives on the device (reserve=)"
+            )
+        ), captured
+
+    def _refuse_second(self, graph: HandedGraph) -> None:
+        if graph.breaks is not None:
+            raise CaptureError(
+                f"the training step breaks at {graph.breaks}; each part would take the budget for "
+                "itself: change that line so that torch.compile(..., fullgraph=True) takes the "
+                "step whole, or plan for eager kernels with planner.fit"
+            )
+        if self._plans and graph.frame != self._frame:
+            raise CaptureError(
+                "a second training step is compiled beside the first, which has the whole budget; "
+                "compile the model as one, or give each a backend with a budget of its own"
+            )
+
+
+def _device_of(graph: HandedGraph) -> Any:
+    from torch import Tensor
+
+    from planner.graphs.hardware.detect import device_at
+
+    where = next((t.device for t in graph.inputs if isinstance(t, Tensor)), None)
+    return "cpu" if where is None else device_at(where.type, where.index or 0)
+
+
+_BY_NAME: dict[int, tuple[Mapping[str, Any], PlanningBackend]] = {}
+
+
+def by_name(
+    gm: fx.GraphModule, example_inputs: list[Any], *, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Compile a graph for ``torch.compile(backend="remat_planner", options={"budget": "40GB"})``.
+
+    Args:
+        gm, example_inputs: what Dynamo calls a backend with.
+        options: the budget, and whatever else ``backend`` is told.
+
+    Raises:
+        BadRequest: no budget is said.
+    """
+    if options is None or "budget" not in options:
+        raise BadRequest('pass options={"budget": "40GB", ...} to torch.compile')
+    _, known = _BY_NAME.setdefault(id(options), (options, _of(options)))
+    return known(gm, example_inputs)
+
+
+def _of(options: Mapping[str, Any]) -> PlanningBackend:
+    return PlanningBackend(options["budget"], {k: v for k, v in options.items() if k != "budget"})
+
+
+__all__ = ["PlanningBackend", "backend", "by_name"]

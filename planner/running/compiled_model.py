@@ -1,0 +1,240 @@
+"""A model whose calls are compiled under a plan, and what a call does that is not the planned one.
+
+Dynamo's guards tell which calls a compiled step is for; a step that is traced anew comes here, and
+is cut as the plan says if it is the planned one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.byte_sizes import format_both
+from planner.errors import PlanMismatch
+from planner.graphs.capture.fused.compiled_step import CompiledStep, really_run, trace_of
+from planner.graphs.capture.fused.frame import frame_of
+from planner.graphs.capture.fused.identity import identity
+from planner.graphs.capture.fused.rewritten import UnknownValue
+from planner.graphs.capture.fused.stitched import stitched
+from planner.graphs.capture.guards.call import (
+    differences,
+    fake_call,
+    fingerprint,
+    model_differences,
+    signature_of,
+)
+from planner.graphs.capture.guards.call_form import in_form
+from planner.graphs.capture.step_function import Arguments, arguments
+from planner.graphs.capture.training_step import optimizer_of
+from planner.graphs.hardware.devices import device
+from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code, plain_errors
+from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
+from planner.graphs.torch_api.inductor.scheduler import Kernels
+from planner.graphs.torch_api.pytree import TreeSpec
+from planner.plan.step_plan import StepPlan
+from planner.running.engines.engine import Applied
+from planner.running.planned_module import derived, reclassed, unplanned
+from planner.running.recent import Recent
+
+Compiled = Callable[..., Any]
+
+
+def step_of(base: type[nn.Module], loss: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return a step as a function: a model's forward, and the loss if there is one.
+
+    Args:
+        base: the class whose forward it is.
+        loss: called with the output and the targets.
+    """
+
+    def step(
+        model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], targets: Sequence[Any]
+    ) -> Any:
+        output = base.forward(model, *args, **kwargs)
+        return output if loss is None else loss(output, *targets)
+
+    return step
+
+
+@dataclass
+class _Planned:
+    """Cuts the steps of a model as a plan says, and checks what the compiler makes of them."""
+
+    plan: StepPlan
+    model: nn.Module
+    known: CompiledStep | None = None
+
+    def cut(self, step: JointStep) -> Halves:
+        """Return forward and backward for the compiler."""
+        plan, whole = self.plan, stitched(step)
+        if plan.signature["compiled"]["nodes"] != identity(whole)["nodes"]:
+            raise PlanMismatch(
+                f"{type(self.model).__name__} compiles to another step than the planned one; make "
+                "the plan again with planner.fit"
+            )
+        frame = frame_of(
+            step,
+            self.model,
+            plan.hardware or device(plan.device),
+            optimizer=optimizer_of(plan.graph),
+            accumulate=bool(plan.signature["accumulate"]),
+        )
+        self.known = CompiledStep(whole, frame, plan.graph)
+        try:
+            return self.known.halves(plan.schedule)
+        except UnknownValue as error:
+            raise PlanMismatch(f"{error}; make the plan again with planner.fit") from error
+
+    def check(self, first: Kernels, second: Kernels) -> None:
+        """Refuse kernels that would hold more than the budget, another size's included."""
+        assert self.known is not None, "it was cut before"
+        within(self.known, first, second, self.plan.budget_bytes)
+
+
+def within(step: CompiledStep, first: Kernels, second: Kernels, budget_bytes: int) -> None:
+    """Refuse kernels, as they are about to be compiled, that would hold more than a budget.
+
+    Args:
+        step: whose they are.
+        first, second: forward's and backward's.
+        budget_bytes: what the step may hold.
+
+    Raises:
+        PlanMismatch: they hold more.
+    """
+    held = trace_of(really_run(step, first, second)).peak_bytes
+    if held > budget_bytes:
+        raise PlanMismatch(
+            f"compiled for this call, the step would hold {format_both(held)}, and the budget is "
+            f"{format_both(budget_bytes)}"
+        )
+
+
+def compiled_under(plan: StepPlan, model: nn.Module, applied: Applied) -> Compiled:
+    """Return the compiled step of a plan; what it is not for raises ``PlanMismatch``.
+
+    Args:
+        plan: for the step.
+        model: whose step it is.
+        applied: on which class, with which loss.
+    """
+    planned = _Planned(plan, model)
+    step = step_of(applied.base, applied.loss)
+    return compiled_by(step, Partitioner(planned.cut), planned.check)
+
+
+@dataclass
+class _Runner:
+    """A plan on a model: its compiled step, and calls that are none of its own."""
+
+    plan: StepPlan
+    applied: Applied
+    compiled: Compiled
+    spec: TreeSpec
+    takes_targets: bool
+    plain: set[Any] = field(default_factory=set)
+    planned: Recent[Compiled] = field(default_factory=Recent)
+
+    def call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the plan, another one, or the plain model."""
+        loss = self.applied.loss is not None
+        ours = loss and (self.takes_targets or kwargs.get("targets") is None)
+        targets = kwargs.pop("targets", None) if ours else None
+        args, kwargs = in_form(self.applied.base.forward, args, kwargs, self.spec)
+        call = arguments(args, kwargs, targets)
+        if not torch.is_grad_enabled():
+            return self._plainly(model, call, loss=targets is not None)
+        if self.takes_targets and targets is None:
+            if not model.training:
+                return self._plainly(model, call, loss=False)
+            raise PlanMismatch(
+                "the plan's loss takes targets and none came: pass targets=; in eval mode, or "
+                "under torch.no_grad(), a call without them returns the model's output"
+            )
+        if self.plain or len(self.planned):
+            key = fingerprint(list(model.modules()), call)
+            if key in self.plain:
+                return self._plainly(model, call, loss=loss)
+            if key in self.planned:
+                return _run(self.planned.get(key, lambda: self.compiled), model, call)
+        try:
+            return _run(self.compiled, model, call)
+        except PlanMismatch as error:
+            return self._otherwise(model, call, error)
+
+    def _otherwise(self, model: nn.Module, call: Arguments, error: PlanMismatch) -> Any:
+        """Do what the user wants on a mismatch."""
+        key = fingerprint(list(model.modules()), call)
+        if self.applied.on_mismatch == "plain":
+            self.plain.add(key)
+            return self._plainly(model, call, loss=self.applied.loss is not None)
+        if self.applied.on_mismatch == "replan":
+            assert self.applied.replan is not None, "checked where the plan is applied"
+            same = unplanned(model)
+            again = self.applied.replan(self.plan, same, call, self.applied.loss)
+            made = compiled_under(again, same, self.applied)
+            return _run(self.planned.get(key, lambda: made), model, call)
+        found = signature_of(unplanned(model), call, loss=self.applied.loss is not None)
+        why = next(differences(self.plan.signature, found, self.applied.base.forward), error)
+        raise PlanMismatch(
+            f"this call is not the planned one: {why}; plan for it with planner.fit, or choose "
+            'plan.apply(model, on_mismatch="replan") or "plain"'
+        ) from error
+
+    def _plainly(self, model: nn.Module, call: Arguments, *, loss: bool) -> Any:
+        args, kwargs, targets = call.rebuild(call.tensors)
+        step = step_of(self.applied.base, self.applied.loss if loss else None)
+        return step(model, args, kwargs, targets)
+
+
+def forward(plan: StepPlan, model: nn.Module, applied: Applied) -> Callable[..., Any]:
+    """Return what a planned model does when it is called.
+
+    Args:
+        plan: for the step.
+        model: that it is applied to.
+        applied: on which class, with which loss, and what a mismatch does.
+
+    Raises:
+        PlanMismatch: the model is another, or the loss is missing.
+    """
+    signature = plan.signature
+    if signature["loss"] and applied.loss is None:
+        raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
+    for difference in model_differences(signature, signature_of(model, arguments((), {}))):
+        raise PlanMismatch(f"the plan is not for this model: {difference}")
+    planned = fake_call(signature)
+    targets = bool(planned.rebuild(planned.tensors)[2])
+    runner = _Runner(plan, applied, compiled_under(plan, model, applied), planned.spec, targets)
+
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return runner.call(self, args, kwargs)
+
+    return run
+
+
+def without_plan(model: nn.Module, loss: Callable[..., Any] | None) -> nn.Module:
+    """Return a model that Inductor compiles as it does by default, called as a planned one.
+
+    Args:
+        model: that is compiled.
+        loss: compiled with it, if it is called with ``targets=``.
+    """
+    base = type(model)
+    compiled = torch.compile(own_code(step_of(base, loss)), fullgraph=True, dynamic=False)
+
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        targets = kwargs.pop("targets", None) if loss is not None else None
+        return _run(compiled, self, arguments(args, kwargs, targets))
+
+    return reclassed(model, derived(base, run))
+
+
+def _run(compiled: Compiled, model: nn.Module, call: Arguments) -> Any:
+    args, kwargs, targets = call.rebuild(call.tensors)
+    with plain_errors():
+        return compiled(model, args, kwargs, targets)

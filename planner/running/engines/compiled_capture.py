@@ -1,0 +1,120 @@
+"""A step as Inductor will run it: traced as ``torch.compile`` does, as the graph of its kernels.
+
+Knows what the engine refuses. Nothing is compiled, and no kernel runs but to measure its workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from planner.errors import BadRequest, CaptureError
+from planner.graphs.capture.fused.compiled_step import compiled_step
+from planner.graphs.capture.fused.frame import frame_of
+from planner.graphs.capture.fused.identity import identity
+from planner.graphs.capture.fused.prices import prices
+from planner.graphs.capture.guards.call import signature_of
+from planner.graphs.capture.optimizer_step import OptimizerStep, optimizer_step
+from planner.graphs.capture.rewrites import AS_CAPTURED
+from planner.graphs.capture.step_function import Arguments, arguments_of
+from planner.graphs.capture.training_step import Captured, has_data
+from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.graphs.torch_api.inductor.compiler import joint_step
+from planner.graphs.torch_api.inductor.partitioner import JointStep, draws_outside
+from planner.request import Request
+from planner.running.compiled_model import step_of
+from planner.running.planned_module import unplanned
+
+
+def captured(request: Request, rewrite: str) -> Captured:
+    """Capture the step that a person asked for, as Inductor will run it.
+
+    Raises:
+        CaptureError: Dynamo cannot take the step whole, or the model has no data.
+        BadRequest: something is asked for that this engine does not do.
+    """
+    model = unplanned(request.model)
+    _check(request, model, rewrite)
+    call = arguments_of(request.inputs, request.targets)
+    args, kwargs, targets = call.rebuild(call.tensors)
+    request.tell(f"tracing {type(model).__name__} as torch.compile does")
+    try:
+        found = joint_step(step_of(type(model), request.loss), model, args, kwargs, targets)
+    except GraphsCaptureError as error:
+        raise CaptureError(f"{error}; engine='op_by_op' may take it") from error
+    if found is None:
+        raise CaptureError(
+            "no output requires grad, so there is no backward pass to plan; call model.train(), "
+            "unfreeze a parameter, or return the loss"
+        )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return captured_joint(found, model, call, request, trained)
+
+
+def captured_joint(
+    step: JointStep,
+    model: nn.Module,
+    call: Arguments,
+    request: Request,
+    trained: Sequence[Tensor],
+) -> Captured:
+    """Return the step that Inductor is about to cut as one to plan.
+
+    Args:
+        step: as Inductor hands it over.
+        model: whose step it is.
+        call: what it is called with.
+        request: for which device and optimizer, by which costs.
+        trained: the parameters that the optimizer steps.
+
+    Raises:
+        CaptureError: the step draws random numbers that a plan cannot draw again, or is compiled
+            for sizes that are symbols.
+    """
+    if draws_outside():
+        raise CaptureError(
+            "torch._inductor.config.fallback_random is set, with which numbers drawn again would "
+            "be others; unset it, or use engine='op_by_op'"
+        )
+    if step.is_symbolic:
+        raise CaptureError(
+            "the step is compiled for sizes that are symbols, whose bytes are not known; pass "
+            "dynamic=False to torch.compile, and each size gets a plan of its own"
+        )
+    device = request.hardware
+    asked = request.optimizer
+    known = asked is None or isinstance(asked, OptimizerStep)
+    optimizer = asked if known else optimizer_step(trained, asked, kernels=device_kind(device.name))
+    frame = frame_of(step, model, device, optimizer=optimizer, accumulate=request.accumulate)
+    request.tell("asking Inductor for its kernels")
+    found = compiled_step(step, frame, prices(device, here=True, costs=request.costs))
+    signature = signature_of(model, call, loss=request.loss is not None)
+    signature |= {
+        "accumulate": request.accumulate,
+        "dynamic": [],
+        "checks": request.checks,
+        "checked": [],
+        "compiled": identity(found.stitched),
+    }
+    return Captured(found.graph, signature, compiled=found)
+
+
+def device_kind(name: str) -> str:
+    """Return the type of a device by its name in a plan."""
+    return "cpu" if name == "cpu" else "cuda"
+
+
+def _check(request: Request, model: nn.Module, rewrite: str) -> None:
+    if rewrite != AS_CAPTURED.name:
+        raise BadRequest(f"engine='inductor' plans the step as it is, not as {rewrite!r}")
+    if not isinstance(request.dynamic, str):
+        raise BadRequest(
+            "engine='inductor' compiles each size by itself: leave dynamic= out, and plan for the "
+            "largest"
+        )
+    if not has_data(model):
+        raise CaptureError(
+            "engine='inductor' asks the compiler, which needs a model with data on the device that "
+            "it compiles for; this one is on meta"
+        )

@@ -1,0 +1,48 @@
+"""The engine that runs a plan through ``torch.compile``: Inductor's fused kernels.
+
+Its graph is of the kernels that Inductor makes. A schedule is carried out as a joint graph in which
+recomputation is explicit, handed to Inductor where it cuts forward from backward. Gradients are
+those of Inductor without a plan. Inductor, which is slow to import, is so where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from planner.graphs.capture.training_step import Captured
+from planner.plan.step_plan import StepPlan
+from planner.request import Request
+from planner.running.engines.engine import Applied, Engine, register_engine
+from planner.running.engines.kept_promise import settled
+
+
+def _captured(request: Request, rewrite: str) -> Captured:
+    from planner.running.engines.compiled_capture import captured
+
+    return captured(request, rewrite)
+
+
+def _forward(plan: StepPlan, model: nn.Module, applied: Applied) -> Callable[..., Any]:
+    from planner.running.compiled_model import forward
+
+    return forward(plan, model, applied)
+
+
+def _without_plan(model: nn.Module, loss: Callable[..., Any] | None) -> nn.Module:
+    from planner.running.compiled_model import without_plan
+
+    return without_plan(model, loss)
+
+
+register_engine(
+    Engine(
+        "inductor",
+        captured=_captured,
+        forward=_forward,
+        settle=settled,
+        without_plan=_without_plan,
+    )
+)

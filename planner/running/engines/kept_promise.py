@@ -1,0 +1,184 @@
+"""Solving for what a compiler will allocate, which it says of every schedule without running it.
+
+Solve, rewrite the step, ask, take what is too much off the target, and solve again. The bound stays
+the one proved for the person's budget. Knows nothing of how the compiler is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from planner.byte_sizes import format_both
+from planner.errors import InfeasibleBudget
+from planner.graphs import Graph, Kind, Schedule, Value, plain_schedule, simulate
+from planner.graphs.binding import binding
+from planner.graphs.capture.training_step import Captured
+from planner.plan.advice import advice, tightest
+from planner.request import Request
+from planner.running.engines.engine import Settled
+from planner.solvers import Limits, Solution, Status, minimum_budget, solve
+
+EXCESS = "compiler's buffers beyond the plan's"
+ROUNDS = 6
+CLOSE = 0.985
+"""A schedule that fills so much of the budget is not improved any more."""
+MARGIN = 0.01
+"""What is left free for what no compiler says: alignment, buffers of single numbers."""
+UNCHECKED = (
+    "unchecked: Inductor's kernels were measured on CPUs only; its own count of what they hold on "
+    "this device was never compared with a measurement: leave room, and measure the first step"
+)
+_SHARE, _SECONDS, _GAP = 8, 2.0, 0.01
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule, what it costs, the most it holds by itself, and by what the compiler says.
+
+    ``written`` tells what the compiler was asked for.
+    """
+
+    schedule: Schedule
+    seconds: float
+    own_bytes: int
+    held_bytes: int
+    written: str
+
+
+@dataclass
+class _Search:
+    captured: Captured
+    budget_bytes: int
+    known: list[Candidate] = field(default_factory=list)
+
+    def ask(self, schedule: Schedule) -> Candidate:
+        """Ask once of each schedule."""
+        for asked in self.known:
+            if asked.schedule == schedule:
+                return asked
+        step = self.captured.compiled
+        assert step is not None, "a compiler's step"
+        told, own = step.asked(schedule), simulate(self.captured.graph, schedule)
+        found = Candidate(schedule, own.seconds, own.peak_bytes, told.peak_bytes, told.written)
+        self.known.append(found)
+        return found
+
+    @property
+    def best(self) -> Candidate | None:
+        """The quickest schedule that keeps within the budget."""
+        kept = [a for a in self.known if with_margin(self.captured, a) <= self.budget_bytes]
+        return min(kept, key=lambda a: (a.seconds, a.held_bytes), default=None)
+
+
+def with_margin(captured: Captured, asked: Candidate) -> int:
+    """Return the bytes that a schedule is taken to hold: what was said, and a margin of what is
+    not there throughout; never less than it holds by itself.
+    """
+    moving = asked.held_bytes - captured.graph.resident_bytes
+    return max(asked.own_bytes, asked.held_bytes + int(MARGIN * max(0, moving)))
+
+
+def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
+    """Find the quickest schedule that the compiler says keeps within a budget.
+
+    Args:
+        captured: a compiler's step.
+        budget_bytes: what the step may hold.
+        request: by which method, within which limits.
+
+    Raises:
+        InfeasibleBudget: none was found; the error has the least budget that was asked for.
+    """
+    graph, search = captured.graph, _Search(captured, budget_bytes)
+    first = solve(graph, budget_bytes, method=request.method, limits=request.limits)
+    if first.schedule is not None:
+        _correct(search, first, request)
+    if search.best is None:
+        _tighten(search, request)
+    if (best := search.best) is None:
+        raise _out_of_reach(search, first.message)
+    judged = _judged(graph, best, first, request.limits)
+    checked = request.hardware.name == "cpu"
+    return Settled(_with_excess(captured, best), judged, () if checked else (UNCHECKED,))
+
+
+def _correct(search: _Search, first: Solution, request: Request) -> None:
+    """Move the target by what the compiler holds too much, or leaves free, a few times."""
+    graph, budget, found = search.captured.graph, search.budget_bytes, first
+    target, limits = budget, _later(request.limits)
+    plain = plain_schedule(graph)
+    for _ in range(ROUNDS):
+        if found.schedule is None:
+            return
+        asked = search.ask(found.schedule)
+        held = with_margin(search.captured, asked)
+        over = held - budget
+        if over <= 0 and (held >= CLOSE * budget or asked.schedule.order == plain.order):
+            return
+        if over > 0:
+            request.tell(f"the compiler needs {over / budget:.1%} more than that: again")
+            target = min(target, simulate(graph, found.schedule).peak_bytes) - over
+        elif target == budget:
+            return
+        else:
+            target = min(budget, target - over)
+        if target <= graph.resident_bytes:
+            return
+        found = solve(graph, target, method=request.method, limits=limits)
+
+
+def _tighten(search: _Search, request: Request) -> None:
+    """Ask of the tightest schedules: the least target is not always what holds least."""
+    request.tell("looking for the least budget that works")
+    graph = search.captured.graph
+    least = minimum_budget(graph, limits=request.limits)
+    search.ask(least.schedule)
+    plain = simulate(graph, plain_schedule(graph)).peak_bytes
+    for share in (0.05, 0.15, 0.3):
+        target = int(least.least_bytes + share * (plain - least.least_bytes))
+        found = solve(graph, target, method=request.method, limits=_later(request.limits))
+        if found.schedule is not None:
+            search.ask(found.schedule)
+
+
+def _later(limits: Limits) -> Limits:
+    """Return the limits of a correction: less time, for a plan only a little better than known."""
+    seconds = min(limits.seconds, max(_SECONDS, limits.seconds / _SHARE))
+    return replace(limits, seconds=seconds, gap=max(limits.gap, _GAP))
+
+
+def _with_excess(captured: Captured, asked: Candidate) -> Captured:
+    """Count what the compiler holds beyond the schedule's own values, as a value of its own."""
+    graph = captured.graph
+    compiled = {**captured.signature["compiled"], "halves": asked.written}
+    captured = replace(captured, signature={**captured.signature, "compiled": compiled})
+    excess = with_margin(captured, asked) - asked.own_bytes
+    if excess == 0:
+        return captured
+    held = Value(EXCESS, excess, Kind.ACTIVATION)
+    return replace(captured, graph=replace(graph, values=(*graph.values, held)))
+
+
+def _judged(graph: Graph, best: Candidate, first: Solution, limits: Limits) -> Solution:
+    """Return a solution with the bound of the person's budget, optimal if it is close to that."""
+    reordered = best.schedule.is_reordered and not first.reordered
+    bound = graph.seconds if reordered else min(first.bound_seconds, best.seconds)
+    close = best.seconds - bound <= limits.gap * graph.seconds
+    optimal = close and first.status is Status.OPTIMAL
+    return Solution(
+        Status.OPTIMAL if optimal else Status.FEASIBLE, best.schedule, bound, first.message
+    )
+
+
+def _out_of_reach(search: _Search, reason: str) -> InfeasibleBudget:
+    graph, budget = search.captured.graph, search.budget_bytes
+    least = min(search.known, key=lambda a: with_margin(search.captured, a))
+    needed = with_margin(search.captured, least)
+    found = binding(graph, least.schedule, simulate(graph, least.schedule))
+    text = (
+        f"No schedule was found that the compiler keeps within {format_both(budget)}"
+        + (f" ({reason}). " if reason else ". ")
+        + f"The least budget that it says works is {format_both(needed)}, that is {needed} bytes. "
+        f"What binds there is {found}. {advice(budget, tightest(graph, least.schedule, found))}"
+    )
+    return InfeasibleBudget(budget, needed, found, text)

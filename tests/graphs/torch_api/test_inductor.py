@@ -1,0 +1,140 @@
+"""What is private of Dynamo and Inductor: each name does what it is taken for, on this torch."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.stubs import stubs
+from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.inductor.compiler import (
+    compiled_by,
+    joint_step,
+    plain_errors,
+)
+from planner.graphs.torch_api.inductor.partitioner import (
+    Halves,
+    JointStep,
+    Partitioner,
+    copy_of,
+    cut_by_tags,
+    cut_by_torch,
+    draws_outside,
+)
+from planner.graphs.torch_api.inductor.scheduler import kernels_of, mark
+
+
+def loss(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.nn.functional.dropout(model(x), 0.1).tanh().sum()
+
+
+@pytest.fixture(scope="module")
+def step() -> JointStep:
+    found = joint_step(loss, nn.Linear(8, 16), torch.randn(4, 8))
+    assert found is not None
+    return found
+
+
+def test_a_step_is_handed_over_and_nothing_runs(step: JointStep) -> None:
+    names = [n.name for n in step.module.graph.find_nodes(op="placeholder")]
+    assert names == ["primals_1", "primals_2", "primals_3", "tangents_1"]
+    assert step.forward_outputs == 1
+    assert len(step.static) == 2
+    assert [tuple(t.shape) for t in step.trained] == [(16, 8), (16,)]
+    assert not step.is_symbolic
+    assert joint_step(loss, nn.Linear(8, 16).requires_grad_(False), torch.randn(4, 8)) is None
+
+
+def test_code_that_breaks_is_refused() -> None:
+    def broken(x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return x.sum()
+
+    with pytest.raises(CaptureError, match="does not take the step whole"):
+        joint_step(broken, torch.ones(2, requires_grad=True))
+
+
+def test_both_cuts_leave_the_step_as_it_was(step: JointStep) -> None:
+    before = str(step.module.graph)
+    for cut in (cut_by_tags, cut_by_torch):
+        forward, backward = cut(step)
+        assert len(forward.graph.find_nodes(op="placeholder")) == 3
+        assert any(n.name == "tangents_1" for n in backward.graph.nodes)
+    assert str(step.module.graph) == before
+    again = copy_of(step.module)
+    assert str(again.graph) == before
+    assert all(n.meta for n in again.graph.nodes if n.op == "call_function")
+
+
+def test_kernels_are_named_after_marked_nodes(step: JointStep) -> None:
+    marked = step.of(copy_of(step.module))
+    for node in marked.module.graph.nodes:
+        mark(node, f"my {node.name}")
+    found, backward = kernels_of(marked, cut_by_torch(marked))
+    assert found.inputs[0] == "primals_1"
+    product = next(k for k in found.kernels if any(b.node == "my addmm" for b in k.makes))
+    assert product.external
+    assert [b.size_bytes for b in product.makes] == [4 * 16 * 4]
+    assert set(product.reads) == {"primals_1", "primals_2", "primals_3"}
+    made = {b.name for k in found.kernels for b in k.makes} | set(found.inputs)
+    assert set(found.outputs) <= made
+    assert all(set(k.reads) <= made for k in found.kernels)
+    assert backward.kernels
+
+
+class Strided(nn.Module):
+    """Convolutions, which Inductor lays out otherwise, buffers that are written, sums over rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        self.last = nn.Conv2d(16, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.last(self.layers(x)), 0.1).softmax(1)
+
+
+@pytest.mark.parametrize("cut", [cut_by_torch, cut_by_tags])
+def test_what_is_compiled_is_what_was_asked_for(cut: Callable[[JointStep], Halves]) -> None:
+    model, x = Strided(), torch.randn(2, 3, 12, 12)
+    asked, compiled = [], []
+
+    def cut_and_ask(step: JointStep) -> Halves:
+        for node in step.module.graph.nodes:
+            mark(node, node.name)
+        halves = cut(step)
+        asked.append(kernels_of(step, halves))
+        return halves
+
+    function = compiled_by(loss, Partitioner(cut_and_ask), lambda *told: compiled.append(told))
+    torch._dynamo.reset()
+    with stubs():
+        function(model, x).backward()
+    assert asked == compiled
+    assert len(asked) == 1
+    assert len(asked[0][0].kernels) > 2
+
+
+def test_what_is_compiled_may_be_refused() -> None:
+    def refuse(*told: object) -> None:
+        raise CaptureError("too much")
+
+    function = compiled_by(loss, Partitioner(cut_by_torch), refuse)
+    torch._dynamo.reset()
+    with pytest.raises(CaptureError, match="too much"), plain_errors():
+        function(nn.Linear(8, 16), torch.randn(4, 8))
+
+
+def test_settings_with_a_partitioner_are_copied_and_nothing_is_cached() -> None:
+    one = Partitioner(cut_by_torch)
+    assert copy.deepcopy(one) is one
+    assert one.uuid() is None
+    assert pickle.dumps(one) != pickle.dumps(Partitioner(cut_by_torch))
+    assert not draws_outside()
+    with torch._inductor.config.patch(fallback_random=True):
+        assert draws_outside()

@@ -1,0 +1,88 @@
+"""The backend of torch.compile: every step that it is given is planned within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+import planner
+from benchmarks.stubs import stubs
+from planner.compile_backend import by_name
+from planner.graphs import Kind
+from planner.solvers import Limits
+from tests.compiled import measured_bytes, net, step
+from tests.planner.running.test_compiled import Broken
+
+QUICK = {"optimizer": None, "limits": Limits(seconds=3)}
+
+
+@pytest.fixture(autouse=True)
+def stubbed() -> Iterator[None]:
+    torch._dynamo.reset()
+    with stubs():
+        yield
+    torch._dynamo.reset()
+
+
+def test_a_step_is_planned_within_the_budget_and_a_recompiled_one_too() -> None:
+    model, x = net()
+    said: list[str] = []
+    large = planner.backend("1GB", **QUICK, progress=said.append)
+    step(torch.compile(model, backend=large, dynamic=False), x)
+    (plan,) = large.plans
+    assert plan.engine == "inductor"
+    assert said[-1] == repr(plan)
+    assert "no optimizer is counted" in plan.remarks[-1]
+
+    budget = int(0.65 * plan.plain_peak_bytes)
+    torch._dynamo.reset()
+    small = planner.backend(budget, **QUICK)
+    compiled = torch.compile(model, backend=small, dynamic=False)
+    assert measured_bytes(compiled, x) <= budget
+    assert measured_bytes(compiled, x[:1024]) <= budget
+    first, second = small.plans
+    assert first.recomputed
+    assert second.plain_peak_bytes < first.plain_peak_bytes
+    with torch.no_grad():
+        compiled(x)
+    assert len(small.plans) == 2  # without gradients there is nothing to plan
+
+
+def test_the_optimizers_state_is_counted() -> None:
+    model, x = net()
+    counted = planner.backend("1GB", limits=Limits(seconds=3))
+    step(torch.compile(model, backend=counted), x)
+    state = sum(2 * p.nbytes for p in model.parameters())
+    values = counted.plans[0].graph.values
+    planned = sum(v.size_bytes for v in values if v.kind is Kind.OPTIMIZER)
+    assert state <= planned <= state + 8 * len(list(model.parameters()))
+
+
+def test_what_would_break_the_budget_is_refused() -> None:
+    model, x = net()
+    broken = torch.compile(Broken(), backend=planner.backend("1GB", **QUICK))
+    with pytest.raises(BackendCompilerFailed, match=r"breaks at .*test_compiled.py:\d+"):
+        broken(x)
+    shared = planner.backend("1GB", **QUICK)
+    step(torch.compile(model, backend=shared), x)
+    with pytest.raises(BackendCompilerFailed, match="beside the first"):
+        torch.compile(model.blocks[0], backend=shared)(x)
+    with pytest.raises(BackendCompilerFailed, match="dynamic=False"):
+        torch.compile(model, backend=planner.backend("1GB", **QUICK), dynamic=True)(x)
+    with pytest.raises(BackendCompilerFailed, match="No schedule was found"):
+        torch.compile(model, backend=planner.backend("600KB", **QUICK))(x)
+    with pytest.raises(planner.BadRequest, match="cannot be said"):
+        planner.backend("1GB", loss=torch.mean)
+    with pytest.raises(planner.BadRequest, match="did you mean 'optimizer'"):
+        planner.backend("1GB", optimiser="sgd")
+
+
+def test_by_name() -> None:
+    model, x = net()
+    options = {"budget": "1GB", **QUICK}
+    step(torch.compile(model, backend=by_name, options=options), x)
+    with pytest.raises(BackendCompilerFailed, match="budget"):
+        torch.compile(model, backend=by_name)(x)
