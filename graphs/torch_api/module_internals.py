@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 TENSOR_STORES = frozenset(("_parameters", "_buffers", "_modules"))
 """The attributes of a module under which its tensors lie, its children's among them."""
-BOOKKEEPING = frozenset((*vars(nn.Module()), *vars(nn.Module), "_flat_weights"))
+STORED = frozenset((*vars(nn.Module()), "_flat_weights"))
 """What torch itself keeps in every module: tensors, hooks, the mode."""
+BOOKKEEPING = STORED | frozenset(vars(nn.Module))
+"""That, and the names of its methods, under which a model may keep something of its own."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -46,6 +46,7 @@ from planner.graphs.capture.guards.told_values import (
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
     BOOKKEEPING,
+    STORED,
     is_child,
     own_children,
     own_tensors,
@@ -148,9 +149,11 @@ class Reads:
             name: of the attribute.
             value: what was found, or ``MISSING``.
         """
-        if name.startswith("__") or name in BOOKKEEPING or identity(owner) not in self._at:
+        if name.startswith("__") or name in STORED or identity(owner) not in self._at:
             return
         own = getattr(owner, "__dict__", {})
+        if name in BOOKKEEPING and name not in own:
+            return
         if name not in own and value is not MISSING:
             if in_class(type(owner), name, owner) is MISSING:
                 return

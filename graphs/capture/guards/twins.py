@@ -17,7 +17,7 @@ from torch import nn
 from planner.graphs.capture.guards.paths import MISSING, Item, Outside
 from planner.graphs.capture.guards.reads import Read
 from planner.graphs.capture.guards.told_values import Whole, is_object, is_told, tensors_told
-from planner.graphs.torch_api.module_internals import BOOKKEEPING, hooks_of
+from planner.graphs.torch_api.module_internals import STORED, hooks_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Make:
 
 def make_of(model: nn.Module) -> Make:
     """Describe a module as it is now; nothing keeps its tensors alive."""
-    own = tuple({k: v for k, v in vars(m).items() if k not in BOOKKEEPING} for m in model.modules())
+    own = tuple({k: v for k, v in vars(m).items() if k not in STORED} for m in model.modules())
     inside = list(model.modules())[1:]
     hooked = any(any(hooks_of(m)) or "forward" in vars(m) for m in inside)
     return Make(tuple(_members(model)), own, hooked)

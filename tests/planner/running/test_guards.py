@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 from typing import Any
 
 import pytest
@@ -237,6 +238,25 @@ def test_another_constant_is_followed(alter: Any) -> None:
 
     pairs = zip(run(PIECES.model()), run(planned(PIECES)), strict=True)
     assert all(a is b is None or torch.equal(a, b) for a, b in pairs)  # type: ignore[arg-type]
+
+
+class Kind(enum.Enum):
+    LOCAL = 1
+    GLOBAL = 3
+
+
+def test_an_attribute_named_as_a_method_is_read_like_any_other() -> None:
+    def build() -> nn.Module:
+        model = Apply(lambda m, x: (m.a(x) * m.type.value * len(m.half)).mean(), a=mlp())
+        model.type, model.half = Kind.LOCAL, [1]  # type: ignore[method-assign, assignment]
+        return model
+
+    scene = Scene(build, lambda: torch.randn(64, 16))
+    plain, patched = scene.model(), planned(scene)
+    for each in (plain, patched):
+        each(scene.call())
+        each.type, each.half = Kind.GLOBAL, [1, 2]  # type: ignore[method-assign, assignment]
+    assert torch.equal(plain(scene.call()), patched(scene.call()))
 
 
 def test_what_the_traced_code_did_not_read_may_change() -> None:
