@@ -21,10 +21,10 @@ from benchmarks.models import ZOO, Factory, tiny
 from benchmarks.partitioners import SOLVERS as KNAPSACKS
 from benchmarks.partitioners import partitioner
 from benchmarks.record import record, show
-from planner.comparison import EAGER, PLANNED, RUN_BY_TORCH
+from planner.comparison import EAGER, PLANNED
 from planner.graphs import schedule_from_order, simulate
 from planner.solvers import Limits, solve
-from planner.solvers.baselines.pareto_marks import Mark
+from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH, Mark
 
 FRACTIONS = (0.2, 0.5, 0.8)  # of the way from the least budget to what plain training needs
 METHODS = (

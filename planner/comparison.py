@@ -25,6 +25,7 @@ from planner.planning import captured_step
 from planner.progress import Progress, silent
 from planner.request import DEFAULT_LIMITS, Request, SingleOptions, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Status, solve
+from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 PLANNED, EAGER = "plan", "eager"
 """On which footing a peak is: as a plan holds the step, or as torch does that runs it itself."""
-
-RUN_BY_TORCH = ("checkpoint",)
-"""Methods that people use without a plan; the others' schedules only a plan can run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,14 +74,15 @@ def of_second_call(capture: Callable[P, tuple[T, Called]]) -> Callable[P, T]:
             except KeepsFunctions as error:
                 if not all(map(may_stay, error.changes)):
                     raise
-                for change in error.changes:
-                    change.step.put(change.place.owner, change.now)
-                with contextlib.suppress(CaptureError):
-                    made, called = capture(*args, **kwargs)
-                    if called == error.called:
-                        return made
-                for change in reversed(error.changes):
-                    change.step.put(change.place.owner, change.before)
+                with contextlib.ExitStack() as undo:
+                    for change in error.changes:
+                        undo.callback(change.step.put, change.place.owner, change.before)
+                        change.step.put(change.place.owner, change.now)
+                    with contextlib.suppress(CaptureError):
+                        made, called = capture(*args, **kwargs)
+                        if called == error.called:
+                            undo.pop_all()
+                            return made
                 raise
 
     return captured

@@ -82,6 +82,20 @@ class OptimizerStep:
         return max(self.moved_bytes / device.bytes_per_second(), issued)
 
 
+def asked_step(
+    parameters: Sequence[Tensor], optimizer: OptimizerLike | OptimizerStep | None, kernels: str
+) -> OptimizerStep | None:
+    """Return the step that a person asked for: found, unless it is known, or left out.
+
+    Args:
+        parameters, kernels: as for ``optimizer_step``, which raises the same errors.
+        optimizer: what that takes, or a step that it found; ``None`` leaves the step out.
+    """
+    if optimizer is None or isinstance(optimizer, OptimizerStep):
+        return optimizer
+    return optimizer_step(parameters, optimizer, kernels=kernels)
+
+
 def optimizer_step(
     parameters: Sequence[Tensor],
     optimizer: OptimizerLike | None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -25,7 +25,7 @@ from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.kernel_prices import as_in_eager_mode, prices
 from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble
 from planner.graphs.capture.numbers import Numbers, without_symbols
-from planner.graphs.capture.optimizer_step import OptimizerStep, optimizer_step
+from planner.graphs.capture.optimizer_step import OptimizerStep, asked_step
 from planner.graphs.capture.passes.eager_semantics import normalized
 from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of, rewritten
 from planner.graphs.capture.sizes import Dynamic, by_tensor, free_sizes
@@ -193,19 +193,17 @@ def capture_joint(
     tell("running the optimizer on fake tensors")
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
     trainable = [joint.parameters[n].meta["val"] for n in wanted]
-    known = optimizer is None or isinstance(optimizer, OptimizerStep)
-    step = optimizer if known else optimizer_step(trainable, optimizer, kernels=target.kernels)
-    seconds = 0.0 if step is None else step.seconds_on(where)
-    graph, lowering = assemble(
+    step = asked_step(trainable, optimizer, target.kernels)
+    assembled = partial(
+        assemble,
         joint,
-        priced.__getitem__,
         target=target,
         optimizer=step,
-        optimizer_seconds=seconds,
+        optimizer_seconds=0.0 if step is None else step.seconds_on(where),
         accumulate=accumulate,
-        eager=eager,
         name=class_name(model),
     )
+    graph, lowering = assembled(priced.__getitem__, eager=eager)
     answers = joint.decisions.answers
     signature = signature_of(
         model, call, answers=answers, loss=loss is not None, kernels=target.kernels
@@ -216,15 +214,8 @@ def capture_joint(
     if eager_graph:
         # no kernel there writes into what the one before made; gradients are handed over at the
         # end, or added as they are made, as in the step of a plan
-        run_by_torch, _ = assemble(
-            joint,
-            lambda node: as_in_eager_mode(node, priced[node], target.kernels),
-            target=target,
-            optimizer=step,
-            optimizer_seconds=seconds,
-            accumulate=accumulate,
-            eager=True,
-            name=class_name(model),
+        run_by_torch, _ = assembled(
+            lambda node: as_in_eager_mode(node, priced[node], target.kernels), eager=True
         )
     captured = Captured(graph, signature, rewrite, run_by_torch)
     return Traced(captured, joint, lowering)

@@ -1,9 +1,11 @@
-"""Whether what was traced of one module is what another would be traced to: layers that are alike.
+"""Whether what was traced of one module seems to be what another would be traced to.
 
-A model repeats its layers, and each trace takes a second. One trace stands for another module if
-all that it depended on is the same there: code, tensors, modes, and every value that the code read
-of Python's state. A value that differs and was not read, such as a layer's number, is no matter.
-What cannot be compared counts as different. Knows nothing of graphs or plans.
+A model repeats its layers, and each trace takes a second. To plan, one trace stands for another
+module if what it was seen to depend on is the same there: code, tensors, modes, and the values that
+the code was seen to read of Python's state. A value that differs and was not read, such as a
+layer's number, is no matter. Reads that nobody watches (``vars(config)``, registries keyed by
+module) are not seen, so whatever runs a plan traces each module itself. Knows nothing of graphs or
+plans.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import identity
 from planner.graphs.capture.fused.prices import prices
 from planner.graphs.capture.guards.call import signature_of
-from planner.graphs.capture.optimizer_step import OptimizerStep, optimizer_step
+from planner.graphs.capture.optimizer_step import asked_step
 from planner.graphs.capture.rewrites import AS_CAPTURED
 from planner.graphs.capture.step_function import Arguments, arguments_of
 from planner.graphs.capture.training_step import Captured, has_data
@@ -83,9 +83,7 @@ def captured_joint(
             "dynamic=False to torch.compile, and each size gets a plan of its own"
         )
     device = request.hardware
-    asked = request.optimizer
-    known = asked is None or isinstance(asked, OptimizerStep)
-    optimizer = asked if known else optimizer_step(trained, asked, kernels=device_kind(device.name))
+    optimizer = asked_step(trained, request.optimizer, device_kind(device.name))
     frame = frame_of(step, model, device, optimizer=optimizer, accumulate=request.accumulate)
     request.tell("asking Inductor for its kernels")
     found = compiled_step(step, frame, prices(device, here=True, costs=request.costs))
