@@ -20,14 +20,11 @@ from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
 from planner.sharding.make_cluster import make_cluster
 from planner.sharding.margin import NO_MARGIN, Margin, margin_of, widened
-from planner.sharding.pricing import CanRealize, plan_step, price_recipes, what_fills
+from planner.sharding.pricing import CanRealize, Planned, plan_step, price_recipes, what_fills
 from planner.sharding.reasons import alternatives
 from planner.sharding.samples import samples_in
 from planner.sharding.search import SearchResult, Space, explore
 from planner.solvers import Limits, Status
-
-STEP = 0.02
-"""By how much of the budget more is kept free, at least, where the allocator needs more."""
 
 MOST_RANKS = 65_536
 """Where the search for a number of devices that would do gives up."""
@@ -62,21 +59,22 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
 
 
 def _explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
-    """Search within what a margin leaves of the budget, and again if the allocator needs more."""
-    margin = margin_of(request, budget_bytes)
-    while True:
-        room = budget_bytes - margin.size_bytes
-        found = explore(
-            space, room, method=request.method, limits=request.limits, tell=request.tell
-        )
-        if found.best is None:
-            return found, margin
-        wider = widened(margin, request, found.best.graph, found.best.schedule)
-        if found.best.peak_bytes + wider.size_bytes <= budget_bytes:
-            return found, wider
-        request.tell("its allocator needs more than was kept free: again")
-        least = margin.fragments_bytes + int(budget_bytes * STEP)
-        margin = replace(wider, fragments_bytes=max(wider.fragments_bytes, least))
+    """Search within what a margin leaves of the budget, for plans its allocator has room for."""
+    kept = margin_of(request, budget_bytes)
+    room = budget_bytes - kept.size_bytes
+
+    def widened_for(planned: Planned) -> Margin:
+        return widened(kept, request, planned.graph, planned.schedule)
+
+    def needs(planned: Planned) -> int:
+        if planned.peak_bytes > room:
+            return planned.peak_bytes
+        return planned.peak_bytes + widened_for(planned).size_bytes - kept.size_bytes
+
+    found = explore(
+        space, room, needs=needs, method=request.method, limits=request.limits, tell=request.tell
+    )
+    return found, widened_for(found.best or found.closest)
 
 
 def plan_found(

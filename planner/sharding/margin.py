@@ -2,8 +2,9 @@
 
 NCCL allocates past PyTorch, and PyTorch's allocator needs more than the bytes of the tensors. The
 schedule that is found is replayed through that allocator; where it needs more than was kept free,
-more is kept. The replay takes a unit's gathered weights and its gradients for one block each, as
-they are counted, so that no less than a stated share is kept whatever it shows.
+it does not fit, and one that holds less is sought. The replay takes a unit's gathered weights and
+its gradients for one block each, as they are counted, so that no less than a stated share is kept
+whatever it shows.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Here an order of ops is carried out and judged, and a solver asked for one. What
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -62,6 +62,15 @@ class Planned:
         return self.trace.peak_bytes
 
 
+Needs = Callable[[Planned], int]
+"""Bytes that a rank needs in order to run a plan: its tensors, and what an allocator loses."""
+
+
+def peak_of(planned: Planned) -> int:
+    """Return the bytes of the tensors alone: all that is needed on a CPU."""
+    return planned.peak_bytes
+
+
 def price(
     configuration: Configuration,
     step: CanRealize,
@@ -94,6 +103,7 @@ def plan_step(
     step: CanRealize,
     budget_bytes: int,
     *,
+    needs: Needs = peak_of,
     bound_seconds: float = 0.0,
     method: str = "auto",
     limits: Limits | None = None,
@@ -104,11 +114,13 @@ def plan_step(
     unit ahead. So the solver is first asked for that much less than the budget; then, unless that
     is within the gap of ``bound_seconds``, for all of it with weights gathered once, in which case
     nothing is fetched ahead; then for all of it, and for as much less as turns out to be lacking.
+    What an allocator needs beyond the tensors of one answer is taken off what is asked for next.
 
     Args:
         configuration: what the step was assembled for.
         step: one rank's.
         budget_bytes: what really runs may hold.
+        needs: how much of it a plan takes, no less than its tensors.
         bound_seconds: no schedule takes less, as far as is known.
         method: of the solver.
         limits: of all its calls together.
@@ -116,27 +128,28 @@ def plan_step(
     limits = replace(limits or Limits(), reorder=False)  # units run one after another
     deadline, found = time.monotonic() + limits.seconds, list[Planned]()
 
-    def ask(graph: Graph, target: int) -> Planned | None:
+    def ask(graph: Graph, target: int) -> tuple[int, int] | None:
         left = replace(limits, seconds=max(1.0, deadline - time.monotonic()))
         schedule = solve(graph, target, method=method, limits=left).schedule
         if schedule is None:
             return None
         planned = price(configuration, step, schedule.order)
-        found.extend([planned] if planned.peak_bytes <= budget_bytes else [])
-        return planned
+        needed = needs(planned)
+        found.extend([planned] if needed <= budget_bytes else [])
+        return needed - budget_bytes, needed - planned.peak_bytes
 
-    ahead = _ahead_bytes(step.graph)
+    ahead, lost = _ahead_bytes(step.graph), 0
     for graph, less in ((step.graph, ahead), (keeping_gathered(step.graph), 0)):
-        if ahead:
-            ask(graph, budget_bytes - less)
+        if ahead and (answer := ask(graph, budget_bytes - less - lost)):
+            _, lost = answer
         if found and found[0].seconds * (1 - limits.gap) <= bound_seconds:
             return found[0]
-    target = budget_bytes
+    target = budget_bytes - lost
     for _ in range(TRIES):
-        planned = ask(step.graph, target)
-        if planned is None or planned.peak_bytes <= budget_bytes:
+        answer = ask(step.graph, target)
+        if answer is None or answer[0] <= 0:
             break
-        target -= planned.peak_bytes - budget_bytes
+        target -= answer[0]
     return min(found, key=lambda planned: planned.seconds, default=None)
 
 

@@ -1,8 +1,9 @@
 """The joint optimum: exact enumeration of configurations, each bounded, opened and solved in turn.
 
 A bound on the seconds of a step rises as more is looked at: compute and the optimizer alone; then,
-once its graph is assembled, every op once; then the solver's. A configuration whose bound is not
-below the best plan is never looked at again, so the least bound left over holds for all of them.
+once its graph is assembled, one linear program, which is nearly as good as the solver's; then the
+solver's. A configuration whose bound is not below the best plan is never looked at again, so the
+least bound left over holds for all of them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from planner.plan.configuration import Configuration
 from planner.plan.time_parts import Spent, spent
 from planner.sharding.pricing import (
     CanRealize,
+    Needs,
     Planned,
+    peak_of,
     plan_step,
     price_recipes,
     what_fills,
 )
 from planner.solvers import Limits, floor_bytes, lower_bound
+from planner.solvers.bounds.parametric import quick_bound
+from planner.solvers.minimum_budget import proven_floor
 
 _HOST_LATER = 1.02
 """By how much faster offloading has to promise to be in order to be solved first."""
@@ -85,6 +90,7 @@ def explore(
     space: Space,
     budget_bytes: int,
     *,
+    needs: Needs = peak_of,
     method: str = "auto",
     limits: Limits | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -98,11 +104,14 @@ def explore(
     Args:
         space: what there is to choose from.
         budget_bytes: of each rank.
+        needs: how much of it a plan takes, no less than its tensors.
         method: of the solver.
         limits: of all solving together.
         tell: gets a sentence of what is done next.
     """
-    search = _Search(space, budget_bytes, method, limits or Limits(), tell)
+    search = _Search(
+        space, budget_bytes, needs=needs, method=method, limits=limits or Limits(), tell=tell
+    )
     search.open_all()
     search.solve_all()
     search.show_all()
@@ -123,11 +132,13 @@ class _Search:
         self,
         space: Space,
         budget_bytes: int,
+        *,
+        needs: Needs,
         method: str,
         limits: Limits,
         tell: Callable[[str], None],
     ) -> None:
-        self.space, self.budget_bytes = space, budget_bytes
+        self.space, self.budget_bytes, self.needs = space, budget_bytes, needs
         self.method, self.limits, self.tell = method, limits, tell
         self.best: Planned | None = None
         self.closest: Planned | None = None
@@ -148,33 +159,32 @@ class _Search:
                 self._open(c)
 
     def solve_all(self) -> None:
-        """Bound, then solve what was opened, always what has the least bound.
+        """Solve what is most promising; then bound, then solve what may still be faster.
 
-        What is most promising is solved even if the time is over by then. Where states are on the
-        host, a configuration waits for those on the device that are about as good.
+        Always what has the least bound; the first even if the time is over by then. Where states
+        are on the host, a configuration waits for those on the device that are about as good.
         """
         deadline, bounded = time.monotonic() + self.limits.seconds, set[Configuration]()
         index = {c: i for i, c in enumerate(self.space.configurations)}
         queue = [(self._promise(c), index[c], c) for c in self.steps]
         heapq.heapify(queue)
         while queue:
-            if self.outcomes[queue[0][2]].bound_seconds >= self._enough():
-                heapq.heappop(queue)
+            _, i, c = heapq.heappop(queue)
+            if self.outcomes[c].bound_seconds >= self._enough():
                 continue
             left = deadline - time.monotonic()
-            solved = any(outcome.solved for outcome in self.outcomes.values())
-            if left <= 0 and solved and self.best is not None:
-                self.finished = False
+            first = not any(outcome.solved for outcome in self.outcomes.values())
+            if left <= 0 and not first and self.best is not None:
+                self.finished = self.outcomes[c].solved
                 return
-            least = 1.0 if solved else self.limits.seconds / 2
+            least = self.limits.seconds / 2 if first else 1.0
             limits = replace(self.limits, seconds=max(least, left))
-            _, i, c = heapq.heappop(queue)
-            if c in bounded or left <= 0:
+            if first or (not self.outcomes[c].solved and (c in bounded or left <= 0)):
                 self._solve(c, limits)
-                continue
-            bounded.add(c)
-            self._bound(c, limits)
-            if c in self.steps:
+            else:
+                bounded.add(c)
+                self._bound(c, limits)
+            if not (c in bounded and self.outcomes[c].solved):
                 heapq.heappush(queue, (self._promise(c), i, c))
 
     def show_all(self) -> None:
@@ -223,16 +233,17 @@ class _Search:
         """Assemble the graph of a configuration and try the recipes on it."""
         self.tell(f"opening {c}")
         step, known = self.space.open(c), self.outcomes[c]
-        graph, floor = step.graph, floor_bytes(step.graph)
+        graph, floor = step.graph, proven_floor(step.graph)
         assert graph.seconds >= known.bound_seconds * (1 - 1e-9), "the floor is no bound"
         fits = floor <= self.budget_bytes
+        bound = quick_bound(graph, self.budget_bytes) if fits else math.inf
         tried = list(price_recipes(c, step)) if fits else [next(price_recipes(c, step))]
-        least = min(tried, key=_peak)
-        fitting = [planned for planned in tried if planned.peak_bytes <= self.budget_bytes]
-        best = min(fitting, key=_seconds, default=None)
+        least = min(tried, key=peak_of)
+        quickest = sorted(tried, key=_seconds)
+        best = next((p for p in quickest if self.needs(p) <= self.budget_bytes), None)
         outcome = replace(
             known,
-            bound_seconds=graph.seconds if fits else math.inf,
+            bound_seconds=bound,
             peak_bytes=least.peak_bytes,
             spent=spent(graph),
             fills=what_fills(least, self.budget_bytes),
@@ -241,7 +252,7 @@ class _Search:
         self._take(c, outcome, best, least)
         if (too_much := full(graph, c, self.budget_bytes)) is not None:
             self.full.append(too_much)
-        if fits and graph.seconds < self._incumbent():
+        if bound < self._incumbent():
             self.steps[c] = step
 
     def _bound(self, c: Configuration, limits: Limits) -> None:
@@ -250,8 +261,6 @@ class _Search:
         known, graph = self.outcomes[c], self.steps[c].graph
         bound = max(known.bound_seconds, lower_bound(graph, self.budget_bytes, limits))
         self.outcomes[c] = replace(known, bound_seconds=bound)
-        if bound >= self._incumbent():
-            self.steps.pop(c)
 
     def _solve(self, c: Configuration, limits: Limits) -> None:
         """Schedule the ops of a configuration."""
@@ -259,8 +268,9 @@ class _Search:
         known = self.outcomes[c]
         planned = plan_step(
             c,
-            self.steps.pop(c),
+            self.steps[c],
             self.budget_bytes,
+            needs=self.needs,
             bound_seconds=known.bound_seconds,
             method=self.method,
             limits=limits,
@@ -281,16 +291,12 @@ class _Search:
         self.outcomes[c] = outcome
         if best is not None and best.seconds < self._incumbent():
             self.best = best
-        if least is not None and (self.closest is None or _peak(least) < _peak(self.closest)):
+        if least is not None and (self.closest is None or peak_of(least) < peak_of(self.closest)):
             self.closest = least
 
 
 def _seconds(planned: Planned) -> float:
     return planned.seconds
-
-
-def _peak(planned: Planned) -> int:
-    return planned.peak_bytes
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,16 @@ def test_without_time_the_most_promising_is_solved_and_the_bound_holds() -> None
     assert found.bound_seconds <= best.seconds <= found.best.seconds
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_what_is_lost_beside_the_tensors_counts(budget: int) -> None:
+    """Losing as much of every plan is as a budget that is smaller by as much."""
+    space, lost = space_of(Sizes()), 100
+    found = explore(space, budget, needs=lambda planned: planned.peak_bytes + lost, limits=EXACT)
+    less = explore(space, budget - lost, limits=EXACT)
+    assert _seconds(found) == pytest.approx(_seconds(less))
+    assert found.bound_seconds <= _seconds(less)
+
+
 def test_keeping_and_gathering_again_are_mixed() -> None:
     """With room for some weights only, some are kept and the others gathered again."""
     sizes = Sizes(units=4, activation=1, gather=2.0)
