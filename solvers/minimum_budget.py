@@ -16,7 +16,8 @@ from planner.graphs import Graph, Schedule, schedule_from_order
 from planner.solvers.api import Limits, floor_bytes
 from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import search_states
-from planner.solvers.model.master import Burst, solve_master
+from planner.solvers.model.master import solve_master
+from planner.solvers.model.master_program import Burst
 from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import bursts, overshoots
 from planner.solvers.model.problem import Problem, flatten, held_bytes

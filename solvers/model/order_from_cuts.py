@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from planner.solvers.model.master import CutPlan
+from planner.solvers.model.master_points import CutPlan
 from planner.solvers.model.problem import Problem
 
 

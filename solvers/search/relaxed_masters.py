@@ -15,7 +15,8 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.solvers.model.master import CutPlan, MasterResult, solve_master
+from planner.solvers.model.master import MasterResult, solve_master
+from planner.solvers.model.master_points import CutPlan
 from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import Problem, held_bytes

@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 
 from planner.solvers.api import Limits
-from planner.solvers.model.master import Burst, solve_master
+from planner.solvers.model.master import solve_master
+from planner.solvers.model.master_program import Burst
 from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import bursts, overshoots
 from planner.solvers.model.problem import held_bytes

@@ -8,7 +8,7 @@ import pytest
 
 from planner.graphs import Graph
 from planner.solvers import floor_bytes
-from planner.solvers.model import master
+from planner.solvers.model import master_program
 from planner.solvers.model.dominance import dominated
 from planner.solvers.model.master import solve_master
 from planner.solvers.model.problem import flatten, held_bytes
@@ -35,7 +35,7 @@ def test_the_optimum_stays(first_seed: int, monkeypatch: pytest.MonkeyPatch) -> 
         fixed += sum(map(len, dominated(problem, windows(problem, cuts, NOTHING))))
         fewer = _optimum(graph, cuts, 0.3)
         with monkeypatch.context() as patch:
-            patch.setattr(master, "dominated", lambda p, frames, *_: [{} for _ in frames])
+            patch.setattr(master_program, "dominated", lambda p, frames, *_: [{} for _ in frames])
             assert _optimum(graph, cuts, 0.3) == pytest.approx(fewer, rel=1e-5, abs=1e-8), seed
     assert fixed > 20
 

@@ -11,7 +11,9 @@ import pytest
 from planner.graphs import Graph, Op, Value, plain_schedule, simulate
 from planner.solvers import floor_bytes
 from planner.solvers.exact.state_search import search_states
-from planner.solvers.model.master import Burst, _Master, solve_master
+from planner.solvers.model.master import solve_master
+from planner.solvers.model.master_points import point_of
+from planner.solvers.model.master_program import Burst, MasterProgram
 from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import flatten
 from planner.solvers.model.windows import windows
@@ -59,9 +61,9 @@ def misses(
 ) -> list[str]:
     """Return what an order's point is not, as a point of the master that costs no more."""
     problem = flatten(graph)
-    master = _Master(problem, windows(problem, cuts, frozenset()), frozenset(), frozenset())
+    master = MasterProgram(problem, windows(problem, cuts, frozenset()), frozenset(), frozenset())
     model = master.model(budget, bursts)
-    x = master.point(Positions(problem, order), len(model.cost))
+    x = point_of(master, Positions(problem, order), len(model.cost))
     rows = np.repeat(np.arange(len(model.low)), np.diff(model.start))
     total = np.zeros(len(model.low))
     np.add.at(total, rows, np.array(model.value) * x[model.index])
