@@ -32,6 +32,7 @@ from planner.solvers.search.initial import least_checkpointed
 from planner.solvers.search.polish import polish
 from planner.solvers.search.relaxed_masters import run_relaxed
 from planner.solvers.search.time_cuts import fine_target, run_cuts
+from planner.solvers.search.walk_down import walk_down
 from planner.solvers.tuning import (
     BRIEF_POLISH_WORK,
     CLOSE_GAP,
@@ -43,6 +44,7 @@ from planner.solvers.tuning import (
     WORTH_BASELINES_GAP,
     WORTH_INTEGERS_GAP,
     WORTH_SWEEPS_GAP,
+    WORTH_WALKING_GAP,
 )
 
 STOPPED = "stopped by the limit in seconds before the effort was spent"
@@ -76,6 +78,7 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     cuts = _relax(search, limits, deadline)
     if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor)
+    _walk(search, limits, deadline)
     _cut(search, limits, cuts, deadline)
     if search.bound < math.inf:
         _compare(search, graph, limits)
@@ -136,6 +139,12 @@ def _start(search: Search, graph: Graph, floor: int) -> int:
             least = int(held_bytes(search.problem, order).max())
             search.offer(order)
     return least
+
+
+def _walk(search: Search, limits: Limits, deadline: float) -> None:
+    """Walk plans for larger budgets down where relaxations left the gap wide."""
+    if LARGE_OPS < search.problem.n <= INTEGER_OPS and WORTH_WALKING_GAP < search.gap < math.inf:
+        walk_down(search, lambda larger: _relax(larger, limits, deadline))
 
 
 def _cut(search: Search, limits: Limits, cuts: Sequence[int], deadline: float) -> None:

@@ -165,6 +165,14 @@ PACKING_PATIENCE = 700
 PACKING_SIZES = 12
 """In how many sizes of memory at most a schedule is to run, of those that it did not run in."""
 
+# search/walk_down.py
+WALKS_FROM = (1.03, 1.05, 1.07)
+"""The budgets whose plans are walked down, over the one asked for."""
+WALK_STEP = 0.005
+"""How much smaller each next budget is, as a part of the one asked for."""
+WORTH_WALKING_GAP = 0.05
+"""The gap that is worth the relaxations of those budgets."""
+
 # minimum_budget.py
 LEAST_FIRST_STEP = 256
 """The first step up from the floor is the way to the least peak known over this."""
