@@ -23,7 +23,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
-from planner.graphs.torch_api.inductor.scheduler import SETTINGS, Kernels, watching
+from planner.graphs.torch_api.inductor.scheduler import SETTINGS, Kernels, innermost, watching
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -87,7 +87,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except BackendCompilerFailed as error:
-        inner = error.inner_exception
+        inner = innermost(error)
         if isinstance(inner, _Told) or type(inner).__module__.startswith("planner."):
             raise inner from None
         raise

@@ -41,6 +41,7 @@ from torch._inductor.ir import (
 from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
 
@@ -165,10 +166,22 @@ def _asked(
     with _watched(module, told, given_up):
         try:
             compiled(module, inputs)
-        except Exception:
+        except Exception as error:
+            if isinstance(cause := innermost(error), CaptureError):
+                raise cause from None
             if not found:
                 raise
     return found[0]
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Return what was raised before Inductor and Dynamo wrapped it.
+
+    Args:
+        error: as it arrives.
+    """
+    inner = getattr(error, "inner_exception", None)
+    return error if inner is None else innermost(inner)
 
 
 def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
