@@ -84,7 +84,8 @@ def really_run(step: CompiledStep, first: Kernels, second: Kernels) -> Graph:
     count = step.stitched.step.forward_outputs
     outputs = list(dict.fromkeys(n for n in first.outputs[:count] if n is not None))
     saved = _saved(first, count)
-    given = {n: saved.get(n, n) for n in second.inputs}
+    known = saved.keys() | step.frame.tangents.keys()  # what is no tensor is not
+    given = {n: saved.get(n, n) for n in second.inputs if n in known}
     gradients = [_renamed(n, given) for n in second.outputs if n is not None]
     workspace = _workspaces(step.graph)
     return assemble(
@@ -123,10 +124,12 @@ def _lines(
     """
     name = partial(_renamed, given=given) if given else str
     makers = {b.name: k for k in half.kernels for b in k.makes}
-    found, held = [], dict.fromkeys(given.values())
+    found: list[KernelCall] = []
+    held, made = dict.fromkeys(given.values()), set[str]()
     for line in half.code:
-        gives = tuple(name(n) for n in line.gives)
+        gives = tuple(name(n) for n in line.gives if not given or n in given or n in made)
         takes = {name(n): size for n, size in line.takes}
+        made |= {n for n, _ in line.takes}
         held = {n: None for n in (*held, *takes) if n not in gives}
         beside = workspace(makers.get(line.calls)) if line.calls is not None else 0
         text = f"{'backward' if given else 'forward'}.{len(found)}"
