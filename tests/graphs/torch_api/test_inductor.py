@@ -113,7 +113,8 @@ class Attending(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.before(x.flatten(2).mT).view(2, 144, 3, 2, 8).permute(2, 0, 3, 1, 4)
         found = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.after(found.transpose(1, 2).flatten(2)).sigmoid()
+        mixed: Tensor = self.after(found.transpose(1, 2).flatten(2))
+        return mixed.sigmoid()
 
 
 @pytest.mark.parametrize(
