@@ -20,13 +20,14 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from planner.byte_sizes import format_bytes, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.fit import fit
-from planner.graphs.capture.sizes import free_dimensions
+from planner.graphs.capture.sizes import Dynamic, free_dimensions
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.integrations.largest import UNSAID, Largest, enlarged, shown
 from planner.plans import Plan
 from planner.progress import Told
 from planner.request import check_said, checked_method, find_device
+from planner.running.engines import engine_of
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.solvers import Limits
 
@@ -90,11 +91,16 @@ class FirstBatch:
                 self.run = type(self.plan.apply(plain, on_mismatch="replan")).forward
             return self.run(model, *args, **kwargs)
 
+    def _free(self, model: nn.Module, call: Arguments) -> Dynamic:
+        """Return what one plan serves smaller sizes of, if the engine can."""
+        sized = engine_of(self.said.get("engine", "op_by_op")).any_size is not None
+        return free_dimensions(model, call) if sized else "off"
+
     def _planned(self, model: nn.Module, call: Arguments) -> Plan:
         larger = enlarged(call, self.largest, self.usual)
         where = find_device(self.said.get("device", "auto"), model)
         budget = parse_budget(self.budget, lambda: where.memory_bytes) - self.beside_bytes
-        said: dict[str, Any] = {"dynamic": free_dimensions(model, larger), **self.said}
+        said: dict[str, Any] = {"dynamic": self._free(model, larger), **self.said}
         try:
             plan: Plan = fit(model, budget, inputs=larger, **said)
         except InfeasibleBudget as error:

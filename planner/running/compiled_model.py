@@ -31,7 +31,7 @@ from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.graphs.capture.training_step import optimizer_of
 from planner.graphs.hardware.devices import device
-from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code, plain_errors
+from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code, traced_whole
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
 from planner.graphs.torch_api.inductor.scheduler import Kernels
 from planner.graphs.torch_api.pytree import TreeSpec
@@ -236,5 +236,5 @@ def without_plan(model: nn.Module, loss: Callable[..., Any] | None) -> nn.Module
 
 def _run(compiled: Compiled, model: nn.Module, call: Arguments) -> Any:
     args, kwargs, targets = call.rebuild(call.tensors)
-    with plain_errors():
+    with traced_whole():
         return compiled(model, args, kwargs, targets)

@@ -37,6 +37,8 @@ class Frame:
     Attributes:
         resident: values that are there throughout, by the name of the placeholder.
         tangents: gradients that arrive when the backward pass begins, with their bytes.
+        zeros: those of them that autograd makes itself, since nobody has one; given up where they
+            are read last.
         others: values that no kernel reads: parameters outside, optimizer state, reserve.
         optimizer: what follows backward, if it is counted.
         optimizer_seconds: how long that takes.
@@ -46,6 +48,7 @@ class Frame:
 
     resident: Mapping[str, Value]
     tangents: Mapping[str, int]
+    zeros: frozenset[str] = frozenset()
     others: tuple[Value, ...] = ()
     optimizer: OptimizerStep | None = None
     optimizer_seconds: float = 0.0
@@ -119,7 +122,8 @@ def assemble(
     for kernel in backward:
         made.call(kernel, Phase.BACKWARD, {})
     # what arrives is held by autograd until backward, one node to it, has returned
-    handed = list(dict.fromkeys((*gradients, *frame.tangents)))
+    arrived = [name for name in frame.tangents if name not in frame.zeros]
+    handed = list(dict.fromkeys((*gradients, *arrived)))
     made.mark("accumulate_grad", handed, {})
     held = {*outputs, *(() if frame.accumulate else gradients)}
     _finish(made, gradients)

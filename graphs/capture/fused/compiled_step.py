@@ -5,7 +5,7 @@ Knows how to ask the compiler. Knows nothing of budgets or solvers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,11 +14,11 @@ from planner.graphs.capture.fused.identity import written
 from planner.graphs.capture.fused.kernel_graph import Price, graph_to_plan
 from planner.graphs.capture.fused.rewritten import rewritten
 from planner.graphs.capture.fused.stitched import Stitched, stitched
-from planner.graphs.graph import Graph, Op
+from planner.graphs.graph import Graph
 from planner.graphs.schedule import Schedule, plain_schedule
 from planner.graphs.simulate import Trace, simulate
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, cut_by_tags
-from planner.graphs.torch_api.inductor.scheduler import Kernels, kernels_of
+from planner.graphs.torch_api.inductor.scheduler import FusedKernel, Kernels, kernels_of
 
 
 @dataclass(frozen=True)
@@ -75,22 +75,24 @@ def trace_of(graph: Graph) -> Trace:
 
 
 def really_run(step: CompiledStep, first: Kernels, second: Kernels) -> Graph:
-    """Return the graph of the kernels that a compiler makes of a step, in its order.
+    """Return the graph of what a compiler's code of a step holds, line by line.
 
     Args:
-        step: whose kernels they are: prices are taken from its graph.
+        step: whose code it is: workspaces are taken from its graph.
         first, second: forward's and backward's.
     """
     count = step.stitched.step.forward_outputs
-    given = _saved(first, count)
-    price = {step.graph.values[v].name: op for op in step.graph.ops for v in op.outputs}
-    outputs = [n for n in first.outputs[:count] if n is not None]
+    outputs = list(dict.fromkeys(n for n in first.outputs[:count] if n is not None))
+    saved = _saved(first, count)
+    known = saved.keys() | step.frame.tangents.keys()  # what is no tensor is not
+    given = {n: saved.get(n, n) for n in second.inputs if n in known}
     gradients = [_renamed(n, given) for n in second.outputs if n is not None]
+    workspace = _workspaces(step.graph)
     return assemble(
         step.frame,
-        _calls(first, None, price),
-        _calls(second, given, price),
-        list(dict.fromkeys(outputs)),
+        _lines(first, {}, set(saved.values()) | set(outputs), workspace),
+        _lines(second, given, set(gradients), workspace),
+        outputs,
         list(dict.fromkeys(gradients)),
     )
 
@@ -101,33 +103,48 @@ def _saved(first: Kernels, count: int) -> dict[str, str]:
     return {node: name for node, name in pairs if node is not None and name is not None}
 
 
-def _renamed(name: str, given: dict[str, str]) -> str:
+def _renamed(name: str, given: Mapping[str, str]) -> str:
     """Tell the buffers of backward from forward's, which have the same names."""
-    return given.get(name, f"{name}'" if name.startswith("buf") else name)
+    return given.get(name, f"{name}'")
 
 
-def _calls(
-    half: Kernels, given: dict[str, str] | None, price: dict[str, Op]
-) -> Sequence[KernelCall]:
-    late = given is not None
-    worst = max((op.workspace_bytes for op in price.values()), default=0)
-    found = []
-    for kernel in half.kernels:
-        known = next((price[b.node] for b in kernel.makes if b.node in price), None)
-        name = partial(_renamed, given=given) if given is not None else str
-        found.append(
-            KernelCall(
-                f"{kernel.name}'" if late else kernel.name,
-                known.target if known else "kernel",
-                tuple(dict.fromkeys(name(n) for n in kernel.reads)),
-                {name(b.name): b.size_bytes for b in kernel.makes},
-                known.seconds if known else 0.0,
-                workspace_bytes=_workspace(known, worst) if kernel.external else 0,
-            )
-        )
-    return found
+def _lines(
+    half: Kernels,
+    given: Mapping[str, str],
+    kept: set[str],
+    workspace: Callable[[FusedKernel | None], int],
+) -> list[KernelCall]:
+    """Return each line as an op; a last one gives back what the code never does.
+
+    Args:
+        half: forward's or backward's.
+        given: what the inputs of backward are in forward.
+        kept: what is not given back when the half ends.
+        workspace: of a kernel that is not fused.
+    """
+    name = partial(_renamed, given=given) if given else str
+    makers = {b.name: k for k in half.kernels for b in k.makes}
+    found: list[KernelCall] = []
+    held, made = dict.fromkeys(given.values()), set[str]()
+    for line in half.code:
+        gives = tuple(name(n) for n in line.gives if not given or n in given or n in made)
+        takes = {name(n): size for n, size in line.takes}
+        made |= {n for n, _ in line.takes}
+        held = {n: None for n in (*held, *takes) if n not in gives}
+        beside = workspace(makers.get(line.calls)) if line.calls is not None else 0
+        text = f"{'backward' if given else 'forward'}.{len(found)}"
+        found.append(KernelCall(text, "line", gives, takes, workspace_bytes=beside))
+    rest = tuple(n for n in held if n not in kept)
+    return [*found, KernelCall(f"{'backward' if given else 'forward'}.end", "line", rest, {})]
 
 
-def _workspace(known: Op | None, worst_bytes: int) -> int:
-    """Return what a kernel that is not fused takes beside: the most of any if it is not known."""
-    return worst_bytes if known is None else known.workspace_bytes
+def _workspaces(graph: Graph) -> Callable[[FusedKernel | None], int]:
+    """Return what tells a kernel's workspace: the most of any for one that is not known."""
+    known = {graph.values[v].name: op.workspace_bytes for op in graph.ops for v in op.outputs}
+    worst = max(known.values(), default=0)
+
+    def workspace(kernel: FusedKernel | None) -> int:
+        nodes = [b.node for b in kernel.makes] if kernel is not None else []
+        return next((known[n] for n in nodes if n in known), worst)
+
+    return workspace

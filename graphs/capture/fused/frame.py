@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,6 +54,7 @@ def frame_of(
     return Frame(
         resident,
         arriving,
+        _zeros(placeholders, arriving),
         tuple(v for v in others if v.size_bytes > 0),
         optimizer,
         seconds,
@@ -61,6 +62,13 @@ def frame_of(
         device.granularity_bytes,
         type(model).__name__,
     )
+
+
+def _zeros(placeholders: Iterable[fx.Node], arriving: Collection[str]) -> frozenset[str]:
+    """Return the gradients that nobody has: beside a loss, those of all other outputs."""
+    found = [n for n in placeholders if n.name in arriving]
+    is_loss = bool(found) and found[0].meta["val"].dim() == 0
+    return frozenset(n.name for n in found[1:]) if is_loss else frozenset()
 
 
 def _kind(static: bool, trained: bool) -> Kind:  # noqa: FBT001

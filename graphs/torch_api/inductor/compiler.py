@@ -5,6 +5,8 @@ Knows how Dynamo hands graphs on and what its errors wrap. Knows nothing of plan
 
 from __future__ import annotations
 
+import logging
+import re
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +15,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, fx
+from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import BackendCompilerFailed, Unsupported
 from torch._functorch import config as functorch_config
 from torch._guards import CompileContext
@@ -20,7 +23,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
-from planner.graphs.torch_api.inductor.scheduler import SETTINGS, Kernels, watching
+from planner.graphs.torch_api.inductor.scheduler import SETTINGS, Kernels, innermost, watching
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -56,9 +59,22 @@ def joint_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Joint
         return compile_fx(module, inputs, inner_compile=no_training, config_patches=settings)
 
     compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
-    with suppress(_Told), plain_errors():
+    with suppress(_Told), traced_whole():
         compiled(*args, **kwargs)
     return told[0] if told else None
+
+
+_LOGS = re.compile(r"(debug|info|warn|warning|error|critical|exception|log)(_\w+)?$")
+
+
+@contextmanager
+def traced_whole() -> Iterator[None]:
+    """Let Dynamo trace steps that log, whose lines it leaves out, and raise errors as they were."""
+    # methods that libraries add, such as transformers' warning_once, included
+    lines = {call for name, call in vars(logging.Logger).items() if _LOGS.match(name)}
+    ignored = {*dynamo_config.ignore_logging_functions, *lines}
+    with dynamo_config.patch(ignore_logging_functions=ignored), plain_errors():
+        yield
 
 
 @contextmanager
@@ -71,7 +87,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except BackendCompilerFailed as error:
-        inner = error.inner_exception
+        inner = innermost(error)
         if isinstance(inner, _Told) or type(inner).__module__.startswith("planner."):
             raise inner from None
         raise

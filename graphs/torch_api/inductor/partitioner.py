@@ -69,6 +69,8 @@ def cut_by_tags(step: JointStep) -> Halves:
         num_fwd_outputs=step.forward_outputs,
         static_lifetime_input_indices=list(step.static),
     )
+    # it runs a kernel of which parts are saved again, for the rest, which nobody reads
+    backward.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))
     return forward, backward
 
 

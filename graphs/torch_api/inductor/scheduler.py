@@ -1,7 +1,7 @@
-"""The kernels and buffers that Inductor will make of a graph, asked of its own scheduler.
+"""The kernels and buffers that Inductor will make of a graph, asked of itself.
 
-Asking goes the way of compiling, up to where kernels are in order and code would be made of them;
-compiling tells what it makes at that same place. Knows what each kernel reads and makes.
+Asking goes the way of compiling, up to where code is written and would be compiled; compiling tells
+what it makes at that same place. Knows what each kernel reads and makes.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest import mock
 
 from torch import Tensor, fx
+from torch._functorch import config as functorch_config
 from torch._functorch._aot_autograd.descriptors import (
     InputMutationAOTOutput,
     IntermediateBaseAOTOutput,
 )
+from torch._functorch._aot_autograd.graph_compile import collect_bw_donated_buffer_idxs
+from torch._functorch._aot_autograd.schemas import ViewAndMutationMeta
 from torch._guards import detect_fake_mode, tracing
 from torch._inductor import compile_fx, config
 from torch._inductor.compile_fx import (
@@ -37,6 +41,8 @@ from torch._inductor.ir import (
 from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 
+from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
 
 MARK = "remat_planner"
@@ -63,13 +69,14 @@ class FusedKernel:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels of a graph, in order.
+    """The kernels of a graph, in order, and what the lines of code around them hold.
 
-    ``outputs`` are the names of the buffers or inputs that the graph returns, ``None`` for what is
-    no tensor; ``returned`` those of its nodes; ``strides`` how they lie in memory.
+    ``outputs`` are the names of the memory, made or an input's, that the graph returns, ``None``
+    for what is no tensor; ``returned`` those of its nodes; ``strides`` how they lie in memory.
     """
 
     kernels: tuple[FusedKernel, ...]
+    code: tuple[CodeLine, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str | None, ...]
     returned: tuple[str | None, ...]
@@ -117,8 +124,21 @@ def kernels_of(step: JointStep, halves: Halves) -> tuple[Kernels, Kernels]:
             _restrided(n.meta["val"], strides.get(n.name), mode)
             for n in backward.graph.find_nodes(op="placeholder")
         ]
-        second = _asked(backward, saved, _backward)
+        given = _given_up(forward, backward, step.forward_outputs)
+        second = _asked(backward, saved, _backward, given)
     return first, second
+
+
+def _given_up(forward: fx.GraphModule, backward: fx.GraphModule, count: int) -> list[int]:
+    """Return which inputs of backward it may write into: saved values that nobody else has."""
+    if not functorch_config.donated_buffer:
+        return []
+    said = SimpleNamespace(
+        num_forward=count,
+        tensors_saved_for_backwards_slice=slice(count, None),
+        num_symints_saved_for_bw=0,
+    )
+    return collect_bw_donated_buffer_idxs(forward, backward, cast(ViewAndMutationMeta, said))
 
 
 def _forward(module: fx.GraphModule, inputs: list[Any], *, static: Sequence[int]) -> None:
@@ -131,7 +151,10 @@ def _backward(module: fx.GraphModule, inputs: list[Any]) -> None:
 
 
 def _asked(
-    module: fx.GraphModule, inputs: list[Any], compiled: Callable[[fx.GraphModule, list[Any]], None]
+    module: fx.GraphModule,
+    inputs: list[Any],
+    compiled: Callable[[fx.GraphModule, list[Any]], None],
+    given_up: list[int] | None = None,
 ) -> Kernels:
     """Go the way of a compilation up to where kernels are known."""
     found = []
@@ -140,13 +163,25 @@ def _asked(
         found.append(kernels)
         raise _Asked
 
-    with _watched(module, told):
+    with _watched(module, told, given_up):
         try:
             compiled(module, inputs)
-        except Exception:
+        except Exception as error:
+            if isinstance(cause := innermost(error), CaptureError):
+                raise cause from None
             if not found:
                 raise
     return found[0]
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Return what was raised before Inductor and Dynamo wrapped it.
+
+    Args:
+        error: as it arrives.
+    """
+    inner = getattr(error, "inner_exception", None)
+    return error if inner is None else innermost(inner)
 
 
 def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
@@ -166,23 +201,31 @@ def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _watched(module: fx.GraphModule, told: Callable[[Kernels], None]) -> Iterator[None]:
-    """Tell the kernels of a graph where they are known: in order, before there is code of them."""
+def _watched(
+    module: fx.GraphModule, told: Callable[[Kernels], None], given_up: list[int] | None = None
+) -> Iterator[None]:
+    """Tell the kernels of a graph once their code is written, and not compiled yet."""
     returned = _names(module)
     seen = False
 
     class Watched(GraphLowering):
-        def _update_scheduler(self) -> None:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if given_up is not None:
+                self.bw_donated_idxs = given_up
+
+        def codegen(self) -> Any:
             nonlocal seen
-            super()._update_scheduler()
+            written = super().codegen()
             seen = True
             told(_read(self, returned))
+            return written
 
     inputs = tuple(n.name for n in module.graph.find_nodes(op="placeholder"))
     with mock.patch.object(compile_fx, "GraphLowering", Watched):
         yield
     if not seen:  # a graph that computes nothing is not lowered
-        told(Kernels((), inputs, returned, returned, (None,) * len(returned)))
+        told(Kernels((), (), inputs, returned, returned, (None,) * len(returned)))
 
 
 def _names(module: fx.GraphModule) -> tuple[str | None, ...]:
@@ -214,7 +257,9 @@ def _restrided(value: Any, stride: tuple[int, ...] | None, mode: Any) -> Any:
 def _read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
     scheduler = lowering.scheduler
     renamed: dict[str, str] = scheduler.mutation_real_name
-    outputs = tuple(_returned(out, lowering, renamed) for out in lowering.graph_outputs)
+    code = code_of(lowering)
+    returns = tuple(_returned(out, renamed) for out in lowering.graph_outputs)
+    outputs = tuple(None if n is None else code.lies_in.get(n, n) for n in returns)
     made: dict[str, list[Any]] = {}  # kernel -> its buffers, those it returns in a tuple included
     owner: dict[str, str] = {}  # buffer -> its kernel
     nodes = []
@@ -228,16 +273,16 @@ def _read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
         made.setdefault(name, []).extend(node.get_outputs())
         owner |= {buffer.get_name(): name for buffer in node.get_outputs()}
     reads = {node.get_name(): _reads(node, renamed, owner) for node in nodes}
-    needed = {name for names in reads.values() for name in names} | set(outputs)
+    made_in_memory = {name for line in code.lines for name, _ in line.takes} | code.lies_in.keys()
     found = []
     for node in nodes:
         name, external = node.get_name(), bool(node.is_extern())
         buffers = [_buffer(b, renamed) for b in made[name]]
-        # a fused kernel makes in memory only what others read
-        kept = [b for b in buffers if external or b.name in renamed or b.name in needed]
+        kept = [b for b in buffers if external or b.name in renamed or b.name in made_in_memory]
         found.append(FusedKernel(name, tuple(kept), reads[name], external))
     strides = tuple(map(_stride, lowering.graph_outputs))
-    return Kernels(tuple(found), tuple(lowering.graph_inputs), outputs, returned, strides)
+    inputs = tuple(lowering.graph_inputs)
+    return Kernels(tuple(found), code.lines, inputs, outputs, returned, strides)
 
 
 def _stride(out: Any) -> tuple[int, ...] | None:
@@ -246,7 +291,7 @@ def _stride(out: Any) -> tuple[int, ...] | None:
     return tuple(int(size) for size in out.get_stride())
 
 
-def _returned(out: Any, lowering: GraphLowering, renamed: dict[str, str]) -> str | None:
+def _returned(out: Any, renamed: dict[str, str]) -> str | None:
     """Return the name of the buffer or input that an output is, or lies in."""
     if isinstance(out, (NoneAsConstantBuffer, ShapeAsConstantBuffer)):
         return None

@@ -86,7 +86,10 @@ def captured_joint(
     optimizer = asked_step(trained, request.optimizer, device_kind(device.name))
     frame = frame_of(step, model, device, optimizer=optimizer, accumulate=request.accumulate)
     request.tell("asking Inductor for its kernels")
-    found = compiled_step(step, frame, prices(device, here=True, costs=request.costs))
+    try:
+        found = compiled_step(step, frame, prices(device, here=True, costs=request.costs))
+    except GraphsCaptureError as error:
+        raise CaptureError(str(error)) from error
     signature = signature_of(model, call, loss=request.loss is not None)
     signature |= {
         "accumulate": request.accumulate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.stubs import stubs
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.inductor import code_lines
 from planner.graphs.torch_api.inductor.compiler import (
     compiled_by,
     joint_step,
@@ -27,6 +29,8 @@ from planner.graphs.torch_api.inductor.partitioner import (
     draws_outside,
 )
 from planner.graphs.torch_api.inductor.scheduler import kernels_of, mark
+
+LOGGER = logging.getLogger(__name__)
 
 
 def loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -99,9 +103,28 @@ class Strided(nn.Module):
         return nn.functional.dropout(self.last(self.layers(x)), 0.1).softmax(1)
 
 
-@pytest.mark.parametrize("cut", [cut_by_torch, cut_by_tags])
-def test_what_is_compiled_is_what_was_asked_for(cut: Callable[[JointStep], Halves]) -> None:
-    model, x = Strided(), torch.randn(2, 3, 12, 12)
+class Attending(nn.Module):
+    """Attention, a kernel of several results; saved values that backward may write into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.before(x.flatten(2).mT).view(2, 144, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        found = nn.functional.scaled_dot_product_attention(q, k, v)
+        mixed: Tensor = self.after(found.transpose(1, 2).flatten(2))
+        return mixed.sigmoid()
+
+
+@pytest.mark.parametrize(
+    ("model", "channels", "cut"),
+    [(Strided(), 3, cut_by_torch), (Strided(), 3, cut_by_tags), (Attending(), 16, cut_by_tags)],
+)
+def test_what_is_compiled_is_what_was_asked_for(
+    model: nn.Module, channels: int, cut: Callable[[JointStep], Halves]
+) -> None:
+    x = torch.randn(2, channels, 12, 12)
     asked, compiled = [], []
 
     def cut_and_ask(step: JointStep) -> Halves:
@@ -118,6 +141,33 @@ def test_what_is_compiled_is_what_was_asked_for(cut: Callable[[JointStep], Halve
     assert asked == compiled
     assert len(asked) == 1
     assert len(asked[0][0].kernels) > 2
+
+
+def test_results_lie_over_inputs_that_nobody_needs(step: JointStep) -> None:
+    forward, backward = kernels_of(step, cut_by_torch(step))
+    taken = {name: size for line in forward.code for name, size in line.takes}
+    assert forward.outputs[0] in taken
+    assert sum(taken.values()) <= 2 * 4 * 16 * 4 + 16  # the product, what is kept, the sum, a seed
+    given = [name for half in (forward, backward) for line in half.code for name in line.gives]
+    assert len(given) == len(set(given)), "nothing is given back twice"
+    calls = [line.calls for line in backward.code if line.calls is not None]
+    assert len(calls) == sum(k.external for k in backward.kernels)
+
+
+def test_memory_that_cannot_be_seen_is_refused(
+    step: JointStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_lines, "AllocateLine", type(None))
+    with pytest.raises(CaptureError, match="where its code does not say so"):
+        kernels_of(step, cut_by_torch(step))
+
+
+def test_a_step_that_logs_is_traced_whole() -> None:
+    def talking(x: Tensor) -> Tensor:
+        LOGGER.warning("left out of what is compiled")
+        return x.square().sum()
+
+    assert joint_step(talking, torch.ones(2, requires_grad=True)) is not None
 
 
 def test_what_is_compiled_may_be_refused() -> None:

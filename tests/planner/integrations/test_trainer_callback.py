@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.stubs import stubs
 from planner import BadRequest
 from planner.integrations import PlannerCallback, plan_of
 from tests.planner.integrations.trainers import (
@@ -84,6 +85,19 @@ def check_as_it_was(model: Any, folder: Path) -> None:
     assert ids.shape == (1, 5)
     model.save_pretrained(folder)
     assert same(type(model).from_pretrained(folder), model)
+
+
+def test_a_trainer_compiles_within_the_budget(tmp_path: Path) -> None:
+    callback = PlannerCallback("1GB", engine="inductor", progress="off")
+    rows = [{"input_ids": [5] * LONGEST, "labels": [5] * LONGEST}] * 8
+    args = arguments(tmp_path, eval_strategy="no", max_steps=1)
+    torch._dynamo.reset()
+    with stubs():
+        model = trained(gpt2(), args, callback, train_dataset=rows).model
+    assert callback.plan is not None
+    assert callback.plan.engine == "inductor"
+    assert callback.plan.optimizer == "AdamW"
+    assert plan_of(model) is None, "the model is given back as it was"
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
