@@ -1,0 +1,247 @@
+"""Find the head of a language model in a joint graph, and everything as large as its logits.
+
+By structure: a product of hidden states and a weight whose result is much larger than the hidden
+states, and what is computed of it token by token, a softmax among it, in both passes. What leaves
+is small: a sum over tokens, a value for each, a product. Knows nothing of how chunks are written.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from planner.graphs.capture.chunks.token_dims import (
+    NLL,
+    SOFTMAX,
+    Dims,
+    TokenDims,
+    reduced,
+    shape,
+    value,
+    without,
+)
+from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.rewrites import Declined
+from planner.graphs.costs.roofline import tensors_in
+
+aten = torch.ops.aten
+
+
+class Leaves(enum.Enum):
+    """How something small comes out of the logits."""
+
+    LOSS = "the sum of the losses of all tokens"
+    LOSSES = "a loss for each token"
+    SUM = "a sum over all tokens"
+    PRODUCT = "a product that sums over all tokens, a weight's gradient"
+    ROWS = "a row for each token"
+
+
+@dataclass(frozen=True)
+class Region:
+    """What is as large as the logits, and what leaves it.
+
+    ``product`` makes the logits of ``hidden``; ``inside`` are the nodes of that size, ``exits``
+    those that read them and are smaller, both in the graph's order. ``dims`` says where tokens lie
+    in all of these and in what is cut where it enters. ``border`` is the position of the first node
+    of the backward pass. ``returned`` are the outputs of the model that are inside.
+    """
+
+    product: fx.Node
+    hidden: fx.Node
+    inside: tuple[fx.Node, ...]
+    exits: dict[fx.Node, Leaves]
+    dims: dict[fx.Node, Dims]
+    tokens: int
+    border: int
+    position: dict[fx.Node, int]
+    returned: tuple[int, ...]
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes inside and those that leave, in order."""
+        return sorted((*self.inside, *self.exits), key=self.position.__getitem__)
+
+    def is_late(self, node: fx.Node) -> bool:
+        """Tell a node of the backward pass."""
+        return self.position[node] >= self.border
+
+    def operands(self, nodes: list[fx.Node]) -> Iterator[fx.Node]:
+        """Yield what nodes read that is neither inside nor leaves, each once."""
+        found = (n for node in nodes for n in node.all_input_nodes)
+        known = {*self.inside, *self.exits}
+        yield from dict.fromkeys(n for n in found if n not in known)
+
+
+def find_region(joint: Joint) -> Region:
+    """Find the head and the loss of a step.
+
+    Raises:
+        Declined: there is none that can be computed in chunks; the message says why, of the largest
+            product.
+    """
+    reasons: list[str] = []
+    for product in _candidates(joint):
+        try:
+            return _grown(joint, product)
+        except Declined as reason:
+            reasons.append(str(reason))
+    raise Declined(
+        reasons[0]
+        if reasons
+        else "no product makes something much larger than the hidden states it is made of"
+    )
+
+
+def _candidates(joint: Joint) -> list[fx.Node]:
+    """Return the products that make more than they read of activations, the largest first."""
+    given = set(joint.graph.find_nodes(op="placeholder"))
+
+    def is_weight(node: Any) -> bool:
+        while node not in given and isinstance(node, fx.Node) and len(node.all_input_nodes) == 1:
+            node = node.all_input_nodes[0]
+        return node in given
+
+    found: list[fx.Node] = []
+    for node in joint.graph.nodes:
+        if node.target in (aten.mm.default, aten.addmm.default):
+            hidden, weight = node.args[-2:]
+            large = shape(hidden)[1] < shape(node)[1]
+            if large and is_weight(weight) and not is_weight(hidden):
+                found.append(node)
+    return sorted(found, key=_elements, reverse=True)
+
+
+def _elements(node: fx.Node) -> int:
+    made = tensors_in(value(node)) if node.op == "call_function" else ()
+    return max((t.numel() for t in made), default=0)
+
+
+def _grown(joint: Joint, product: fx.Node) -> Region:
+    nodes = list(joint.graph.nodes)
+    position = {n: i for i, n in enumerate(nodes)}
+    hidden: Any = product.args[-2]
+    size, dims = _elements(product), TokenDims(shape(product)[0])
+    if not all(isinstance(n, int) for n in (*shape(product), *shape(hidden))):
+        raise Declined("sizes are symbols")
+    dims.carry(hidden, (0,))
+    dims.enter(product)
+    for node in nodes:
+        if node.op == "call_function" and node is not product and _elements(node) == size:
+            if _belongs(node, dims):
+                dims.enter(node)
+    exits = {n: _leaving(n, dims) for n in nodes if _reads(n, dims) and not dims.inside(n)}
+    if not any(n.target in SOFTMAX for n in (*dims.region, *exits)):
+        raise Declined(f"no softmax is computed of {product.name}, the largest product")
+    _refuse_elsewhere(joint, dims)
+    tangents = {n for t in joint.tangents.values() for n in t.users}
+    border = min((position[n] for n in tangents), default=len(nodes))
+    outputs = tuple(i for i, n in enumerate(joint.forward_outputs) if dims.inside(n))
+    inside = tuple(sorted(dims.region, key=position.__getitem__))
+    return Region(
+        product, hidden, inside, exits, dict(dims.of), dims.tokens, border, position, outputs
+    )
+
+
+def _belongs(node: fx.Node, dims: TokenDims) -> bool:
+    """Tell a node as large as the logits that is made of them, or for them."""
+    if any(map(dims.inside, node.all_input_nodes)):
+        left: Any = node.args[0] if node.args else None
+        # a weight's gradient of that size sums over tokens
+        return node.target is not aten.mm.default or dims.of.get(left) == (0,)
+    spreads = node.target in (aten.expand.default, aten.new_zeros.default)
+    return spreads and any(_meets(user, dims) for user in node.users)
+
+
+def _meets(user: fx.Node, dims: TokenDims) -> bool:
+    """Tell whether a node reads what is inside, or is a view that one does."""
+    if any(map(dims.inside, user.all_input_nodes)) or user.target is aten.scatter_add.default:
+        return True
+    return any(_elements(u) == _elements(user) and _meets(u, dims) for u in user.users)
+
+
+def _reads(node: fx.Node, dims: TokenDims) -> bool:
+    return node.op == "call_function" and any(map(dims.inside, node.all_input_nodes))
+
+
+def _refuse_elsewhere(joint: Joint, dims: TokenDims) -> None:
+    names = joint.outputs.names
+    for index, node in enumerate(joint.forward_outputs):
+        if dims.inside(node) and joint.outputs.differentiable[index]:
+            raise Declined(
+                f"output {names[index]!r} of the model is made of the logits token by token, and "
+                "is differentiated: the loss is taken outside, where it is not seen; pass it as "
+                "loss="
+            )
+    for what, nodes in (("a buffer", joint.mutations.values()), ("a gradient", joint.gradients)):
+        if any(dims.inside(n) for n in nodes):
+            raise Declined(f"{what} is as large as the logits, and made of them token by token")
+
+
+def _leaving(node: fx.Node, dims: TokenDims) -> Leaves:
+    """Say how a node that is smaller leaves, and note where it has tokens.
+
+    Raises:
+        Declined: it is not known how.
+    """
+    target: Any = node.target
+    source: Any = next(n for n in node.all_input_nodes if dims.inside(n))
+    held = dims.of[source]
+    if target in NLL:
+        if node.args[2] is not None:
+            raise Declined("the loss weighs its classes (weight=), which chunks do not so far")
+        dims.labels(node.args[1], held)
+        if node.args[3] == 0:
+            dims.of[node] = without(held, [1])
+            return Leaves.LOSSES
+        return Leaves.LOSS
+    if target is aten.mm.default:
+        return _product_leaving(node, dims)
+    if target in (aten.sum.dim_IntList, aten.sum.default):
+        gone = reduced(node)
+        if set(held) <= set(gone):
+            return Leaves.SUM
+        return _row_leaving(node, dims, held, gone)
+    if target in (aten.logsumexp.default, aten.amax.default):
+        return _row_leaving(node, dims, held, reduced(node))
+    if target is aten.gather.default and source is node.args[0]:
+        dims.carry(node.args[2], held)
+        dims.of[node] = held
+        return Leaves.ROWS
+    raise Declined(f"{node.name} ({target}) reads the logits, and cannot be computed in chunks")
+
+
+def _row_leaving(node: fx.Node, dims: TokenDims, held: Dims, gone: list[int]) -> Leaves:
+    if set(held) & set(gone):
+        raise Declined(f"{node.name} ({node.target}) sums over some of the tokens")
+    keeps = len(node.args) > 2 and node.args[2]
+    dims.of[node] = held if keeps else without(held, gone)
+    return Leaves.ROWS
+
+
+def _product_leaving(node: fx.Node, dims: TokenDims) -> Leaves:
+    left, right = node.args
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
+    if dims.of.get(left) == (0,) and not dims.inside(right):
+        dims.of[node] = (0,)
+        return Leaves.ROWS
+    if dims.inside(left) and dims.of[left] == (1,) and not dims.inside(right):
+        dims.carry(right, (0,))
+    elif dims.inside(right) and dims.of[right] == (0,) and not dims.inside(left):
+        dims.carry(left, (1,))
+    elif dims.of.get(left) != (1,) or dims.of.get(right) != (0,):
+        raise Declined(f"{node.name} is a product of the logits that mixes tokens")
+    return Leaves.PRODUCT
+
+
+def logits_bytes(region: Region) -> int:
+    """Return the bytes of the logits as the head makes them."""
+    made: Tensor = value(region.product)
+    return math.prod(made.shape) * made.element_size()
