@@ -241,10 +241,7 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
     if operand is not None:
         b.storage[storage_key(node.meta["val"])] = b.value_of[operand][0]
     summed = added_to(node)
-    if summed is not None:
-        made = b.add_to(node, summed)
-    else:
-        made = b.own(node, kind, price.output_bytes)
+    made = b.add_to(node, summed) if summed else b.own(node, kind, price.output_bytes)
     if not made and is_view(node):
         return
     fresh = set(made)

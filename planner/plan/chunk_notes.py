@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from planner.byte_sizes import format_both, format_bytes, format_percent
@@ -18,33 +19,49 @@ WORTH_SAYING = 0.05
 """From which part of the least memory on."""
 
 
-def said(plan: StepPlan, whole: Captured) -> str:
-    """Say what the chunks of a plan are, and what they cost and save.
+def described(rewrite: str) -> Iterator[str]:
+    """Say what a plan's loss in chunks is, one sentence each; nothing if it is not.
 
     Args:
-        plan: in chunks.
-        whole: the same step as captured.
+        rewrite: its name.
+
+    >>> [text[:46] for text in described("loss_chunks 8 B")]
+    ['head and loss are computed in 8 chunks of the ']
     """
-    _, count, form, *late = plan.rewrite.split()
-    slower = plan.plain_seconds / whole.graph.seconds - 1 if whole.graph.seconds else 0.0
+    family, *words = rewrite.split()
+    if family != "loss_chunks":
+        return
+    count, form, *late = words
     when = (
         "the forward passes of all, then the backward passes"
         if form == "A"
         else "forward and backward of each in turn"
     )
-    before, now = proven_floor(whole.graph), proven_floor(plan.graph)
-    text = (
-        f"the head and its loss are computed in {count} chunks of the tokens, {when}: sums are "
-        f"rounded in another order; every schedule holds at least {format_bytes(now)}, without "
-        f"chunks {format_bytes(before)}; the chunks take {format_percent(slower)} of the step, "
-        "which is in every time here"
+    yield (
+        f"head and loss are computed in {count} chunks of the tokens, {when}: sums are rounded in "
+        "another order than the model's own"
     )
     if late:
-        text += (
-            "; the logits that the model returns are computed when they are read (logits="
-            "'when_read'), which no number here has"
+        yield (
+            "logits that the model returns are computed when they are read (logits='when_read'): "
+            "no number here has that"
         )
-    return text
+
+
+def said(plan: StepPlan, whole: Captured) -> str:
+    """Say what the chunks of a plan cost and save.
+
+    Args:
+        plan: in chunks.
+        whole: the same step as captured.
+    """
+    more = plan.plain_seconds / whole.graph.seconds - 1 if whole.graph.seconds else 0.0
+    before, now = proven_floor(whole.graph), proven_floor(plan.graph)
+    return (
+        f"every schedule holds at least {format_bytes(now)} with the loss in these chunks, "
+        f"{format_bytes(before)} without; with every op run once the chunks take "
+        f"{format_percent(abs(more))} {'more' if more >= 0 else 'less'} time than the step as it is"
+    )
 
 
 def saving(whole: Captured) -> str | None:

@@ -49,7 +49,7 @@ def run(
     for index, check in found.checks:
         if bool(outputs[index]) is not check.expected:
             tell_failed(check)
-    return found.rebuild(outputs)
+    return found.rebuild(outputs, tensors)
 
 
 def tell_failed(check: Check) -> None:

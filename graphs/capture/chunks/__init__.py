@@ -1,4 +1,4 @@
-"""A loss in chunks: head and cross entropy of some tokens at a time, so that the logits never exist.
+"""A loss in chunks: head and cross entropy of some tokens at a time, never all of the logits.
 
 ``region`` finds the head and what is computed of its logits, by structure; ``token_dims`` says
 along which dimensions tokens lie there; ``writer`` writes the chunks; ``stand_in`` lets the logits

@@ -8,19 +8,19 @@ is small: a sum over tokens, a value for each, a product. Knows nothing of how c
 from __future__ import annotations
 
 import enum
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from planner.graphs.capture.chunks.token_dims import (
     NLL,
     SOFTMAX,
     Dims,
     TokenDims,
+    dimension,
     reduced,
     shape,
     value,
@@ -87,7 +87,7 @@ def find_region(joint: Joint) -> Region:
             product.
     """
     reasons: list[str] = []
-    for product in _candidates(joint):
+    for product in products(joint):
         try:
             return _grown(joint, product)
         except Declined as reason:
@@ -99,7 +99,7 @@ def find_region(joint: Joint) -> Region:
     )
 
 
-def _candidates(joint: Joint) -> list[fx.Node]:
+def products(joint: Joint) -> list[fx.Node]:
     """Return the products that make more than they read of activations, the largest first."""
     given = set(joint.graph.find_nodes(op="placeholder"))
 
@@ -133,9 +133,9 @@ def _grown(joint: Joint, product: fx.Node) -> Region:
     dims.carry(hidden, (0,))
     dims.enter(product)
     for node in nodes:
-        if node.op == "call_function" and node is not product and _elements(node) == size:
-            if _belongs(node, dims):
-                dims.enter(node)
+        as_large = node is not product and _elements(node) == size
+        if as_large and _belongs(node, dims):
+            dims.enter(node)
     exits = {n: _leaving(n, dims) for n in nodes if _reads(n, dims) and not dims.inside(n)}
     if not any(n.target in SOFTMAX for n in (*dims.region, *exits)):
         raise Declined(f"no softmax is computed of {product.name}, the largest product")
@@ -190,42 +190,46 @@ def _leaving(node: fx.Node, dims: TokenDims) -> Leaves:
     Raises:
         Declined: it is not known how.
     """
-    target: Any = node.target
-    source: Any = next(n for n in node.all_input_nodes if dims.inside(n))
-    held = dims.of[source]
-    if target in NLL:
-        if node.args[2] is not None:
-            raise Declined("the loss weighs its classes (weight=), which chunks do not so far")
-        dims.labels(node.args[1], held)
-        if node.args[3] == 0:
-            dims.of[node] = without(held, [1])
-            return Leaves.LOSSES
+    source = next(n for n in node.all_input_nodes if dims.inside(n))
+    for known, rule in _RULES.items():
+        if node.target in known:
+            return rule(node, dims, source)
+    raise Declined(
+        f"{node.name} ({node.target}) reads the logits, and cannot be computed in chunks"
+    )
+
+
+def _loss_leaving(node: fx.Node, dims: TokenDims, source: fx.Node) -> Leaves:
+    if node.args[2] is not None:
+        raise Declined("the loss weighs its classes (weight=), which chunks do not so far")
+    dims.labels(node.args[1], dims.of[source])
+    if node.args[3] != 0:
         return Leaves.LOSS
-    if target is aten.mm.default:
-        return _product_leaving(node, dims)
-    if target in (aten.sum.dim_IntList, aten.sum.default):
-        gone = reduced(node)
-        if set(held) <= set(gone):
-            return Leaves.SUM
-        return _row_leaving(node, dims, held, gone)
-    if target in (aten.logsumexp.default, aten.amax.default):
-        return _row_leaving(node, dims, held, reduced(node))
-    if target is aten.gather.default and source is node.args[0]:
-        dims.carry(node.args[2], held)
-        dims.of[node] = held
-        return Leaves.ROWS
-    raise Declined(f"{node.name} ({target}) reads the logits, and cannot be computed in chunks")
+    dims.of[node] = without(dims.of[source], [1])
+    return Leaves.LOSSES
 
 
-def _row_leaving(node: fx.Node, dims: TokenDims, held: Dims, gone: list[int]) -> Leaves:
+def _reduction_leaving(node: fx.Node, dims: TokenDims, source: fx.Node) -> Leaves:
+    held, gone = dims.of[source], reduced(node)
+    sums = node.target in (aten.sum.dim_IntList, aten.sum.default)
+    if sums and set(held) <= set(gone):
+        return Leaves.SUM
     if set(held) & set(gone):
-        raise Declined(f"{node.name} ({node.target}) sums over some of the tokens")
+        raise Declined(f"{node.name} ({node.target}) is computed over some of the tokens")
     keeps = len(node.args) > 2 and node.args[2]
     dims.of[node] = held if keeps else without(held, gone)
     return Leaves.ROWS
 
 
-def _product_leaving(node: fx.Node, dims: TokenDims) -> Leaves:
+def _gather_leaving(node: fx.Node, dims: TokenDims, source: fx.Node) -> Leaves:
+    if source is not node.args[0] or dimension(node, 1) in dims.of[source]:
+        raise Declined(f"{node.name} gathers across tokens")
+    dims.carry(node.args[2], dims.of[source])
+    dims.of[node] = dims.of[source]
+    return Leaves.ROWS
+
+
+def _product_leaving(node: fx.Node, dims: TokenDims, _source: fx.Node) -> Leaves:
     left, right = node.args
     assert isinstance(left, fx.Node)
     assert isinstance(right, fx.Node)
@@ -241,7 +245,16 @@ def _product_leaving(node: fx.Node, dims: TokenDims) -> Leaves:
     return Leaves.PRODUCT
 
 
-def logits_bytes(region: Region) -> int:
-    """Return the bytes of the logits as the head makes them."""
-    made: Tensor = value(region.product)
-    return math.prod(made.shape) * made.element_size()
+_RULES: Mapping[frozenset[Any], Callable[[fx.Node, TokenDims, fx.Node], Leaves]] = {
+    NLL: _loss_leaving,
+    frozenset({aten.mm.default}): _product_leaving,
+    frozenset(
+        {
+            aten.sum.dim_IntList,
+            aten.sum.default,
+            aten.logsumexp.default,
+            aten.amax.default,
+        }
+    ): _reduction_leaving,
+    frozenset({aten.gather.default}): _gather_leaving,
+}

@@ -13,6 +13,7 @@ the model.
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 import operator
 from collections.abc import Iterable, Sequence
@@ -70,7 +71,7 @@ def spans(tokens: int, chunks: int) -> list[Span]:
     """
     size, more = divmod(tokens, chunks)
     edges = [i * size + min(i, more) for i in range(chunks + 1)]
-    return [Span(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [Span(a, b) for a, b in itertools.pairwise(edges)]
 
 
 @dataclass
