@@ -17,10 +17,6 @@ from planner.graphs.torch_api.late_tensors import LateTensor
 from planner.graphs.torch_api.storages import write_count
 
 
-class ReadTooLate(RuntimeError):
-    """A late output is read after the weights that it is computed from were changed."""
-
-
 @dataclass(frozen=True)
 class LateOutput:
     """How an output is made of what the step returns in its place.
@@ -36,19 +32,22 @@ class LateOutput:
     compute: Callable[..., Tensor]
     like: Tensor
 
-    def of(self, returned: Tensor, arguments: Sequence[Any]) -> LateTensor:
+    def of(
+        self, returned: Tensor, arguments: Sequence[Any], error: Callable[[str], Exception]
+    ) -> LateTensor:
         """Return a tensor that is computed when it is read.
 
         Args:
             returned: what the step returned in its place.
             arguments: of the step.
+            error: makes what is raised if it is read after these were changed.
         """
         given = [arguments[i].detach() for i in self.operands]
         counts = [write_count(x) for x in given]
 
         def compute() -> Tensor:
             if counts != [write_count(x) for x in given]:
-                raise ReadTooLate(
+                raise error(
                     f"{self.name!r} of a planned step whose loss is computed in chunks is read "
                     "after the weights it is computed from have changed; read it before the "
                     "optimizer's step, or plan with logits='keep'"

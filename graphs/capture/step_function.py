@@ -114,15 +114,23 @@ class Outputs:
     checks: tuple[tuple[int, Check], ...] = ()
     late: tuple[LateOutput, ...] = ()
 
-    def rebuild(self, tensors: Sequence[Any], arguments: Sequence[Any] = ()) -> Any:
+    def rebuild(
+        self,
+        tensors: Sequence[Any],
+        arguments: Sequence[Any] = (),
+        error: Callable[[str], Exception] = RuntimeError,
+    ) -> Any:
         """Return the user's output.
 
         Args:
             tensors: what the step returned.
             arguments: of the step, for outputs that are computed from them when they are read.
+            error: makes what is raised if such an output is read when they are others.
         """
         if self.late:
-            computed = {late.index: late.of(tensors[late.index], arguments) for late in self.late}
+            computed = {
+                late.index: late.of(tensors[late.index], arguments, error) for late in self.late
+            }
             tensors = [computed.get(i, x) for i, x in enumerate(tensors)]
         pairs = zip(self.slots, self.constants, strict=True)
         return tree_unflatten([c if s is None else tensors[s] for s, c in pairs], self.spec)

@@ -115,10 +115,11 @@ def products(joint: Joint) -> list[fx.Node]:
             large = shape(hidden)[1] < shape(node)[1]
             if large and is_weight(weight) and not is_weight(hidden):
                 found.append(node)
-    return sorted(found, key=_elements, reverse=True)
+    return sorted(found, key=elements, reverse=True)
 
 
-def _elements(node: fx.Node) -> int:
+def elements(node: fx.Node) -> int:
+    """Return how many elements the largest tensor has that a kernel makes; 0 for arguments."""
     made = tensors_in(value(node)) if node.op == "call_function" else ()
     return max((t.numel() for t in made), default=0)
 
@@ -127,16 +128,16 @@ def _grown(joint: Joint, product: fx.Node) -> Region:
     nodes = list(joint.graph.nodes)
     position = {n: i for i, n in enumerate(nodes)}
     hidden: Any = product.args[-2]
-    size, dims = _elements(product), TokenDims(shape(product)[0])
+    size, dims = elements(product), TokenDims(shape(product)[0])
     if not all(isinstance(n, int) for n in (*shape(product), *shape(hidden))):
         raise Declined("sizes are symbols")
     dims.carry(hidden, (0,))
     dims.enter(product)
     for node in nodes:
-        as_large = node is not product and _elements(node) == size
+        as_large = node is not product and elements(node) == size
         if as_large and _belongs(node, dims):
             dims.enter(node)
-    exits = {n: _leaving(n, dims) for n in nodes if _reads(n, dims) and not dims.inside(n)}
+    exits = {n: leaving(n, dims) for n in nodes if _reads(n, dims) and not dims.inside(n)}
     if not any(n.target in SOFTMAX for n in (*dims.region, *exits)):
         raise Declined(f"no softmax is computed of {product.name}, the largest product")
     _refuse_elsewhere(joint, dims)
@@ -163,7 +164,7 @@ def _meets(user: fx.Node, dims: TokenDims) -> bool:
     """Tell whether a node reads what is inside, or is a view that one does."""
     if any(map(dims.inside, user.all_input_nodes)) or user.target is aten.scatter_add.default:
         return True
-    return any(_elements(u) == _elements(user) and _meets(u, dims) for u in user.users)
+    return any(elements(u) == elements(user) and _meets(u, dims) for u in user.users)
 
 
 def _reads(node: fx.Node, dims: TokenDims) -> bool:
@@ -184,7 +185,7 @@ def _refuse_elsewhere(joint: Joint, dims: TokenDims) -> None:
             raise Declined(f"{what} is as large as the logits, and made of them token by token")
 
 
-def _leaving(node: fx.Node, dims: TokenDims) -> Leaves:
+def leaving(node: fx.Node, dims: TokenDims) -> Leaves:
     """Say how a node that is smaller leaves, and note where it has tokens.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.graphs.capture.chunks.dropped import without_dropped_tokens
 from planner.graphs.capture.chunks.region import find_region, products
 from planner.graphs.capture.chunks.stand_in import with_late_logits
 from planner.graphs.capture.chunks.writer import Form, Writer
@@ -25,6 +26,7 @@ def in_chunks(joint: Joint, chunks: int, form: Form, *, late_logits: bool = Fals
     """
     if late_logits:
         joint = with_late_logits(joint, products(joint))
+    joint = without_dropped_tokens(joint, products(joint))
     region = find_region(joint)
     if region.returned:
         name = joint.outputs.names[region.returned[0]]

@@ -148,6 +148,11 @@ class TokenDims:
         self.of[node] = dims
         self.region[node] = None
 
+    def give(self, node: fx.Node, dims: Dims) -> None:
+        """Take a node into the region whose tokens are known to lie along some dimensions."""
+        self.of[node] = dims
+        self.region[node] = None
+
     def carry(self, node: Any, dims: Dims) -> None:
         """Note that a tensor from outside has tokens along some dimensions."""
         assert isinstance(node, fx.Node)
@@ -159,6 +164,8 @@ class TokenDims:
         for known, rule in _RULES.items():
             if target in known:
                 return rule(self, node)
+        if target is aten.slice.Tensor and shape(node) == shape(node.all_input_nodes[0]):
+            return self._pointwise(node)
         if target in _SAME or torch.Tag.pointwise in getattr(target, "tags", ()):
             return self._pointwise(node)
         raise Declined(f"{_name(node)} is computed of the logits, and is not known token by token")

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planner.graphs.capture.chunks.editing import call, renew_views, sweep, views_in
 from planner.graphs.capture.chunks.region import Leaves, Region
 from planner.graphs.capture.chunks.token_dims import (
     NLL,
@@ -32,7 +33,7 @@ from planner.graphs.capture.chunks.token_dims import (
     value,
 )
 from planner.graphs.capture.joint_graph import Joint
-from planner.graphs.capture.node_kinds import added_to, is_random, is_view
+from planner.graphs.capture.node_kinds import is_random, is_view
 from planner.graphs.capture.rewrites import Declined
 from planner.graphs.costs.roofline import tensors_in
 
@@ -100,8 +101,8 @@ class Writer:
         Raises:
             Declined: this form cannot be written.
         """
-        used = {n for n in self.graph.nodes if n.users}
-        views = {n for n in self.graph.nodes if n.op == "call_function" and is_view(n)}
+        views, before = views_in(self.graph), list(self.graph.nodes)
+        used = {n for n in before if n.users}
         nodes = self.region.nodes
         early = [n for n in nodes if not self.region.is_late(n)]
         late = [n for n in nodes if self.region.is_late(n)]
@@ -114,10 +115,10 @@ class Writer:
             self._forward_then_backward(early, late)
         else:
             self._each_in_turn(early, late)
-        self._renew(views)
+        renew_views(self.graph, self.became.values(), views)
         joint = self._replaced()
         joint = _Sums(self, joint).added_in_place()
-        self._sweep(used)
+        sweep(self.graph, used, before)
         self.graph.lint()
         return joint
 
@@ -183,17 +184,8 @@ class Writer:
     def call(
         self, target: Any, args: Sequence[Any], kwargs: Any = None, *, like: fx.Node
     ) -> fx.Node:
-        """Write a call, with what it makes noted, and the place in the model from another node."""
-        node = self.graph.call_function(target, tuple(args), kwargs or {})
-        node.meta = {k: v for k, v in like.meta.items() if k not in ("val", "tensor_meta")}
-        written = added_to(node)
-        if written is not None:
-            node.meta["val"] = value(written)
-            return node
-        given, named = fx.node.map_arg((node.args, node.kwargs), value)
-        with value(self.region.product).fake_mode:
-            node.meta["val"] = target(*given, **named)
-        return node
+        """Write a call where the graph is inserting."""
+        return call(self.graph, target, args, kwargs, like=like)
 
     def _hoist(self, wanted: Iterable[fx.Node], before: fx.Node) -> None:
         """Move what is needed in front of a node."""
@@ -356,20 +348,6 @@ class Writer:
         node.replace_all_uses_with(made)
         self.became[node] = made
 
-    def _renew(self, views: set[fx.Node]) -> None:
-        """Let views of what was replaced share the storage of what it became."""
-        changed = set(self.became.values())
-        for node in self.graph.nodes:
-            if node in views and changed.intersection(node.all_input_nodes):
-                self.renew(node)
-                changed.add(node)
-
-    def renew(self, node: fx.Node) -> None:
-        """Note anew what a node makes."""
-        given, named = fx.node.map_arg((node.args, node.kwargs), value)
-        with value(self.region.product).fake_mode:
-            node.meta["val"] = node.target(*given, **named)  # type: ignore[operator]
-
     def _replaced(self) -> Joint:
         """Return the step with what became of its results."""
         joint = self.joint
@@ -383,13 +361,6 @@ class Writer:
             mutations={name: now(node) for name, node in joint.mutations.items()},
             gradients=tuple(None if n is None else now(n) for n in joint.gradients),
         )
-
-    def _sweep(self, used: set[fx.Node]) -> None:
-        """Erase what nobody reads any more."""
-        for node in reversed(list(self.graph.nodes)):
-            gone = node in used or node not in self.region.position
-            if gone and node.op == "call_function" and not node.users:
-                self.graph.erase_node(node)
 
 
 @dataclass
