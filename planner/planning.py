@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from planner.allocator_budget import allocator_of, least_budget, solve_within
+from planner.allocator_budget import allocator_of, least_budget, runs, solve_within
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
+from planner.graphs import plain_schedule
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import infeasible
-from planner.plan.chunk_notes import said, saving
+from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
 from planner.solvers import Limits, Solution, Status
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 LEAST_SECONDS = 5.0
 """What a solver may take to plan again, however quick the first plan was."""
+AS_CAPTURED = "as_captured"
 
 
 def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
@@ -76,23 +78,40 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         whole, *_ = variants = list(found.values())
     else:
         whole = captured_step(request)
-        variants = _in_chunks(whole, request)
+        variants = _in_chunks(whole, request, budget_bytes)
     spent = time.perf_counter() - start
     try:
         plan = best_plan(variants, request, budget_bytes)
     except InfeasibleBudget as error:
-        if request.loss_chunks == 1 and (hint := saving(whole)):
-            raise error.with_more(f" Or else: {hint}.") from error
-        raise
+        raise error.with_more(_least_in_chunks(error.least_bytes, whole, request)) from error
     plan = replace(plan, capture_seconds=spent)
-    if plan.rewrite.startswith("loss_chunks"):
-        return plan.with_remark(said(plan, whole))
-    hint = saving(whole) if request.loss_chunks == 1 else None
-    return plan.with_remark(hint) if hint else plan
+    if whole.rewrite != AS_CAPTURED:
+        return plan
+    remark = saving(whole) if plan.rewrite == AS_CAPTURED else said(plan, whole)
+    return plan.with_remark(remark) if remark else plan
 
 
-def _in_chunks(whole: Captured, request: Request) -> list[Captured]:
+def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str:
+    """Say which budget would be known to work with the loss in chunks, if a smaller one would."""
+    found = hinted(whole) if request.loss_chunks == 1 and whole.rewrite == AS_CAPTURED else None
+    if found is None:
+        return ""
+    request.tell("looking for the least budget with the loss in chunks")
+    chunks, how = found
+    limits = replace(request.limits, seconds=min(request.limits.seconds, LEAST_SECONDS))
+    _, needed = least_budget(chunks.graph, replace(request, limits=limits))
+    if least_bytes - needed < WORTH_SAYING * least_bytes:
+        return ""
+    return (
+        f" Or compute the loss in chunks: with {how} the least budget known to work is "
+        f"{format_both(needed)}."
+    )
+
+
+def _in_chunks(whole: Captured, request: Request, budget_bytes: int) -> list[Captured]:
     """Return the variants of a step among which a plan may choose, its loss in chunks.
+
+    Where the plan chooses and the step fits as it is, it stays so.
 
     Raises:
         BadRequest: there is none.
@@ -102,6 +121,8 @@ def _in_chunks(whole: Captured, request: Request) -> list[Captured]:
     if whole.variant is None:
         raise BadRequest(f"loss_chunks= is not for engine={request.engine!r} so far: leave it out")
     variants = [whole] if request.loss_chunks == AUTO else []
+    if variants and runs(whole.graph, plain_schedule(whole.graph), budget_bytes, request):
+        return variants
     reasons: list[str] = []
     for name in names(request.loss_chunks, request.logits):
         try:

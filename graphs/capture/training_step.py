@@ -63,8 +63,11 @@ class Captured:
     """
     compiled: CompiledStep | None = field(default=None, compare=False, repr=False)
     """The step as a compiler will run it, if one will."""
-    variant: Callable[[str], Captured] | None = field(default=None, compare=False, repr=False)
-    """Returns the same step rewritten otherwise, by a rewrite's name, or raises ``Declined``."""
+    variant: Callable[..., Captured] | None = field(default=None, compare=False, repr=False)
+    """Returns the same step rewritten otherwise, by a rewrite's name, or raises ``Declined``.
+
+    With ``run=False`` none of its kernels is run in order to know what it takes.
+    """
 
     @cached_property
     def eager_peak_bytes(self) -> int | None:
@@ -204,7 +207,9 @@ def capture_joint(
     step_of_model = _Step(
         joint,
         signature,
-        prices=partial(prices, device=where, here=here, costs=costs),
+        prices=lambda joint, *, run=True: prices(
+            joint, where, here=here and run, costs=costs if run else "roofline"
+        ),
         assemble=partial(
             assemble,
             target=target,
@@ -231,20 +236,24 @@ class _Step:
 
     joint: Joint
     signature: dict[str, Any]
-    prices: Callable[[Joint], dict[fx.Node, Price]]
+    prices: Callable[..., dict[fx.Node, Price]]
     assemble: Callable[..., tuple[Graph, Lowering]]
     kernels: str
     eager: bool
     eager_graph: bool
 
-    def variant(self, rewrite: str) -> Traced:
+    def variant(self, rewrite: str, *, run: bool = True) -> Traced:
         """Return the step rewritten.
+
+        Args:
+            rewrite: its name.
+            run: whether its kernels may be run, where the device is at hand.
 
         Raises:
             Declined: the rewrite does not suit it.
         """
         joint, name = rewritten(self.joint, rewrite)
-        priced = self.priced if joint is self.joint else self.prices(joint)
+        priced = self.priced if joint is self.joint else self.prices(joint, run=run)
         graph, lowering = self.assemble(joint, priced.__getitem__, eager=self.eager)
         captured = Captured(graph, self.signature, name, self.run_by_torch, variant=self._captured)
         return Traced(captured, joint, lowering)
@@ -255,8 +264,8 @@ class _Step:
         return self.prices(self.joint)
 
     @capturing()
-    def _captured(self, rewrite: str) -> Captured:
-        return self.variant(rewrite).captured
+    def _captured(self, rewrite: str, *, run: bool = True) -> Captured:
+        return self.variant(rewrite, run=run).captured
 
     @cached_property
     def run_by_torch(self) -> Graph | None:

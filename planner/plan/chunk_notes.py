@@ -17,6 +17,8 @@ HINTED = 8
 """In how many chunks a step is tried in order to say what they would save."""
 WORTH_SAYING = 0.05
 """From which part of the least memory on."""
+MOST_LOGITS = 4
+"""How many tensors as large as the logits a step may hold at once for its loss."""
 
 
 def described(rewrite: str) -> Iterator[str]:
@@ -70,11 +72,12 @@ def saving(whole: Captured) -> str | None:
     Args:
         whole: the step as captured.
     """
-    found = _hinted(whole)
-    if found is None:
+    before = proven_floor(whole.graph)
+    largest = max(whole.graph.values[v].size_bytes for op in whole.graph.ops for v in op.outputs)
+    if MOST_LOGITS * largest < WORTH_SAYING * before or (found := hinted(whole)) is None:
         return None
     chunks, how = found
-    before, after = proven_floor(whole.graph), proven_floor(chunks.graph)
+    after = proven_floor(chunks.graph)
     if before - after < WORTH_SAYING * before:
         return None
     return (
@@ -83,8 +86,14 @@ def saving(whole: Captured) -> str | None:
     )
 
 
-def _hinted(whole: Captured) -> tuple[Captured, str] | None:
-    """Return the step in some chunks, and how to ask for them; ``None`` if it has no such loss."""
+def hinted(whole: Captured) -> tuple[Captured, str] | None:
+    """Return the step in some chunks, and how to ask for them; ``None`` if it has no such loss.
+
+    Its kernels are not run for it: workspace is by formulas.
+
+    Args:
+        whole: the step as captured.
+    """
     from planner.graphs.capture.rewrites import Declined
 
     if whole.variant is None:
@@ -92,7 +101,7 @@ def _hinted(whole: Captured) -> tuple[Captured, str] | None:
     for logits in LOGITS:
         asked = f"loss_chunks={HINTED}" + f", logits={logits!r}" * (logits != KEEP)
         try:
-            return whole.variant(names(HINTED, logits)[0]), asked
+            return whole.variant(names(HINTED, logits)[0], run=False), asked
         except Declined:
             continue
     return None

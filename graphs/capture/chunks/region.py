@@ -17,7 +17,10 @@ from torch import fx
 
 from planner.graphs.capture.chunks.token_dims import (
     NLL,
+    SCATTERS,
     SOFTMAX,
+    SPREADS,
+    VIEWS,
     Dims,
     TokenDims,
     dimension,
@@ -27,6 +30,7 @@ from planner.graphs.capture.chunks.token_dims import (
     without,
 )
 from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.rewrites import Declined
 from planner.graphs.costs.roofline import tensors_in
 
@@ -100,8 +104,12 @@ def find_region(joint: Joint) -> Region:
 
 
 def products(joint: Joint) -> list[fx.Node]:
-    """Return the products that make more than they read of activations, the largest first."""
-    given = set(joint.graph.find_nodes(op="placeholder"))
+    """Return the products of a weight that make more than they are given, the largest first.
+
+    Args:
+        joint: whose forward pass is looked at.
+    """
+    given = {*joint.parameters.values(), *joint.buffers.values()}
 
     def is_weight(node: Any) -> bool:
         while node not in given and isinstance(node, fx.Node) and len(node.all_input_nodes) == 1:
@@ -109,7 +117,7 @@ def products(joint: Joint) -> list[fx.Node]:
         return node in given
 
     found: list[fx.Node] = []
-    for node in joint.graph.nodes:
+    for node in list(joint.graph.nodes)[: first_backward(joint)]:
         if node.target in (aten.mm.default, aten.addmm.default):
             hidden, weight = node.args[-2:]
             large = shape(hidden)[1] < shape(node)[1]
@@ -129,20 +137,25 @@ def _grown(joint: Joint, product: fx.Node) -> Region:
     position = {n: i for i, n in enumerate(nodes)}
     hidden: Any = product.args[-2]
     size, dims = elements(product), TokenDims(shape(product)[0])
-    if not all(isinstance(n, int) for n in (*shape(product), *shape(hidden))):
-        raise Declined("sizes are symbols")
     dims.carry(hidden, (0,))
     dims.enter(product)
-    for node in nodes:
-        as_large = node is not product and elements(node) == size
-        if as_large and _belongs(node, dims):
+    large = [n for n in nodes if n is not product and elements(n) == size]
+    for node in large:
+        if _is_made_of(node, dims):
             dims.enter(node)
-    exits = {n: leaving(n, dims) for n in nodes if _reads(n, dims) and not dims.inside(n)}
-    if not any(n.target in SOFTMAX for n in (*dims.region, *exits)):
+    made_for = _made_for(dims, size)
+    for node in reversed(large):
+        for operand in made_for.intersection(node.all_input_nodes):
+            if node in dims.of and shape(operand) == shape(node):
+                dims.of.setdefault(operand, dims.of[node])
+    for node in large:
+        if node in made_for:
+            dims.enter(node)
+    if not any(n.target in SOFTMAX and (dims.inside(n) or _reads(n, dims)) for n in nodes):
         raise Declined(f"no softmax is computed of {product.name}, the largest product")
+    exits = {n: leaving(n, dims) for n in nodes if _reads(n, dims) and not dims.inside(n)}
     _refuse_elsewhere(joint, dims)
-    tangents = {n for t in joint.tangents.values() for n in t.users}
-    border = min((position[n] for n in tangents), default=len(nodes))
+    border = first_backward(joint)
     outputs = tuple(i for i, n in enumerate(joint.forward_outputs) if dims.inside(n))
     inside = tuple(sorted(dims.region, key=position.__getitem__))
     return Region(
@@ -150,21 +163,36 @@ def _grown(joint: Joint, product: fx.Node) -> Region:
     )
 
 
-def _belongs(node: fx.Node, dims: TokenDims) -> bool:
-    """Tell a node as large as the logits that is made of them, or for them."""
-    if any(map(dims.inside, node.all_input_nodes)):
-        left: Any = node.args[0] if node.args else None
-        # a weight's gradient of that size sums over tokens
-        return node.target is not aten.mm.default or dims.of.get(left) == (0,)
-    spreads = node.target in (aten.expand.default, aten.new_zeros.default)
-    return spreads and any(_meets(user, dims) for user in node.users)
+def _is_made_of(node: fx.Node, dims: TokenDims) -> bool:
+    """Tell a node as large as the logits that is made of them; a weight's gradient is not."""
+    left: Any = node.args[0] if node.args else None
+    return _reads(node, dims) and (node.target is not aten.mm.default or dims.of.get(left) == (0,))
 
 
-def _meets(user: fx.Node, dims: TokenDims) -> bool:
-    """Tell whether a node reads what is inside, or is a view that one does."""
-    if any(map(dims.inside, user.all_input_nodes)) or user.target is aten.scatter_add.default:
-        return True
-    return any(elements(u) == elements(user) and _meets(u, dims) for u in user.users)
+def _made_for(dims: TokenDims, size: int) -> set[fx.Node]:
+    """Return the nodes as large as the logits that are spread of something small, for them."""
+    known: dict[fx.Node, bool] = {}
+
+    def spreads(node: fx.Node) -> bool:
+        if node not in known:
+            large = [n for n in node.all_input_nodes if elements(n) == size]
+            token_wise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+            known[node] = node.target in SPREADS or (
+                (token_wise or node.target in SCATTERS or node.target in VIEWS)
+                and bool(large)
+                and all(dims.inside(n) or spreads(n) for n in large)
+            )
+        return known[node]
+
+    ahead = [n for node in dims.region for n in node.all_input_nodes]
+    found = set[fx.Node]()
+    while ahead:
+        node = ahead.pop()
+        if node in found or dims.inside(node) or elements(node) != size or not spreads(node):
+            continue
+        found.add(node)
+        ahead += node.all_input_nodes
+    return found
 
 
 def _reads(node: fx.Node, dims: TokenDims) -> bool:

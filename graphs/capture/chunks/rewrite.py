@@ -24,6 +24,9 @@ def in_chunks(joint: Joint, chunks: int, form: Form, *, late_logits: bool = Fals
     Raises:
         Declined: it has no such loss, or this form cannot be written.
     """
+    sizes = (n for node in joint.inputs for n in node.meta["val"].shape)
+    if not all(isinstance(n, int) for n in sizes):
+        raise Declined("its sizes are symbols")
     if late_logits:
         joint = with_late_logits(joint, products(joint))
     joint = without_dropped_tokens(joint, products(joint))

@@ -31,7 +31,7 @@ def shape(node: fx.Node) -> tuple[int, ...]:
 
 
 VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
-SIZED = VIEWS | {aten.expand.default, aten.new_zeros.default, aten.new_full.default}
+SIZED = VIEWS | {aten.expand.default, aten.new_zeros.default}
 """Operators whose second argument is a shape."""
 
 _SAME = frozenset(
@@ -52,6 +52,8 @@ _ROW_WISE = {
 }
 """The place of the dimension among the arguments."""
 
+SPREADS = frozenset({aten.expand.default, aten.new_zeros.default})
+SCATTERS = frozenset({aten.scatter_add.default, aten.scatter.value})
 SOFTMAX = frozenset({aten._log_softmax.default, aten._softmax.default, aten.logsumexp.default})
 NLL = frozenset({aten.nll_loss_forward.default, aten.nll_loss2d_forward.default})
 NLL_BACKWARD = frozenset({aten.nll_loss_backward.default, aten.nll_loss2d_backward.default})
@@ -197,6 +199,8 @@ class TokenDims:
         """A small tensor made as large as the logits."""
         small: Any = node.args[0]
         sizes, out = shape(small), shape(node)
+        if math.prod(sizes) == 1 and node in self.of:
+            return self.of[node]  # one number for all tokens
         missing = len(out) - len(sizes)
         dims = tuple(d for d, n in enumerate(out) if d >= missing and sizes[d - missing] == n != 1)
         if math.prod(out[d] for d in dims) != self.tokens:
@@ -268,8 +272,8 @@ _RULES: Mapping[frozenset[Any], Callable[[TokenDims, fx.Node], Dims]] = {
     frozenset({aten.mm.default, aten.addmm.default}): TokenDims._product,
     VIEWS: TokenDims._view,
     frozenset({aten.t.default, aten.transpose.int}): TokenDims._transposed,
-    frozenset({aten.expand.default, aten.new_zeros.default}): TokenDims._spread,
-    frozenset({aten.scatter_add.default, aten.scatter.value}): TokenDims._scattered,
+    SPREADS: TokenDims._spread,
+    SCATTERS: TokenDims._scattered,
     frozenset(_ROW_WISE): TokenDims._row_wise,
     NLL_BACKWARD: TokenDims._nll_backward,
 }
