@@ -198,7 +198,6 @@ def main() -> None:
         said = {
             "inputs": {"input_ids": ids, "labels": ids},
             "optimizer": None,
-            "costs": "measured",
             "progress": "off",
             "limits": Limits(seconds=10),
         }

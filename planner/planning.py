@@ -77,6 +77,7 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         found = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
         whole, *_ = variants = list(found.values())
     else:
+        _refuse_compiled(request)
         whole = captured_step(request)
         variants = _in_chunks(whole, request, budget_bytes)
     spent = time.perf_counter() - start
@@ -108,6 +109,13 @@ def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str
     )
 
 
+def _refuse_compiled(request: Request) -> None:
+    from planner.running.engines import engine_of  # torch: only where something is captured
+
+    if engine_of(request.engine).program is None:
+        raise BadRequest(f"loss_chunks= is not for engine={request.engine!r} so far: leave it out")
+
+
 def _in_chunks(whole: Captured, request: Request, budget_bytes: int) -> list[Captured]:
     """Return the variants of a step among which a plan may choose, its loss in chunks.
 
@@ -118,8 +126,7 @@ def _in_chunks(whole: Captured, request: Request, budget_bytes: int) -> list[Cap
     """
     from planner.graphs.capture.rewrites import Declined
 
-    if whole.variant is None:
-        raise BadRequest(f"loss_chunks= is not for engine={request.engine!r} so far: leave it out")
+    assert whole.variant is not None, "engines that cannot rewrite a step were refused"
     variants = [whole] if request.loss_chunks == AUTO else []
     if variants and runs(whole.graph, plain_schedule(whole.graph), budget_bytes, request):
         return variants
