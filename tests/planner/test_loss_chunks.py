@@ -54,7 +54,7 @@ def distance(one: list[Tensor], other: list[Tensor]) -> float:
 
 @pytest.fixture(scope="module")
 def plan() -> planner.Plan:
-    return planner.fit(language_model(), "1GB", loss_chunks=8, **SAID)
+    return planner.fit(language_model(), "2MB", loss_chunks=8, **SAID)
 
 
 def test_the_measured_peak_falls_as_predicted(plan: planner.Plan) -> None:

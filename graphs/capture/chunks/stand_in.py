@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planner.graphs.capture.chunks.editing import sweep
 from planner.graphs.capture.chunks.token_dims import value
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.late_outputs import LateOutput
@@ -32,6 +33,8 @@ def with_late_logits(joint: Joint, products: Sequence[fx.Node]) -> Joint:
         Declined: such an output needs more than the hidden states and the model's own tensors.
     """
     outputs, late = list(joint.forward_outputs), list[LateOutput]()
+    before = list(joint.graph.nodes)
+    used = {n for n in before if n.users}
     for index, node in enumerate(joint.forward_outputs):
         product = _source(node, products)
         if product is None or joint.outputs.differentiable[index]:
@@ -48,6 +51,7 @@ def with_late_logits(joint: Joint, products: Sequence[fx.Node]) -> Joint:
         _return_instead(joint, node, outputs[index])
     if not late:
         return joint
+    sweep(joint.graph, used, before)
     described = replace(joint.outputs, late=(*joint.outputs.late, *late))
     return replace(joint, forward_outputs=tuple(outputs), outputs=described)
 
