@@ -30,13 +30,20 @@ class LateTensor(Tensor):
     _computed: Tensor | None
 
     @staticmethod
-    def of(like: Tensor, device: torch.device, compute: Callable[[], Tensor]) -> LateTensor:
+    def of(
+        like: Tensor,
+        device: torch.device,
+        compute: Callable[[], Tensor],
+        *,
+        requires_grad: bool = True,
+    ) -> LateTensor:
         """Return a tensor that is to be computed.
 
         Args:
             like: has its shape, strides and dtype.
             device: where it will be.
             compute: returns it.
+            requires_grad: whether it will.
         """
         made = Tensor._make_wrapper_subclass(
             LateTensor,
@@ -44,7 +51,7 @@ class LateTensor(Tensor):
             strides=like.stride(),
             dtype=like.dtype,
             device=device,
-            requires_grad=True,
+            requires_grad=requires_grad,
         )
         assert isinstance(made, LateTensor)
         made._compute, made._computed = compute, None
@@ -55,6 +62,19 @@ class LateTensor(Tensor):
         """Whether something has read it."""
         with torch._C.DisableTorchFunctionSubclass():
             return self._computed is not None
+
+    def later(self, func: Callable[[Tensor], Tensor]) -> LateTensor:
+        """Return what a function makes of this tensor, computed when that is read.
+
+        Args:
+            func: of one tensor; it makes one of the same shape.
+        """
+        with torch._C.DisableTorchFunctionSubclass():
+            sizes = {"size": self.shape, "stride": self.stride(), "dtype": self.dtype}
+            wanted = self.requires_grad and func is not Tensor.detach
+            device = self.device
+        like = func(torch.empty_strided(**sizes, device="meta"))
+        return LateTensor.of(like, device, lambda: func(self.computed()), requires_grad=wanted)
 
     def computed(self) -> Tensor:
         """Return the tensor itself."""
@@ -77,6 +97,8 @@ class LateTensor(Tensor):
         if func in _KNOWN_BEFORE:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if func in _LATE_AGAIN and len(args) == 1 and not kwargs:
+            return args[0].later(func)
         args, kwargs = tree_map(_itself, (tuple(args), dict(kwargs or {})))
         return func(*args, **kwargs)
 
@@ -95,6 +117,10 @@ class LateTensor(Tensor):
 
 def _itself(value: Any) -> Any:
     return value.computed() if isinstance(value, LateTensor) else value
+
+
+_LATE_AGAIN = frozenset({Tensor.float, Tensor.detach})
+"""What wrappers do to every output of a model, whoever reads it."""
 
 
 def _getter(name: str) -> Any:

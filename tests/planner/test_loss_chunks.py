@@ -133,10 +133,12 @@ def test_logits_when_they_are_read(plan: planner.Plan) -> None:
     logits = planned(**batch()).logits
     assert isinstance(logits, LateTensor)
     assert (logits.shape, logits.dtype, logits.requires_grad) == (wanted.shape, wanted.dtype, True)
+    wide = logits.float().detach()  # as wrappers do to every output
     assert not logits.is_computed
+    assert not wide.requires_grad
     assert torch.equal(logits, wanted)
     assert logits.is_computed
-    assert logits.tolist() == wanted.tolist()
+    assert logits.tolist() == wide.tolist() == wanted.tolist()
     with pytest.raises(planner.PlanMismatch, match="'logits'"):
         logits.square().sum().backward()
     late = planned(**batch()).logits
