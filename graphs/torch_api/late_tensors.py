@@ -70,11 +70,12 @@ class LateTensor(Tensor):
             func: of one tensor; it makes one of the same shape.
         """
         with torch._C.DisableTorchFunctionSubclass():
-            sizes = {"size": self.shape, "stride": self.stride(), "dtype": self.dtype}
+            empty = torch.empty_strided(self.shape, self.stride(), dtype=self.dtype, device="meta")
             wanted = self.requires_grad and func is not Tensor.detach
             device = self.device
-        like = func(torch.empty_strided(**sizes, device="meta"))
-        return LateTensor.of(like, device, lambda: func(self.computed()), requires_grad=wanted)
+        return LateTensor.of(
+            func(empty), device, lambda: func(self.computed()), requires_grad=wanted
+        )
 
     def computed(self) -> Tensor:
         """Return the tensor itself."""
@@ -103,7 +104,7 @@ class LateTensor(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own says nothing of its types
         cls,
         func: Callable[..., Any],
         types: Sequence[type],

@@ -55,7 +55,7 @@ class _Dropping:
     @property
     def source(self) -> fx.Node:
         """What is sliced."""
-        found: Any = self.kept.args[0]
+        (found,) = self.kept.all_input_nodes
         return found
 
     @property

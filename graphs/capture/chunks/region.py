@@ -37,6 +37,10 @@ from planner.graphs.costs.roofline import tensors_in
 aten = torch.ops.aten
 
 
+FEWEST = 2
+"""Tokens that can be told from a dimension of one."""
+
+
 class Leaves(enum.Enum):
     """How something small comes out of the logits."""
 
@@ -137,6 +141,8 @@ def _grown(joint: Joint, product: fx.Node) -> Region:
     position = {n: i for i, n in enumerate(nodes)}
     hidden: Any = product.args[-2]
     size, dims = elements(product), TokenDims(shape(product)[0])
+    if dims.tokens < FEWEST:
+        raise Declined(f"{product.name}, the largest product, is of one token")
     dims.carry(hidden, (0,))
     dims.enter(product)
     large = [n for n in nodes if n is not product and elements(n) == size]

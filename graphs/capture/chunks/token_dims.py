@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planner.graphs.capture.node_kinds import is_random
 from planner.graphs.capture.rewrites import Declined
 
 aten = torch.ops.aten
@@ -144,6 +145,8 @@ class TokenDims:
         Raises:
             Declined: it is not computed token by token.
         """
+        if is_random(node):
+            raise Declined(f"{_name(node)} draws random numbers for the logits")
         dims = self._rule(node)
         if list(dims) != sorted(dims) and node.target is not aten.t.default:
             raise Declined(f"{_name(node)} puts the tokens into another order")
