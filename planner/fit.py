@@ -57,7 +57,8 @@ def fit(
         said: what else is to be said of the step: ``inputs``, ``loss``, ``targets``, ``dynamic``,
             ``optimizer``, ``device``, ``reserve``, ``costs``, ``engine``, ``method``, ``limits``,
             ``progress``, ``accumulate``, ``checks``, ``loss_chunks``, ``logits``; and with a
-            ``world_size`` above 1 ``devices_per_node``, ``link``, ``global_batch``, ``precisions``, ``offload``.
+            ``world_size`` above 1 ``devices_per_node``, ``link``, ``global_batch``,
+            ``precisions``, ``offload``.
             ``planner.Request`` says what each means.
 
     Raises:
