@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from planner.graphs.capture.chunks.editing import call, renew_views, sweep, views_in
+from planner.graphs.capture.chunks.editing import call, renew_views, sweep, views_in, with_results
 from planner.graphs.capture.chunks.region import Leaves, elements, leaving
 from planner.graphs.capture.chunks.token_dims import SIZED, Dims, TokenDims, dimension, shape
 from planner.graphs.capture.joint_graph import Joint
@@ -121,7 +121,7 @@ class _Narrower:
     joint: Joint
     found: _Dropping
     env: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    changed: set[fx.Node] = field(default_factory=set)
+    became: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def write(self) -> Joint:
         """Return the step."""
@@ -139,10 +139,10 @@ class _Narrower:
                     self._write(node)
             elif node is found.kept:
                 self._let_read(node, self.env[found.source])
-        renew_views(graph, self.changed, views)
+        renew_views(graph, self.became.values(), views)
         sweep(graph, used, before)
         graph.lint()
-        return self.joint
+        return with_results(self.joint, self.became)
 
     def _some_hidden(self) -> fx.Node:
         """Write the hidden states that are kept, one row each."""
@@ -182,4 +182,4 @@ class _Narrower:
             if user.target is aten.clone.default and node is self.found.kept:
                 user.replace_all_uses_with(made)  # it was to lie dense, and does now
         node.replace_all_uses_with(made)
-        self.changed.add(made)
+        self.became[node] = made

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
 from planner.graphs.capture.chunks.token_dims import value
+from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.node_kinds import added_to, is_view
+from planner.graphs.capture.rewrites import Declined
 
 
 def call(
@@ -42,12 +45,19 @@ def renew(node: fx.Node, like: fx.Node | None = None) -> None:
     Args:
         node: whose operands have changed.
         like: a node that has a tensor without data, by default itself.
+
+    Raises:
+        Declined: its operator does not take them.
     """
     known = value(like or node)
     given, named = fx.node.map_arg((node.args, node.kwargs), value)
     mode = (known[0] if isinstance(known, tuple | list) else known).fake_mode
-    with mode:
-        node.meta["val"] = node.target(*given, **named)  # type: ignore[operator]
+    try:
+        with mode:
+            node.meta["val"] = node.target(*given, **named)  # type: ignore[operator]
+    except RuntimeError as error:  # a view that strides do not allow, a shape that is in the way
+        reason = str(error).partition("\n")[0]
+        raise Declined(f"{node.target} does not take a part of its operands: {reason}") from error
 
 
 def views_in(graph: fx.Graph) -> set[fx.Node]:
@@ -68,6 +78,25 @@ def renew_views(graph: fx.Graph, changed: Iterable[fx.Node], views: set[fx.Node]
         if node in views and touched.intersection(node.all_input_nodes):
             renew(node)
             touched.add(node)
+
+
+def with_results(joint: Joint, became: Mapping[fx.Node, fx.Node]) -> Joint:
+    """Return a step with what became of its results.
+
+    Args:
+        joint: whose graph was changed.
+        became: for nodes that were replaced, by what.
+    """
+
+    def now(node: fx.Node) -> fx.Node:
+        return became.get(node, node)
+
+    return replace(
+        joint,
+        forward_outputs=tuple(map(now, joint.forward_outputs)),
+        mutations={name: now(node) for name, node in joint.mutations.items()},
+        gradients=tuple(None if n is None else now(n) for n in joint.gradients),
+    )
 
 
 def sweep(graph: fx.Graph, used: set[fx.Node], before: Iterable[fx.Node]) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from planner.graphs.capture.chunks.editing import call, renew_views, sweep, views_in
+from planner.graphs.capture.chunks.editing import call, renew_views, sweep, views_in, with_results
 from planner.graphs.capture.chunks.region import Leaves, Region
 from planner.graphs.capture.chunks.token_dims import (
     NLL,
@@ -116,7 +116,7 @@ class Writer:
         else:
             self._each_in_turn(early, late)
         renew_views(self.graph, self.became.values(), views)
-        joint = self._replaced()
+        joint = with_results(self.joint, self.became)
         joint = _Sums(self, joint).added_in_place()
         sweep(self.graph, used, before)
         self.graph.lint()
@@ -347,20 +347,6 @@ class Writer:
             return
         node.replace_all_uses_with(made)
         self.became[node] = made
-
-    def _replaced(self) -> Joint:
-        """Return the step with what became of its results."""
-        joint = self.joint
-
-        def now(node: fx.Node) -> fx.Node:
-            return self.became.get(node, node)
-
-        return replace(
-            joint,
-            forward_outputs=tuple(map(now, joint.forward_outputs)),
-            mutations={name: now(node) for name, node in joint.mutations.items()},
-            gradients=tuple(None if n is None else now(n) for n in joint.gradients),
-        )
 
 
 @dataclass

@@ -48,6 +48,17 @@ class Autocast(Net):
             return super().forward(ids)
 
 
+class Scaled(Net):
+    """Scales its logits by a weight, whose gradient is a sum over all of them."""
+
+    def __init__(self) -> None:
+        super().__init__(tied=True)
+        self.scale = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.scale * super().forward(ids)
+
+
 def flat(logits: Tensor, labels: Tensor, **how: Any) -> Tensor:
     return F.cross_entropy(logits.reshape(-1, WORDS), labels.reshape(-1), **how)
 
@@ -174,6 +185,13 @@ def test_head_in_chunks(name: str, form: Form) -> None:
         assert not made.graph.find_nodes(
             op="call_function", target=torch.ops.aten.embedding_dense_backward.default
         )
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("name", ["flat", "shifted logits", "per token"])
+def test_a_gradient_that_is_a_sum_over_the_logits(name: str, form: Form) -> None:
+    torch.manual_seed(0)
+    check(Scaled(), LOSSES[name], form, 1e-5)
 
 
 @pytest.mark.parametrize("form", Form)
