@@ -148,7 +148,9 @@ class Writer:
             if node in self.region.dims:
                 self.region.dims[made] = self.region.dims[node]
         for node in late:
-            node.args = fx.node.map_arg(node.args, lambda n: instead.get(n, n))
+            node.args, node.kwargs = fx.node.map_arg(
+                (node.args, node.kwargs), lambda n: instead.get(n, n)
+            )
         with self.graph.inserting_before(start):
             for span in spans(self.region.tokens, self.chunks):
                 self._chunk([*early, *late], span, {})
@@ -441,7 +443,8 @@ class _Sums:
             if path is None or not isinstance(other, fx.Node):
                 continue
             total, views = path
-            if value(one).stride() != value(gradient).stride():  # type: ignore[arg-type]
+            mine, wanted = value(views[-1] if views else total), value(gradient)
+            if (mine.shape, mine.stride()) != (wanted.shape, wanted.stride()):
                 continue
             with self.writer.graph.inserting_before(gradient):
                 base = self._seen(self.writer.exact.get(total, total), views)
