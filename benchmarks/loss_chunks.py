@@ -25,11 +25,11 @@ from planner.planning import captured_step
 from planner.request import request_of
 from planner.solvers import Limits, minimum_budget
 
-SEQUENCE, BATCH = 256, 2
+SEQUENCE, BATCH = 128, 4
 COUNTS: tuple[int | str, ...] = (1, 2, 4, 8, "auto")
 SHARES = (0.0, 0.35, 0.8)
 """Where the budgets lie between the least that works in chunks and what the plain step needs."""
-RUNS = 5
+RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class LossAlone(nn.Module):
 def gpt2() -> nn.Module:
     """Return a narrow GPT-2 with its vocabulary."""
     config = transformers.GPT2Config(
-        n_layer=2, n_embd=256, n_head=4, n_positions=SEQUENCE, use_cache=False,
+        n_layer=2, n_embd=128, n_head=4, n_positions=SEQUENCE, use_cache=False,
         loss_type="ForCausalLMLoss", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     return LossAlone(transformers.GPT2LMHeadModel(config))
@@ -86,7 +86,7 @@ def gpt2() -> nn.Module:
 def llama() -> nn.Module:
     """Return a narrow Llama with a head of its own and a vocabulary of 64,000."""
     config = transformers.LlamaConfig(
-        vocab_size=64_000, hidden_size=256, intermediate_size=688, num_hidden_layers=2,
+        vocab_size=64_000, hidden_size=128, intermediate_size=344, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=SEQUENCE,
         use_cache=False, tie_word_embeddings=False,
     )  # fmt: skip
@@ -114,7 +114,7 @@ def least(name: str, model: nn.Module, said: dict[str, Any]) -> list[Least]:
     for chunks in (1, *AUTO_CHUNKS):
         variants = [whole] if chunks == 1 else [whole.variant(n) for n in names(chunks, "keep")]
         for variant in variants:
-            found = minimum_budget(variant.graph, Limits(seconds=10))
+            found = minimum_budget(variant.graph, Limits(seconds=5))
             label = "1" if chunks == 1 else " ".join(variant.rewrite.split()[1:])
             rows.append(Least(name, label, found.least_bytes - held, found.floor_bytes - held))
     return rows
@@ -199,7 +199,7 @@ def main() -> None:
             "inputs": {"input_ids": ids, "labels": ids},
             "optimizer": None,
             "progress": "off",
-            "limits": Limits(seconds=10),
+            "limits": Limits(seconds=5),
         }
         here = least(name, model, said)
         plan = planner.fit(model, "1TB", **said)
