@@ -73,6 +73,15 @@ class InfeasibleBudget(PlannerError, ValueError):
         self.budget_bytes, self.least_bytes, self.binding = budget_bytes, least_bytes, binding
         self._explanation = explanation
 
+    def with_more(self, text: str) -> InfeasibleBudget:
+        """Return the same error that says more.
+
+        Args:
+            text: what is added at the end.
+        """
+        explanation = self._explanation + text
+        return InfeasibleBudget(self.budget_bytes, self.least_bytes, self.binding, explanation)
+
     def __str__(self) -> str:
         """Say what was asked, what would work, what binds and what to try."""
         return self._explanation

@@ -6,18 +6,22 @@ Knows which error each step can end in. How steps are captured and run is the en
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from planner.allocator_budget import allocator_of, least_budget, solve_within
+from planner.allocator_budget import allocator_of, least_budget, runs, solve_within
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
+from planner.graphs import plain_schedule
 from planner.graphs.hardware.devices import DeviceSpec
+from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import infeasible
+from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
-from planner.solvers import Limits, Solution
+from planner.solvers import Limits, Solution, Status
+from planner.solvers.minimum_budget import proven_floor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 LEAST_SECONDS = 5.0
 """What a solver may take to plan again, however quick the first plan was."""
+AS_CAPTURED = "as_captured"
 
 
 def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
@@ -63,21 +68,114 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
     """Capture a step and plan it within a budget of bytes: the best of its variants.
 
     Raises:
+        BadRequest: its loss is asked for in chunks and cannot be had so.
         CaptureError: the step cannot be captured.
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
     start = time.perf_counter()
-    variants = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
+    if request.loss_chunks == 1:
+        found = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
+        whole, *_ = variants = list(found.values())
+    else:
+        _refuse_compiled(request)
+        whole = captured_step(request)
+        variants = _in_chunks(whole, request, budget_bytes)
     spent = time.perf_counter() - start
-    plans, refused = list[StepPlan](), list[InfeasibleBudget]()
-    for captured in variants.values():
+    try:
+        plan = best_plan(variants, request, budget_bytes)
+    except InfeasibleBudget as error:
+        raise error.with_more(_least_in_chunks(error.least_bytes, whole, request)) from error
+    plan = replace(plan, capture_seconds=spent)
+    if whole.rewrite != AS_CAPTURED:
+        return plan
+    remark = saving(whole) if plan.rewrite == AS_CAPTURED else said(plan, whole)
+    return plan.with_remark(remark) if remark else plan
+
+
+def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str:
+    """Say which budget would be known to work with the loss in chunks, if a smaller one would."""
+    found = hinted(whole) if request.loss_chunks == 1 and whole.rewrite == AS_CAPTURED else None
+    if found is None:
+        return ""
+    request.tell("looking for the least budget with the loss in chunks")
+    chunks, how = found
+    limits = replace(request.limits, seconds=min(request.limits.seconds, LEAST_SECONDS))
+    _, needed = least_budget(chunks.graph, replace(request, limits=limits))
+    if least_bytes - needed < WORTH_SAYING * least_bytes:
+        return ""
+    return (
+        f" Or compute the loss in chunks: with {how} the least budget known to work is "
+        f"{format_both(needed)}."
+    )
+
+
+def _refuse_compiled(request: Request) -> None:
+    from planner.running.engines import engine_of  # torch: only where something is captured
+
+    if engine_of(request.engine).program is None:
+        raise BadRequest(f"loss_chunks= is not for engine={request.engine!r} so far: leave it out")
+
+
+def _in_chunks(whole: Captured, request: Request, budget_bytes: int) -> list[Captured]:
+    """Return the variants of a step among which a plan may choose, its loss in chunks.
+
+    Where the plan chooses and the step fits as it is, it stays so.
+
+    Raises:
+        BadRequest: there is none.
+    """
+    from planner.graphs.capture.rewrites import Declined
+
+    assert whole.variant is not None, "engines that cannot rewrite a step were refused"
+    variants = [whole] if request.loss_chunks == AUTO else []
+    if variants and runs(whole.graph, plain_schedule(whole.graph), budget_bytes, request):
+        return variants
+    reasons: list[str] = []
+    for name in names(request.loss_chunks, request.logits):
         try:
-            plans.append(plan_captured(captured, request, budget_bytes))
-        except InfeasibleBudget as error:
-            refused.append(error)
-    if not plans:
-        raise min(refused, key=lambda error: error.least_bytes)
-    return replace(min(plans, key=lambda plan: plan.seconds), capture_seconds=spent)
+            variants.append(whole.variant(name))
+        except Declined as reason:
+            reasons.append(str(reason))
+    if not variants:
+        raise refused(request.loss_chunks, reasons[0])
+    return variants
+
+
+def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int) -> StepPlan:
+    """Plan the quickest of some variants of a step within a budget of bytes.
+
+    The time of a solver is for all of them together. A variant is not solved if it takes longer,
+    with every op run once, than a plan that was found.
+
+    Args:
+        variants: of one step.
+        request: by which method, within which limits, and what the plan says of itself.
+        budget_bytes: what the step may hold.
+
+    Raises:
+        InfeasibleBudget: no schedule found fits; the error has the least budget that works.
+    """
+    floors = {v.rewrite: proven_floor(v.graph) for v in variants if len(variants) > 1}
+    ahead = [v for v in variants if floors.get(v.rewrite, 0) <= budget_bytes]
+    ahead.sort(key=lambda v: v.graph.seconds)
+    limits = request.limits
+    if len(ahead) > 1:
+        limits = replace(limits, seconds=max(limits.seconds / len(ahead), LEAST_SECONDS))
+    best: tuple[StepPlan, Captured] | None = None
+    for variant in ahead:
+        if best is not None and variant.graph.seconds >= best[0].seconds:
+            break
+        found = _attempt(variant, replace(request, limits=limits), budget_bytes)
+        if isinstance(found, StepPlan) and (best is None or found.seconds < best[0].seconds):
+            best = found, variant
+    if best is None:
+        leanest = min(variants, key=lambda v: floors.get(v.rewrite, 0))
+        return plan_captured(leanest, request, budget_bytes)
+    plan, variant = best
+    if limits is request.limits or plan.status is Status.OPTIMAL:
+        return plan
+    again = _attempt(variant, request, budget_bytes)
+    return min((x for x in (plan, again) if isinstance(x, StepPlan)), key=lambda x: x.seconds)
 
 
 def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> StepPlan:
@@ -91,6 +189,16 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     Raises:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
+    found = _attempt(captured, request, budget_bytes)
+    if isinstance(found, StepPlan):
+        return found
+    request.tell("looking for the least budget that works")
+    least, needed = least_budget(captured.graph, request)
+    raise infeasible(captured.graph, budget_bytes, least, found, needed)
+
+
+def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPlan | str:
+    """Plan a captured step, or say why no schedule was found."""
     from planner.running.engines import engine_of  # torch: only where something was captured
 
     graph, start = captured.graph, time.perf_counter()
@@ -103,9 +211,7 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     else:
         solution = solve_within(graph, budget_bytes, request)
     if solution.schedule is None:
-        request.tell("looking for the least budget that works")
-        least, needed = least_budget(graph, request)
-        raise infeasible(graph, budget_bytes, least, solution.message, needed)
+        return solution.message
     plan = plan_of(captured, request, budget_bytes, solution)
     plan = replace(plan, remarks=(*plan.remarks, *remarks))
     return replace(plan, solve_seconds=time.perf_counter() - start)

@@ -23,6 +23,7 @@ from planner.errors import (
 )
 from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.devices import Device, DeviceSpec, device
+from planner.loss_chunks import KEEP, check_chunks
 from planner.progress import Told, telling
 from planner.solvers import SOLVERS, Limits
 from planner.solvers.api import method_of
@@ -72,6 +73,8 @@ class FitOptions(SingleOptions, total=False):
 
     method: str
     rewrites: Sequence[str]
+    loss_chunks: int | str
+    logits: str
 
 
 class ShardedOptions(StepOptions, total=False):
@@ -146,6 +149,12 @@ class Request:
         engine: a name of ``running.engines.ENGINES``, what carries the plan out.
         rewrites: names of ``graphs.capture.rewrites.REWRITES``: the variants of the step that the
             plan may choose between.
+        loss_chunks: in how many chunks of the tokens head and loss of a language model are
+            computed, so that its logits never exist as a whole; "auto" lets the plan choose. With
+            more than 1 sums are rounded in another order.
+        logits: what becomes of logits that the model returns beside its loss if that is computed in
+            chunks: "keep" declines the chunks, "when_read" returns a tensor that is computed when
+            something reads it, from the weights as they were.
         method: a name of ``solvers.SOLVERS``.
         limits: when a solver stops.
         progress: "auto" shows on a terminal and in a notebook what is going on; "off"; or a
@@ -181,6 +190,8 @@ class Request:
     costs: str = "roofline"
     engine: str = "op_by_op"
     rewrites: Sequence[str] = ("as_captured",)
+    loss_chunks: int | str = 1
+    logits: str = KEEP
     method: str = "auto"
     limits: Limits = DEFAULT_LIMITS
     progress: Told = "auto"
@@ -286,6 +297,7 @@ def _check_values(request: Request) -> None:
         value = getattr(request, name)
         if isinstance(value, str) or not value:
             raise BadRequest(f"{name} is {value!r}; expected a sequence of names, at least one")
+    check_chunks(request.loss_chunks, request.logits, request.rewrites)
     ranks = request.world_size
     if isinstance(ranks, bool) or not isinstance(ranks, int):
         raise BadRequest(f"world_size is {ranks!r}; expected a number of devices")
@@ -336,6 +348,8 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
         raise BadCluster("allocator= is for one device so far: leave it out")
     if request.world_size != 1 and "rewrites" in said:
         raise BadCluster("rewrites= are for one device so far: leave them out")
+    if request.world_size != 1 and ("loss_chunks" in said or "logits" in said):
+        raise BadCluster("loss_chunks= and logits= are for one device so far: leave them out")
     if request.world_size != 1 and isinstance(request.dynamic, Mapping):
         raise BadCluster('over several devices dynamic= is "batch" or "off" so far')
     several = ShardedOptions.__annotations__.keys() - FitOptions.__annotations__.keys()

@@ -89,7 +89,8 @@ ORDER = (
     *(f"solvers/{name}" for name in ("given_order.py", "reorder.py", "auto.py", "frontier.py")),
     "solvers/__init__.py",
     *(f"planner/{name}" for name in ("errors.py", "byte_sizes.py", "progress.py")),
-    *(f"planner/{name}" for name in ("model_argument.py", "request.py", "plan", "output")),
+    *(f"planner/{name}" for name in ("model_argument.py", "loss_chunks.py", "request.py")),
+    *(f"planner/{name}" for name in ("plan", "output")),
     *(
         f"planner/{name}"
         for name in ("textbook", "running", "allocator_budget.py", "planning.py", "sharding")

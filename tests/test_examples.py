@@ -18,6 +18,7 @@ PRINTS = {
     "cnn.py": "losses equal: True\nweights and statistics equal: True",
     "export.py": "bytes in accelerate.yaml",
     "lora.py": "no frozen weight has a gradient: True",
+    "loss_in_chunks.py": "gradients agree to 1e-5: True",
     "loss_outside.py": "inside:  loss",
     "max_batch.py": "Largest batch",
     "pareto.py": "no plan takes less than",

@@ -7,7 +7,7 @@ came from. Knows nothing of how the graph was traced.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,30 @@ class Joint:
         """The gradient of each parameter and of each input tensor."""
         owners = (*self.parameters.values(), *self.inputs)
         return dict(zip(owners, self.gradients, strict=True))
+
+
+def copied(joint: Joint) -> Joint:
+    """Return the same step with a graph of its own, which may be changed."""
+    graph, twin = fx.Graph(), dict[fx.Node, fx.Node]()
+    results = graph.graph_copy(joint.graph, twin)
+    graph.output(results).meta = dict(joint.graph.output_node().meta)
+
+    def all_of(nodes: Mapping[Any, fx.Node]) -> dict[Any, fx.Node]:
+        return {key: twin[node] for key, node in nodes.items()}
+
+    return replace(
+        joint,
+        module=fx.GraphModule(joint.module, graph),
+        parameters=all_of(joint.parameters),
+        buffers=all_of(joint.buffers),
+        inputs=tuple(twin[n] for n in joint.inputs),
+        tangents=all_of(joint.tangents),
+        forward_outputs=tuple(twin[n] for n in joint.forward_outputs),
+        mutations=all_of(joint.mutations),
+        gradients=tuple(None if n is None else twin[n] for n in joint.gradients),
+        rewired=frozenset(twin[n] for n in joint.rewired),
+        lifted=tuple(twin[n] for n in joint.lifted),
+    )
 
 
 def joint_of(

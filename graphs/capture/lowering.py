@@ -15,7 +15,13 @@ from torch import fx
 from planner.graphs.capture.eager_lifetimes import AutogradFacts, held_by_autograd
 from planner.graphs.capture.hand_over import early_hand_overs
 from planner.graphs.capture.joint_graph import Joint, module_of, source_of
-from planner.graphs.capture.node_kinds import is_random, is_scalar, is_view, target_name
+from planner.graphs.capture.node_kinds import (
+    added_to,
+    is_random,
+    is_scalar,
+    is_view,
+    target_name,
+)
 from planner.graphs.capture.optimizer_step import OptimizerStep
 from planner.graphs.capture.passes.autograd_nodes import AutogradNodes
 from planner.graphs.capture.passes.eager_semantics import first_backward
@@ -55,7 +61,11 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Lowering:
-    """For each op what it stands for; for each node of a tensor the value it lives in."""
+    """For each op what it stands for; for each node of a tensor the value it lives in.
+
+    A node that names a sum to which was added in place has two: the sum's, then one of no bytes
+    that the last addition makes, so that what reads the sum runs after it.
+    """
 
     ops: tuple[Lowered, ...]
     value_of: dict[fx.Node, tuple[int, ...]]
@@ -88,6 +98,8 @@ class _Builder:
     lowered: list[Lowered] = field(default_factory=list)
     storage: dict[int, int] = field(default_factory=dict)  # address -> value
     value_of: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
+    additions: set[int] = field(default_factory=set)
+    """Values of no bytes: that something was added to a sum in place."""
 
     def add_value(self, name: str, size_bytes: int, kind: Kind) -> int:
         rounded = -(-size_bytes // self.granularity_bytes) * self.granularity_bytes
@@ -109,8 +121,17 @@ class _Builder:
                 self.storage[key] = self.add_value(node.name, size, kind)
                 fresh.append(self.storage[key])
             found.append(self.storage[key])
+        done = (v for n in node.all_input_nodes for v in self.value_of.get(n, ()))
+        found += [v for v in done if v in self.additions] if found and not fresh else ()
         self.value_of[node] = tuple(dict.fromkeys(found))
         return tuple(fresh)
+
+    def add_to(self, node: fx.Node, operand: fx.Node) -> tuple[int, ...]:
+        """Make the value that tells that a kernel has written into an operand."""
+        done = self.add_value(f"{node.name}.done", 0, Kind.GRADIENT)
+        self.additions.add(done)
+        self.value_of[node] = (self.value_of[operand][0], done)
+        return (done,)
 
     def add(self, op: Op, lowered: Lowered) -> None:
         self.ops.append(op)
@@ -219,7 +240,8 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
     operand = None if b.nodes is None else b.nodes.written(node)
     if operand is not None:
         b.storage[storage_key(node.meta["val"])] = b.value_of[operand][0]
-    made = b.own(node, kind, price.output_bytes)
+    summed = added_to(node)
+    made = b.add_to(node, summed) if summed else b.own(node, kind, price.output_bytes)
     if not made and is_view(node):
         return
     fresh = set(made)

@@ -13,7 +13,12 @@ from torch import fx
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.torch_api.fake_tensors import FakeTensor
 from planner.graphs.torch_api.fx_graphs import printed_target
-from planner.graphs.torch_api.operators import OpOverload, draws, views_its_operand
+from planner.graphs.torch_api.operators import (
+    OpOverload,
+    draws,
+    overwritten,
+    views_its_operand,
+)
 from planner.graphs.torch_api.storages import storage_key
 
 RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
@@ -34,9 +39,23 @@ def is_view(node: fx.Node) -> bool:
     """Tell a node that only renames storages from a kernel."""
     if node.target is operator.getitem:
         return True
+    if added_to(node) is not None:
+        return False
     mine = storages(node)
     theirs = set[int]().union(*map(storages, node.all_input_nodes))
     return bool(mine) and mine <= theirs
+
+
+def added_to(node: fx.Node) -> fx.Node | None:
+    """Return the operand that a kernel writes into, ``None`` for one that makes what it returns.
+
+    Captured graphs have none that write: those that do were put there by a rewrite, which adds to
+    a sum where it lies. What such a kernel returns is that sum, after this addition.
+    """
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return None
+    operand = next(overwritten(node.target, node.args), None)
+    return operand if isinstance(operand, fx.Node) else None
 
 
 def tie_views_of_constants(graph: fx.Graph) -> None:

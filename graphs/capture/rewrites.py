@@ -2,7 +2,8 @@
 
 A rewrite changes the joint graph; what is planned and what runs are both made of the result, so the
 twin of a variant is the variant itself, captured and rewritten again. A plan names the rewrite that
-its graph is of. A new one is a file that enters itself, and a line in the folder's ``__init__``.
+its graph is of: a name, and after it what that rewrite is told, in words. A new one is a file that
+enters itself, and a line where steps are captured.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.joint_graph import Joint, copied
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A named change of a joint graph: it returns ``None`` where there is nothing to change."""
+    """A named change of a joint graph: it returns ``None`` where there is nothing to change.
+
+    ``apply`` takes a copy of the step, which it may change, and the words that follow the name. It
+    raises ``Declined`` where it is asked for and cannot be.
+    """
 
     name: str
-    apply: Callable[[Joint], Joint | None]
+    apply: Callable[..., Joint | None]
     version: int = 1
+
+
+class Declined(ValueError):
+    """A rewrite does not suit a step; the message says what stands in the way."""
 
 
 REWRITES: dict[str, Rewrite] = {}
@@ -36,15 +45,20 @@ def register_rewrite(rewrite: Rewrite) -> Rewrite:
 def rewritten(joint: Joint, name: str) -> tuple[Joint, str]:
     """Return a variant of a step and its name: as captured, where there is nothing to rewrite.
 
+    The step given stays as it is.
+
     Raises:
         ValueError: no rewrite has this name.
+        Declined: it does not suit this step.
     """
-    changed = rewrite_of(name).apply(joint)
+    if (rewrite := rewrite_of(name)) is AS_CAPTURED:
+        return joint, name
+    changed = rewrite.apply(copied(joint), *name.split()[1:])
     return (joint, AS_CAPTURED.name) if changed is None else (changed, name)
 
 
 def rewrite_of(name: str) -> Rewrite:
-    """Return the rewrite of a name.
+    """Return the rewrite of a name, whatever words follow.
 
     Raises:
         ValueError: no rewrite has it; the message lists those there are.
@@ -52,9 +66,10 @@ def rewrite_of(name: str) -> Rewrite:
     >>> rewrite_of("as_captured").version
     1
     """
-    if name not in REWRITES:
+    family = name.partition(" ")[0]
+    if family not in REWRITES:
         raise ValueError(f"unknown rewrite {name!r}; known: {', '.join(REWRITES)}")
-    return REWRITES[name]
+    return REWRITES[family]
 
 
 AS_CAPTURED = register_rewrite(Rewrite("as_captured", lambda joint: joint))

@@ -19,6 +19,7 @@ from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.pending import Pending, tells_a_value
 from planner.graphs.capture.guards.python_state import PythonState
+from planner.graphs.capture.late_outputs import LateOutput
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
     flat_weights,
@@ -100,6 +101,7 @@ class Outputs:
     kept in ``constants[i]``. ``differentiable[j]`` says that a gradient may arrive at tensor ``j``;
     ``refused[j]`` that eager mode would let one arrive there but the plan does not. Tensors beyond
     the output's own are what ``effects`` puts elsewhere, and what ``checks`` tests by index.
+    ``late`` are outputs in whose place the step returns what they are computed from.
     """
 
     spec: TreeSpec
@@ -110,9 +112,26 @@ class Outputs:
     refused: tuple[bool, ...]
     effects: Effects = NO_EFFECTS
     checks: tuple[tuple[int, Check], ...] = ()
+    late: tuple[LateOutput, ...] = ()
 
-    def rebuild(self, tensors: Sequence[Any]) -> Any:
-        """Return the user's output holding these tensors."""
+    def rebuild(
+        self,
+        tensors: Sequence[Any],
+        arguments: Sequence[Any] = (),
+        error: Callable[[str], Exception] = RuntimeError,
+    ) -> Any:
+        """Return the user's output.
+
+        Args:
+            tensors: what the step returned.
+            arguments: of the step, for outputs that are computed from them when they are read.
+            error: makes what is raised if such an output is read when they are others.
+        """
+        if self.late:
+            computed = {
+                late.index: late.of(tensors[late.index], arguments, error) for late in self.late
+            }
+            tensors = [computed.get(i, x) for i, x in enumerate(tensors)]
         pairs = zip(self.slots, self.constants, strict=True)
         return tree_unflatten([c if s is None else tensors[s] for s, c in pairs], self.spec)
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import fx, nn
 
+import planner.graphs.capture.chunks.rewrite  # noqa: F401 - enters itself
 from planner.graphs.capture.guards.call import (
     class_name,
     device_of,
@@ -27,11 +28,12 @@ from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, asse
 from planner.graphs.capture.numbers import Numbers, without_symbols
 from planner.graphs.capture.optimizer_step import OptimizerStep, asked_step
 from planner.graphs.capture.passes.eager_semantics import normalized
-from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of, rewritten
+from planner.graphs.capture.rewrites import AS_CAPTURED, Declined, rewrite_of, rewritten
 from planner.graphs.capture.sizes import Dynamic, by_tensor, free_sizes
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.capture.target import Target
 from planner.graphs.capture.trace import trace
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.costs.registry import cost_model
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
@@ -61,6 +63,11 @@ class Captured:
     """
     compiled: CompiledStep | None = field(default=None, compare=False, repr=False)
     """The step as a compiler will run it, if one will."""
+    variant: Callable[..., Captured] | None = field(default=None, compare=False, repr=False)
+    """Returns the same step rewritten otherwise, by a rewrite's name, or raises ``Declined``.
+
+    With ``run=False`` none of its kernels is run in order to know what it takes.
+    """
 
     @cached_property
     def eager_peak_bytes(self) -> int | None:
@@ -185,40 +192,93 @@ def capture_joint(
         checks=checks == "keep",
     )
     joint = normalized(joint)
-    joint, rewrite = rewritten(joint, rewrite)
-    tell("pricing operators")
-    # a model without data is planned for elsewhere: its kernels may be far too large to run here
-    here = at_hand and (has_data(model) if real is None else real)
-    priced = prices(joint, where, here=here, costs=costs)
     tell("running the optimizer on fake tensors")
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
     trainable = [joint.parameters[n].meta["val"] for n in wanted]
     step = asked_step(trainable, optimizer, target.kernels)
-    assembled = partial(
-        assemble,
-        joint,
-        target=target,
-        optimizer=step,
-        optimizer_seconds=0.0 if step is None else step.seconds_on(where),
-        accumulate=accumulate,
-        name=class_name(model),
-    )
-    graph, lowering = assembled(priced.__getitem__, eager=eager)
     answers = joint.decisions.answers
     signature = signature_of(
         model, call, answers=answers, loss=loss is not None, kernels=target.kernels
     )
     checked = sorted({check.source for _, check in joint.outputs.checks})
     signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
-    run_by_torch: Graph | None = None
-    if eager_graph:
+    # a model without data is planned for elsewhere: its kernels may be far too large to run here
+    here = at_hand and (has_data(model) if real is None else real)
+    step_of_model = _Step(
+        joint,
+        signature,
+        prices=lambda joint, *, run=True: prices(
+            joint, where, here=here and run, costs=costs if run else "roofline"
+        ),
+        assemble=partial(
+            assemble,
+            target=target,
+            optimizer=step,
+            optimizer_seconds=0.0 if step is None else step.seconds_on(where),
+            accumulate=accumulate,
+            name=class_name(model),
+        ),
+        kernels=target.kernels,
+        eager=eager,
+        eager_graph=eager_graph,
+    )
+    tell("pricing operators")
+    return step_of_model.variant(rewrite)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A traced step, before it is rewritten: what all its variants have in common.
+
+    ``joint`` is the step as captured, ``prices`` and ``assemble`` what its kernels cost and how
+    they become a graph.
+    """
+
+    joint: Joint
+    signature: dict[str, Any]
+    prices: Callable[..., dict[fx.Node, Price]]
+    assemble: Callable[..., tuple[Graph, Lowering]]
+    kernels: str
+    eager: bool
+    eager_graph: bool
+
+    def variant(self, rewrite: str, *, run: bool = True) -> Traced:
+        """Return the step rewritten.
+
+        Args:
+            rewrite: its name.
+            run: whether its kernels may be run, where the device is at hand.
+
+        Raises:
+            Declined: the rewrite does not suit it.
+        """
+        joint, name = rewritten(self.joint, rewrite)
+        priced = self.priced if joint is self.joint else self.prices(joint, run=run)
+        graph, lowering = self.assemble(joint, priced.__getitem__, eager=self.eager)
+        captured = Captured(graph, self.signature, name, self.run_by_torch, variant=self._captured)
+        return Traced(captured, joint, lowering)
+
+    @cached_property
+    def priced(self) -> dict[fx.Node, Price]:
+        """What the kernels of the step as captured cost."""
+        return self.prices(self.joint)
+
+    @capturing()
+    def _captured(self, rewrite: str, *, run: bool = True) -> Captured:
+        return self.variant(rewrite, run=run).captured
+
+    @cached_property
+    def run_by_torch(self) -> Graph | None:
+        """The step as torch runs and holds it itself, whatever the rewrite; if it was asked for."""
+        if not self.eager_graph:
+            return None
+        priced = self.priced
         # no kernel there writes into what the one before made; gradients are handed over at the
         # end, or added as they are made, as in the step of a plan
-        run_by_torch, _ = assembled(
-            lambda node: as_in_eager_mode(node, priced[node], target.kernels), eager=True
+        graph, _ = self.assemble(
+            self.joint, lambda node: as_in_eager_mode(node, priced[node], self.kernels), eager=True
         )
-    captured = Captured(graph, signature, rewrite, run_by_torch)
-    return Traced(captured, joint, lowering)
+        return graph
 
 
 def target_of(
@@ -296,7 +356,10 @@ def recapture(
         checks=keep,
         keeping=keeping_of(signature),
     )
-    joint, _ = rewritten(normalized(joint), rewrite)
+    try:
+        joint, _ = rewritten(normalized(joint), rewrite)
+    except Declined as reason:
+        raise CaptureError(f"it cannot be computed as {rewrite!r} any more: {reason}") from reason
     symbolic = without_symbols(joint, sizes) if sizes else None
     target = Target(devices.cpu(), home.type, home.type)
     free = Price(0.0, 0, 0, 0)

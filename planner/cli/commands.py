@@ -23,9 +23,12 @@ from planner.cli.options import (
     BUDGET,
     DYNAMIC,
     JSON,
+    LOGITS,
+    LOSS_CHUNKS,
     MODEL,
     PLAN,
     arguments,
+    chunked,
     file_to_write,
     shared,
 )
@@ -61,6 +64,8 @@ def cli() -> None:
 @cluster_options
 @click.option("--method", default="auto", show_default=True, help="The solver to use.")
 @DYNAMIC
+@LOSS_CHUNKS
+@LOGITS
 @file_to_write("--export", "Write the plan here, as JSON.")
 @file_to_write("--report", "Write a report with a picture here, as HTML.")
 def fit(
@@ -71,6 +76,8 @@ def fit(
     report: Path | None,
     *,
     dynamic: tuple[str, ...],
+    loss_chunks: str,
+    logits: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -85,6 +92,7 @@ def fit(
             method=method,
             dynamic=sizes_said(dynamic),
             progress=progress,
+            **chunked(loss_chunks, logits),
             **cluster,
             **arguments(**options),
         )

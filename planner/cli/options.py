@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import click
 
 from planner.errors import BadRequest
+from planner.loss_chunks import KEEP
+from planner.loss_chunks import LOGITS as LOGITS_SAID
 from planner.request import ALLOCATORS
 from planner.solvers import Limits
 
@@ -64,6 +66,21 @@ DYNAMIC = click.option(
     multiple=True,
     metavar="NAME=DIMS",
     help="Sizes that may be smaller: batch (default), off, or ids=0,1 for each argument.",
+)
+
+LOSS_CHUNKS = click.option(
+    "--loss-chunks",
+    default="1",
+    show_default=True,
+    metavar="K",
+    help="In how many chunks a language model's loss is computed; auto lets the plan choose.",
+)
+LOGITS = click.option(
+    "--logits",
+    type=click.Choice(LOGITS_SAID),
+    default=KEEP,
+    show_default=True,
+    help="With chunks: what becomes of logits that the model returns.",
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -141,3 +158,18 @@ def dynamic(said: Sequence[str]) -> str | dict[str, tuple[int, ...]]:
         raise BadRequest(
             f"--dynamic {' '.join(said)!r}: expected batch, off, or NAME=DIMS such as ids=0,1"
         ) from error
+
+
+def chunked(loss_chunks: str, logits: str) -> dict[str, Any]:
+    """Turn what was said of a loss in chunks into arguments of ``planner.fit``.
+
+    Args:
+        loss_chunks: a number as digits, or a word.
+        logits: as ``Request`` has it.
+
+    >>> chunked("1", "keep"), chunked("8", "when_read")
+    ({}, {'loss_chunks': 8, 'logits': 'when_read'})
+    """
+    count = int(loss_chunks) if loss_chunks.isdecimal() else loss_chunks
+    found = {"loss_chunks": count, "logits": logits}
+    return {name: said for name, said in found.items() if said not in (1, KEEP)}

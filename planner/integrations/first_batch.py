@@ -48,6 +48,8 @@ class TrainerOptions(TypedDict, total=False):
     checks: str
     dynamic: str | Mapping[str, int | Sequence[int]]
     reserve: str | float | None
+    loss_chunks: int | str
+    logits: str
 
 
 @dataclass
@@ -139,7 +141,8 @@ def plan_at_first_batch(
         largest_length: the most tokens that a sample will have (dimension 1 of the first input of
             integers, and whatever is as long); by default what the first call has.
         said: ``optimizer``, ``accumulate``, ``checks``, ``dynamic``, ``device``, ``reserve``,
-            ``costs``, ``engine``, ``method``, ``limits``, ``progress``, as for ``fit``.
+            ``costs``, ``engine``, ``method``, ``limits``, ``progress``, ``loss_chunks``,
+            ``logits``, as for ``fit``.
 
     Raises:
         BadBudget, BadRequest, UnknownMethod: something is not what it should be.

@@ -18,6 +18,7 @@ from planner.graphs.served_sizes import served
 from planner.output.device_notes import device_notes, reserve_note
 from planner.output.folding import fold
 from planner.output.layout import table, wrap
+from planner.plan.chunk_notes import described
 from planner.plan.step_plan import StepPlan
 from planner.solvers import Status
 
@@ -212,6 +213,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
         inputs = plan.signature.get("inputs")
         yield f"made for {model}" + (f" with {_inputs(inputs)}" if inputs else "")
     yield from _kernels(plan)
+    yield from described(plan.rewrite)
     if limits := served(plan.signature):
         yield f"every smaller call is served, too: {limits}"
     if checked := plan.signature.get("checked"):

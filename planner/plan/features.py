@@ -15,6 +15,7 @@ FEATURES: dict[str, int] = {
     "engine op_by_op": 1,
     "engine inductor": 1,
     "rewrite as_captured": 1,
+    "rewrite loss_chunks": 1,
 }
 """The version that this package knows of each."""
 
@@ -43,5 +44,5 @@ def known_features() -> dict[str, int]:
 def features_of(plan: StepPlan, schedules: Iterable[Schedule] = ()) -> dict[str, int]:
     """Return what a plan makes use of, and the schedules of its units if it has any."""
     used = {step.action.name for s in (plan.schedule, *schedules) for step in s.steps}
-    named = (f"engine {plan.engine}", f"rewrite {plan.rewrite}")
+    named = (f"engine {plan.engine}", f"rewrite {plan.rewrite.partition(' ')[0]}")
     return {f"action {name}": 1 for name in sorted(used)} | {n: FEATURES.get(n, 1) for n in named}

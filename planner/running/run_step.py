@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.errors import CheckFailed
+from planner.errors import CheckFailed, PlanMismatch
 from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.progress import PlannerWarning
@@ -49,7 +49,7 @@ def run(
     for index, check in found.checks:
         if bool(outputs[index]) is not check.expected:
             tell_failed(check)
-    return found.rebuild(outputs)
+    return found.rebuild(outputs, tensors, PlanMismatch)
 
 
 def tell_failed(check: Check) -> None:

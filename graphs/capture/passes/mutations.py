@@ -1,4 +1,4 @@
-"""What the buffers that a step changes forbid: kernels that may not run twice, and when to write.
+"""What a step writes into forbids: kernels that may not run twice, and when buffers are written.
 
 Knows the joint graph and the statistics of batch norm. Knows nothing of values, costs or ops.
 """
@@ -11,18 +11,24 @@ from collections.abc import Iterable
 from torch import fx
 
 from planner.graphs.capture.joint_graph import Joint
-from planner.graphs.capture.node_kinds import is_functional_batch_norm, is_view
+from planner.graphs.capture.node_kinds import (
+    added_to,
+    is_functional_batch_norm,
+    is_view,
+    storages,
+)
 from planner.graphs.capture_error import CaptureError
 
 
 def once_only(joint: Joint) -> set[fx.Node]:
-    """Return the kernels that may not run again: they read a buffer that the step changes.
+    """Return the kernels that may not run again: they read a buffer that the step changes, or add
+    to a sum where it lies, or make what is added to.
 
     Batch norm in train mode is exempt, unless the model itself reads the new statistics: run again,
     it computes them from newer ones, but its output and its gradient do not depend on them.
     """
     changed = {joint.buffers[name] for name in joint.mutations}
-    tainted: set[fx.Node] = set()
+    tainted = _made_of_parts(joint)
     stale = set(changed)
     for node in joint.graph.nodes:
         if node.op != "call_function" or not stale.intersection(node.all_input_nodes):
@@ -34,6 +40,16 @@ def once_only(joint: Joint) -> set[fx.Node]:
         else:
             tainted.add(node)
     return tainted
+
+
+def _made_of_parts(joint: Joint) -> set[fx.Node]:
+    """Return the kernels that make or write into a storage which others of them write into."""
+    summed = set[int]()
+    for node in joint.graph.nodes:
+        if added_to(node) is not None:
+            summed |= storages(node)
+    kernels = (n for n in joint.graph.nodes if n.op == "call_function" and not is_view(n))
+    return {n for n in kernels if summed & storages(n)} if summed else set()
 
 
 def _new_statistics(batch_norm: fx.Node) -> list[fx.Node]:

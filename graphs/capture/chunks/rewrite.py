@@ -1,0 +1,48 @@
+"""The rewrite that computes the loss of a step in chunks, and what its variants are called."""
+
+from __future__ import annotations
+
+from planner.graphs.capture.chunks.dropped import without_dropped_tokens
+from planner.graphs.capture.chunks.region import find_region, products
+from planner.graphs.capture.chunks.stand_in import with_late_logits
+from planner.graphs.capture.chunks.writer import Form, Writer
+from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.rewrites import Declined, Rewrite, register_rewrite
+
+WHEN_READ = "when_read"
+
+
+def in_chunks(joint: Joint, chunks: int, form: Form, *, late_logits: bool = False) -> Joint:
+    """Return a step with its loss in chunks.
+
+    Args:
+        joint: the captured step, which is changed.
+        chunks: how many.
+        form: when the backward pass of each runs.
+        late_logits: compute logits that the model returns when they are read.
+
+    Raises:
+        Declined: it has no such loss, or this form cannot be written.
+    """
+    sizes = (n for node in joint.inputs for n in node.meta["val"].shape)
+    if not all(isinstance(n, int) for n in sizes):
+        raise Declined("its sizes are symbols")
+    if late_logits:
+        joint = with_late_logits(joint, products(joint))
+    joint = without_dropped_tokens(joint, products(joint))
+    region = find_region(joint)
+    if region.returned:
+        name = joint.outputs.names[region.returned[0]]
+        raise Declined(
+            f"the model returns {name!r} beside the loss, which is the logits, held to the end; "
+            "have it return the loss alone, or say logits='when_read'"
+        )
+    return Writer(joint, region, chunks).write(form)
+
+
+def _rewritten(joint: Joint, chunks: str, form: str, logits: str = "keep") -> Joint:
+    return in_chunks(joint, int(chunks), Form[form], late_logits=logits == WHEN_READ)
+
+
+LOSS_CHUNKS = register_rewrite(Rewrite("loss_chunks", _rewritten))
+"""Head and loss in so many chunks, in form A or B: ``loss_chunks 8 A when_read``."""

@@ -1,0 +1,118 @@
+"""Let logits that a model returns beside its loss be computed when they are read.
+
+The step returns the hidden states in their place, which it holds anyway, and what is needed to make
+the logits of them. Knows torch.fx nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from planner.graphs.capture.chunks.editing import sweep
+from planner.graphs.capture.chunks.token_dims import value
+from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.late_outputs import LateOutput
+from planner.graphs.capture.rewrites import Declined
+
+aten = torch.ops.aten
+
+
+def with_late_logits(joint: Joint, products: Sequence[fx.Node]) -> Joint:
+    """Return a step whose outputs that are made of the logits alone are late.
+
+    Args:
+        joint: the step, which is changed.
+        products: what may make logits.
+
+    Raises:
+        Declined: such an output needs more than the hidden states and the model's own tensors.
+    """
+    outputs, late = list(joint.forward_outputs), list[LateOutput]()
+    before = list(joint.graph.nodes)
+    used = {n for n in before if n.users}
+    for index, node in enumerate(joint.forward_outputs):
+        product = _source(node, products)
+        if product is None or joint.outputs.differentiable[index]:
+            continue
+        hidden: Any = product.args[-2]
+        made = node
+        while joint.outputs.refused[index] and made.target is aten.detach.default:
+            made = _operand(made)  # only the step cuts it off: who differentiates it is told
+        late.append(_late(joint, index, joint.outputs.names[index], made, hidden))
+        with joint.graph.inserting_before(joint.graph.output_node()):
+            outputs[index] = joint.graph.call_function(aten.detach.default, (hidden,))
+        with value(hidden).fake_mode:
+            outputs[index].meta = {**node.meta, "val": aten.detach.default(value(hidden))}
+        _return_instead(joint, node, outputs[index])
+    if not late:
+        return joint
+    sweep(joint.graph, used, before)
+    described = replace(joint.outputs, late=(*joint.outputs.late, *late))
+    return replace(joint, forward_outputs=tuple(outputs), outputs=described)
+
+
+def _source(node: fx.Node, products: Sequence[fx.Node]) -> fx.Node | None:
+    """Return the product that a tensor as large as its result is computed from, by one chain."""
+    while node.op == "call_function" and node not in products:
+        large = [n for n in node.all_input_nodes if _elements(n) == _elements(node)]
+        if len(large) != 1:
+            return None
+        node = large[0]
+    return node if node in products else None
+
+
+def _operand(node: fx.Node) -> fx.Node:
+    (operand,) = node.all_input_nodes
+    return operand
+
+
+def _elements(node: fx.Node) -> int:
+    made = value(node)
+    return made.numel() if isinstance(made, Tensor) else 0
+
+
+def _late(joint: Joint, index: int, name: str, node: fx.Node, hidden: fx.Node) -> LateOutput:
+    arguments = [*joint.parameters.values(), *joint.buffers.values(), *joint.inputs]
+    graph = fx.Graph()
+    known = {hidden: graph.placeholder("hidden")}
+    operands: list[fx.Node] = []
+
+    def ask(asked: fx.Node) -> None:
+        if asked in known:
+            return
+        if asked in arguments:
+            known[asked] = graph.placeholder(asked.name)
+            operands.append(asked)
+            return
+        if asked.op != "call_function":
+            raise Declined(
+                f"output {name!r} is made of {asked.name}, which is gone when it is read"
+            )
+        for operand in asked.all_input_nodes:
+            ask(operand)
+
+    def made(asked: fx.Node) -> fx.Node:
+        if asked not in known:
+            known[asked] = graph.node_copy(asked, made)
+        return known[asked]
+
+    ask(node)
+    changed = [n for n in operands if n in [joint.buffers[b] for b in joint.mutations]]
+    if changed:
+        raise Declined(f"output {name!r} is made of a buffer that the step changes")
+    graph.output(made(node))
+    compute = fx.GraphModule(joint.module, graph).forward
+    places = tuple(arguments.index(n) for n in operands)
+    like: Tensor = value(node)
+    return LateOutput(index, name, places, compute, like)
+
+
+def _return_instead(joint: Joint, old: fx.Node, new: fx.Node) -> None:
+    """Let the graph's output be made of another node."""
+    output = joint.graph.output_node()
+    output.args = fx.node.map_arg(output.args, lambda n: new if n is old else n)

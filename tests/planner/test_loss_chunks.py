@@ -1,0 +1,204 @@
+"""``loss_chunks=``: what a plan says, holds and computes, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+import planner
+from planner.cli import cli
+from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.graphs.torch_api.late_tensors import LateTensor
+
+WORDS, ROWS, LENGTH = 3001, 4, 32
+
+
+def language_model() -> nn.Module:
+    """GPT-2, whose head is tied; it returns its logits beside the loss."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_layer=1, n_embd=32, n_head=2, vocab_size=WORDS, n_positions=LENGTH, use_cache=False,
+        bos_token_id=0, eos_token_id=0, loss_type="ForCausalLMLoss",
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    made: nn.Module = transformers.GPT2LMHeadModel(config).train()
+    return made
+
+
+def batch(rows: int = ROWS) -> dict[str, Tensor]:
+    ids = torch.randint(0, WORDS, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, :5] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+SAID: dict[str, Any] = {"inputs": batch(), "optimizer": None, "logits": "when_read"}
+
+
+def gradients(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    model.zero_grad(set_to_none=True)
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def distance(one: list[Tensor], other: list[Tensor]) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(scope="module")
+def plan() -> planner.Plan:
+    return planner.fit(language_model(), "2MB", loss_chunks=8, **SAID)
+
+
+def test_the_measured_peak_falls_as_predicted(plan: planner.Plan) -> None:
+    model = language_model()
+    whole = planner.fit(model, "1GB", inputs=batch(), optimizer=None)
+    held = sum(plan.graph.values[v].size_bytes for v in plan.graph.resident)
+    peaks: list[int] = []
+    for each in (whole, plan):
+        planned = each.apply(model)
+        gradients(planned, batch())
+        model.zero_grad(set_to_none=True)
+
+        def step(planned: nn.Module = planned) -> None:
+            output = planned(**batch())
+            output.loss.backward()
+
+        peaks.append(measure_peak(step).peak_bytes)
+        model.zero_grad(set_to_none=True)
+        assert abs(peaks[-1] / (each.peak_bytes - held) - 1) < 0.01
+    assert peaks[1] < peaks[0] / 3
+
+
+@pytest.mark.parametrize(("form", "most"), [("A", 1e-6), ("B", 1e-5)])
+def test_gradients(form: str, most: float) -> None:
+    model = language_model()
+    name = f"loss_chunks 8 {form} when_read"
+    said = {n: v for n, v in SAID.items() if n != "logits"}
+    made = planner.fit(model, "1GB", rewrites=[name], **said)
+    assert made.rewrite == name
+    planned = made.apply(model)
+    for inputs in (batch(), batch(3)):  # a smaller one is served, too
+        loss, wanted = gradients(model, inputs)
+        found, others = gradients(planned, inputs)
+        assert abs(found - loss) <= 1e-6 * loss
+        assert distance(others, wanted) < most
+
+
+def test_one_chunk_is_the_step_as_it_is() -> None:
+    model = language_model()
+    loss, wanted = gradients(model, batch())
+    made = planner.fit(model, "1GB", inputs=batch(), optimizer=None, loss_chunks=1)
+    found, others = gradients(made.apply(model), batch())
+    assert made == planner.fit(model, "1GB", inputs=batch(), optimizer=None)
+    assert torch.equal(found, loss)
+    assert all(map(torch.equal, others, wanted))
+    assert "loss_chunks=8, logits='when_read'" in str(made)
+    assert "would lower what every schedule of this step holds" in " ".join(str(made).split())
+
+
+def test_the_plan_chooses() -> None:
+    model = language_model()
+    whole = planner.fit(model, "1GB", loss_chunks="auto", **SAID)
+    assert whole.rewrite == "as_captured"
+    with pytest.raises(planner.InfeasibleBudget, match="loss_chunks=8") as error:
+        planner.fit(model, whole.plain_peak_bytes // 2, inputs=batch(), optimizer=None)
+    tight = planner.fit(model, error.value.least_bytes - 1, loss_chunks="auto", **SAID)
+    assert tight.fits
+    assert tight.rewrite.startswith("loss_chunks ")
+    assert distance(gradients(tight.apply(model), batch())[1], gradients(model, batch())[1]) < 1e-5
+
+
+def test_a_file(plan: planner.Plan, tmp_path: Path) -> None:
+    plan.save(tmp_path / "plan.json")
+    again = planner.load(tmp_path / "plan.json")
+    assert again == plan
+    assert isinstance(again, planner.Plan)
+    assert "computed in 8 chunks of the tokens" in " ".join(str(again).split())
+    model = language_model()
+    found = gradients(again.apply(model), batch())[1]
+    assert distance(found, gradients(model, batch())[1]) < 1e-5
+
+
+def test_logits_when_they_are_read(plan: planner.Plan) -> None:
+    model = language_model()
+    wanted, planned = model(**batch()).logits, plan.apply(model)
+    logits = planned(**batch()).logits
+    assert isinstance(logits, LateTensor)
+    assert (logits.shape, logits.dtype, logits.requires_grad) == (wanted.shape, wanted.dtype, True)
+    wide = logits.float().detach()  # as wrappers do to every output
+    assert not logits.is_computed
+    assert not wide.requires_grad
+    assert torch.equal(logits, wanted)
+    assert logits.is_computed
+    assert logits.tolist() == wide.tolist() == wanted.tolist()
+    with pytest.raises(planner.PlanMismatch, match="'logits'"):
+        logits.square().sum().backward()
+    late = planned(**batch()).logits
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)  # type: ignore[union-attr, operator]
+    with pytest.raises(planner.PlanMismatch, match="after the weights"):
+        late.sum()
+
+
+def test_accumulated_gradients() -> None:
+    """With gradients of an earlier micro-batch there."""
+    model = language_model()
+    twice = [2 * g for g in gradients(model, batch())[1]]
+    made = planner.fit(model, "1GB", loss_chunks=4, accumulate=True, **SAID)
+    planned = made.apply(model)
+    gradients(planned, batch())
+    planned(**batch()).loss.backward()
+    assert distance([p.grad for p in model.parameters() if p.grad is not None], twice) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"loss_chunks": 0}, "a number from 1 on"),
+        ({"loss_chunks": "many"}, "a number from 1 on"),
+        ({"loss_chunks": True}, "a number from 1 on"),
+        ({"loss_chunks": 4}, "returns 'logits' beside the loss"),
+        ({"loss_chunks": 4, "logits": "never"}, "expected one of 'keep', 'when_read'"),
+        ({"logits": "when_read"}, "of no use without"),
+        ({"loss_chunks": 4, "rewrites": ["loss_chunks 4 A"]}, "leave rewrites= out"),
+        ({"loss_chunks": 4, "world_size": 2}, "for one device"),
+        ({"loss_chunks": 4, "engine": "inductor"}, "not for engine='inductor'"),
+    ],
+)
+def test_refused(said: dict[str, Any], reason: str) -> None:
+    with pytest.raises((planner.BadRequest, planner.BadCluster), match=reason):
+        planner.fit(language_model(), "1GB", inputs=batch(), optimizer=None, **said)
+
+
+def test_a_model_without_such_a_loss() -> None:
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    said: dict[str, Any] = {"inputs": torch.zeros(16, 8), "loss": torch.mean}
+    with pytest.raises(planner.BadRequest, match="no softmax"):
+        planner.fit(net, "1GB", loss_chunks=4, **said)
+    assert planner.fit(net, "1GB", loss_chunks="auto", **said).rewrite == "as_captured"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    made = tmp_path / "plan.json"
+    source = f"{Path(__file__)}:example"
+    options = ["--optimizer", "none", "--loss-chunks", "4", "--logits", "when_read"]
+    done = CliRunner().invoke(
+        cli, ["fit", source, "--budget", "1GB", *options, "--export", str(made)]
+    )
+    assert done.exit_code == 0, done.output
+    assert "4 chunks of the tokens" in " ".join(done.output.split())
+    assert isinstance(loaded := planner.load(made), planner.Plan)
+    assert loaded.rewrite.startswith("loss_chunks 4 ")
+
+
+def example() -> tuple[nn.Module, dict[str, Tensor]]:
+    """What the command line is told to plan."""
+    return language_model(), batch()
