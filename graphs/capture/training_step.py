@@ -35,6 +35,7 @@ from planner.graphs.capture.trace import trace
 from planner.graphs.costs.registry import cost_model
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
+from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.detect import local_device
 from planner.graphs.schedule import plain_schedule
 from planner.graphs.simulate import simulate
@@ -83,6 +84,7 @@ def capture(
     dynamic: Dynamic = "batch",
     checks: str = "keep",
     progress: Callable[[str], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Captured:
     """Capture one training step of a model without allocating it.
 
@@ -102,6 +104,7 @@ def capture(
         dynamic: which sizes may be smaller when the step is run, as ``free_sizes`` takes it.
         checks: "keep" those that the model's code makes in order to raise or log, or "drop" them.
         progress: called with a word about what begins.
+        cluster: the devices of all ranks, if the model is parallelized over some.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -126,6 +129,7 @@ def capture(
         checks=checks,
         progress=progress,
         eager_graph=True,
+        cluster=cluster,
     )
     return found.captured
 
@@ -156,12 +160,13 @@ def capture_joint(
     checks: str = "keep",
     progress: Callable[[str], None] | None = None,
     eager_graph: bool = False,
+    cluster: Cluster | None = None,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
     Args:
-        model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, checks, progress: as
-            for ``capture``.
+        model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, checks, progress,
+            cluster: as for ``capture``.
         call: the flattened inputs and targets.
         eager: torch will run the step itself, with its own dropout and no kernel writing into
             what the one before it made.
@@ -189,7 +194,9 @@ def capture_joint(
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
     here = at_hand and (has_data(model) if real is None else real)
-    priced = prices(joint, where, here=here, costs=costs)
+    priced = prices(
+        joint, where, here=here, costs=costs, kernels=target.kernels, cluster=cluster
+    )
     tell("running the optimizer on fake tensors")
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
     trainable = [joint.parameters[n].meta["val"] for n in wanted]

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from planner.errors import PlannerError
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.optimizer_step import named_optimizer
+from planner.graphs.capture.placed import local_of
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.pytree import tree_leaves
@@ -209,13 +210,13 @@ def _clear(model: nn.Module) -> None:
 
 
 def _gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {n: local_of(p.grad) for n, p in model.named_parameters() if p.grad is not None}
 
 
 def _state(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     return {
-        "parameters": {n: p.detach() for n, p in model.named_parameters()},
-        "buffers": {n: b.detach() for n, b in model.named_buffers()},
+        "parameters": {n: local_of(p.detach()) for n, p in model.named_parameters()},
+        "buffers": {n: local_of(b.detach()) for n, b in model.named_buffers()},
     }
 
 
@@ -225,6 +226,6 @@ def _static_bytes(model: nn.Module, optimizer: Optimizer | None, inputs: Iterabl
     state = tree_leaves(list(optimizer.state.values())) if optimizer else []
     tensors = [*model.parameters(), *model.buffers(), *inputs]
     tensors += [t for t in state if isinstance(t, Tensor)]
-    here = (t for t in tensors if t.device == home)
+    here = (local_of(t) for t in tensors if t.device == home)
     storages = {storage_key(t): t.untyped_storage().nbytes() for t in here}
     return sum(storages.values())

@@ -1,0 +1,77 @@
+"""Operators that communicate over a process group: which they are, and over which ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from planner.graphs.torch_api.operators import OpOverload, said
+from planner.graphs.torch_api.patches import Patches
+
+_TRACED = frozenset(("_c10d_functional", "_dtensor"))
+_UNTRACED = frozenset(("c10d", "_c10d_functional_autograd", "symm_mem"))
+_WAIT = "_c10d_functional::wait_tensor"
+
+
+def waits(target: object) -> bool:
+    """Tell the operator that returns what a collective has made, once it is there.
+
+    >>> import torch
+    >>> waits(torch.ops._c10d_functional.wait_tensor.default)
+    True
+    """
+    return isinstance(target, OpOverload) and target._schema.name == _WAIT
+
+
+def communicates(target: object) -> bool:
+    """Tell an operator that a graph has for a collective.
+
+    >>> import torch
+    >>> communicates(torch.ops._c10d_functional.all_reduce.default)
+    True
+    >>> communicates(torch.ops._c10d_functional.wait_tensor.default)
+    False
+    """
+    return isinstance(target, OpOverload) and target.namespace in _TRACED and not waits(target)
+
+
+def communicates_unseen(target: object) -> bool:
+    """Tell an operator whose communication is no part of a graph: an effect of its own."""
+    return isinstance(target, OpOverload) and target.namespace in _UNTRACED
+
+
+def ranks_of(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the ranks of the group that a collective is called for, in order.
+
+    Args:
+        target: the operator.
+        args, kwargs: what it is called with.
+    """
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _resolve_process_group
+
+    group = _resolve_process_group(said(target, args, kwargs)["group_name"])
+    return tuple(dist.get_process_group_ranks(group))
+
+
+def trace_collectives(patches: Patches) -> None:
+    """Let what a model calls of ``torch.distributed`` become operators of the graph.
+
+    In the thread that captures alone, and where the process has groups at all.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not (dist.is_available() and dist.is_initialized()):
+        return
+    from torch.distributed import _functional_collectives as functional
+
+    for own, traceable in functional.traceable_collective_remaps.items():
+        if getattr(dist, own.__name__, None) is own:
+            patches.attribute(dist, own.__name__, _while_tracing(patches, own, traceable))
+
+
+def _while_tracing(patches: Patches, own: Any, traceable: Any) -> Any:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return (traceable if patches.mine() else own)(*args, **kwargs)
+
+    return called
