@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.module_internals import hook_sources
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -118,6 +119,28 @@ def mesh_shape(model: nn.Module) -> list[int]:
     """
     shapes = [list(mesh.shape) for mesh in meshes_of(model)]
     return max(shapes, key=math.prod, default=[])
+
+
+def require_plannable(model: nn.Module) -> None:
+    """Refuse a model that is parallelized in a way that a plan of it would not see.
+
+    Raises:
+        CaptureError: the message says what to do first.
+    """
+    if not is_parallelized(model):
+        return
+    sharded = sys.modules.get("torch.distributed.fsdp")
+    if sharded is not None and any(isinstance(m, sharded.FSDPModule) for m in model.modules()):
+        raise CaptureError(
+            "the model is sharded by fully_shard already, whose hooks gather weights where a plan "
+            "does not see them: plan and apply first, then call fully_shard on the planned modules"
+        )
+    if any(source.startswith("torch.distributed.tensor") for source in hook_sources(model)):
+        raise CaptureError(
+            f"the {type(model).__name__} itself is parallelized by hooks around its forward "
+            "(parallelize_module of the model with a style for all of it), which run outside of a "
+            "plan: hold it in a module of your own, and plan that"
+        )
 
 
 def require_even_parts(model: nn.Module) -> None:

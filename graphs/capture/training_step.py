@@ -27,6 +27,7 @@ from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, asse
 from planner.graphs.capture.numbers import Numbers, without_symbols
 from planner.graphs.capture.optimizer_step import OptimizerStep, asked_step
 from planner.graphs.capture.passes.eager_semantics import normalized
+from planner.graphs.capture.placed import require_plannable
 from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of, rewritten
 from planner.graphs.capture.sizes import Dynamic, by_tensor, free_sizes
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
@@ -165,8 +166,9 @@ def capture_joint(
     """Do what ``capture`` does and keep the traced nodes.
 
     Args:
-        model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, checks, progress,
-            cluster: as for ``capture``.
+        model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, checks: as for
+            ``capture``.
+        progress, cluster: likewise.
         call: the flattened inputs and targets.
         eager: torch will run the step itself, with its own dropout and no kernel writing into
             what the one before it made.
@@ -174,6 +176,7 @@ def capture_joint(
         eager_graph: also lower the step as torch itself runs it.
     """
     cost_model(costs)  # an unknown one is said before any work
+    require_plannable(model)
     tell = progress or (lambda _: None)
     target, at_hand = target_of(model, call, device, eager=eager)
     where = target.device
@@ -194,9 +197,7 @@ def capture_joint(
     tell("pricing operators")
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
     here = at_hand and (has_data(model) if real is None else real)
-    priced = prices(
-        joint, where, here=here, costs=costs, kernels=target.kernels, cluster=cluster
-    )
+    priced = prices(joint, where, here=here, costs=costs, kernels=target.kernels, cluster=cluster)
     tell("running the optimizer on fake tensors")
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
     trainable = [joint.parameters[n].meta["val"] for n in wanted]

@@ -23,6 +23,7 @@ from planner.graphs.hardware.collectives import (
     broadcast_seconds,
     reduce_scatter_seconds,
 )
+from planner.graphs.torch_api.collective_ops import collective_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def collective_cost(
     Raises:
         CaptureError: an operator without a rule; the message lists those that have one.
     """
-    name = call.target._schema.name.partition("::")[2]
+    name = collective_name(call.target)
     if name not in _RULES:
         raise CaptureError(
             f"{call.target} sends from rank to rank in a way that a plan cannot run (pipelines and "

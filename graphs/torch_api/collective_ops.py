@@ -11,6 +11,10 @@ from planner.graphs.torch_api.patches import Patches
 
 _TRACED = frozenset(("_c10d_functional", "_dtensor"))
 _UNTRACED = frozenset(("c10d", "_c10d_functional_autograd", "symm_mem"))
+_AT_ONCE = (
+    "torch.distributed.{} is called with async_op=True, and a plan cannot wait for the handle that "
+    "it returns: leave async_op out"
+)
 _WAIT = "_c10d_functional::wait_tensor"
 
 
@@ -41,6 +45,16 @@ def communicates_unseen(target: object) -> bool:
     return isinstance(target, OpOverload) and target.namespace in _UNTRACED
 
 
+def collective_name(target: OpOverload) -> str:
+    """Return what a collective is called, without its library.
+
+    >>> import torch
+    >>> collective_name(torch.ops._c10d_functional.all_reduce.default)
+    'all_reduce'
+    """
+    return str(target._schema.name).partition("::")[2]
+
+
 def ranks_of(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the ranks of the group that a collective is called for, in order.
 
@@ -65,13 +79,21 @@ def trace_collectives(patches: Patches) -> None:
         return
     from torch.distributed import _functional_collectives as functional
 
+    named = functional.REDUCE_OP_TO_STR
+
+    def while_tracing(own: Any, traceable: Any) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if not patches.mine():
+                return own(*args, **kwargs)
+            if kwargs.get("async_op"):
+                raise NotImplementedError(_AT_ONCE.format(own.__name__))
+            args = tuple(named[x] if isinstance(x, kinds) else x for x in args)
+            kwargs = {k: named[x] if isinstance(x, kinds) else x for k, x in kwargs.items()}
+            return traceable(*args, **kwargs)
+
+        return called
+
+    kinds = type(dist.ReduceOp.SUM)
     for own, traceable in functional.traceable_collective_remaps.items():
         if getattr(dist, own.__name__, None) is own:
-            patches.attribute(dist, own.__name__, _while_tracing(patches, own, traceable))
-
-
-def _while_tracing(patches: Patches, own: Any, traceable: Any) -> Any:
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return (traceable if patches.mine() else own)(*args, **kwargs)
-
-    return called
+            patches.attribute(dist, own.__name__, while_tracing(own, traceable))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import UncapturedHigherOrderOpError as NotTracedWhole
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils import checkpoint
 
 from planner.graphs.torch_api.patches import Patches
@@ -81,9 +81,11 @@ def _refuse_on_meshes(patches: Patches, loaded: Any) -> None:
         return
     dispatcher = loaded.DTensor._op_dispatcher
     patches.attribute(dispatcher, "_random_ops", _Drawing(dispatcher._random_ops, patches))
-    attention = F.scaled_dot_product_attention
+    attention = functional.scaled_dot_product_attention
     if "context_parallel" in str(getattr(attention, "__module__", "")):
-        patches.attribute(F, "scaled_dot_product_attention", _refusing(patches, attention, _CONTEXT))
+        patches.attribute(
+            F, "scaled_dot_product_attention", _refusing(patches, attention, _CONTEXT)
+        )
 
 
 class _Drawing(set[Any]):
