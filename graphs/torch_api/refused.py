@@ -83,9 +83,8 @@ def _refuse_on_meshes(patches: Patches, loaded: Any) -> None:
     patches.attribute(dispatcher, "_random_ops", _Drawing(dispatcher._random_ops, patches))
     attention = functional.scaled_dot_product_attention
     if "context_parallel" in str(getattr(attention, "__module__", "")):
-        patches.attribute(
-            F, "scaled_dot_product_attention", _refusing(patches, attention, _CONTEXT)
-        )
+        refused = _refusing(patches, attention, _CONTEXT)
+        patches.attribute(functional, "scaled_dot_product_attention", refused)
 
 
 class _Drawing(set[Any]):

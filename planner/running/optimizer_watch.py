@@ -31,11 +31,15 @@ def watch_optimizer(account: Account, model: nn.Module) -> None:
         model: what the watching ends with.
     """
     owned = {id(p) for p in model.parameters()}
+    looked = False
 
     def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
+        nonlocal looked  # torch goes through its hooks just now: none may be removed
+        if looked:
+            return
         if any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
-            handle.remove()
+            looked = True
             if account.runs == 0:
                 _tell_unused()
             elif account.plan.optimizer is not None:  # a plan without has said that none is counted

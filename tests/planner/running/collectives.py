@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from planner.graphs.costs.communication import collective_cost
 from planner.graphs.costs.operator_call import OperatorCall
 from planner.graphs.hardware.cluster import cluster
 from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.graphs.torch_api.patient_collectives import patient_waits
 
 OPS = torch.ops._c10d_functional
 TRIES = 40
@@ -45,22 +44,6 @@ def waited(made: Any) -> Any:
     return tree_map(OPS.wait_tensor.default, made)
 
 
-@contextmanager
-def patient() -> Iterator[None]:
-    """Let gloo's threads be done with a collective before it is waited for."""
-    own = OPS.wait_tensor.default
-
-    def wait(tensor: Tensor) -> Tensor:
-        time.sleep(0.003)
-        return own(tensor)  # type: ignore[no-any-return]
-
-    OPS.wait_tensor.default = wait
-    try:
-        yield
-    finally:
-        OPS.wait_tensor.default = own
-
-
 def steady_peak(step: Callable[[], Any]) -> int:
     """Return the peak of a step that leaves nothing, as far as the records of one are complete.
 
@@ -69,7 +52,7 @@ def steady_peak(step: Callable[[], Any]) -> int:
     """
     found: list[int] = []
     for _ in range(TRIES):
-        with patient():
+        with patient_waits():
             record = measure_peak(step, collect=False)
         found += [record.peak_bytes] if record.left_bytes == 0 else []
         complete = torch.tensor(len(found))
