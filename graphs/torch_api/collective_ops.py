@@ -63,9 +63,10 @@ def ranks_of(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any])
         args, kwargs: what it is called with.
     """
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch.distributed import distributed_c10d
 
-    group = _resolve_process_group(said(target, args, kwargs)["group_name"])
+    resolved: Any = distributed_c10d
+    group = resolved._resolve_process_group(said(target, args, kwargs)["group_name"])
     return tuple(dist.get_process_group_ranks(group))
 
 
@@ -94,6 +95,7 @@ def trace_collectives(patches: Patches) -> None:
         return called
 
     kinds = type(dist.ReduceOp.SUM)
-    for own, traceable in functional.traceable_collective_remaps.items():
-        if getattr(dist, own.__name__, None) is own:
+    remaps: dict[Any, Any] = dict(functional.traceable_collective_remaps)
+    for own, traceable in remaps.items():
+        if own is not None and getattr(dist, own.__name__, None) is own:
             patches.attribute(dist, own.__name__, while_tracing(own, traceable))
