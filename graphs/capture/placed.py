@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.module_internals import hook_sources
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def local_of(tensor: Any) -> Tensor:
     """
     if not is_placed(tensor):
         return tensor  # type: ignore[no-any-return]
-    with torch.no_grad():
+    with torch.no_grad(), without_modes():  # of a parameter it is a view, made anew
         found: Tensor = tensor.to_local()
     return found
 

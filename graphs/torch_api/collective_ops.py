@@ -97,5 +97,6 @@ def trace_collectives(patches: Patches) -> None:
     kinds = type(dist.ReduceOp.SUM)
     remaps: dict[Any, Any] = dict(functional.traceable_collective_remaps)
     for own, traceable in remaps.items():
-        if own is not None and getattr(dist, own.__name__, None) is own:
-            patches.attribute(dist, own.__name__, while_tracing(own, traceable))
+        name = getattr(own, "__name__", "")
+        if getattr(dist, name, None) is own:
+            patches.attribute(dist, name, while_tracing(own, traceable))

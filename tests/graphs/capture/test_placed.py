@@ -92,6 +92,14 @@ def test_a_step_holds_this_ranks_parts() -> None:
 
 
 @pytest.mark.usefixtures("world")
+def test_an_optimizer_that_is_built_already_works_on_parts() -> None:
+    model = parallel(4)
+    named = planner.fit(model, "1GB", optimizer="adamw", **STEP)
+    built = planner.fit(model, "1GB", optimizer=torch.optim.AdamW(model.parameters()), **STEP)
+    assert built.peak_bytes == named.peak_bytes
+
+
+@pytest.mark.usefixtures("world")
 def test_a_collective_is_one_op_and_one_value() -> None:
     """Waiting makes nothing; a sum in forward, and one in backward, as the input has a gradient."""
     x = torch.zeros(BATCH, WIDTH, requires_grad=True)
@@ -125,7 +133,9 @@ def test_nccl_has_room_on_an_accelerator() -> None:
     plan = planner.fit(parallel(2), "80GB", device="A100-80GB", **STEP)
     without = planner.fit(parallel(2), "80GB", device="A100-80GB", reserve=0, **STEP)
     assert plan.peak_bytes - without.peak_bytes == 3 * 2**29
-    assert "NCCL" in str(plan)
+    said = " ".join(str(plan).split())
+    assert "1.61 GB (1.50 GiB) of the budget are left to NCCL" in said
+    assert "one rank of a model parallelized over 2, all of which run this plan; 1 coll" in said
 
 
 @pytest.mark.usefixtures("world")

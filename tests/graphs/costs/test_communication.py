@@ -1,4 +1,4 @@
-"""Prices of collectives as a graph has them: seconds by their rule, bytes by who carries them out."""
+"""Prices of the collectives of a graph: seconds by their rule, bytes by who carries them out."""
 
 from __future__ import annotations
 
