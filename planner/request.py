@@ -171,7 +171,7 @@ class Request:
             its room is taken off the budget. On several accelerators it takes the place of what is
             otherwise kept free there for NCCL and the allocator (``planner.sharding.margin``), so
             that 0 plans for all of the budget; and for a parallelized model of what is kept for
-            NCCL, which is then ``for_nccl_bytes``.
+            NCCL.
     """
 
     model: nn.Module
@@ -197,13 +197,18 @@ class Request:
     precisions: Sequence[str] = ("float32",)
     offload: bool = True
     reserve: str | float | None = None
-    for_nccl_bytes: int = 0
 
     @property
     def hardware(self) -> Device:
         """The device; ``request_of`` has looked it up."""
         assert isinstance(self.device, Device), "a Request is made by request_of"
         return self.device
+
+    @property
+    def for_nccl_bytes(self) -> int:
+        """What is kept free on the device for NCCL, where ranks share the model."""
+        on_accelerators = self.hardware.name != "cpu" and _parallelized(self.model)
+        return NCCL_BYTES if on_accelerators and self.reserve is None else 0
 
     def tell(self, sentence: str) -> None:
         """Say what begins now, to whoever is to be told."""
@@ -249,10 +254,8 @@ def request_of(
     if made.reserve:
         others = parse_budget(made.reserve)
         hardware = replace(hardware, reserve_bytes=hardware.reserve_bytes + others)
-    nccl = made.reserve is None and hardware.name != "cpu" and not made.for_nccl_bytes
-    if nccl and _parallelized(made.model):
-        made = replace(made, for_nccl_bytes=NCCL_BYTES)
-        hardware = replace(hardware, reserve_bytes=hardware.reserve_bytes + NCCL_BYTES)
+    if nccl := replace(made, device=hardware).for_nccl_bytes:
+        hardware = replace(hardware, reserve_bytes=hardware.reserve_bytes + nccl)
     inputs = example_inputs(made.model) if made.inputs is None else made.inputs
     return replace(made, device=hardware, inputs=inputs)
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from planner.graphs.costs.roofline import tensors_in
-from planner.graphs.torch_api.collective_ops import communicates, waits
+from planner.graphs.torch_api.collective_ops import waits
 from planner.graphs.torch_api.fake_tensors import FakeTensor
 from planner.graphs.torch_api.fx_graphs import printed_target
 from planner.graphs.torch_api.operators import OpOverload, draws, views_its_operand
@@ -41,12 +41,13 @@ def is_view(node: fx.Node) -> bool:
 
 
 def drop_idle_waits(graph: fx.Graph) -> None:
-    """Erase collectives whose result nobody reads: on every rank they are the same ones.
+    """Erase the waiting for collectives whose result nobody reads, and with it those.
 
-    Waiting is an effect to torch, so that its own removal of dead code leaves them.
+    On every rank they are the same ones. Waiting is an effect to torch, so that its own removal of
+    dead code leaves it.
     """
     for node in reversed(graph.nodes):
-        if (waits(node.target) or communicates(node.target)) and not node.users:
+        if waits(node.target) and not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from planner.graphs.torch_api.operators import OpOverload, said
 from planner.graphs.torch_api.patches import Patches
 
@@ -15,6 +17,11 @@ _AT_ONCE = (
     "torch.distributed.{} is called with async_op=True, and a plan cannot wait for the handle that "
     "it returns: leave async_op out"
 )
+_TO_ONE = (
+    "torch.distributed.{} is between two ranks (pipelines and context parallelism use it), which "
+    "is no operator that a plan can run: plan the part of the model between sending and receiving"
+)
+_BETWEEN_TWO = ("send", "recv", "isend", "irecv", "batch_isend_irecv")
 _WAIT = "_c10d_functional::wait_tensor"
 
 
@@ -55,6 +62,24 @@ def collective_name(target: OpOverload) -> str:
     return str(target._schema.name).partition("::")[2]
 
 
+def group_name(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the name that this process has for the group that a collective is called for.
+
+    Args:
+        target: the operator.
+        args, kwargs: what it is called with.
+    """
+    return str(said(target, args, kwargs)["group_name"])
+
+
+def group_named(name: str) -> Any:
+    """Return the process group of a name."""
+    from torch.distributed import distributed_c10d
+
+    resolved: Any = distributed_c10d
+    return resolved._resolve_process_group(name)
+
+
 def ranks_of(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the ranks of the group that a collective is called for, in order.
 
@@ -63,11 +88,8 @@ def ranks_of(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any])
         args, kwargs: what it is called with.
     """
     import torch.distributed as dist
-    from torch.distributed import distributed_c10d
 
-    resolved: Any = distributed_c10d
-    group = resolved._resolve_process_group(said(target, args, kwargs)["group_name"])
-    return tuple(dist.get_process_group_ranks(group))
+    return tuple(dist.get_process_group_ranks(group_named(group_name(target, args, kwargs))))
 
 
 def trace_collectives(patches: Patches) -> None:
@@ -80,23 +102,38 @@ def trace_collectives(patches: Patches) -> None:
         return
     from torch.distributed import _functional_collectives as functional
 
-    named = functional.REDUCE_OP_TO_STR
-
-    def while_tracing(own: Any, traceable: Any) -> Any:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            if not patches.mine():
-                return own(*args, **kwargs)
-            if kwargs.get("async_op"):
-                raise NotImplementedError(_AT_ONCE.format(own.__name__))
-            args = tuple(named[x] if isinstance(x, kinds) else x for x in args)
-            kwargs = {k: named[x] if isinstance(x, kinds) else x for k, x in kwargs.items()}
-            return traceable(*args, **kwargs)
-
-        return called
-
-    kinds = type(dist.ReduceOp.SUM)
+    for name in _BETWEEN_TWO:
+        patches.attribute(dist, name, _refused(patches, getattr(dist, name)))
     remaps: dict[Any, Any] = dict(functional.traceable_collective_remaps)
+    kind, names = type(dist.ReduceOp.SUM), functional.REDUCE_OP_TO_STR
     for own, traceable in remaps.items():
         name = getattr(own, "__name__", "")
         if getattr(dist, name, None) is own:
-            patches.attribute(dist, name, while_tracing(own, traceable))
+
+            def traced(*args: Any, traceable: Any = traceable, **kwargs: Any) -> Any:
+                args = tuple(names[x] if isinstance(x, kind) else x for x in args)
+                said = {k: names[x] if isinstance(x, kind) else x for k, x in kwargs.items()}
+                return traceable(*args, **said)
+
+            patches.attribute(dist, name, _instead(patches, own, traced))
+
+
+def _instead(patches: Patches, own: Any, traced: Any) -> Any:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if not patches.mine():
+            return own(*args, **kwargs)
+        if kwargs.get("async_op"):
+            raise NotImplementedError(_AT_ONCE.format(own.__name__))
+        with torch.no_grad():  # as torch's own, through which gradients pass as they are
+            return traced(*args, **kwargs)
+
+    return called
+
+
+def _refused(patches: Patches, own: Any) -> Any:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if patches.mine():
+            raise NotImplementedError(_TO_ONE.format(own.__name__))
+        return own(*args, **kwargs)
+
+    return called

@@ -18,7 +18,6 @@ from torch import nn
 from planner.errors import OtherKernels, PlanMismatch, PlannerError
 from planner.graphs.capture.guards.call import autocast_as, device_of, fake_call
 from planner.graphs.capture.guards.call_form import in_form
-from planner.graphs.capture.placed import is_parallelized
 from planner.graphs.capture.step_function import Arguments, arguments
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning
@@ -63,11 +62,12 @@ def apply(
         loss: the callable the plan was made with, if the plan was loaded from a file.
         replan: makes the plan of another call; needed for "replan".
 
-    A model that is parallelized over ranks is given to this function on all of them.
+    A model whose step communicates, as one that is parallelized over ranks, is given to this
+    function on all of them.
 
     Raises:
-        PlanMismatch: the model is not the one the plan was made for, or other ranks that it is
-            parallelized over have another plan; the message says why. A plan that the model
+        PlanMismatch: the model is not the one the plan was made for, or other ranks that its
+            step communicates with have another plan; the message says why. A plan that the model
             already runs is replaced.
         ValueError: an unknown ``on_mismatch``.
     """
@@ -106,18 +106,18 @@ def planned_class(
     if (compiled := engine_of(plan.engine).forward) is not None:
         applied = Applied(base, loss, on_mismatch, replan, account)
         return derived(base, compiled(plan, model, applied))
-    alone = not is_parallelized(model)
-    if on_mismatch == "replan" and not alone:
+    runtime = _runtime(plan, model, loss, replan)
+    groups = runtime.variants.last_used.groups
+    if groups and on_mismatch == "replan":
         raise PlanMismatch(
-            'on_mismatch="replan" would plan on each rank by itself, and ranks that share a model '
+            'on_mismatch="replan" would plan on each rank by itself, and ranks that share a step '
             'have to run one plan: choose "plain", or plan the largest call'
         )
-    runtime = _runtime(plan, model, loss, replan)
-    require_one_plan(runtime.plan, model)
+    require_one_plan(runtime.plan, groups)
     runtime = replace(
         runtime,
         on_mismatch=on_mismatch,
-        replan=replan if alone else None,
+        replan=None if groups else replan,
         account=account,
     )
 

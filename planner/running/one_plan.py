@@ -1,4 +1,4 @@
-"""All ranks of a mesh run one plan: else they would wait for each other's collectives for ever.
+"""All ranks of a group run one plan: else they would wait for each other's collectives for ever.
 
 Knows how ranks compare what they are about to run. Knows nothing of programs.
 """
@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from planner.errors import PlanMismatch
-from planner.graphs.capture.placed import meshes_of
+from planner.graphs.torch_api.collective_ops import group_named
 from planner.plan.step_plan import StepPlan
 
 if TYPE_CHECKING:
     import torch.distributed as dist
-    from torch import nn
 
 
-def require_one_plan(plan: StepPlan, model: nn.Module) -> None:
-    """Compare the plans of all ranks over which a model is parallelized; each takes part.
+def require_one_plan(plan: StepPlan, groups: Iterable[str]) -> None:
+    """Compare the plans of all ranks that a step communicates with; each takes part.
+
+    Args:
+        plan: of this rank.
+        groups: of its collectives, by the names that this process has for them.
 
     Raises:
         PlanMismatch: ranks have different plans; the message says which.
     """
-    for mesh in meshes_of(model):
-        for dimension in range(mesh.ndim):
-            _compare(plan, mesh.get_group(dimension))
+    for name in groups:
+        _compare(plan, group_named(name))
 
 
 def _compare(plan: StepPlan, group: dist.ProcessGroup) -> None:
@@ -40,7 +43,7 @@ def _compare(plan: StepPlan, group: dist.ProcessGroup) -> None:
     if others := [r for r, d in zip(ranks, found, strict=True) if d != found[0]]:
         raise PlanMismatch(
             f"ranks {', '.join(map(str, others))} have another plan than rank {ranks[0]}, with "
-            "which they share the model: their collectives would not meet. Make the plan on one "
+            "which they share the step: their collectives would not meet. Make the plan on one "
             "rank, plan.save() it, and planner.load() it on all"
         )
 

@@ -30,6 +30,7 @@ from planner.graphs.capture.step_function import arguments
 from planner.graphs.capture.training_step import Captured, Recaptured, capture, recapture
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.cluster import Cluster
+from planner.graphs.torch_api.collective_ops import communicates, group_name
 from planner.make_cluster import make_cluster
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
@@ -293,7 +294,15 @@ def _program(
         decisions=joint.decisions,
         reads=joint.reads,
         recast=recast_by(list(joint.graph.nodes)[first_backward(joint) :]),
+        groups=_groups(joint),
     )
+
+
+def _groups(joint: Joint) -> tuple[str, ...]:
+    """Return the groups of a step's collectives, in the order in which they are first called."""
+    sent = [n for n in joint.graph.nodes if communicates(n.target)]
+    names = (group_name(n.target, n.args, n.kwargs) for n in sent)
+    return tuple(dict.fromkeys(names))
 
 
 def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -19,6 +20,7 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import planner
@@ -244,6 +246,26 @@ def test_what_else_is_said_to_fit_is_refused() -> None:
         planner.fit(parallel(2), "1GB", inputs=placed, loss=mean)
 
 
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.layer(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+@pytest.mark.usefixtures("world")
+def test_context_parallelism_is_refused() -> None:
+    x = torch.zeros(2, 16, WIDTH)
+    said = r"test_placed.py:\d+ .*inside context_parallel"
+    inside = context_parallel(mesh_of(2), buffers=[x], buffer_seq_dims=[1])
+    with inside, pytest.raises(CaptureError, match=said):
+        planner.fit(Attends(), "1GB", inputs=x, loss=mean)
+    assert planner.fit(Attends(), "1GB", inputs=x, loss=mean).fits
+
+
 class Sums(nn.Module):
     """Sums in place over all ranks, as experts of transformers do."""
 
@@ -252,15 +274,37 @@ class Sums(nn.Module):
         self.layer = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = x.abs().max()
+        scale = x.abs().mean()
         dist.all_reduce(scale, dist.ReduceOp.MAX)
         return self.layer(x / scale)  # type: ignore[no-any-return]
 
 
+class Sends(nn.Module):
+    """Sends what it has to the next rank, as a pipeline does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        dist.send(y.detach(), 1)
+        return y
+
+
 @pytest.mark.usefixtures("world")
 def test_collectives_of_a_models_own() -> None:
-    graph = capture(Sums(), torch.zeros(BATCH, WIDTH), loss=mean).graph
-    assert [op.target for op in collectives(graph)] == ["_c10d_functional.all_reduce.default"]
+    plan = planner.fit(Sums(), "1GB", **STEP)
+    found = collectives(plan.graph)
+    assert [op.target for op in found] == ["_c10d_functional.all_reduce.default"]
+    twice = capture(nn.Sequential(Sums(), Sums()), torch.zeros(BATCH, WIDTH), loss=mean)
+    assert len(collectives(twice.graph)) == 2, "gradients pass a collective in place as they are"
+    with pytest.raises(PlanMismatch, match="plan on each rank by itself"):
+        plan.apply(Sums(), on_mismatch="replan")
+    with pytest.raises(CaptureError, match=r"a collective of the model's own.*world_size= out"):
+        planner.fit(nn.Sequential(Sums(), Sums()), "1GB", world_size=2, **STEP)
+    with pytest.raises(CaptureError, match=r"distributed.send is between two ranks"):
+        planner.fit(Sends(), "1GB", **STEP)
 
 
 @pytest.mark.usefixtures("world")
