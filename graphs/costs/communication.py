@@ -2,7 +2,7 @@
 
 The seconds are those of ``graphs.hardware.collectives``. The bytes depend on the library: NCCL
 writes where the result will be; gloo, on a CPU, gathers into one more copy of the whole, and
-reduces and scatters out of one more (measured: ``tests/graphs/costs/test_communication.py``).
+reduces and scatters out of one more (measured: ``tests/planner/running/collectives.py``).
 Knows nothing of graphs.
 """
 

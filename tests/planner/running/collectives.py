@@ -18,7 +18,7 @@ from planner.graphs.torch_api.patient_collectives import patient_waits
 
 OPS = torch.ops._c10d_functional
 TRIES = 40
-SIZES = (1 << 10, 1 << 16, 1 << 20)
+SIZES = (1 << 10, 1 << 20)
 
 
 def calls(n: int, group: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
