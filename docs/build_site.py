@@ -41,6 +41,7 @@ PAGES = (
     "howto/reading_a_plan.md",
     "howto/compile.md",
     "howto/fsdp2.md",
+    "howto/tensor_parallel.md",
     "howto/exporting.md",
     "sharding.md",
     "devices.md",

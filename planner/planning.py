@@ -39,10 +39,18 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
 
     Raises:
         CaptureError: the step cannot be captured.
+        BadRequest: the engine does not run what the model is.
     """
+    from planner.graphs.capture.placed import is_parallelized
     from planner.running.engines import engine_of  # torch: only where something is captured
 
-    return engine_of(request.engine).captured(request, rewrite)
+    engine = engine_of(request.engine)
+    if not engine.sharded and is_parallelized(request.model):
+        raise BadRequest(
+            f"engine={request.engine!r} is for models that are on one device so far, and this one "
+            "is parallelized over ranks: leave engine= out"
+        )
+    return engine.captured(request, rewrite)
 
 
 def refuse_asked(request: Request, what: str) -> None:
@@ -252,6 +260,9 @@ def plan_of(
 
 
 def _reserved(request: Request) -> tuple[str, ...]:
+    if request.for_nccl_bytes:
+        room = format_both(request.for_nccl_bytes)
+        return (f"{room} of the budget are left to NCCL, as assumed; reserve= says otherwise",)
     if not request.reserve:
         return ()
     room = format_both(parse_budget(request.reserve))

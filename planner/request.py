@@ -23,6 +23,7 @@ from planner.errors import (
 )
 from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.devices import Device, DeviceSpec, device
+from planner.graphs.hardware.reserve import NCCL_BYTES
 from planner.loss_chunks import KEEP, check_chunks
 from planner.progress import Told, telling
 from planner.solvers import SOLVERS, Limits
@@ -168,7 +169,8 @@ class Request:
             this process say (``PYTORCH_CUDA_ALLOC_CONF``).
         world_size: how many devices; above 1 the plan also says what to shard, in which
             micro-batches, and the budget is each device's. The rest is for several devices only.
-        devices_per_node: by default what the usual server of the device has.
+        devices_per_node: by default what the usual server of the device has; this and ``link`` also
+            where the model is parallelized over the ranks of a process group.
         link: bytes/s of the slowest link, a text such as "400Gb/s", or a mapping by link.
         global_batch: samples of one optimizer step over all devices; by default every device has
             the example inputs once.
@@ -177,7 +179,8 @@ class Request:
         reserve: what else lives on the device, a reference model or an inference engine, as a size:
             its room is taken off the budget. On several accelerators it takes the place of what is
             otherwise kept free there for NCCL and the allocator (``planner.sharding.margin``), so
-            that 0 plans for all of the budget.
+            that 0 plans for all of the budget; and for a parallelized model of what is kept for
+            NCCL.
     """
 
     model: nn.Module
@@ -211,6 +214,12 @@ class Request:
         """The device; ``request_of`` has looked it up."""
         assert isinstance(self.device, Device), "a Request is made by request_of"
         return self.device
+
+    @property
+    def for_nccl_bytes(self) -> int:
+        """What is kept free on the device for NCCL, where ranks share the model."""
+        on_accelerators = self.hardware.name != "cpu" and _parallelized(self.model)
+        return NCCL_BYTES if on_accelerators and self.reserve is None else 0
 
     def tell(self, sentence: str) -> None:
         """Say what begins now, to whoever is to be told."""
@@ -256,6 +265,8 @@ def request_of(
     if made.reserve:
         others = parse_budget(made.reserve)
         hardware = replace(hardware, reserve_bytes=hardware.reserve_bytes + others)
+    if nccl := replace(made, device=hardware).for_nccl_bytes:
+        hardware = replace(hardware, reserve_bytes=hardware.reserve_bytes + nccl)
     inputs = example_inputs(made.model) if made.inputs is None else made.inputs
     return replace(made, device=hardware, inputs=inputs)
 
@@ -353,11 +364,25 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
     if request.world_size != 1 and isinstance(request.dynamic, Mapping):
         raise BadCluster('over several devices dynamic= is "batch" or "off" so far')
     several = ShardedOptions.__annotations__.keys() - FitOptions.__annotations__.keys()
+    if _parallelized(request.model):
+        several -= {"devices_per_node", "link"}
+        if request.world_size != 1:
+            raise BadCluster(
+                f"world_size={request.world_size} asks how to shard a model that is parallelized "
+                "over ranks already, which is not planned so far: leave it out to plan one rank's "
+                "step, or pass the model as it was before it was parallelized"
+            )
     if request.world_size == 1 and (used := sorted(several & said.keys())):
         raise BadCluster(
             f"{', '.join(f'{name}=' for name in used)} would have no effect on one device: pass "
             "world_size=, too, or leave it out"
         )
+
+
+def _parallelized(model: nn.Module) -> bool:
+    from planner.graphs.capture.placed import is_parallelized
+
+    return is_parallelized(model)
 
 
 def checked_method(method: str) -> str:

@@ -88,7 +88,10 @@ ORDER = (
     *(f"solvers/{name}" for name in ("baselines", "search", "minimum_budget.py")),
     *(f"solvers/{name}" for name in ("given_order.py", "reorder.py", "auto.py", "frontier.py")),
     "solvers/__init__.py",
-    *(f"planner/{name}" for name in ("errors.py", "byte_sizes.py", "progress.py")),
+    *(
+        f"planner/{name}"
+        for name in ("errors.py", "byte_sizes.py", "make_cluster.py", "progress.py")
+    ),
     *(f"planner/{name}" for name in ("model_argument.py", "loss_chunks.py", "request.py")),
     *(f"planner/{name}" for name in ("plan", "output")),
     *(

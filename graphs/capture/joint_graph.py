@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from planner.graphs.capture.guards.reads import Read
 from planner.graphs.capture.guards.tape import Decisions, roots_of
+from planner.graphs.capture.placed import local_of
 from planner.graphs.capture.step_function import Outputs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.joint_export import descriptors as desc
@@ -225,7 +226,7 @@ def refuse_baked_tensors(
     attributes |= {
         id(x) for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)
     }
-    members = {storage_key(t) for t in (*model.parameters(), *model.buffers())}
+    members = {storage_key(local_of(t)) for t in (*model.parameters(), *model.buffers())}
     for node in module.graph.find_nodes(op="get_attr"):
         tensor = getattr(module, str(node.target))
         literal = all(u.target is torch.ops.aten.lift_fresh_copy.default for u in node.users)

@@ -6,26 +6,45 @@ memory is short, get formulas.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import fx
 
-from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.joint_graph import Joint, source_of
 from planner.graphs.capture.lowering import Price
 from planner.graphs.capture.passes.eager_semantics import with_layout_of
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.costs import Priced
 from planner.graphs.costs.cache import default_cache
+from planner.graphs.costs.communication import collective_cost
 from planner.graphs.costs.measured import Memory, measure_memory
 from planner.graphs.costs.operator_call import OperatorCall, new_storage_bytes
 from planner.graphs.costs.registry import cost_model
 from planner.graphs.costs.roofline import op_cost, tensors_in
 from planner.graphs.costs.workspace import estimate_workspace
 from planner.graphs.hardware import devices
+from planner.graphs.hardware.cluster import Cluster
+from planner.graphs.hardware.cluster import cluster as cluster_of
+from planner.graphs.torch_api.collective_ops import (
+    communicates,
+    communicates_unseen,
+    ranks_of,
+    waits,
+)
 from planner.graphs.torch_api.operators import OpOverload
 
 
-def prices(joint: Joint, device: devices.Device, *, here: bool, costs: str) -> dict[fx.Node, Price]:
+def prices(
+    joint: Joint,
+    device: devices.Device,
+    *,
+    here: bool,
+    costs: str,
+    kernels: str = "cpu",
+    cluster: Cluster | None = None,
+) -> dict[fx.Node, Price]:
     """Price every kernel of a step.
 
     The formula of workspace speaks of a CPU's kernels, so planning for an accelerator elsewhere
@@ -36,9 +55,15 @@ def prices(joint: Joint, device: devices.Device, *, here: bool, costs: str) -> d
         device: to plan for.
         here: whether it is at hand and kernels may be run.
         costs: a name of ``graphs.costs.COSTS``.
+        kernels: the type of device, which says which library carries out collectives.
+        cluster: the devices of all ranks; by default the usual servers of the device, as many as
+            the process group has ranks.
+
+    Raises:
+        CaptureError: a collective that a plan cannot run.
     """
-    kernels = [n for n in joint.graph.nodes if n.op == "call_function"]
-    calls = {n: _call(n) for n in kernels if _runs(n)}
+    called = [n for n in joint.graph.nodes if n.op == "call_function"]
+    calls = {n: _call(n) for n in called if _runs(n)}
     work = {n: op_cost(c.target, c.args, c.kwargs, n.meta.get("val")) for n, c in calls.items()}
     known = list(calls.values())
     if here:
@@ -52,7 +77,42 @@ def prices(joint: Joint, device: devices.Device, *, here: bool, costs: str) -> d
         n: Price(s, work[n].flops, work[n].moved_bytes, m.workspace_bytes, m.output_bytes)
         for n, s, m in zip(calls, seconds, memory, strict=True)
     }
-    return found | {n: _copy_price(n, device) for n in kernels if n not in calls}
+    found |= _collectives(called, cluster, device, gloo=kernels == "cpu")
+    return found | {n: _copy_price(n, device) for n in called if n not in found}
+
+
+def _collectives(
+    called: Sequence[fx.Node], cluster: Cluster | None, device: devices.Device, *, gloo: bool
+) -> dict[fx.Node, Price]:
+    """Price what communicates: none of it may be run here, where other ranks would have to join."""
+    found: dict[fx.Node, Price] = {}
+    for node in called:
+        if communicates_unseen(node.target):
+            raise CaptureError(
+                f"{source_of(node) or 'the model'} calls {node.target}, whose communication a plan "
+                "cannot see; use a function of torch.distributed without async_op=True"
+            )
+        if communicates(node.target):
+            call = _call(node)
+            ranks = ranks_of(call.target, call.args, call.kwargs)
+            cluster = cluster or cluster_of_all_ranks(device)
+            cost = collective_cost(call, node.meta.get("val"), cluster, ranks, gloo=gloo)
+            found[node] = Price(cost.seconds, 0, cost.moved_bytes, cost.workspace_bytes)
+    return found
+
+
+def cluster_of_all_ranks(device: devices.Device) -> Cluster:
+    """Return as many devices, in their usual servers, as the process group has ranks.
+
+    Raises:
+        CaptureError: they do not divide into servers, or a link is not known.
+    """
+    import torch.distributed as dist
+
+    try:
+        return cluster_of(device, dist.get_world_size())
+    except ValueError as error:
+        raise CaptureError(str(error)) from error
 
 
 def as_in_eager_mode(node: fx.Node, price: Price, kernels: str) -> Price:
@@ -87,7 +147,9 @@ def _matched(memory: Memory, call: OperatorCall, node: fx.Node) -> Memory:
 
 
 def _runs(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload)
+    """Tell a call that is priced as a kernel of this device: it could be run here."""
+    other = communicates(node.target) or waits(node.target) or communicates_unseen(node.target)
+    return isinstance(node.target, OpOverload) and not other
 
 
 def _call(node: fx.Node) -> OperatorCall:

@@ -30,6 +30,7 @@ from planner.graphs.capture.passes.mutations import once_only, update_points
 from planner.graphs.capture.target import Target
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
+from planner.graphs.torch_api.collective_ops import communicates
 from planner.graphs.torch_api.storages import storage_key
 
 
@@ -262,7 +263,7 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
         price.flops,
         price.moved_bytes,
         workspace,
-        phase,
+        Phase.COMMUNICATION if communicates(node.target) else phase,
         recomputable,
         module_of(node),
         source_of(node),

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.torch_api.collective_ops import waits
 from planner.graphs.torch_api.fake_tensors import FakeTensor
 from planner.graphs.torch_api.fx_graphs import printed_target
 from planner.graphs.torch_api.operators import (
@@ -58,14 +59,31 @@ def added_to(node: fx.Node) -> fx.Node | None:
     return operand if isinstance(operand, fx.Node) else None
 
 
-def tie_views_of_constants(graph: fx.Graph) -> None:
-    """Let views of tensors that Python holds share their storage, as they do when they run.
+def drop_idle_waits(graph: fx.Graph) -> None:
+    """Erase the waiting for collectives whose result nobody reads, and with it those.
 
-    Each use of such a tensor was made fake by itself while it was traced.
+    On every rank they are the same ones. Waiting is an effect to torch, so that its own removal of
+    dead code leaves it.
+    """
+    for node in reversed(graph.nodes):
+        if waits(node.target) and not node.users:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def tie_shared_storage(graph: fx.Graph) -> None:
+    """Let views of tensors that Python holds, and what waits for a collective, share storage.
+
+    As they do when they run: each use of such a tensor was made fake by itself while it was traced,
+    and the fake of waiting makes a tensor where the true one returns what it is given.
     """
     held = ((node, node.meta.get("val")) for node in graph.find_nodes(op="get_attr"))
     tied = {node: value.fake_mode for node, value in held if isinstance(value, FakeTensor)}
     for node in graph.nodes:
+        if waits(node.target):
+            node.meta["val"] = node.args[0].meta["val"]
+            tied[node] = node.meta["val"].fake_mode
+            continue
         mode = next((tied[n] for n in node.all_input_nodes if n in tied), None)
         views = node.target is operator.getitem or views_its_operand(node.target)
         if mode is not None and node.op == "call_function" and views:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from planner.graphs.capture.placed import local_of
 from planner.graphs.capture.storage_meter import StorageMeter
 from planner.graphs.hardware.devices import Device
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
@@ -227,7 +228,8 @@ def _groups(
     def fake(p: Tensor) -> Tensor:
         where = torch.device(device) if device is not None else p.device
         if id(p) not in fakes:
-            data = torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device=where)
+            part = local_of(p)  # what the optimizer of each rank works on
+            data = torch.empty_strided(part.shape, part.stride(), dtype=p.dtype, device=where)
             trainable = p.requires_grad or not isinstance(optimizer, Optimizer)
             fakes[id(p)] = torch.nn.Parameter(data, requires_grad=trainable)
         return fakes[id(p)]

@@ -20,6 +20,7 @@ from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.pending import Pending, tells_a_value
 from planner.graphs.capture.guards.python_state import PythonState
 from planner.graphs.capture.late_outputs import LateOutput
+from planner.graphs.capture.placed import is_placed, placed_as
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
     flat_weights,
@@ -178,6 +179,12 @@ def split_outputs(output: Any) -> tuple[list[Tensor], Outputs]:
                 "cannot make again at each call; return the tensor, detached, and take the number "
                 "outside"
             )
+        if is_placed(leaf):
+            raise CaptureError(
+                f"output {name!r} is a DTensor, which lies on a mesh; return the tensor of this "
+                "rank (to_local() of it, or use_local_output=True of the parallel style) or the "
+                "whole (full_tensor()), in the model or in loss="
+            )
         if not plain and not is_size(leaf):
             raise CaptureError(
                 f"output {name!r} is a {type(leaf).__name__}, which is neither a tensor nor a "
@@ -262,6 +269,7 @@ class StepFunction(nn.Module):
         self._model = [model]  # in a list: its tensors are arguments here, not members
         self._state = [state]
         self._names = (tuple(parameters), tuple(buffers))
+        self._placed = [placed_as(t) for part in unique_tensors(model) for t in part.values()]
         self._call, self._loss = call, loss
         self.outputs: Outputs | None = None
         self.numbers: tuple[tuple[Path, Any], ...] = ()
@@ -305,7 +313,11 @@ class StepFunction(nn.Module):
         self._state[0].restore()
         modules = list(self._model[0].modules())
         before = [path.replace(modules, number) for path, number in self.numbers]
-        with swapped(self._model[0], dict(zip(names, values, strict=True))):
+        whole = [
+            value if placed is None else placed.around(value)
+            for value, placed in zip(values, self._placed, strict=True)
+        ]
+        with swapped(self._model[0], dict(zip(names, whole, strict=True))):
             output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
             if self._loss is not None:
                 output = self._loss(output, *targets)

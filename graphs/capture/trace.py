@@ -28,7 +28,8 @@ from planner.graphs.capture.guards.reads import loosened, watched_reads
 from planner.graphs.capture.guards.tape import Decisions
 from planner.graphs.capture.guards.values import NOT_THE_USERS, Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
-from planner.graphs.capture.node_kinds import tie_views_of_constants
+from planner.graphs.capture.node_kinds import drop_idle_waits, tie_shared_storage
+from planner.graphs.capture.placed import local_of, require_even_parts
 from planner.graphs.capture.step_function import Arguments, StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
 from planner.graphs.capture_error import CaptureError
@@ -39,6 +40,7 @@ from planner.graphs.torch_api.autocast_cache import (
     casts_on_cpu,
     keeping_now,
 )
+from planner.graphs.torch_api.collective_ops import trace_collectives
 from planner.graphs.torch_api.cuda.autocast import autocast_of_cuda, casts_on_cuda
 from planner.graphs.torch_api.cuda.card import Card
 from planner.graphs.torch_api.cuda.kernels import kernels_of_cuda
@@ -123,7 +125,8 @@ def trace(
     known = [t for read in found for t in read.tensors] + state.cached_tensors()
     refuse_baked_tensors(model, module, tensors_left_at(effects, model), known)
     module.graph.eliminate_dead_code()
-    tie_views_of_constants(module.graph)
+    drop_idle_waits(module.graph)
+    tie_shared_storage(module.graph)
     held = {id(getattr(module, str(n.target))) for n in module.graph.find_nodes(op="get_attr")}
     found = tuple(read.only_held(held) for read in found)
     names = tuple(parameters), tuple(buffers)
@@ -224,6 +227,7 @@ def _capturing(
             casts_on_cpu(patches, casts)
         let_lists_be_asked_for(patches)
         refuse_what_cannot_be_traced(patches)
+        trace_collectives(patches)
         stack.enter_context(preserve_node_meta())
         stack.enter_context(_module_paths(model, patches))
         stack.enter_context(explained(model))
@@ -243,14 +247,15 @@ def _watch(
 ) -> tuple[_Watched, tuple[Tensor, ...], FakeTensorMode]:
     """Return a step of a model around fake tensors, what to call it with, and their mode."""
     parameters, buffers = unique_tensors(model)
-    members = [*parameters.values(), *buffers.values(), *call.tensors]
+    require_even_parts(model)
+    members = [*map(local_of, (*parameters.values(), *buffers.values())), *call.tensors]
     mode = sizes.mode if sizes else detect_fake_mode(members)
     if lifted and mode is not None and mode.shape_env is None:
         raise CaptureError("numbers of a model that is fake already cannot be inputs")
     mode = mode or (with_numbers() if lifted else FakeTensorMode(allow_non_fake_inputs=True))
     target = device or torch.device("cpu")
     fake: Callable[[Tensor], Tensor] = lambda t: _fake(t, mode, target)  # noqa: E731
-    known = [*call.tensors, *buffers.values()]
+    known = [*call.tensors, *map(local_of, buffers.values())]
     places = [target if t.is_meta else t.device for t in call.tensors]
     inputs = tuple(
         sizes.like(t, i, at) if sizes else blank(t, mode, at)
@@ -270,8 +275,14 @@ def _watch(
     return _Watched(step, data, answers, lifted), (*inputs, *numbers), mode
 
 
-def _fake(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
-    """Return a fake copy, on ``device`` if the tensor is on meta, that allocates nothing."""
+def _fake(member: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
+    """Return a fake copy, on ``device`` if the member is on meta, that allocates nothing.
+
+    Of one that lies on a mesh it is a copy of this rank's part.
+    """
+    tensor = local_of(member)
+    if tensor is not member:
+        tensor = tensor.detach().requires_grad_(member.requires_grad)
     if isinstance(tensor, FakeTensor) and not tensor.is_meta:
         return tensor
     if not tensor.is_meta:

@@ -28,6 +28,7 @@ from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, asse
 from planner.graphs.capture.numbers import Numbers, without_symbols
 from planner.graphs.capture.optimizer_step import OptimizerStep, asked_step
 from planner.graphs.capture.passes.eager_semantics import normalized
+from planner.graphs.capture.placed import require_plannable
 from planner.graphs.capture.rewrites import AS_CAPTURED, Declined, rewrite_of, rewritten
 from planner.graphs.capture.sizes import Dynamic, by_tensor, free_sizes
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
@@ -37,6 +38,7 @@ from planner.graphs.capture_error import CaptureError
 from planner.graphs.costs.registry import cost_model
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
+from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.detect import local_device
 from planner.graphs.schedule import plain_schedule
 from planner.graphs.simulate import simulate
@@ -90,6 +92,7 @@ def capture(
     dynamic: Dynamic = "batch",
     checks: str = "keep",
     progress: Callable[[str], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Captured:
     """Capture one training step of a model without allocating it.
 
@@ -109,6 +112,7 @@ def capture(
         dynamic: which sizes may be smaller when the step is run, as ``free_sizes`` takes it.
         checks: "keep" those that the model's code makes in order to raise or log, or "drop" them.
         progress: called with a word about what begins.
+        cluster: the devices of all ranks, if the model is parallelized over some.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -133,6 +137,7 @@ def capture(
         checks=checks,
         progress=progress,
         eager_graph=True,
+        cluster=cluster,
     )
     return found.captured
 
@@ -163,12 +168,14 @@ def capture_joint(
     checks: str = "keep",
     progress: Callable[[str], None] | None = None,
     eager_graph: bool = False,
+    cluster: Cluster | None = None,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
     Args:
-        model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, checks, progress: as
-            for ``capture``.
+        model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, checks: as for
+            ``capture``.
+        progress, cluster: likewise.
         call: the flattened inputs and targets.
         eager: torch will run the step itself, with its own dropout and no kernel writing into
             what the one before it made.
@@ -176,6 +183,7 @@ def capture_joint(
         eager_graph: also lower the step as torch itself runs it.
     """
     cost_model(costs)  # an unknown one is said before any work
+    require_plannable(model)
     tell = progress or (lambda _: None)
     target, at_hand = target_of(model, call, device, eager=eager)
     where = target.device
@@ -208,7 +216,12 @@ def capture_joint(
         joint,
         signature,
         prices=lambda joint, *, run=True: prices(
-            joint, where, here=here and run, costs=costs if run else "roofline"
+            joint,
+            where,
+            here=here and run,
+            costs=costs if run else "roofline",
+            kernels=target.kernels,
+            cluster=cluster,
         ),
         assemble=partial(
             assemble,

@@ -151,6 +151,32 @@ def all_reduce_seconds(
     return cluster.start_seconds + 2 * _SECONDS[algorithm](total_bytes, where, cluster)
 
 
+def all_to_all_seconds(
+    local_bytes: float, ranks: int, cluster: Cluster, *, stride: int = 1
+) -> float:
+    """Return the time until every rank has sent each other rank its part of what it has.
+
+    Of what a device has, (n - l)/n leaves its node through its own port, and (l - 1)/n stays in it:
+    both at once, the slower counts. NCCL sends to all peers together, with one start.
+
+    Args:
+        local_bytes: what each rank has, and what each has afterwards.
+        ranks: how many take part.
+        cluster: where they are.
+        stride: from one rank of the group to the next.
+
+    >>> from planner.graphs.hardware.cluster import cluster
+    >>> round(all_to_all_seconds(1e9, 8, cluster("A100-40GB", 8)) * 1e3, 3)
+    3.772
+    """
+    where = group(cluster, ranks, stride)
+    if where.ranks == 1:
+        return 0.0
+    inside = (where.local - 1) / where.ranks * local_bytes / cluster.scale_up.achieved
+    outside = (where.ranks - where.local) / where.ranks * local_bytes / cluster.scale_out.achieved
+    return cluster.start_seconds + _hop_seconds(where, cluster) + max(inside, outside)
+
+
 def broadcast_seconds(
     total_bytes: float, ranks: int, cluster: Cluster, *, stride: int = 1
 ) -> float:

@@ -1,7 +1,7 @@
 """What of a device's memory is gone before the first tensor, part by part.
 
 ``Device.reserve_bytes`` is the sum that plans count; here is what it is made of, and what is not in
-it because only the card decides. What NCCL takes is in ``planner.sharding.margin``.
+it because only the card decides.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8, torch's default (aten/src/ATen/cuda/Cublas
 
 CUBLAS_HOPPER_BYTES = 32 * 2**20
 """On Hopper eight of 4 MiB, as NVIDIA recommends (same file; cuBLAS manual, section 2.1.7)."""
+
+NCCL_BYTES = 3 * 2**29
+"""What the communicators of a process group take on a device: up to 1.5 GiB, by channels and
+peers, as users of eight and more devices report. Assumed: it was not measured by this project."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,16 @@ def hooks_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(inside.get(kind, ())) for kind in _HOOKS)
 
 
+def hook_sources(module: nn.Module) -> set[str]:
+    """Return the names of the Python modules that a module's own hooks come from.
+
+    >>> hook_sources(nn.Linear(2, 2))
+    set()
+    """
+    hooks = (hook for kind in _HOOKS for hook in vars(module).get(kind, {}).values())
+    return {str(getattr(hook, "__module__", type(hook).__module__)) for hook in hooks}
+
+
 def is_child(owner: Any, name: str) -> bool:
     """Tell whether a module has a parameter, a buffer or a submodule of that name.
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from planner.graphs.torch_api.patches import patching
 from planner.graphs.torch_api.versions import present
@@ -42,3 +44,19 @@ def _waiting(collective: Callable[..., Any]) -> Callable[..., Any]:
         return None
 
     return call
+
+
+@contextmanager
+def patient_waits() -> Iterator[None]:
+    """Wait a moment before a collective of a plan's own program is waited for; see above."""
+    packet = torch.ops._c10d_functional.wait_tensor
+    own = packet.default
+
+    def wait(tensor: Tensor) -> Tensor:
+        time.sleep(_PATIENCE_SECONDS)
+        made: Tensor = own(tensor)
+        return made
+
+    with patching() as patches:
+        patches.attribute(packet, "default", wait)
+        yield

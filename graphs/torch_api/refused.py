@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import UncapturedHigherOrderOpError as NotTracedWhole
+from torch.nn import functional
 from torch.utils import checkpoint
 
 from planner.graphs.torch_api.patches import Patches
@@ -32,6 +33,21 @@ _SEEDED = (
 _OPERATOR = (
     "torch.{} is no operator that a plan can run: branch in Python on an integer input or a "
     "buffer, or compute both branches and choose with torch.where"
+)
+_ARRIVAL = (
+    "a hook on the arrival of a gradient (register_post_accumulate_grad_hook) is set inside the "
+    "step, as transformers' parallel style 'replicated_with_grad_allreduce' does: a plan does not "
+    "run that code again, and the gradient would stay this rank's part; choose a style that "
+    "communicates in forward and backward, or set the hook on the parameter before planning"
+)
+_ON_A_MESH = (
+    "{} draws for a tensor that lies on a mesh, from a generator of the mesh that a plan cannot "
+    "put back: draw for the local tensor (use_local_output=True of the parallel style, or "
+    "to_local()), or set the rate to 0"
+)
+_CONTEXT = (
+    "attention runs inside context_parallel(), whose ring of ranks a plan cannot run: leave the "
+    "block, or parallelize along the sequence with SequenceParallel"
 )
 _SETTERS = ("manual_seed", "seed", "set_rng_state")
 
@@ -55,6 +71,34 @@ def refuse_what_cannot_be_traced(patches: Patches) -> None:
             refuse(owner, name, _SEEDED)
     for name in ("set_rng_state", "manual_seed", "manual_seed_all"):
         refuse(torch.cuda, name, _SEEDED)
+    refuse(torch.Tensor, "register_post_accumulate_grad_hook", _ARRIVAL)
+    _refuse_on_meshes(patches, sys.modules.get("torch.distributed.tensor"))
+
+
+def _refuse_on_meshes(patches: Patches, loaded: Any) -> None:
+    """Refuse random operators on ``DTensor``, and context parallelism, if the former is loaded."""
+    if loaded is None:
+        return
+    dispatcher = loaded.DTensor._op_dispatcher
+    patches.attribute(dispatcher, "_random_ops", _Drawing(dispatcher._random_ops, patches))
+    attention = functional.scaled_dot_product_attention
+    if "context_parallel" in str(getattr(attention, "__module__", "")):
+        refused = _refusing(patches, attention, _CONTEXT)
+        patches.attribute(functional, "scaled_dot_product_attention", refused)
+
+
+class _Drawing(set[Any]):
+    """Random operators; one that is looked for, and is there, is about to run on a mesh."""
+
+    def __init__(self, items: set[Any], patches: Patches) -> None:
+        super().__init__(items)
+        self._patches = patches
+
+    def __contains__(self, item: object) -> bool:
+        found = super().__contains__(item)
+        if found and self._patches.mine():
+            raise NotImplementedError(_ON_A_MESH.format(item))
+        return found
 
 
 def _refusing(patches: Patches, own: Callable[..., Any], text: str) -> Callable[..., Any]:

@@ -191,6 +191,20 @@ def _live_row(item: Live) -> tuple[str, ...]:
     return item.value.name, size, item.op.module, short_source(item.op.source)
 
 
+def _of_one_rank(plan: StepPlan) -> Iterator[str]:
+    """Say of a parallelized model whose step this is, and what its communication takes."""
+    if not (mesh := plan.signature.get("mesh")):
+        return
+    ops, ranks = plan.graph.ops, " x ".join(map(str, mesh))
+    sent = [i for i in plan.schedule.order if ops[i].phase is Phase.COMMUNICATION]
+    seconds = sum(ops[i].seconds for i in sent)
+    yield (
+        f"the step of one rank of a model parallelized over {ranks}, all of which run this plan; "
+        f"{len(sent)} collectives of {format_seconds(seconds)} together are in its time, none "
+        "hidden behind compute"
+    )
+
+
 def _kernels(plan: StepPlan) -> Iterator[str]:
     """Say what was assumed of a card where it was not asked."""
     kernels, host = plan.signature.get("kernels"), (plan.signature.get("autocast") or [None])[0]
@@ -212,6 +226,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
     if model:
         inputs = plan.signature.get("inputs")
         yield f"made for {model}" + (f" with {_inputs(inputs)}" if inputs else "")
+    yield from _of_one_rank(plan)
     yield from _kernels(plan)
     yield from described(plan.rewrite)
     if limits := served(plan.signature):

@@ -24,6 +24,7 @@ from planner.progress import PlannerWarning
 from planner.running.branches import program_of
 from planner.running.engines import engine_of
 from planner.running.engines.engine import Applied
+from planner.running.one_plan import require_one_plan
 from planner.running.optimizer_watch import watch_optimizer
 from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
@@ -61,9 +62,13 @@ def apply(
         loss: the callable the plan was made with, if the plan was loaded from a file.
         replan: makes the plan of another call; needed for "replan".
 
+    A model whose step communicates, as one that is parallelized over ranks, is given to this
+    function on all of them.
+
     Raises:
-        PlanMismatch: the model is not the one the plan was made for; the message says why. A plan
-            that the model already runs is replaced.
+        PlanMismatch: the model is not the one the plan was made for, or other ranks that its
+            step communicates with have another plan; the message says why. A plan that the model
+            already runs is replaced.
         ValueError: an unknown ``on_mismatch``.
     """
     account = Account(plan)
@@ -101,10 +106,18 @@ def planned_class(
     if (compiled := engine_of(plan.engine).forward) is not None:
         applied = Applied(base, loss, on_mismatch, replan, account)
         return derived(base, compiled(plan, model, applied))
+    runtime = _runtime(plan, model, loss, replan)
+    groups = runtime.variants.last_used.groups
+    if groups and on_mismatch == "replan":
+        raise PlanMismatch(
+            'on_mismatch="replan" would plan on each rank by itself, and ranks that share a step '
+            'have to run one plan: choose "plain", or plan the largest call'
+        )
+    require_one_plan(runtime.plan, groups)
     runtime = replace(
-        _runtime(plan, model, loss, replan),
+        runtime,
         on_mismatch=on_mismatch,
-        replan=replan,
+        replan=None if groups else replan,
         account=account,
     )
 

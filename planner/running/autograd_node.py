@@ -17,6 +17,7 @@ from torch import Tensor
 
 from planner.errors import PlanMismatch
 from planner.graphs import Phase
+from planner.graphs.capture.placed import entered
 from planner.graphs.torch_api.dispatch import without_autocast
 from planner.graphs.torch_api.gradients import acts_on_arrival
 from planner.graphs.torch_api.storages import write_count
@@ -37,9 +38,10 @@ def execute(
         arguments: of its forward half.
         account: what was planned, to be told if memory runs out.
     """
+    owners = [arguments[i] for part in program.handed for i in part]
+    arguments = [entered(x) for x in arguments]
     first, *later = ([arguments[i] for i in part] for part in program.handed)
-    edges = [*first, *(x for part in later for x in part)]
-    step, turn = _Step(program, edges, account), None
+    step, turn = _Step(program, owners, account), None
     with without_autocast():
         for part in reversed(later):
             turn = _Later.apply(step, turn, *part)  # type: ignore[no-untyped-call]
@@ -49,9 +51,9 @@ def execute(
 class _Step:
     """One run of a program, which the nodes of its backward pass take turns in."""
 
-    def __init__(self, program: Program, edges: Sequence[Tensor], account: Account | None) -> None:
-        self.program, self.account, self.device = program, account, edges[0].device
-        self.leaves = [x for x in edges if x.is_leaf]  # others are no longer needed for themselves
+    def __init__(self, program: Program, owners: Sequence[Tensor], account: Account | None) -> None:
+        self.program, self.account, self.device = program, account, owners[0].device
+        self.leaves = [x for x in owners if x.is_leaf]  # others are no longer needed for themselves
         self.saved: list[Tensor] | None = None
         self.versions: list[int] = []
         self._gradients: Iterator[tuple[Tensor | None, ...]] = iter(())

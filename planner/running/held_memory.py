@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from planner.byte_sizes import format_bytes
+from planner.graphs.capture.placed import local_of
 from planner.progress import PlannerWarning
 
 
@@ -63,4 +64,4 @@ class HeldMemory:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+    return sum({t.data_ptr(): t.nbytes for t in map(local_of, tensors)}.values())

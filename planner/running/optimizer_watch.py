@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from planner.byte_sizes import format_both, format_bytes
 from planner.graphs import Kind
+from planner.graphs.capture.placed import local_of
 from planner.graphs.torch_api.pytree import tree_leaves
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
@@ -30,11 +31,15 @@ def watch_optimizer(account: Account, model: nn.Module) -> None:
         model: what the watching ends with.
     """
     owned = {id(p) for p in model.parameters()}
+    looked = False
 
     def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
+        nonlocal looked  # torch goes through its hooks just now: none may be removed
+        if looked:
+            return
         if any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
-            handle.remove()
+            looked = True
             if account.runs == 0:
                 _tell_unused()
             elif account.plan.optimizer is not None:  # a plan without has said that none is counted
@@ -56,7 +61,7 @@ def _tell_unused() -> None:
 
 def _tell_states(plan: StepPlan, optimizer: Optimizer) -> None:
     planned = sum(v.size_bytes for v in plan.graph.values if v.kind is Kind.OPTIMIZER)
-    leaves = tree_leaves(list(optimizer.state.values()))
+    leaves = map(local_of, tree_leaves(list(optimizer.state.values())))
     held = {storage_key(x): x.untyped_storage().nbytes() for x in leaves if isinstance(x, Tensor)}
     beyond = sum(held.values()) - planned
     if beyond > 0 and plan.peak_bytes + beyond > plan.budget_bytes:

@@ -28,6 +28,7 @@ class Program:
     user's structure. The program is valid where every one of ``decisions`` and ``reads`` still
     holds; ``recast`` tells whether autocast, as it is then, would change what backward computes.
     ``lifted`` are where Python holds floats that forward takes after the inputs, each as a tensor.
+    ``groups`` are the names that this process has for those its collectives are over.
     """
 
     forward: Callable[[list[Any]], list[Any]]
@@ -43,3 +44,4 @@ class Program:
     reads: tuple[Read, ...]
     recast: Callable[[], bool]
     lifted: tuple[Path, ...] = ()
+    groups: tuple[str, ...] = ()

@@ -12,13 +12,13 @@ from planner.byte_sizes import format_both, format_bytes
 from planner.errors import BadCluster, InfeasibleBudget
 from planner.graphs.binding import binding
 from planner.graphs.hardware.cluster import Cluster
+from planner.make_cluster import make_cluster
 from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
-from planner.sharding.make_cluster import make_cluster
 from planner.sharding.margin import NO_MARGIN, Margin, margin_of, widened
 from planner.sharding.pricing import CanRealize, Planned, plan_step, price_recipes, what_fills
 from planner.sharding.reasons import alternatives

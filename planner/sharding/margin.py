@@ -15,11 +15,8 @@ from planner.allocator_budget import allocator_of
 from planner.graphs import Graph, Schedule, simulate
 from planner.graphs.allocation import needs
 from planner.graphs.hardware.allocators import EXPANDABLE
+from planner.graphs.hardware.reserve import NCCL_BYTES
 from planner.request import Request
-
-NCCL_BYTES = 3 * 2**29
-"""What the communicators of a process group take on a device: up to 1.5 GiB, by channels and
-peers, as users of eight and more devices report. Assumed: it was not measured by this project."""
 
 FRAGMENTS_SHARE = 0.05
 """Of the budget, what PyTorch's allocator is given beside the tensors: of the 5 to 20% that are

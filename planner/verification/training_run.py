@@ -10,6 +10,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ from torch.optim import Optimizer
 from planner.errors import PlannerError
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.optimizer_step import named_optimizer
+from planner.graphs.capture.placed import local_of
 from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
-from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.graphs.torch_api.allocation_records import PeakRecord, measure_peak
 from planner.graphs.torch_api.pytree import tree_leaves
 from planner.graphs.torch_api.storages import storage_key
 from planner.running.engines import engine_of
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from planner.plan.step_plan import StepPlan
 
 Factory = Callable[[], tuple[nn.Module, Any]]
+Watch = Callable[[Callable[[], float], Callable[[], None]], PeakRecord[float]]
+"""Takes a step, and what drops the gradients of the one before."""
 GRADIENTS, STATE = "gradients.pt", "state.pt"
 
 
@@ -77,8 +81,13 @@ class Measurement:
     losses: tuple[float, ...]
 
 
-def run(trial: Trial, folder: Path) -> Measurement:
+def run(trial: Trial, folder: Path, watch: Watch | None = None) -> Measurement:
     """Train for a few steps; write the gradients of the first and the last state to a folder.
+
+    Args:
+        trial: what to run.
+        folder: where to write.
+        watch: runs the step, maybe several times, and says what it held; by default once.
 
     Step 1 makes the optimizer's state and leaves the gradients to compare. Step 2 is watched by the
     system, step 3 by the allocator, step 4 warms up, and the others are timed.
@@ -101,7 +110,8 @@ def run(trial: Trial, folder: Path) -> Measurement:
     loss, growth = resident_growth(step)
     losses.append(loss)
     _clear(model)
-    record = measure_peak(step, device_of(model))
+    look = watch or (lambda step, _: measure_peak(step, device_of(model)))
+    record = look(step, partial(_clear, model))
     losses.append(record.result)
     keep_freed_memory()
     seconds = []
@@ -209,13 +219,13 @@ def _clear(model: nn.Module) -> None:
 
 
 def _gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {n: local_of(p.grad) for n, p in model.named_parameters() if p.grad is not None}
 
 
 def _state(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     return {
-        "parameters": {n: p.detach() for n, p in model.named_parameters()},
-        "buffers": {n: b.detach() for n, b in model.named_buffers()},
+        "parameters": {n: local_of(p.detach()) for n, p in model.named_parameters()},
+        "buffers": {n: local_of(b.detach()) for n, b in model.named_buffers()},
     }
 
 
@@ -225,6 +235,6 @@ def _static_bytes(model: nn.Module, optimizer: Optimizer | None, inputs: Iterabl
     state = tree_leaves(list(optimizer.state.values())) if optimizer else []
     tensors = [*model.parameters(), *model.buffers(), *inputs]
     tensors += [t for t in state if isinstance(t, Tensor)]
-    here = (t for t in tensors if t.device == home)
+    here = (local_of(t) for t in tensors if t.device == home)
     storages = {storage_key(t): t.untyped_storage().nbytes() for t in here}
     return sum(storages.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import pickle
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +102,8 @@ def verify(
     inputs)``. A script that calls this needs the usual ``if __name__ == "__main__":``.
 
     Args:
-        model: what the plan was made for, or a function that makes it.
+        model: what the plan was made for, or a function that makes it. One that is parallelized
+            over ranks is always given as a function, which is called on each of them.
         plan: to be checked.
         inputs, loss, targets: as for ``fit``.
         optimizer: as for ``fit``; "plan" stands for the one the plan was made for.
@@ -131,7 +134,31 @@ def verify(
         threads=torch.get_num_threads(),
         engine=plan.engine,
     )
-    return conclude(plan, run_alone(plain), run_alone(replace(plain, plan=plan)))
+    ranks = math.prod(plan.signature.get("mesh", ()))
+    if ranks > 1 and isinstance(model, torch.nn.Module):
+        raise BadRequest(
+            f"the plan is for a model that is parallelized over {ranks} ranks: give a function, "
+            "importable, that parallelizes the model and returns (model, inputs); it is called on "
+            "each rank, in a process group over gloo"
+        )
+    alone = run_alone if ranks == 1 else partial(_run_on_ranks, ranks)
+    return conclude(plan, alone(plain), alone(replace(plain, plan=plan)))
+
+
+def _run_on_ranks(ranks: int, trial: Trial) -> Run:
+    """Run a trial of a parallelized model on all of its ranks, on this machine.
+
+    Raises:
+        VerificationFailed: a rank failed.
+    """
+    from planner.verification.mesh_ranks import run_on_ranks
+
+    with tempfile.TemporaryDirectory(prefix="remat-planner-") as name:
+        try:
+            return Run(*run_on_ranks(trial, ranks, Path(name)))
+        except PlannerError as error:
+            what = "plain" if trial.plan is None else "planned"
+            raise VerificationFailed(f"the {what} training run failed: {error}") from error
 
 
 def conclude(plan: StepPlan, plain: Run, planned: Run) -> Verification:

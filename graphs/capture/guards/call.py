@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs.capture.guards.call_form import argument_names
+from planner.graphs.capture.placed import is_placed, mesh_shape, placed_as
 from planner.graphs.capture.step_function import Arguments, unique_tensors
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.autocast_cache import Keeping, keeping_now
@@ -51,7 +52,9 @@ def signature_of(
     """
     parameters, buffers = unique_tensors(model)
     home = device_type(model, call)
+    mesh = mesh_shape(model)
     return {
+        **({"mesh": mesh} if mesh else {}),
         "model": class_name(model),
         "parameters": [_member(n, t) for n, t in parameters.items()],
         "buffers": [_member(n, t) for n, t in buffers.items()],
@@ -78,7 +81,10 @@ def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...
     devices = {t.device.type for t in (*members, *call.tensors) if t is not None} - {"meta"}
     return (
         tuple((type(m), m.training) for m in modules),
-        tuple(None if t is None else (t.shape, t.dtype, t.requires_grad) for t in members),
+        tuple(
+            None if t is None else (t.shape, t.dtype, t.requires_grad, placed_as(t))
+            for t in members
+        ),
         call.spec,
         tuple(
             (x.shape, x.stride(), x.dtype, x.device.type, x.requires_grad)
@@ -163,7 +169,10 @@ def autocast_state(device: str, kernels: str | None = None) -> list[Any]:
 
 
 def _member(name: str, tensor: Tensor) -> list[Any]:
-    return [name, list(tensor.shape), _dtype(tensor.dtype), tensor.requires_grad]
+    """Describe a parameter or buffer; of one that lies on a mesh the whole, and how it lies."""
+    found = [name, list(tensor.shape), _dtype(tensor.dtype), tensor.requires_grad]
+    placed = placed_as(tensor)
+    return found if placed is None else [*found, str(placed)]
 
 
 def _dtype(dtype: torch.dtype) -> str:
@@ -172,6 +181,12 @@ def _dtype(dtype: torch.dtype) -> str:
 
 def _leaf(leaf: Any) -> Any:
     """Describe an argument: a list for a tensor, a dict for a type, else the constant itself."""
+    if is_placed(leaf):
+        raise CaptureError(
+            f"an argument is a DTensor, of shape {list(leaf.shape)} on a mesh; pass the tensor of "
+            "this rank (to_local()), and let the model put it on its mesh "
+            "(PrepareModuleInput(input_layouts=...) of a submodule)"
+        )
     if isinstance(leaf, Tensor):
         device = "cpu" if leaf.is_meta else leaf.device.type
         shape, stride = list(leaf.shape), list(leaf.stride())
@@ -264,6 +279,9 @@ def differences(
 
 def model_differences(planned: Signature, found: Signature) -> Iterator[str]:
     """Yield what differs between the models of two signatures, whatever they are called with."""
+    if (before := planned.get("mesh", [])) != (after := found.get("mesh", [])):
+        now, then = (" x ".join(map(str, mesh)) or "no" for mesh in (after, before))
+        yield f"the model is parallelized over {now} ranks, planned for {then}"
     for key in ("model", "parameters", "buffers"):
         if planned[key] != found[key]:
             yield from _member_differences(key, planned[key], found[key])
@@ -333,5 +351,5 @@ def _member_differences(key: str, planned: Any, found: Any) -> Iterator[str]:
         if before.get(name) != after.get(name):
             yield (
                 f"{key[:-1]} {name!r} is {after.get(name, 'missing')}, planned for "
-                f"{before.get(name, 'none')} (shape, dtype, requires_grad)"
+                f"{before.get(name, 'none')} (shape, dtype, requires_grad, placement if any)"
             )

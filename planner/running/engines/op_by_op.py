@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from planner.errors import CaptureError, InvalidPlan, OtherKernels, PlanMismatch
+from planner.errors import BadCluster, CaptureError, InvalidPlan, OtherKernels, PlanMismatch
 from planner.graphs import Graph, Op, Schedule, Subject
 from planner.graphs.capture.guards.call import (
     autocast_as,
@@ -25,9 +25,13 @@ from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowering, Role
 from planner.graphs.capture.passes.eager_semantics import first_backward
+from planner.graphs.capture.placed import is_parallelized
 from planner.graphs.capture.step_function import arguments
 from planner.graphs.capture.training_step import Captured, Recaptured, capture, recapture
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.graphs.hardware.cluster import Cluster
+from planner.graphs.torch_api.collective_ops import communicates, group_name
+from planner.make_cluster import make_cluster
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
 from planner.running.engines.actions import carry_out
@@ -61,9 +65,30 @@ def captured(request: Request, rewrite: str) -> Captured:
             dynamic=request.dynamic,
             checks=request.checks,
             progress=request.tell,
+            cluster=_cluster(request),
         )
+    except BadCluster:
+        raise
     except ValueError as error:  # a CaptureError of graphs, or an argument it does not know
         raise CaptureError(str(error)) from error
+
+
+def _cluster(request: Request) -> Cluster | None:
+    """Return the devices that a parallelized model runs on, as the process group has ranks.
+
+    Raises:
+        BadCluster: they do not divide into nodes, or a link is not known.
+    """
+    if not is_parallelized(request.model):
+        return None
+    import torch.distributed as dist
+
+    return make_cluster(
+        request.hardware,
+        dist.get_world_size(),
+        devices_per_node=request.devices_per_node,
+        link=request.link,
+    )
 
 
 def program(
@@ -269,7 +294,15 @@ def _program(
         decisions=joint.decisions,
         reads=joint.reads,
         recast=recast_by(list(joint.graph.nodes)[first_backward(joint) :]),
+        groups=_groups(joint),
     )
+
+
+def _groups(joint: Joint) -> tuple[str, ...]:
+    """Return the groups of a step's collectives, in the order in which they are first called."""
+    sent = [n for n in joint.graph.nodes if communicates(n.target)]
+    names = (group_name(n.target, n.args, n.kwargs) for n in sent)
+    return tuple(dict.fromkeys(names))
 
 
 def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ...]:

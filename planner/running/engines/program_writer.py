@@ -9,7 +9,7 @@ again.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from planner.graphs.capture.node_kinds import (
 )
 from planner.graphs.capture.passes.inplace import written_over
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.torch_api.collective_ops import communicates, waits
 from planner.graphs.torch_api.fx_graphs import before_all, take_arguments_in_a_list, yield_where
 from planner.graphs.torch_api.operators import OpOverload
 from planner.running.rng import rng_state, run_for_backward, run_with_rng_state
@@ -65,7 +66,11 @@ class ProgramWriter:
     def get(self, node: fx.Node) -> fx.Node:
         """Return the live copy of a joint node, writing views anew and asking for arguments."""
         if node not in self.env:
-            if node.op == "call_function" and not self._is_root(node):
+            if waits(node.target):
+                made = node.args[0]
+                assert isinstance(made, fx.Node)
+                self.env[node] = self.get(made)  # it has been waited for where it was made
+            elif node.op == "call_function" and not self._is_root(node):
                 self.env[node] = self.graph.node_copy(node, self.get)
             elif node.op == "get_attr":
                 self.env[node] = self.graph.node_copy(node)
@@ -143,6 +148,9 @@ class ProgramWriter:
         for user in node.users:
             if user.target is operator.getitem and not (blind and user.args[1] in (3, 4)):
                 self.env[user] = self.graph.node_copy(user, self.get)
+        for wait in _waits_for(node):
+            # at once: what a collective reads is free only then, and so it is planned
+            self.env[wait] = self.graph.node_copy(wait, self.get)
 
     def _replayed(self, node: fx.Node) -> fx.Node:
         key = (Role.RNG_STATE, node)
@@ -195,6 +203,15 @@ class ProgramWriter:
             yield_where(self.graph, hand_over)
         module = fx.GraphModule(self.joint.module, self.graph)
         return module.forward
+
+
+def _waits_for(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes that wait for what a collective makes, of several tensors for each."""
+    for user in node.users if communicates(node.target) else ():
+        if user.target is operator.getitem:
+            yield from (wait for wait in user.users if waits(wait.target))
+        elif waits(user.target):
+            yield user
 
 
 def _is_view_call(node: fx.Node) -> bool:

@@ -8,7 +8,7 @@ what is around them, captured with an opaque operator in the place of every unit
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.errors import CaptureError
+from planner.graphs import Phase
 from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_data
 from planner.graphs.capture.opaque_units import cast as cast_call
@@ -144,6 +145,7 @@ def _taken_apart(
     units = {path: candidates[path] for path in paths}
     with stubbed(units, stubs, dtype):
         around = capture_joint(model, call, loss=loss, eager=True, **options)
+    _refuse_communication((around, *kinds))
     inside = {name for p in paths for name in _names_inside(model, p)}
     root = unit_capture_of(around, stored, skip=inside)
     calls = calls_of(around, paths)
@@ -162,6 +164,16 @@ def _taken_apart(
         kinds=tuple(captures),
         precision=precision,
     )
+
+
+def _refuse_communication(traced: Iterable[Traced]) -> None:
+    """Refuse collectives of a model's own: which of a step's they overlap with is not modelled."""
+    ops = (op for found in traced for op in found.captured.graph.ops)
+    if (sent := next((op for op in ops if op.phase is Phase.COMMUNICATION), None)) is not None:
+        raise CaptureError(
+            f"{sent.source or 'the model'} calls {sent.target}, a collective of the model's own, "
+            "which is planned on one device's step so far: leave world_size= out"
+        )
 
 
 def _captured_once(

@@ -13,13 +13,20 @@ from planner.graphs.hardware.collectives import (
     RankGroup,
     all_gather_seconds,
     all_reduce_seconds,
+    all_to_all_seconds,
     broadcast_seconds,
     group,
     host_copy_seconds,
     reduce_scatter_seconds,
 )
 
-FUNCTIONS = (all_gather_seconds, reduce_scatter_seconds, all_reduce_seconds, broadcast_seconds)
+FUNCTIONS = (
+    all_gather_seconds,
+    reduce_scatter_seconds,
+    all_reduce_seconds,
+    all_to_all_seconds,
+    broadcast_seconds,
+)
 
 
 def simple(world_size: int, per_node: int, *, latency: float = 0.0) -> Cluster:
@@ -60,6 +67,13 @@ def test_two_levels_by_hand() -> None:
     assert hops == pytest.approx(7 * 0.1 + 7 * 0.2)
     # in one node both are a ring
     assert all_gather_seconds(400, 4, simple(4, 4), algorithm=two) == pytest.approx(3)
+
+
+def test_all_to_all_by_hand() -> None:
+    # 4 ranks of 400 B: three quarters go to the others, at 100 B/s
+    assert all_to_all_seconds(400, 4, simple(4, 4)) == pytest.approx(3)
+    # of 8 in two nodes: half goes to the other node at 10 B/s, while 3/8 stay at 100 B/s
+    assert all_to_all_seconds(800, 8, simple(8, 4)) == pytest.approx(40)
 
 
 def test_groups_across_nodes_by_hand() -> None:

@@ -78,3 +78,18 @@ def test_watching_ends_with_the_model() -> None:
     del model
     gc.collect()
     assert len(optimizer._global_optimizer_post_hooks) == before
+
+
+def test_planned_modules_may_share_an_optimizer() -> None:
+    """Each looks once, while torch goes through the hooks of all."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16))
+    x = CALL.clone().requires_grad_()
+    for i, layer in enumerate(model):
+        model[i] = planner.fit(layer, "1GB", inputs=x, optimizer="sgd").apply(layer)
+    optimizer = torch.optim.SGD(model.parameters())
+    for _ in range(2):
+        model(x).sum().backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step()
+        optimizer.zero_grad()

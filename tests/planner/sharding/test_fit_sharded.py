@@ -15,12 +15,12 @@ from torch.nn import functional as F
 import planner
 from planner import BadCluster, InfeasibleBudget, ShardedPlan
 from planner.cli import cli
+from planner.make_cluster import make_cluster
 from planner.plan.configuration import Configuration
 from planner.plan.strategy import Strategy
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
 from planner.sharding.fit_sharded import least_ranks
-from planner.sharding.make_cluster import make_cluster
 from planner.sharding.pricing import price_recipes
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.stage_first import stage_first

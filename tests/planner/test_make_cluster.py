@@ -10,7 +10,7 @@ import planner
 from planner.byte_sizes import parse_rate
 from planner.graphs.hardware.cluster import Link
 from planner.graphs.hardware.devices import Device
-from planner.sharding.make_cluster import make_cluster
+from planner.make_cluster import make_cluster
 
 MINE = Device("mine", {"float32": 1e12}, 2**34, 1e11)
 

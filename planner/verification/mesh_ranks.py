@@ -1,0 +1,86 @@
+"""Training of a model that is parallelized over ranks, really run: one process a rank, over gloo.
+
+Knows how the ranks meet, and how what they found becomes one run.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessException, spawn
+
+from planner.errors import PlannerError
+from planner.graphs.torch_api.allocation_records import PeakRecord, measure_peak
+from planner.graphs.torch_api.patient_collectives import patient_waits
+from planner.verification.training_run import GRADIENTS, STATE, Measurement, Trial, run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TIMEOUT_SECONDS = 300
+_TRIES = 6
+
+
+def run_on_ranks(
+    trial: Trial, ranks: int, folder: Path
+) -> tuple[Measurement, dict[str, dict[str, Tensor]]]:
+    """Train on every rank; return what the one needed that held most, and the tensors of all.
+
+    Args:
+        trial: whose model is a function that parallelizes it; the process group is there.
+        ranks: how many there are.
+        folder: an empty one, to exchange files.
+
+    Raises:
+        PlannerError: a rank failed; the message has its traceback.
+    """
+    torch.save(trial, folder / "trial.pt")
+    try:
+        spawn(_rank, args=(ranks, str(folder)), nprocs=ranks)  # type: ignore[no-untyped-call]
+    except ProcessException as error:
+        raise PlannerError(str(error).strip()) from error
+    found: list[Measurement] = []
+    tensors: dict[str, dict[str, Tensor]] = {"gradients": {}, "parameters": {}, "buffers": {}}
+    for rank in range(ranks):
+        own = folder / str(rank)
+        found.append(torch.load(own / "measured.pt", weights_only=False))
+        parts = {"gradients": torch.load(own / GRADIENTS)} | torch.load(own / STATE)
+        for kind, named in parts.items():
+            tensors[kind] |= {f"{name} of rank {rank}": t for name, t in named.items()}
+    most = max(found, key=lambda measured: measured.peak_bytes)
+    return replace(most, losses=found[0].losses), tensors
+
+
+def _rank(rank: int, ranks: int, folder: str) -> None:
+    """Run the trial on a rank, in a process of its own."""
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS),
+    )
+    try:
+        own = Path(folder) / str(rank)
+        own.mkdir()
+        trial: Trial = torch.load(Path(folder) / "trial.pt", weights_only=False)
+        torch.save(run(trial, own, watch=_watch), own / "measured.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _watch(step: Callable[[], float], clear: Callable[[], None]) -> PeakRecord[float]:
+    """Watch some steps: what gloo's threads free last is not recorded, which only overstates."""
+    found = list[PeakRecord[float]]()
+    with patient_waits():
+        for _ in range(_TRIES):
+            clear()
+            found.append(measure_peak(step))
+    return replace(min(found, key=lambda record: record.peak_bytes), result=found[-1].result)
