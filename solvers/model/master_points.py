@@ -24,6 +24,11 @@ def point_of(master: MasterProgram, positions: Positions, columns: int) -> NDArr
     """Return the point that an order is, once it holds what it need not hold no more.
 
     It satisfies the rows if the order fits and no run of it is for nothing.
+
+    Args:
+        master: whose point it is to be; its model was built.
+        positions: of the order's runs.
+        columns: how many the model has.
     """
     x, p = np.zeros(columns), master.problem
     at = [*(positions.first(frame.t) for frame in master.frames), positions.length]
@@ -104,8 +109,13 @@ def rounded_plan(
 ) -> CutPlan:
     """Read the held values off a point.
 
-    What runs again from a cut on more than the threshold is not held there; what is held for
-    the rest of the way, is.
+    What runs again from a cut on more than the threshold is not held there; what is held for the
+    rest of the way, is.
+
+    Args:
+        master: whose point it is.
+        x: one value a column.
+        thresholds: of each op; a half for all by default.
     """
     keep: list[frozenset[int]] = []
     later: dict[int, float] = {}

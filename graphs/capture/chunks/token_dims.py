@@ -98,6 +98,11 @@ def moved(before: Sequence[int], after: Sequence[int], dims: Dims) -> Dims | Non
 def cut(sizes: Sequence[int], dims: Dims, count: int) -> list[int]:
     """Return the shape of ``count`` of the tokens.
 
+    Args:
+        sizes: of all of them.
+        dims: which of those the tokens lie along.
+        count: how many tokens.
+
     >>> cut((2, 8, 5), (0, 1), 4)
     [1, 4, 5]
     """
