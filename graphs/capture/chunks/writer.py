@@ -162,7 +162,7 @@ class Writer:
             for node in self._exits(late):
                 if node in tainted:
                     total = self.totals[node]
-                    self.totals[node] = self._call(aten.mul_.Tensor, (total, tangent), like=node)
+                    self.totals[node] = self.call(aten.mul_.Tensor, (total, tangent), like=node)
                 self._done(node, self._narrowed(node))
 
     def _factor(self) -> tuple[fx.Node, set[fx.Node]]:
@@ -183,10 +183,15 @@ class Writer:
     def _exits(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
         return [n for n in nodes if n in self.region.exits]
 
-    def _call(
+    def call(
         self, target: Any, args: Sequence[Any], kwargs: Any = None, *, like: fx.Node
     ) -> fx.Node:
-        """Write a call where the graph is inserting."""
+        """Write a call where the graph is inserting.
+
+        Args:
+            target, args, kwargs: what is called.
+            like: the node of the step as captured that it stands in for.
+        """
         return call(self.graph, target, args, kwargs, like=like)
 
     def _hoist(self, wanted: Iterable[fx.Node], before: fx.Node) -> None:
@@ -218,14 +223,14 @@ class Writer:
             if node.target not in NLL:
                 continue
             labels, ignored = node.args[1], node.args[4]
-            counted = self._call(aten.ne.Scalar, (labels, ignored), like=node)
-            count = self._call(aten.sum.default, (counted,), like=node)
-            self.counts[node] = self._call(
+            counted = self.call(aten.ne.Scalar, (labels, ignored), like=node)
+            count = self.call(aten.sum.default, (counted,), like=node)
+            self.counts[node] = self.call(
                 aten._to_copy.default, (count,), {"dtype": torch.float32}, like=node
             )
             weight = self.counts[node]
             if (dtype := value(node)[1].dtype) is not torch.float32:
-                weight = self._call(aten._to_copy.default, (weight,), {"dtype": dtype}, like=node)
+                weight = self.call(aten._to_copy.default, (weight,), {"dtype": dtype}, like=node)
             for user in list(node.users):
                 if user.args[1] == 1:
                     user.replace_all_uses_with(weight)
@@ -236,17 +241,17 @@ class Writer:
             args, kwargs = self._cut_arguments(node, span, env)
             way = self.region.exits.get(node)
             if way is None:
-                env[node] = self._call(node.target, args, kwargs, like=node)
+                env[node] = self.call(node.target, args, kwargs, like=node)
             elif way is Leaves.PRODUCT:
                 self._add_product(node, args)
             elif way is Leaves.LOSS:
                 self._add(node, self._loss(node, args))
             elif way is Leaves.SUM:
-                self._add(node, self._wide(self._call(node.target, args, kwargs, like=node)))
+                self._add(node, self._wide(self.call(node.target, args, kwargs, like=node)))
             else:
-                made = self._call(node.target, args, kwargs, like=node)
+                made = self.call(node.target, args, kwargs, like=node)
                 if way is Leaves.LOSSES:
-                    made = self._call(operator.getitem, (made, 0), like=node)
+                    made = self.call(operator.getitem, (made, 0), like=node)
                 self.parts.setdefault(node, []).append(made)
 
     def _cut_arguments(
@@ -272,42 +277,42 @@ class Writer:
         flat = node
         if first != last:
             rows = [*sizes[:first], between, *sizes[last + 1 :]]
-            flat = self._call(aten.reshape.default, (node, rows), like=node)
-        made = self._call(aten.slice.Tensor, (flat, first, span.first, span.end), like=node)
+            flat = self.call(aten.reshape.default, (node, rows), like=node)
+        made = self.call(aten.slice.Tensor, (flat, first, span.first, span.end), like=node)
         if first != last:
-            made = self._call(aten.view.default, (made, cut(sizes, dims, span.count)), like=node)
+            made = self.call(aten.view.default, (made, cut(sizes, dims, span.count)), like=node)
         return made
 
     def _loss(self, node: fx.Node, args: Sequence[Any]) -> fx.Node:
         """Write the sum of a chunk's losses, in float32: a narrower kernel would round it."""
         narrow = value(node)[0].dtype in _NARROW
         way = _NONE if narrow else _SUM
-        made = self._call(node.target, (*args[:3], way, *args[4:]), like=node)
-        made = self._call(operator.getitem, (made, 0), like=node)
+        made = self.call(node.target, (*args[:3], way, *args[4:]), like=node)
+        made = self.call(operator.getitem, (made, 0), like=node)
         if not narrow:
             return made
-        return self._call(aten.sum.default, (made,), {"dtype": torch.float32}, like=node)
+        return self.call(aten.sum.default, (made,), {"dtype": torch.float32}, like=node)
 
     def _wide(self, node: fx.Node) -> fx.Node:
         """Return what a node makes in no less than float32."""
         if value(node).dtype not in _NARROW:
             return node
-        return self._call(aten._to_copy.default, (node,), {"dtype": torch.float32}, like=node)
+        return self.call(aten._to_copy.default, (node,), {"dtype": torch.float32}, like=node)
 
     def _add(self, node: fx.Node, part: fx.Node) -> None:
         total = self.totals.get(node)
-        added = total and self._call(aten.add.Tensor, (total, part), like=node)
+        added = total and self.call(aten.add.Tensor, (total, part), like=node)
         self.totals[node] = added or part
 
     def _add_product(self, node: fx.Node, args: tuple[Any, ...]) -> None:
         total = self.totals.get(node)
         if total is None:
-            self.totals[node] = self._wide(self._call(node.target, args, like=node))
+            self.totals[node] = self._wide(self.call(node.target, args, like=node))
         elif value(node).dtype in _NARROW:
-            made = self._call(node.target, args, like=node)
-            self.totals[node] = self._call(aten.add_.Tensor, (total, made), like=node)
+            made = self.call(node.target, args, like=node)
+            self.totals[node] = self.call(aten.add_.Tensor, (total, made), like=node)
         else:
-            self.totals[node] = self._call(aten.addmm_.default, (total, *args), like=node)
+            self.totals[node] = self.call(aten.addmm_.default, (total, *args), like=node)
 
     def _finish(self, nodes: Iterable[fx.Node]) -> None:
         for node in self._exits(nodes):
@@ -316,7 +321,7 @@ class Writer:
                 self.totals[node] = self._rows(node)
             elif way is Leaves.LOSS and node.args[3] == _MEAN:
                 pair = (self.totals[node], self.counts[node])
-                self.totals[node] = self._call(aten.div.Tensor, pair, like=node)
+                self.totals[node] = self.call(aten.div.Tensor, pair, like=node)
             self._done(node, self._narrowed(node))
 
     def _rows(self, node: fx.Node) -> fx.Node:
@@ -324,10 +329,10 @@ class Writer:
         made = value(node)
         sizes = list(made[0].shape if isinstance(made, tuple) else made.shape)
         dims = self.region.dims[node]
-        whole = self._call(aten.cat.default, (self.parts[node], dims[-1]), like=node)
+        whole = self.call(aten.cat.default, (self.parts[node], dims[-1]), like=node)
         if list(shape(whole)) == sizes:
             return whole
-        return self._call(aten.view.default, (whole, sizes), like=node)
+        return self.call(aten.view.default, (whole, sizes), like=node)
 
     def _narrowed(self, node: fx.Node) -> fx.Node:
         """Return the total of an exit in the dtype that the step has it in."""
@@ -335,7 +340,7 @@ class Writer:
         wanted: Tensor = next(iter(tensors_in(value(node))))
         if value(total).dtype == wanted.dtype:
             return total
-        made = self._call(aten._to_copy.default, (total,), {"dtype": wanted.dtype}, like=node)
+        made = self.call(aten._to_copy.default, (total,), {"dtype": wanted.dtype}, like=node)
         self.exact[made] = total
         return made
 
