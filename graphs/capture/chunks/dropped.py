@@ -19,6 +19,7 @@ from planner.graphs.capture.chunks.editing import call, renew_views, sweep, view
 from planner.graphs.capture.chunks.region import Leaves, elements, leaving
 from planner.graphs.capture.chunks.token_dims import SIZED, Dims, TokenDims, dimension, shape
 from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.rewrites import Declined
 
 aten = torch.ops.aten
@@ -31,12 +32,13 @@ def without_dropped_tokens(joint: Joint, products: Iterable[fx.Node]) -> Joint:
         joint: the step, which is changed if there are such.
         products: what may make logits, the likeliest first.
     """
+    forward = set(list(joint.graph.nodes)[: first_backward(joint)])
     for product in products:
         try:
             found = _find(joint, product)
         except Declined:
             continue
-        if found is not None:
+        if found is not None and not forward & found.exits.keys():  # all logits count there
             return _Narrower(joint, found).write()
     return joint
 

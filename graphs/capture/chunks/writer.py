@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from planner.graphs.capture.chunks.editing import call, renew_views, sweep, views_in, with_results
+from planner.graphs.capture.chunks.linear import refuse_not_linear
 from planner.graphs.capture.chunks.region import Leaves, Region
 from planner.graphs.capture.chunks.token_dims import (
     NLL,
@@ -119,7 +120,10 @@ class Writer:
         joint = with_results(self.joint, self.became)
         joint = _Sums(self, joint).added_in_place()
         sweep(self.graph, used, before)
-        self.graph.lint()
+        try:
+            self.graph.lint()
+        except RuntimeError as error:
+            raise Declined(f"its chunks are no valid graph: {error}") from error
         return joint
 
     def _forward_then_backward(self, early: list[fx.Node], late: list[fx.Node]) -> None:
@@ -138,6 +142,7 @@ class Writer:
 
     def _each_in_turn(self, early: list[fx.Node], late: list[fx.Node]) -> None:
         tangent, tainted = self._factor()
+        refuse_not_linear(late, tainted)
         start = early[0]
         operands = list(self.region.operands(late))
         with self.graph.inserting_before(start):
@@ -200,7 +205,7 @@ class Writer:
         ahead = list(wanted)
         while ahead:
             node = ahead.pop()
-            fixed = node.op != "call_function" or node in self.moved or node not in position
+            fixed = node.op == "placeholder" or node in self.moved or node not in position
             if fixed or node in found or position[node] < position[before]:
                 continue
             if node in self.region.exits or (node in self.region.dims and node in self._inside):
@@ -384,6 +389,7 @@ class _AtOne:
             kwargs = {"dtype": arrived.dtype, "device": arrived.device}
             made = self.writer.call(aten.full.default, ([], 1.0), kwargs, like=self.before)
         else:
+            refuse_not_linear([node], self.tainted)
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.of)
             made = self.writer.call(node.target, args, kwargs, like=node)
         self.known[node] = made

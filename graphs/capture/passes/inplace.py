@@ -8,6 +8,7 @@ solvers and ``simulate`` need not know. Knows torch.fx nodes and operator schema
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ class Readers:
         alone = self._readers[key] == {node} and key not in self._given
         others = [n for n in node.all_input_nodes if n is not operand]
         apart = all(key not in storages(n) for n in others)
-        return same and whole and alone and apart
+        beside = (n.meta.get("val") for n in _direct(node))
+        return same and whole and alone and apart and _lies_as(old, beside)
 
 
 def written_over(
@@ -118,10 +120,15 @@ def written_over(
         operand: to write into.
         args, kwargs: of the kernel.
     """
-    tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-    if _is_regular(operand) and all(_leads_to(operand, x) for x in tensors):
+    if _lies_as(operand, (*args, *kwargs.values())):
         return writing(*args, **kwargs, **{keyword: operand})
     return kernel(*args, **kwargs)
+
+
+def _lies_as(operand: Tensor, arguments: Iterable[Any]) -> bool:
+    """Tell whether a pointwise kernel gives its result of some arguments as an operand lies."""
+    tensors = (x for x in arguments if isinstance(x, Tensor))
+    return _is_regular(operand) and all(_leads_to(operand, x) for x in tensors)
 
 
 def _is_regular(x: Tensor) -> bool:
@@ -137,9 +144,15 @@ def _is_regular(x: Tensor) -> bool:
 
 
 def _leads_to(operand: Tensor, x: Tensor) -> bool:
-    """Tell an argument by which the result of a pointwise kernel lies as an operand does."""
+    """Tell an argument by which the result of a pointwise kernel lies as an operand does.
+
+    Two dimensions lie in the order of the first argument that is broadcast along neither (at/src/
+    ATen/TensorIterator.cpp, ``reorder_dimensions``), so one whose steps descend as an operand's do.
+    """
     if x.shape == operand.shape:
-        return x.stride() == operand.stride()
+        steps = [s for size, s in zip(x.shape, x.stride(), strict=True) if size > 1 and s]
+        descends = all(a > b for a, b in itertools.pairwise(steps))
+        return x.stride() == operand.stride() or (operand.is_contiguous() and descends)
     spread = sum(size > 1 for size in x.shape)
     return spread <= 1 or (x.is_contiguous() and operand.is_contiguous())
 

@@ -212,6 +212,77 @@ def test_narrow_sums_are_as_good_as_the_whole(name: str, form: Form) -> None:
         assert distance(new.double(), best) <= bound(distance(old.double(), best))
 
 
+class Clamped(torch.autograd.Function):
+    """Clamps the gradient that arrives, which is not linear in it."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad.clamp(-1e-3, 1e-3)
+
+
+class Offset(Clamped):
+    """Adds to the gradient what does not scale with it, as an auxiliary loss of its own does."""
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad + 1e-3
+
+
+NOT_LINEAR: dict[str, Loss] = {
+    "clamped logits": lambda x, t: flat(Clamped.apply(x), t),
+    "clamped loss": lambda x, t: Clamped.apply(flat(x, t)),
+    "added to": lambda x, t: flat(Offset.apply(x), t),
+    "absolute": lambda x, t: flat(_absolute(x), t),
+}
+
+
+def _absolute(x: Tensor) -> Tensor:
+    x = x * 1
+    x.register_hook(torch.abs)
+    return x
+
+
+@pytest.mark.parametrize("name", NOT_LINEAR)
+def test_a_gradient_that_is_no_multiple_is_not_multiplied_last(name: str) -> None:
+    torch.manual_seed(0)
+    check(Net(), NOT_LINEAR[name], Form.A, 1e-6)
+    with pytest.raises(Declined, match="not known to be linear"):
+        check(Net(), NOT_LINEAR[name], Form.B, 1e-5)
+
+
+CONSTANTS: dict[str, Loss] = {
+    "scaled": lambda x, t: flat(x * torch.tensor(2.0), t),
+    "chosen": lambda x, t: flat(torch.where(x > 0, x, torch.tensor(0.5)), t),
+    "words left out": lambda x, t: flat(x + torch.tensor([0.0, -9.0] * (WORDS // 2) + [0.0]), t),
+    "divided": lambda x, t: flat(x, t) / torch.tensor(4.0),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize("form", Form)
+def test_constants_of_the_code(name: str, form: Form) -> None:
+    torch.manual_seed(0)
+    check(Net(), CONSTANTS[name], form, 1e-5)
+
+
+def test_what_reads_all_logits_is_given_all() -> None:
+    """Though the loss drops some: their sum counts every one."""
+
+    class Sums(Net):
+        def forward(self, ids: Tensor) -> Any:
+            logits = super().forward(ids)
+            seen = logits.detach().square().sum()
+            return {"loss": flat(logits[:, :-1], ids[:, 1:]), "seen": seen}
+
+    torch.manual_seed(0)
+    with pytest.raises(Declined, match="no softmax"):
+        in_chunks(captured(Sums()), 4, Form.A)
+
+
 def test_float16_is_not_scaled_last() -> None:
     with pytest.raises(Declined, match="float16"):
         in_chunks(captured(Net().half(), flat), 4, Form.B)

@@ -57,6 +57,12 @@ LAYOUTS = {
     "one pixel": torch.randn(ONE),
     "one pixel, channels last": torch.randn(ONE).to(memory_format=LAST),
     "a channel": torch.randn(1, 6, 1, 1),
+    "a number, expanded": torch.randn(()).expand(SHAPE),
+    "a channel, expanded": torch.randn(1, 6, 1, 1).expand(SHAPE),
+    "a column, expanded": torch.randn(2, 6, 3, 1).expand(SHAPE),
+    "a map, expanded, its channels last": torch.randn(1, 3, 3, 6).movedim(3, 1).expand(SHAPE),
+    "a part": torch.randn(2, 6, 3, 8)[..., 2:5],
+    "every other channel": torch.randn(2, 12, 3, 3)[:, ::2],
     "a map": torch.randn(1, 6, 3, 3).to(memory_format=LAST),
     "a number": torch.tensor(2.0),
 }
