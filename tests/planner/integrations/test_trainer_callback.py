@@ -87,6 +87,7 @@ def check_as_it_was(model: Any, folder: Path) -> None:
     assert same(type(model).from_pretrained(folder), model)
 
 
+@pytest.mark.slow
 def test_a_trainer_compiles_within_the_budget(tmp_path: Path) -> None:
     callback = PlannerCallback("1GB", engine="inductor", progress="off")
     rows = [{"input_ids": [5] * LONGEST, "labels": [5] * LONGEST}] * 8

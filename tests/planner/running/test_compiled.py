@@ -63,7 +63,10 @@ def test_kernels_are_fused_and_say_where_they_come_from(plain: planner.Plan) -> 
 
 
 @pytest.mark.usefixtures("stubbed")
-@pytest.mark.parametrize("share", [0.8, 0.6, 0.0])
+@pytest.mark.parametrize(
+    "share",
+    [0.8, pytest.param(0.6, marks=pytest.mark.slow), pytest.param(0.0, marks=pytest.mark.slow)],
+)
 def test_the_measured_peak_is_within_the_budget(plain: planner.Plan, share: float) -> None:
     model, x = net()
     wanted = budget(plain, share)
