@@ -8,6 +8,7 @@ enters itself, and a line where steps are captured.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,12 +20,15 @@ class Rewrite:
     """A named change of a joint graph: it returns ``None`` where there is nothing to change.
 
     ``apply`` takes a copy of the step, which it may change, and the words that follow the name. It
-    raises ``Declined`` where it is asked for and cannot be.
+    raises ``Declined`` where it is asked for and cannot be. ``words`` is a regular expression of
+    what may follow, ``example`` a name with words.
     """
 
     name: str
     apply: Callable[..., Joint | None]
     version: int = 1
+    words: str = ""
+    example: str = ""
 
 
 class Declined(ValueError):
@@ -61,15 +65,20 @@ def rewrite_of(name: str) -> Rewrite:
     """Return the rewrite of a name, whatever words follow.
 
     Raises:
-        ValueError: no rewrite has it; the message lists those there are.
+        ValueError: no rewrite has it, or takes these words; the message lists those there are.
 
     >>> rewrite_of("as_captured").version
     1
     """
-    family = name.partition(" ")[0]
+    family, _, words = name.partition(" ")
     if family not in REWRITES:
         raise ValueError(f"unknown rewrite {name!r}; known: {', '.join(REWRITES)}")
-    return REWRITES[family]
+    rewrite = REWRITES[family]
+    if not re.fullmatch(rewrite.words, words):
+        raise ValueError(
+            f"{name!r} is no rewrite: expected {(rewrite.example or rewrite.name)!r} or the like"
+        )
+    return rewrite
 
 
 AS_CAPTURED = register_rewrite(Rewrite("as_captured", lambda joint: joint))

@@ -175,7 +175,10 @@ class _Search:
             left = deadline - time.monotonic()
             first = not any(outcome.solved for outcome in self.outcomes.values())
             if left <= 0 and not first and self.best is not None:
-                self.finished = self.outcomes[c].solved
+                enough = self._enough()
+                self.finished = all(
+                    o.solved or o.bound_seconds >= enough for o in self.outcomes.values()
+                )
                 return
             least = self.limits.seconds / 2 if first else 1.0
             limits = replace(self.limits, seconds=max(least, left))

@@ -178,6 +178,15 @@ def test_refused(said: dict[str, Any], reason: str) -> None:
         planner.fit(language_model(), "1GB", inputs=batch(), optimizer=None, **said)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["loss_chunks", "loss_chunks 0 A", "loss_chunks 4 C", "loss_chunks 4 A x", "as_captured 1"],
+)
+def test_words_that_a_rewrite_does_not_take(name: str) -> None:
+    with pytest.raises(planner.CaptureError, match="is no rewrite: expected"):
+        planner.fit(nn.Linear(4, 4), "1GB", inputs=torch.zeros(2, 4), rewrites=[name])
+
+
 def test_a_model_without_such_a_loss() -> None:
     net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
     said: dict[str, Any] = {"inputs": torch.zeros(16, 8), "loss": torch.mean}

@@ -44,5 +44,12 @@ def _rewritten(joint: Joint, chunks: str, form: str, logits: str = "keep") -> Jo
     return in_chunks(joint, int(chunks), Form[form], late_logits=logits == WHEN_READ)
 
 
-LOSS_CHUNKS = register_rewrite(Rewrite("loss_chunks", _rewritten))
+LOSS_CHUNKS = register_rewrite(
+    Rewrite(
+        "loss_chunks",
+        _rewritten,
+        words=rf"[1-9]\d* [{''.join(form.name for form in Form)}]( keep| {WHEN_READ})?",
+        example="loss_chunks 8 A",
+    )
+)
 """Head and loss in so many chunks, in form A or B: ``loss_chunks 8 A when_read``."""
