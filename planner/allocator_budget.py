@@ -37,8 +37,6 @@ _PACKINGS = 3
 _PACKABLE = 0.15
 """The excess, as a fraction of the budget, beyond which that is without hope."""
 _LATER_SHARE = 20
-_LATER_SECONDS = 2.0
-_LATER_GAP = 0.01
 
 
 def allocator_of(said: str, hardware: Device) -> str | None:
@@ -126,7 +124,7 @@ class _Door:
 
     def solved(self, target_bytes: int) -> Solution:
         """Solve for less than the budget."""
-        limits = _later(self.request.limits)
+        limits = self.request.limits.of_a_correction(_LATER_SHARE)
         return solve(self.graph, target_bytes, method=self.request.method, limits=limits)
 
     def lets(self, solution: Solution) -> bool:
@@ -216,12 +214,6 @@ def _seconds(graph: Graph, solution: Solution) -> float:
     return simulate(graph, solution.schedule).seconds
 
 
-def _later(limits: Limits) -> Limits:
-    """Return the limits of a correction: less time, for a plan only a little better than known."""
-    seconds = min(limits.seconds, max(_LATER_SECONDS, limits.seconds / _LATER_SHARE))
-    return replace(limits, seconds=seconds, gap=max(limits.gap, _LATER_GAP))
-
-
 def _judged(
     graph: Graph, budget_bytes: int, found: Solution, first: Solution, limits: Limits
 ) -> Solution:
@@ -233,7 +225,7 @@ def _judged(
     seconds = simulate(graph, found.schedule).seconds
     bound = first.bound_seconds
     if found.reordered and not first.reordered:
-        bound = any_order_bound(graph, budget_bytes, seconds, _later(limits))
+        bound = any_order_bound(graph, budget_bytes, seconds, limits.of_a_correction(_LATER_SHARE))
     close = seconds - bound <= limits.gap * graph.seconds
     proved = first.status is Status.OPTIMAL and close
     status = Status.OPTIMAL if proved else Status.FEASIBLE

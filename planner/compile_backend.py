@@ -94,14 +94,13 @@ class PlanningBackend:
         """
         from planner.graphs.torch_api.inductor.compiler import compiled_graph, traced
         from planner.graphs.torch_api.inductor.partitioner import Partitioner
+        from planner.running.compiled_model import within
 
         if options:
             raise BadRequest(
                 f"torch.compile hands {sorted(options)} to the backend, which takes what is to be "
                 "said itself: planner.backend(budget, ...)"
             )
-        from planner.running.compiled_model import within
-
         graph = traced(gm, example_inputs)
         known: list[CompiledStep] = []
 

@@ -9,7 +9,7 @@ import enum
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, schedule_from_order, simulate
 
@@ -36,6 +36,19 @@ class Limits:
     gap: float = 0.003
     seed: int = 0
     reorder: bool = True
+
+    def of_a_correction(self, share: int) -> Limits:
+        """Return limits for a solution only a little better than one that is known.
+
+        Args:
+            share: the seconds are over so many, but two if there are as many, and the gap a
+                hundredth or wider.
+
+        >>> Limits(seconds=60.0).of_a_correction(20)
+        Limits(seconds=3.0, gap=0.01, seed=0, reorder=True)
+        """
+        seconds = min(self.seconds, max(2.0, self.seconds / share))
+        return replace(self, seconds=seconds, gap=max(self.gap, 0.01))
 
 
 @dataclass(frozen=True, slots=True)

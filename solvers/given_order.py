@@ -71,15 +71,14 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         answer = exact(graph, budget_bytes, limits)
         if answer.status is not Status.UNKNOWN:
             return answer
-    deadline, least = deadline_of(limits), 0
-    search = Search(flatten(graph), budget_bytes, deadline=deadline)
+    search, least = Search(flatten(graph), budget_bytes, deadline=deadline_of(limits)), 0
     if (floor := proven_floor(graph)) > budget_bytes:
         return _infeasible(f"outputs of ops that cannot run twice raise the floor to {floor} bytes")
-    cuts = _relax(search, limits, deadline)
+    cuts = _relax(search, limits)
     if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor)
-    _walk(search, limits, deadline)
-    _cut(search, limits, cuts, deadline)
+    _walk(search, limits)
+    _cut(search, limits, cuts)
     if search.bound < math.inf:
         _compare(search, graph, limits)
         if search.order is None and not least:
@@ -118,13 +117,15 @@ def _infeasible(message: str) -> Answer:
     return Answer(Status.INFEASIBLE, None, math.inf, message)
 
 
-def _relax(search: Search, limits: Limits, deadline: float) -> list[int]:
+def _relax(search: Search, limits: Limits) -> list[int]:
     """Solve relaxed masters of a large graph; return their cuts."""
     if (n := search.problem.n) <= LARGE_OPS:
         return []
     close = min(limits.gap, CLOSE_GAP)
     enough = max(limits.gap, WORTH_INTEGERS_GAP) if n <= INTEGER_OPS else close
-    return run_relaxed(search, target=close, enough=enough, deadline=deadline, seed=limits.seed)
+    return run_relaxed(
+        search, target=close, enough=enough, deadline=search.deadline, seed=limits.seed
+    )
 
 
 def _start(search: Search, graph: Graph, floor: int) -> int:
@@ -141,15 +142,15 @@ def _start(search: Search, graph: Graph, floor: int) -> int:
     return least
 
 
-def _walk(search: Search, limits: Limits, deadline: float) -> None:
+def _walk(search: Search, limits: Limits) -> None:
     """Walk plans for larger budgets down where relaxations left the gap wide."""
     if LARGE_OPS < search.problem.n <= INTEGER_OPS and WORTH_WALKING_GAP < search.gap < math.inf:
-        walk_down(search, lambda larger: _relax(larger, limits, deadline))
+        walk_down(search, lambda larger: _relax(larger, limits))
 
 
-def _cut(search: Search, limits: Limits, cuts: Sequence[int], deadline: float) -> None:
+def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> None:
     """Solve integer masters where they can do better."""
-    n, left = search.problem.n, deadline - time.monotonic()
+    n, left = search.problem.n, search.deadline - time.monotonic()
     if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and not search.over()):
         run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
 
@@ -205,9 +206,8 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     if len(graph.ops) <= TINY_OPS:
         return graph.seconds + search_states(flatten(graph), budget_bytes).bound
     limits = limits or Limits()
-    deadline = deadline_of(limits)
-    search = Search(flatten(graph), budget_bytes, deadline=deadline)
+    search = Search(flatten(graph), budget_bytes, deadline=deadline_of(limits))
     if proven_floor(graph) > budget_bytes:
         return math.inf
-    _cut(search, limits, _relax(search, limits, deadline), deadline)
+    _cut(search, limits, _relax(search, limits))
     return search.base + search.bound

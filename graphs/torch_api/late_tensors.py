@@ -100,8 +100,7 @@ class LateTensor(Tensor):
                 return func(*args, **(kwargs or {}))
         if func in _LATE_AGAIN and len(args) == 1 and not kwargs:
             return args[0].later(func)
-        args, kwargs = tree_map(_itself, (tuple(args), dict(kwargs or {})))
-        return func(*args, **kwargs)
+        return _called(func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's own says nothing of its types
@@ -112,8 +111,12 @@ class LateTensor(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call an operator with the tensor itself."""
-        args, kwargs = tree_map(_itself, (tuple(args), dict(kwargs or {})))
-        return func(*args, **kwargs)
+        return _called(func, args, kwargs)
+
+
+def _called(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+    args, kwargs = tree_map(_itself, (tuple(args), dict(kwargs or {})))
+    return func(*args, **kwargs)
 
 
 def _itself(value: Any) -> Any:

@@ -1,29 +1,27 @@
 """Training of a model that is parallelized over ranks, really run: one process a rank, over gloo.
 
-Knows how the ranks meet, and how what they found becomes one run.
+Knows how what the ranks found becomes one run.
 """
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessException, spawn
 
 from planner.errors import PlannerError
 from planner.graphs.torch_api.allocation_records import PeakRecord, measure_peak
 from planner.graphs.torch_api.patient_collectives import patient_waits
+from planner.verification.meeting import meeting
 from planner.verification.training_run import GRADIENTS, STATE, Measurement, Trial, run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TIMEOUT_SECONDS = 300
 _TRIES = 6
 
 
@@ -59,21 +57,11 @@ def run_on_ranks(
 
 def _rank(rank: int, ranks: int, folder: str) -> None:
     """Run the trial on a rank, in a process of its own."""
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=ranks,
-        timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS),
-    )
-    try:
+    with meeting(rank, ranks, folder):
         own = Path(folder) / str(rank)
         own.mkdir()
         trial: Trial = torch.load(Path(folder) / "trial.pt", weights_only=False)
         torch.save(run(trial, own, watch=_watch), own / "measured.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 def _watch(step: Callable[[], float], clear: Callable[[], None]) -> PeakRecord[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import gc
 import tempfile
 import time
@@ -27,9 +26,9 @@ from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.sharding.apply_sharded import apply, make_optimizer, wrap
 from planner.sharding.wrapping import Wrapping
+from planner.verification.meeting import meeting
 from planner.verification.training_run import scalar_of
 
-TIMEOUT_SECONDS = 300
 _TRIES, _SMALL_BYTES = 8, 65536
 
 
@@ -84,23 +83,13 @@ def run_ranks(trials: Sequence[ShardedTrial], *, threads: int = 1) -> list[list[
 
 def _rank(rank: int, world: int, folder: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS),
-    )
-    try:
+    with meeting(rank, world, folder):
         trials: tuple[ShardedTrial, ...] = torch.load(
             Path(folder) / "trials.pt", weights_only=False
         )
         gc.freeze()  # what is there now is never garbage; collecting becomes cheap
         found = [measure_rank(trial, rank) for trial in trials]
         torch.save(found, Path(folder) / f"{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:

@@ -28,7 +28,7 @@ UNCHECKED = (
     "unchecked: Inductor's kernels were measured on CPUs only; its own count of what they hold on "
     "this device was never compared with a measurement: leave room, and measure the first step"
 )
-_SHARE, _SECONDS, _GAP = 8, 2.0, 0.01
+_LATER_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
 def _correct(search: _Search, first: Solution, request: Request) -> None:
     """Move the target by what the compiler holds too much, or leaves free, a few times."""
     graph, budget, found = search.captured.graph, search.budget_bytes, first
-    target, limits = budget, _later(request.limits)
+    target, limits = budget, request.limits.of_a_correction(_LATER_SHARE)
     plain = plain_schedule(graph)
     for _ in range(ROUNDS):
         if found.schedule is None:
@@ -134,17 +134,12 @@ def _tighten(search: _Search, request: Request) -> None:
     least = minimum_budget(graph, limits=request.limits)
     search.ask(least.schedule)
     plain = simulate(graph, plain_schedule(graph)).peak_bytes
+    limits = request.limits.of_a_correction(_LATER_SHARE)
     for share in (0.05, 0.15, 0.3):
         target = int(least.least_bytes + share * (plain - least.least_bytes))
-        found = solve(graph, target, method=request.method, limits=_later(request.limits))
+        found = solve(graph, target, method=request.method, limits=limits)
         if found.schedule is not None:
             search.ask(found.schedule)
-
-
-def _later(limits: Limits) -> Limits:
-    """Return the limits of a correction: less time, for a plan only a little better than known."""
-    seconds = min(limits.seconds, max(_SECONDS, limits.seconds / _SHARE))
-    return replace(limits, seconds=seconds, gap=max(limits.gap, _GAP))
 
 
 def _with_excess(captured: Captured, asked: Candidate) -> Captured:
