@@ -15,6 +15,7 @@ from planner.output.exporters.exporter import AnyPlan, Exporter, register_export
 from planner.output.exporters.launch import Launch
 from planner.output.exporters.shortfalls import (
     mixed_notes,
+    parameters_of,
     recomputation_notes,
     recomputing,
     table_notes,
@@ -75,7 +76,7 @@ def _fsdp(plan: ShardedStepPlan) -> dict[str, Any]:
         "fsdp_offload_params": plan.configuration.offload,
         "fsdp_reshard_after_forward": plan.stage != 2,
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
-        "fsdp_transformer_layer_cls_to_wrap": ",".join(dict.fromkeys(map(_class, plan.kinds))),
+        "fsdp_transformer_layer_cls_to_wrap": ",".join(_wrapped_classes(plan)),
         "fsdp_version": 2,
     }
 
@@ -93,6 +94,11 @@ def accelerate_notes(plan: ShardedStepPlan) -> Iterator[str]:
     if sharded and plan.cluster.device.name == "cpu":
         yield "accelerate shards on accelerators only: on a CPU it runs one process, or plain DDP"
     yield from table_notes(plan)
+    if sharded and (single := _left_with_the_root(plan)):
+        yield (
+            f"the plan shards {', '.join(single)} as units of their own; accelerate names classes, "
+            "and would wrap all layers of theirs: they stay with the root, gathered all step long"
+        )
     yield from mixed_notes(plan, "accelerate has one switch, here every unit gathers again")
     if kind == "DEEPSPEED":
         yield (
@@ -112,6 +118,22 @@ def accelerate_notes(plan: ShardedStepPlan) -> Iterator[str]:
             "FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy="
             "MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))"
         )
+
+
+def _wrapped_classes(plan: ShardedStepPlan) -> list[str]:
+    """Name the classes of blocks; that of an embedding or a head would wrap every linear layer."""
+    blocks = [k for k in plan.kinds if not _is_single(k)] or plan.kinds
+    return list(dict.fromkeys(map(_class, blocks)))
+
+
+def _left_with_the_root(plan: ShardedStepPlan) -> list[str]:
+    single = [_is_single(kind) for kind in plan.kinds]
+    return [] if all(single) else [unit.path for unit in plan.units if single[unit.kind]]
+
+
+def _is_single(kind: UnitKind) -> bool:
+    """Tell whether a unit is one module without others in it."""
+    return all("." not in name for name, *_ in parameters_of(kind))
 
 
 def _class(kind: UnitKind) -> str:

@@ -194,7 +194,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
     draft.op(f"copy_in.{name}", gradients, (buffer,), workspace_bytes=copies, module=module)
     draft.op(
         f"reduce_scatter.{name}",
-        (buffer,),
+        (buffer, *_held_while_reduced(draft, i)),
         (shard,),
         seconds=max(0.0, draft.seconds[i].reduce - behind),
         moved_bytes=group.reduced,
@@ -206,6 +206,20 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
         draft.reduced.append(shard)  # ``_all_reduce_state``, until all groups are done
     if not draft.elsewhere and draft.configuration.accumulation == 1:
         draft.shards.append(shard)
+
+
+def _held_while_reduced(draft: Draft, i: int) -> list[int]:
+    """Return the gradients that ``foreach_reduce`` frees late, when it returns.
+
+    Its loop over them leaves its variables bound: ``unsharded_grad`` to the last gradient,
+    ``chunks`` to parts of the last that is cut along another dimension than its first.
+    """
+    ranks, mapped = draft.configuration.spread.shard_ranks, draft.maps[i]
+    if ranks == 1:
+        return []
+    made = [(p, mapped[p.gradient]) for p in draft.capture(i).parameters if p.gradient is not None]
+    cut = [v for p, v in made if shard_dimension(p.shape, ranks)]
+    return sorted({made[-1][1], *cut[-1:]})
 
 
 def _wrap(

@@ -162,6 +162,22 @@ def calls_of(around: Traced, paths: Sequence[str]) -> tuple[UnitCall, ...]:
     return tuple(calls)
 
 
+def units_read_outside(around: Traced, paths: Sequence[str]) -> dict[str, str]:
+    """Return the units whose parameters the root itself reads, each with the name of one.
+
+    Args:
+        around: the root's capture.
+        paths: of the units.
+    """
+    found: dict[str, str] = {}
+    for name, node in around.joint.parameters.items():
+        unit = next((p for p in paths if name.startswith(f"{p}.")), None)
+        calls = {str(user.target) for user in node.users if user.op == "call_function"}
+        if unit is not None and calls - {FORWARD, BACKWARD}:
+            found.setdefault(unit, name)
+    return found
+
+
 def _spec(node: fx.Node) -> dict[str, Any]:
     return dict(json.loads(str(node.args[-1])))
 

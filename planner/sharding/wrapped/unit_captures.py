@@ -41,8 +41,14 @@ from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
 from planner.graphs.torch_api.patches import capturing
 from planner.sharding.row_wise import is_table
-from planner.sharding.wrapped.boundary import UnitCapture, calls_of, stub_of, unit_capture_of
-from planner.sharding.wrapped.unit_choice import called_once, find_units, kinds_of
+from planner.sharding.wrapped.boundary import (
+    UnitCapture,
+    calls_of,
+    stub_of,
+    unit_capture_of,
+    units_read_outside,
+)
+from planner.sharding.wrapped.unit_choice import Candidates, called_once, candidates_of, kinds_of
 
 PRECISIONS = ("float32", "bfloat16", "autocast")
 """As the model is; parameters and inputs cast (what FSDP does); autocast (what DDP users do)."""
@@ -103,15 +109,14 @@ def capture_units(
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of {PRECISIONS}")
     call = arguments_of(inputs, targets)
-    candidates = find_units(model, units)
+    candidates = candidates_of(model, units)
     stored = {name: p.element_size() for name, p in model.named_parameters()}
     real = has_data(model)  # which in another precision it seems not to have
     try:
         with in_precision(model, precision, device_type(model, call)):
             return _taken_apart(
-                model, call, candidates, stored, loss, chosen=units is not None,
+                model, call, candidates, stored, loss, precision=precision,
                 options={"device": device, "costs": costs, "real": real, "dynamic": dynamic},
-                precision=precision,
             )  # fmt: skip
     except GraphsCaptureError as error:
         raise CaptureError(str(error)) from error
@@ -120,50 +125,65 @@ def capture_units(
 def _taken_apart(
     model: nn.Module,
     call: Arguments,
-    candidates: dict[str, nn.Module],
+    candidates: Candidates,
     stored: Mapping[str, int],
     loss: Callable[..., Any] | None,
     *,
-    chosen: bool,
-    options: dict[str, Any],
     precision: str,
+    options: dict[str, Any],
 ) -> ModelCapture:
     dtype = torch.bfloat16 if precision == "bfloat16" else None
+    modules = candidates.modules
     call = cast_call(call, dtype)
     card = target_of(model, call, options["device"])[0].card
     record = functools.partial(record_calls, model, call, loss=loss, dtype=dtype, card=card)
 
     def recorded_by(kind: Kinds) -> list[tuple[str, Arguments, Hashable]]:
-        return called_once(record(units=candidates, kind=kind), candidates, chosen=chosen)
+        return called_once(record(units=modules, kind=kind), candidates)
 
-    recorded, captured = _captured_once(candidates, recorded_by, options)
+    recorded, captured = _captured_once(modules, recorded_by, options)
+    read = dict[str, str]()
+    while True:
+        recorded = [entry for entry in recorded if entry[0] not in read]
+        units = {path: modules[path] for path, *_ in recorded}
+        stubs = {path: stub_of(captured[key]) for path, _, key in recorded}
+        with stubbed(units, stubs, dtype):
+            root = capture_joint(model, call, loss=loss, eager=True, **options)
+        if not (read := units_read_outside(root, tuple(units))):
+            break
+        _refuse_blocks_read_outside(read, candidates)
     order = {key: k for k, key in enumerate(dict.fromkeys(key for *_, key in recorded))}
     kinds = [captured[key] for key in order]
     kind_of = tuple(order[key] for _, _, key in recorded)
-    paths = tuple(path for path, _, _ in recorded)
-    stubs = {p: stub_of(kinds[k]) for p, k in zip(paths, kind_of, strict=True)}
-    units = {path: candidates[path] for path in paths}
-    with stubbed(units, stubs, dtype):
-        around = capture_joint(model, call, loss=loss, eager=True, **options)
-    _refuse_communication((around, *kinds))
+    paths = tuple(units)
+    _refuse_communication((root, *kinds))
     inside = {name for p in paths for name in _names_inside(model, p)}
-    root = unit_capture_of(around, stored, skip=inside)
-    calls = calls_of(around, paths)
+    calls = calls_of(root, paths)
     captures = []
     for k, traced in enumerate(kinds):
         path = paths[kind_of.index(k)]
         prefix = f"{path}." if path else ""
         local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
         call_of = next(inner for at, inner, _ in recorded if at == path)
-        table = is_table(candidates[path], call_of)
+        table = path in candidates.blocks and is_table(modules[path], call_of)
         captures.append(replace(unit_capture_of(traced, local), table=table))
     return ModelCapture(
-        root=replace(root, calls=calls),
+        root=replace(unit_capture_of(root, stored, skip=inside), calls=calls),
         units=paths,
         kind_of=kind_of,
         kinds=tuple(captures),
         precision=precision,
     )
+
+
+def _refuse_blocks_read_outside(read: Mapping[str, str], candidates: Candidates) -> None:
+    """Refuse a block whose weight the root reads; an embedding or a head just stays with it."""
+    for path, name in read.items():
+        if path in candidates.blocks:
+            raise GraphsCaptureError(
+                f"{name} is read outside its unit {path!r}, where a sharded weight is not whole: "
+                "let the unit's forward do all that reads it, or name other units"
+            )
 
 
 def _refuse_communication(traced: Iterable[Traced]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -12,6 +13,38 @@ from planner.errors import CaptureError
 from planner.graphs.capture.guards.call import class_name, signature_of
 from planner.graphs.capture.step_function import Arguments
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The modules that may be units, by path: the blocks, and what is large around them.
+
+    ``chosen`` says that the blocks were named by the user, each of which has to be a unit then.
+    """
+
+    blocks: Mapping[str, nn.Module]
+    around: Mapping[str, nn.Module]
+    chosen: bool
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All of them."""
+        return {**self.blocks, **self.around}
+
+
+def candidates_of(model: nn.Module, chosen: Sequence[str] | None) -> Candidates:
+    """Find what may be a unit.
+
+    Args:
+        model: whose modules are looked at.
+        chosen: paths of those to take instead.
+
+    Raises:
+        CaptureError: as ``find_units``.
+    """
+    blocks = find_units(model, chosen)
+    around = {} if chosen is not None else large_around(model, blocks)
+    return Candidates(blocks, around, chosen is not None)
 
 
 def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -42,16 +75,7 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
         if named_table or numbered:
             siblings[parent].append(path)
     found = {p: modules[p] for group in siblings.values() if len(group) > 1 for p in group}
-    owners: defaultdict[int, set[str]] = defaultdict(set)
-    for path, module in model.named_modules(remove_duplicate=False):
-        unit = next((u for u in found if path == u or path.startswith(f"{u}.")), "")
-        for p in module.parameters(recurse=False):
-            owners[id(p)].add(unit)
-    alone = {
-        path: module
-        for path, module in found.items()
-        if all(owners[id(p)] == {path} for p in module.parameters())
-    }
+    alone = _owning_alone(model, found)
     if not alone:
         raise CaptureError(
             f"{class_name(model)} has no repeated blocks (modules such as h.0 and h.1 with "
@@ -61,6 +85,50 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
 
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
+_LARGE = 0.5
+"""What is around the blocks is a unit if it has this part of the elements of the largest block."""
+
+
+def large_around(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the large modules around the blocks, by path: the embedding and the head, if untied.
+
+    As units they are gathered and let go like blocks, as torchtitan shards them; in the root their
+    weights would stay whole from the first op of a step to the last.
+
+    Args:
+        model: has the blocks.
+        blocks: by path, as ``find_units`` returns them.
+
+    >>> block = lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Sequential(block(), block()), nn.Linear(4, 1))
+    >>> list(large_around(model, find_units(model)))
+    ['0']
+    """
+    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks.values())
+    around = {
+        path: module
+        for path, module in model.named_modules()
+        if path
+        and not any(path == b or path.startswith(f"{b}.") for b in blocks)
+        and not any(True for _ in module.children())
+        and any(p.requires_grad for p in module.parameters())
+        and sum(p.numel() for p in module.parameters()) >= _LARGE * largest
+    }
+    return _owning_alone(model, around)
+
+
+def _owning_alone(model: nn.Module, found: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Leave out what shares a parameter with anything else."""
+    owners: defaultdict[int, set[str]] = defaultdict(set)
+    for path, module in model.named_modules(remove_duplicate=False):
+        unit = next((u for u in found if path == u or path.startswith(f"{u}.")), "")
+        for p in module.parameters(recurse=False):
+            owners[id(p)].add(unit)
+    return {
+        path: module
+        for path, module in found.items()
+        if all(owners[id(p)] == {path} for p in module.parameters())
+    }
 
 
 def _trainable(module: nn.Module) -> bool:
@@ -104,25 +172,22 @@ def _attributes(unit: nn.Module) -> dict[tuple[str, str], str]:
 
 
 def called_once(
-    recorded: list[tuple[str, Arguments, Hashable]],
-    candidates: Mapping[str, nn.Module],
-    *,
-    chosen: bool,
+    recorded: list[tuple[str, Arguments, Hashable]], candidates: Candidates
 ) -> list[tuple[str, Arguments, Hashable]]:
     """Leave out what is not called exactly once: it stays part of the root.
 
     Args:
         recorded: path, arguments and kind of every call, in order.
-        candidates: the modules that may be units.
-        chosen: they were named, so that another number of calls is an error.
+        candidates: the modules that may be units; of those that were named, another number of
+            calls is an error.
     """
-    counts = dict.fromkeys(candidates, 0)
+    counts = dict.fromkeys(candidates.modules, 0)
     for path, _, _ in recorded:
         counts[path] += 1
     other = [path for path, count in counts.items() if count != 1]
-    if chosen and other:
+    if candidates.chosen and other:
         raise CaptureError(f"unit {other[0]!r} is called {counts[other[0]]} times, expected once")
     kept = [entry for entry in recorded if counts[entry[0]] == 1]
-    if not kept:
+    if not any(path in candidates.blocks for path, *_ in kept):
         raise CaptureError("no repeated block is called exactly once, so none can be sharded")
     return kept

@@ -32,13 +32,20 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks, a norm and a head that may be tied to the embedding."""
 
-    def __init__(self, layers: int = 3, *, dropout: float = 0.0, tied: bool = True) -> None:
+    def __init__(
+        self,
+        layers: int = 3,
+        *,
+        dropout: float = 0.0,
+        tied: bool = True,
+        vocabulary: int = VOCABULARY,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.embed = nn.Embedding(vocabulary, WIDTH)
         self.scale = nn.Buffer(torch.ones(WIDTH))
         self.h = nn.ModuleList(Block(i, dropout) for i in range(layers))
         self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.head = nn.Linear(WIDTH, vocabulary, bias=False)
         if tied:
             self.head.weight = self.embed.weight
 

@@ -188,6 +188,14 @@ def test_accelerate_accepts_it(tmp_path: Path) -> None:
             assert found.fsdp_config["fsdp_activation_checkpointing"] is True
 
 
+def test_accelerate_names_no_class_of_single_layers(tmp_path: Path) -> None:
+    """An embedding and a head are units of the plan; to name Linear would wrap every linear."""
+    found = capture_units(decoder(2, tied=False, vocabulary=400), batch(), device="cpu")
+    text, notes = written(plan_of(found, CASES["mixed"][0], (False,) * 4), tmp_path, "accelerate")
+    assert 'fsdp_transformer_layer_cls_to_wrap: "Block"' in text
+    assert any("embed, head as units of their own" in note for note in notes)
+
+
 def test_accelerate_fields(tmp_path: Path) -> None:
     text, _ = written(make(kept=(True,) * 3), tmp_path, "accelerate")
     assert "  fsdp_reshard_after_forward: false\n" in text

@@ -141,7 +141,8 @@ def kinds_found(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[tupl
     own = unit_captures.capture_joint
     counted = lambda *args, **options: captured.append(args) or own(*args, **options)  # noqa: E731
     monkeypatch.setattr(unit_captures, "capture_joint", counted)
-    found = capture_units(model, torch.zeros(2, 8), device="cpu")
+    units = [f"h.{i}" for i in range(4)]
+    found = capture_units(model, torch.zeros(2, 8), device="cpu", units=units)
     return found.kind_of, len(captured) - 1
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from planner.errors import CaptureError
 from planner.sharding.wrapped.unit_captures import capture_units
-from planner.sharding.wrapped.unit_choice import find_units
-from tests.planner.sharding.blocks import batch, decoder
+from planner.sharding.wrapped.unit_choice import find_units, large_around
+from tests.planner.sharding.blocks import Decoder, batch, decoder
 
 
 def test_units_that_are_called_twice_or_share_parameters_stay_with_the_root() -> None:
@@ -25,3 +25,46 @@ def test_units_can_be_named() -> None:
         capture_units(model, batch(), units=["h.7"])
     with pytest.raises(CaptureError, match="no repeated blocks"):
         capture_units(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"tied": False, "vocabulary": 400}, ["embed", "head"]),
+        ({"tied": True, "vocabulary": 400}, []),  # one weight, which has to be whole twice
+        ({"tied": False, "vocabulary": 64}, []),  # small beside a block
+    ],
+)
+def test_a_large_embedding_and_head_are_units(options: dict[str, float], found: list[str]) -> None:
+    model = decoder(2, **options)
+    assert list(large_around(model, find_units(model))) == found
+    units = capture_units(model, batch()).units
+    assert units == ("embed", "h.0", "h.1", "head") if found else ("h.0", "h.1")
+
+
+class Functional(Decoder):
+    """Ties its head by reading the weight of another module."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for block in self.h:
+            x = block(x, scale=self.scale)
+        return (x @ self.embed.weight.mT).square().mean()
+
+
+def test_what_is_read_outside_its_module_stays_with_the_root() -> None:
+    model = Functional(2, tied=False, vocabulary=400)
+    found = capture_units(model, batch())
+    assert found.units == ("h.0", "h.1")
+    assert "embed.weight" in [p.name for p in found.root.parameters]
+    with pytest.raises(CaptureError, match=r"embed\.weight is read outside its unit 'embed'"):
+        capture_units(model, batch(), units=["embed", "h.0"])
+
+
+def test_a_block_whose_weight_is_read_outside_it_is_an_error() -> None:
+    class Peeking(Decoder):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids) + self.h[0].up.weight.square().mean()  # type: ignore[union-attr, operator]
+
+    with pytest.raises(CaptureError, match=r"h\.0\.up\.weight is read outside its unit 'h\.0'"):
+        capture_units(Peeking(2), batch())
