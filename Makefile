@@ -57,6 +57,7 @@ bench: setup  ## every benchmark; each adds a CSV to benchmarks/results
 	$(BIN)/python -m benchmarks.tight
 	$(BIN)/python -m benchmarks.joint
 	$(BIN)/python -m benchmarks.sharding
+	$(BIN)/python -m benchmarks.clusters
 	$(BIN)/python -m benchmarks.loops
 	$(BIN)/python -m benchmarks.allocator
 	$(BIN)/python -m benchmarks.as_on_cuda
