@@ -12,11 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planner.errors import PlanMismatch
+
 
 def rng_state(device: torch.device) -> Tensor:
-    """Return the state of a device's default generator."""
+    """Return the state of a device's default generator.
+
+    Raises:
+        PlanMismatch: a CUDA graph is being captured. Its replays draw from where the generator is
+            then, whatever state was set while capturing: the op run again would draw other numbers.
+    """
     if device.type == "cpu":
         return torch.get_rng_state()
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise PlanMismatch(
+            "the plan runs a random op again, which a CUDA graph cannot: its replays would draw "
+            "other numbers the second time. Run the planned model outside torch.cuda.graph and "
+            "make_graphed_callables, or plan it without dropout"
+        )
     return torch.get_device_module(device).get_rng_state(device)  # type: ignore[no-any-return]
 
 
