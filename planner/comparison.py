@@ -21,9 +21,16 @@ from planner.byte_sizes import (
 )
 from planner.graphs import Graph, plain_schedule, simulate
 from planner.output.layout import table, wrap
-from planner.planning import captured_step
+from planner.planning import captured_variant
 from planner.progress import Progress, silent
-from planner.request import DEFAULT_LIMITS, Request, SingleOptions, checked_method, requested, takes
+from planner.request import (
+    DEFAULT_LIMITS,
+    Request,
+    VariantOptions,
+    checked_method,
+    requested,
+    takes,
+)
 from planner.solvers import SOLVERS, Limits, Status, solve
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH
 
@@ -175,13 +182,13 @@ def _why(row: MethodResult) -> str:
     return said if said.startswith(f"{row.method}:") else f"{row.method}: {said}"
 
 
-@takes(SingleOptions)
+@takes(VariantOptions)
 def compare(
     model: nn.Module | Request,
     budget: str | float,
     *,
     methods: Sequence[str] | None = None,
-    **said: Unpack[SingleOptions],
+    **said: Unpack[VariantOptions],
 ) -> Comparison:
     """Capture a training step once and plan it by several methods.
 
@@ -195,9 +202,9 @@ def compare(
         BadBudget, BadRequest, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
     """
     methods = _checked(methods)
-    with requested(model, said, SingleOptions) as request:
+    with requested(model, said, VariantOptions) as request:
         budget_bytes = request.budget_bytes(budget)
-        captured = captured_step(request)
+        captured = captured_variant(request)
         return compare_graph(
             captured.graph,
             budget_bytes,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from planner.allocator_budget import allocator_of, least_budget, runs, solve_within
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
-from planner.graphs import plain_schedule
+from planner.graphs import plain_schedule, simulate
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import infeasible
@@ -53,6 +53,26 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
     return engine.captured(request, rewrite)
 
 
+def captured_variant(request: Request) -> Captured:
+    """Capture the step that a person asked for, its loss in as many chunks as they said.
+
+    Of the forms that a loss in chunks may have it is the one whose plain step holds least.
+
+    Raises:
+        CaptureError: the step cannot be captured.
+        BadRequest: its loss cannot be had so, or the number of chunks was left to a plan.
+    """
+    if request.loss_chunks == 1:
+        return captured_step(request)
+    if request.loss_chunks == AUTO:
+        raise BadRequest(
+            f'loss_chunks="{AUTO}" lets a plan choose for its budget: here say a number, such as 8'
+        )
+    _refuse_compiled(request)
+    variants = _in_chunks(captured_step(request), request)
+    return min(variants, key=lambda v: simulate(v.graph, plain_schedule(v.graph)).peak_bytes)
+
+
 def refuse_asked(request: Request, what: str) -> None:
     """Refuse what speaks of many budgets, where the bytes of each schedule have to be asked for.
 
@@ -87,7 +107,7 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
     else:
         _refuse_compiled(request)
         whole = captured_step(request)
-        variants = _in_chunks(whole, request, budget_bytes)
+        variants = _among(whole, request, budget_bytes)
     spent = time.perf_counter() - start
     try:
         plan = best_plan(variants, request, budget_bytes)
@@ -124,27 +144,36 @@ def _refuse_compiled(request: Request) -> None:
         raise BadRequest(f"loss_chunks= is not for engine={request.engine!r} so far: leave it out")
 
 
-def _in_chunks(whole: Captured, request: Request, budget_bytes: int) -> list[Captured]:
-    """Return the variants of a step among which a plan may choose, its loss in chunks.
-
-    Where the plan chooses and the step fits as it is, it stays so.
+def _among(whole: Captured, request: Request, budget_bytes: int) -> list[Captured]:
+    """Return the variants among which a plan chooses; if it may, a step that fits stays as it is.
 
     Raises:
-        BadRequest: there is none.
+        BadRequest: the loss was asked for in chunks and cannot be had so.
+    """
+    if request.loss_chunks != AUTO:
+        return _in_chunks(whole, request)
+    if runs(whole.graph, plain_schedule(whole.graph), budget_bytes, request):
+        return [whole]
+    return [whole, *_in_chunks(whole, request)]
+
+
+def _in_chunks(whole: Captured, request: Request) -> list[Captured]:
+    """Return the variants of a step with its loss in chunks, none if only a plan may choose them.
+
+    Raises:
+        BadRequest: they were asked for and there is none.
     """
     from planner.graphs.capture.rewrites import Declined
 
     assert whole.variant is not None, "engines that cannot rewrite a step were refused"
-    variants = [whole] if request.loss_chunks == AUTO else []
-    if variants and runs(whole.graph, plain_schedule(whole.graph), budget_bytes, request):
-        return variants
+    variants: list[Captured] = []
     reasons: list[str] = []
     for name in names(request.loss_chunks, request.logits):
         try:
             variants.append(whole.variant(name))
         except Declined as reason:
             reasons.append(str(reason))
-    if not variants:
+    if not variants and request.loss_chunks != AUTO:
         raise refused(request.loss_chunks, reasons[0])
     return variants
 

@@ -69,13 +69,18 @@ class SingleOptions(StepOptions, total=False):
     checks: str
 
 
-class FitOptions(SingleOptions, total=False):
+class VariantOptions(SingleOptions, total=False):
+    """What may be said of a step on one device, and of which variant of it is meant."""
+
+    loss_chunks: int | str
+    logits: str
+
+
+class FitOptions(VariantOptions, total=False):
     """What ``fit`` may be told for one device."""
 
     method: str
     rewrites: Sequence[str]
-    loss_chunks: int | str
-    logits: str
 
 
 class ShardedOptions(StepOptions, total=False):

@@ -25,9 +25,10 @@ from planner.byte_sizes import (
 from planner.graphs import Graph
 from planner.output.layout import table, wrap
 from planner.plan.advice import infeasible
-from planner.planning import captured_step, plan_of, refuse_asked
+from planner.plan.chunk_notes import described
+from planner.planning import captured_variant, plan_of, refuse_asked
 from planner.plans import Plan
-from planner.request import DEFAULT_LIMITS, Request, SingleOptions, requested, takes
+from planner.request import DEFAULT_LIMITS, Request, VariantOptions, requested, takes
 from planner.solvers import Limits, MinimumBudget, Solution, Status
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH, Mark, rivals
 from planner.solvers.frontier import Frontier, frontier, refined
@@ -217,6 +218,7 @@ class Curve:
         )
         if names := ", ".join(self.run_by_torch):
             foot += f". Peaks of {names} are eager mode's, those of other heuristics a plan's"
+        foot += "".join(f". In this curve {told}" for told in described(self.captured.rewrite))
         return "\n".join([title, known, body, wrap(foot, "", "")])
 
     def _cells(self, point: CurvePoint) -> tuple[str, ...]:
@@ -235,6 +237,7 @@ class Curve:
     def to_json(self) -> dict[str, Any]:
         """Return the curve as plain JSON types, for programs."""
         return {
+            "rewrite": self.captured.rewrite,
             "plain_bytes": self.plain_bytes,
             "plain_seconds": self.frontier.plain_seconds,
             "least_bytes": self.least_bytes,
@@ -269,13 +272,13 @@ class Curve:
         }
 
 
-@takes(SingleOptions)
+@takes(VariantOptions)
 def pareto(
     model: nn.Module | Request,
     *,
     points: int = POINTS,
     heuristics: bool = False,
-    **said: Unpack[SingleOptions],
+    **said: Unpack[VariantOptions],
 ) -> Curve:
     """Plan one training step at many budgets: what every byte less costs in time.
 
@@ -298,10 +301,10 @@ def pareto(
     """
     if points < 2:
         raise ValueError(f"points={points} make no curve: ask for 2 or more")
-    with requested(model, said, SingleOptions) as request:
+    with requested(model, said, VariantOptions) as request:
         refuse_asked(request, "pareto")
         start = time.perf_counter()
-        captured = captured_step(request)
+        captured = captured_variant(request)
         spent = time.perf_counter() - start
         found = curve_of(captured, request, points, heuristics=heuristics)
         return replace(found, capture_seconds=spent)

@@ -159,8 +159,17 @@ def explain(plan_path: Path, *, as_json: bool) -> None:
 @BUDGET
 @shared
 @click.option("--method", "methods", multiple=True, help="A solver to run; repeatable.")
+@LOSS_CHUNKS
+@LOGITS
 def compare(
-    model: str, inputs: str | None, methods: tuple[str, ...], *, as_json: bool, **options: Any
+    model: str,
+    inputs: str | None,
+    methods: tuple[str, ...],
+    *,
+    loss_chunks: str,
+    logits: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Plan MODEL by several solvers, all of them by default."""
     with answering(as_json=as_json), on_terminal() as progress:
@@ -171,6 +180,7 @@ def compare(
             inputs=example.inputs,
             methods=methods or None,
             progress=progress,
+            **chunked(loss_chunks, logits),
             **arguments(**options),
         )
     tell(result, as_json=as_json)
@@ -239,6 +249,8 @@ def estimate(params: str | None, *, as_json: bool, **options: Any) -> None:
     "--points", type=click.IntRange(min=2), default=POINTS, show_default=True, help="How many."
 )
 @click.option("--heuristics", is_flag=True, help="Set the usual heuristics beside (slower).")
+@LOSS_CHUNKS
+@LOGITS
 @file_to_write("--plot", "Draw the curve here, as SVG, with the usual heuristics.")
 def pareto(
     model: str,
@@ -247,6 +259,8 @@ def pareto(
     plot: Path | None,
     *,
     heuristics: bool,
+    loss_chunks: str,
+    logits: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -260,6 +274,7 @@ def pareto(
             points=points,
             heuristics=heuristics or plot is not None,
             progress=progress,
+            **chunked(loss_chunks, logits),
             **arguments(**options),
         )
         if plot is not None:

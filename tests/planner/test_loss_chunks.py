@@ -116,6 +116,35 @@ def test_the_plan_chooses() -> None:
     assert distance(gradients(tight.apply(model), batch())[1], gradients(model, batch())[1]) < 1e-5
 
 
+def test_a_curve() -> None:
+    """Its points are plans in chunks, the least of them below what the step needs as it is."""
+    whole = planner.pareto(language_model(), inputs=batch(), optimizer=None, points=2)
+    curve = planner.pareto(language_model(), points=3, loss_chunks=8, **SAID)
+    assert curve.least_bytes < 0.5 * whole.least_bytes
+    assert "8 chunks of the tokens" in str(curve)
+    assert "chunks" not in str(whole)
+    assert curve.to_json()["rewrite"].startswith("loss_chunks 8 ")
+    made = curve.plan(curve.points[0].budget_bytes)
+    assert made.peak_bytes == curve.points[0].peak_bytes
+    loss, found = gradients(made.apply(language_model()), batch())
+    wanted, expected = gradients(language_model(), batch())
+    assert torch.allclose(loss, wanted, rtol=1e-6)
+    assert distance(found, expected) < 1e-5
+    with pytest.raises(planner.BadRequest, match=r"here say a number, such as 8"):
+        planner.pareto(language_model(), inputs=batch(), loss_chunks="auto")
+
+
+def test_a_comparison() -> None:
+    said = SAID | {"methods": ["plain", "auto"], "loss_chunks": 8}
+    whole = planner.compare(
+        language_model(), "2MB", inputs=batch(), optimizer=None, methods=["plain"]
+    )
+    chunks = planner.compare(language_model(), "2MB", **said)
+    assert chunks.plain_peak_bytes < 0.5 * whole.plain_peak_bytes
+    assert any(row.fits for row in chunks.rows)
+    assert not any(row.fits for row in whole.rows)
+
+
 def test_a_file(plan: planner.Plan, tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     again = planner.load(tmp_path / "plan.json")
