@@ -6,8 +6,9 @@ BIN := .venv/bin
 STAMP := .venv/installed
 SOURCES := graphs solvers planner examples benchmarks docs tests
 OTHER := .venv-torch-$(TORCH)
-# A process for each core, up to four; a file's tests stay together, for they share fixtures.
-ABREAST := --numprocesses logical --maxprocesses 4 --dist loadfile
+# A process for each core, up to four, of one thread; a file's tests stay together, for they share
+# fixtures, and the longest files go first (tests/conftest.py).
+ABREAST := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-torch format lint types docs bench house clean
 
@@ -15,12 +16,12 @@ demo: setup  ## train GPT-2 in half the memory it needs
 	$(BIN)/python -m benchmarks.demo
 
 test: lint types  ## everything a change must pass
-	$(BIN)/python -m pytest $(ABREAST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ABREAST)
 
 test-torch:  ## the tests with another release of torch: make test-torch TORCH=2.14.1
 	@test -n "$(TORCH)" || { echo "say which release: make test-torch TORCH=2.14.1"; exit 2; }
 	$(MAKE) $(OTHER)/installed
-	$(OTHER)/bin/python -m pytest $(ABREAST)
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest $(ABREAST)
 
 # All that is pinned but torch, whose range in pyproject.toml does not count here (--no-deps).
 $(OTHER)/installed: constraints.txt pyproject.toml

@@ -19,6 +19,7 @@ from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.columns import Device
 from planner.request import Request
 from planner.solvers import Limits, MinimumBudget, Solution, Status, minimum_budget, solve
+from planner.solvers.given_order import STOPPED
 from planner.solvers.reorder import any_order_bound
 from planner.solvers.search.packing import packed
 from planner.solvers.tuning import PACKING_EVENTS
@@ -36,7 +37,6 @@ _MUCH_ROOM = 0.02
 _PACKINGS = 3
 _PACKABLE = 0.15
 """The excess, as a fraction of the budget, beyond which that is without hope."""
-_LATER_SHARE = 20
 
 
 def allocator_of(said: str, hardware: Device) -> str | None:
@@ -76,7 +76,9 @@ def solve_within(
     if allocator is None or first.schedule is None:
         return first
     until = begun + request.limits.seconds
-    door = _Door(graph, budget_bytes, request, allocator == EXPANDABLE, until)
+    door = _Door(
+        graph, budget_bytes, request, allocator == EXPANDABLE, until, _order_may_be_left(first)
+    )
     if door.lets(first):
         return first
     peak = min(budget_bytes, simulate(graph, first.schedule).peak_bytes)
@@ -102,29 +104,40 @@ def solve_within(
         target = simulate(graph, least.schedule).peak_bytes
         found, _ = _halved(door, found, (target, peak), _HALVINGS)
     assert found is not None, "it was refused otherwise"
-    return _judged(graph, budget_bytes, found, first, request.limits)
+    found = _judged(door, found, first)
+    return replace(found, message=found.message or STOPPED) if door.late else found
 
 
 @dataclass(frozen=True)
 class _Door:
-    """What a schedule has to get through: an allocator within a budget, until some time."""
+    """What a schedule has to get through: an allocator within a budget, until some time.
+
+    ``first_runs_too`` lets corrections leave the graph's order, if the limits do.
+    """
 
     graph: Graph
     budget_bytes: int
     request: Request
     expandable: bool
     until: float
+    first_runs_too: bool
     pack: bool = False
     reorder: bool = False
 
     @property
+    def left_seconds(self) -> float:
+        """How much time is left."""
+        return self.until - time.perf_counter()
+
+    @property
     def late(self) -> bool:
         """Whether no time is left."""
-        return time.perf_counter() > self.until
+        return self.left_seconds < 0
 
     def solved(self, target_bytes: int) -> Solution:
         """Solve for less than the budget."""
-        limits = self.request.limits.of_a_correction(_LATER_SHARE)
+        limits = self.request.limits.of_a_correction(self.left_seconds)
+        limits = replace(limits, reorder=limits.reorder and self.first_runs_too)
         return solve(self.graph, target_bytes, method=self.request.method, limits=limits)
 
     def lets(self, solution: Solution) -> bool:
@@ -168,6 +181,14 @@ class _Door:
             seed=limits.seed,
         )
         return None if found is None else replace(solution, schedule=found)
+
+
+def _order_may_be_left(first: Solution) -> bool:
+    """Tell whether another order is worth looking for a little below the budget of a solution.
+
+    Not if one that had to recompute kept to the graph's: nothing that is much better was in sight.
+    """
+    return first.reordered or (first.schedule is not None and first.schedule.is_plain)
 
 
 def _lowered(door: _Door, first: Solution, target: int, rounds: int) -> tuple[Solution | None, int]:
@@ -214,18 +235,17 @@ def _seconds(graph: Graph, solution: Solution) -> float:
     return simulate(graph, solution.schedule).seconds
 
 
-def _judged(
-    graph: Graph, budget_bytes: int, found: Solution, first: Solution, limits: Limits
-) -> Solution:
+def _judged(door: _Door, found: Solution, first: Solution) -> Solution:
     """Return a solution with the bound of the person's budget, optimal if it is close to that.
 
     A bound for the captured order says nothing of a schedule in another.
     """
-    assert found.schedule is not None, "it runs"
-    seconds = simulate(graph, found.schedule).seconds
+    graph, limits = door.graph, door.request.limits
+    seconds = _seconds(graph, found)
     bound = first.bound_seconds
     if found.reordered and not first.reordered:
-        bound = any_order_bound(graph, budget_bytes, seconds, limits.of_a_correction(_LATER_SHARE))
+        within = limits.of_a_correction(door.left_seconds)
+        bound = any_order_bound(graph, door.budget_bytes, seconds, within)
     close = seconds - bound <= limits.gap * graph.seconds
     proved = first.status is Status.OPTIMAL and close
     status = Status.OPTIMAL if proved else Status.FEASIBLE

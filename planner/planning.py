@@ -16,7 +16,7 @@ from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs import plain_schedule, simulate
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.loss_chunks import AUTO, names, refused
-from planner.plan.advice import infeasible
+from planner.plan.advice import cut_short, infeasible
 from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
@@ -127,13 +127,12 @@ def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str
         return ""
     request.tell("looking for the least budget with the loss in chunks")
     chunks, how = found
-    limits = replace(request.limits, seconds=min(request.limits.seconds, LEAST_SECONDS))
-    _, needed = least_budget(chunks.graph, replace(request, limits=limits))
+    least, needed = least_budget(chunks.graph, request)
     if least_bytes - needed < WORTH_SAYING * least_bytes:
         return ""
     return (
         f" Or compute the loss in chunks: with {how} the least budget known to work is "
-        f"{format_both(needed)}."
+        f"{format_both(needed)}{cut_short(least)}."
     )
 
 

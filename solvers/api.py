@@ -37,17 +37,19 @@ class Limits:
     seed: int = 0
     reorder: bool = True
 
-    def of_a_correction(self, share: int) -> Limits:
+    def of_a_correction(self, left_seconds: float) -> Limits:
         """Return limits for a solution only a little better than one that is known.
 
-        Args:
-            share: the seconds are over so many, but two if there are as many, and the gap a
-                hundredth or wider.
+        The gap is a hundredth or wider. A correction may take all that is left of the seconds for
+        everything: a share of its own would end some on a busy machine and not on an idle one.
 
-        >>> Limits(seconds=60.0).of_a_correction(20)
-        Limits(seconds=3.0, gap=0.01, seed=0, reorder=True)
+        Args:
+            left_seconds: what is left; two are given, if there are as many, to be of use.
+
+        >>> Limits(seconds=60.0).of_a_correction(41.0)
+        Limits(seconds=41.0, gap=0.01, seed=0, reorder=True)
         """
-        seconds = min(self.seconds, max(2.0, self.seconds / share))
+        seconds = min(self.seconds, max(2.0, left_seconds))
         return replace(self, seconds=seconds, gap=max(self.gap, 0.01))
 
 

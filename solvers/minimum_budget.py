@@ -39,11 +39,15 @@ from planner.solvers.tuning import (
 
 @dataclass(frozen=True)
 class MinimumBudget:
-    """``schedule`` attains ``least_bytes``; no schedule needs less than ``floor_bytes``."""
+    """``schedule`` attains ``least_bytes``; no schedule needs less than ``floor_bytes``.
+
+    ``stopped`` says that the limit in seconds ended the search: more time may find less.
+    """
 
     least_bytes: int
     floor_bytes: int
     schedule: Schedule
+    stopped: bool = False
 
 
 def minimum_budget(graph: Graph, limits: Limits | None = None) -> MinimumBudget:
@@ -63,10 +67,11 @@ def minimum_budget(graph: Graph, limits: Limits | None = None) -> MinimumBudget:
     least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
     if floor < least:
         floor = least_bytes(problem, floor, deadline=deadline)
+    stopped = floor < least and time.monotonic() > deadline
     if problem.n <= TINY_OPS:
         floor, order = proven_least(problem, floor, order)
         least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
-    return MinimumBudget(least, floor, schedule_from_order(graph, order))
+    return MinimumBudget(least, floor, schedule_from_order(graph, order), stopped)
 
 
 def proven_floor(graph: Graph) -> int:

@@ -5,6 +5,9 @@ is and how long it takes. Effort is counted in units that do not depend on the m
 fraction of the time of the step. Numbers that a proof rests on stand beside the proof.
 """
 
+ANY_GAP = 1e9
+"""The gap to ask for where any schedule that fits will do: the first one found is the answer."""
+
 # sizes of graphs, in ops
 TINY_OPS = 20
 """Up to so many ops the exact search of states is asked first, and it nearly always ends."""

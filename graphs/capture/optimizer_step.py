@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from planner.graphs.capture.placed import local_of
 from planner.graphs.capture.storage_meter import StorageMeter
+from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.hardware.devices import Device
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.optimizer_internals import (
@@ -208,12 +209,19 @@ def _two_steps(
     meter.restart()
     with meter:
         built.step()
-    gc.collect()  # a cycle is not state
+    if meter.level_bytes > _reachable_bytes(fakes, built, meter):
+        gc.collect()  # a cycle is not state, and looking for cycles takes long
     state, peak = meter.level_bytes - given, max(first_peak, meter.peak_bytes)
     name = type(built).__name__
     return OptimizerStep(
         name, state, peak - given - state, meter.moved_bytes, second_order, meter.calls
     )
+
+
+def _reachable_bytes(fakes: Sequence[Tensor], built: Optimizer, meter: StorageMeter) -> int:
+    """Return the bytes of parameters, gradients and state; what else is counted may be garbage."""
+    gradients = [p.grad for p in fakes if p.grad is not None]
+    return meter.bytes_of(tensors_in([*fakes, *gradients, *built.state.values()]))
 
 
 def _groups(

@@ -62,6 +62,11 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
             weakref.finalize(storage, self._forget, key, size_bytes)
         self.peak_bytes = max(self.peak_bytes, self.level_bytes)
 
+    def bytes_of(self, tensors: Iterable[Tensor]) -> int:
+        """Return the bytes of the storages of tensors on devices of this type, each once."""
+        here = [t for t in tensors if t.device.type == self._device_type]
+        return sum({storage_key(t): t.untyped_storage().nbytes() for t in here}.values())
+
     def _forget(self, key: int, size_bytes: int) -> None:
         self._known.discard(key)
         self.level_bytes -= size_bytes

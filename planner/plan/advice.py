@@ -50,12 +50,22 @@ def infeasible(
         )
     else:
         text += (
-            f"The least budget known to work is {needed}, that is {least_bytes} bytes; "
-            f"{_proved(least_bytes, least.floor_bytes)}. What binds there is {found}; "
+            f"The least budget known to work is {needed}, that is {least_bytes} bytes"
+            f"{cut_short(least)}; {_proved(least_bytes, least.floor_bytes)}. "
+            f"What binds there is {found}; "
             f"{format_bytes(found.category_bytes)} of it is {found.category.value}. "
             f"{advice(budget_bytes, tightest(graph, least.schedule, found))}"
         )
     return InfeasibleBudget(budget_bytes, least_bytes, found, text)
+
+
+def cut_short(least: MinimumBudget) -> str:
+    """Say that time ended the search for the least budget, if it did.
+
+    Args:
+        least: what was found.
+    """
+    return " (the limit in seconds ended the search for less)" if least.stopped else ""
 
 
 def _proved(least_bytes: int, floor_bytes: int) -> str:

@@ -25,7 +25,10 @@ from planner.sharding.reasons import alternatives
 from planner.sharding.samples import samples_in
 from planner.sharding.search import SearchResult, Space, explore
 from planner.solvers import Limits, Status
+from planner.solvers.tuning import ANY_GAP
 
+ANY_SCHEDULE = Limits(seconds=5.0, gap=ANY_GAP)
+"""Limits for finding out whether one device fits at all, which many numbers are asked for."""
 MOST_RANKS = 65_536
 """Where the search for a number of devices that would do gives up."""
 
@@ -248,4 +251,4 @@ def _fits_on(
 def _fits(c: Configuration, step: CanRealize, budget_bytes: int) -> bool:
     if any(planned.peak_bytes <= budget_bytes for planned in price_recipes(c, step)):
         return True
-    return plan_step(c, step, budget_bytes, limits=Limits(seconds=5.0)) is not None
+    return plan_step(c, step, budget_bytes, limits=ANY_SCHEDULE) is not None

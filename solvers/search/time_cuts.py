@@ -18,6 +18,7 @@ from planner.solvers.model.overshoot import bursts, overshoots
 from planner.solvers.model.problem import held_bytes
 from planner.solvers.search.incumbent import Search
 from planner.solvers.tuning import (
+    ANY_GAP,
     CLOSE_AIMS,
     FINE_GAP,
     FINE_OPS,
@@ -32,6 +33,8 @@ from planner.solvers.tuning import (
 
 def fine_target(search: Search, limits: Limits) -> float:
     """Return the gap, as a fraction of the step, at which to stop."""
+    if limits.gap >= ANY_GAP:
+        return limits.gap
     return min(limits.gap, FINE_GAP * max(1.0, search.problem.n / FINE_OPS))
 
 

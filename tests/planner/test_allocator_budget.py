@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +13,14 @@ import torch
 from torch import nn
 
 import planner
-from planner import InfeasibleBudget
+from planner import InfeasibleBudget, allocator_budget
 from planner.allocator_budget import allocator_of, runs, solve_within
 from planner.errors import BadCluster, BadRequest
 from planner.graphs import Graph, Op, Value, plain_schedule
 from planner.graphs.allocation import runs_within
 from planner.graphs.hardware.devices import device
-from planner.solvers import Limits, Status
+from planner.solvers import Limits, Solution, Status, solve
+from planner.solvers.given_order import STOPPED
 from tests.asked import request
 
 CARD = "A100-40GB"
@@ -131,3 +134,35 @@ def test_sizes_that_change_are_told(plain: planner.Plan) -> None:
     assert "smaller calls" not in str(plain)
     tight = replace(plain, budget_bytes=plain.needs.needed_bytes)
     assert ("smaller calls come before the largest" in str(tight)) == (worst > tight.budget_bytes)
+
+
+def test_a_correction_may_take_all_the_time_that_is_left(
+    plain: planner.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = list[Limits]()
+
+    def recorded(graph: Graph, budget_bytes: int, **options: Any) -> Solution:
+        given.append(options["limits"])
+        return solve(graph, budget_bytes, **options)
+
+    monkeypatch.setattr(allocator_budget, "solve", recorded)
+    asked = request(device=CARD, allocator="segments", limits=Limits(seconds=600))
+    resident = plain.graph.resident_bytes
+    budget = int(resident + 0.6 * (plain.plain_peak_bytes - resident))
+    solve_within(plain.graph, budget, asked, thorough=False)
+    first, *later = given
+    assert first == asked.limits
+    assert later
+    assert all(500 < limits.seconds < 600 and limits.gap == 0.01 for limits in later)
+
+
+def test_that_time_ended_the_corrections_is_said(
+    plain: planner.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = plain.graph.resident_bytes
+    budget = int(resident + 0.8 * (plain.plain_peak_bytes - resident))
+    asked = request(device=CARD, allocator="segments", limits=Limits(seconds=60))
+    ticks = itertools.count(0.0, 100.0)
+    clock = SimpleNamespace(perf_counter=ticks.__next__)
+    monkeypatch.setattr(allocator_budget, "time", clock)
+    assert solve_within(plain.graph, budget, asked).message == STOPPED

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from planner.graphs import Action, Graph, Schedule, Step, plain_schedule, simulate
-from planner.solvers import SOLVERS, Answer, Limits, Status, given_order, solve
+from planner.solvers import (
+    SOLVERS,
+    Answer,
+    Limits,
+    Status,
+    floor_bytes,
+    given_order,
+    minimum_budget,
+    solve,
+)
 from planner.solvers import reorder as reordering
+from planner.solvers.model.master import MasterResult, solve_master
+from planner.solvers.search import time_cuts
 from planner.solvers.search.incumbent import Search
+from planner.solvers.tuning import ANY_GAP
 from tests.strategies import chain, transformer
 
 CHAIN = chain(4)
@@ -66,3 +80,24 @@ def test_a_plan_that_time_cut_off_says_so() -> None:
     brief = solve(graph, peak // 2, limits=Limits(seconds=0.05, gap=0.0))
     assert "stopped by the limit in seconds" in brief.message
     assert solve(graph, peak).message == ""
+
+
+def test_where_any_schedule_will_do_the_first_is_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph, masters = transformer(2), list[int]()
+
+    def counted(*given: Any, **options: Any) -> MasterResult:
+        masters.append(given[1])
+        return solve_master(*given, **options)
+
+    monkeypatch.setattr(time_cuts, "solve_master", counted)
+    peak = simulate(graph, plain_schedule(graph)).peak_bytes
+    least = minimum_budget(graph).least_bytes
+    budget = (least + peak) // 2
+    assert solve(graph, budget, limits=Limits(gap=ANY_GAP)).schedule is not None
+    assert not masters
+    assert solve(graph, budget).schedule is not None
+    assert masters
+    assert solve(graph, least, limits=Limits(gap=ANY_GAP)).schedule is not None
+    assert solve(graph, floor_bytes(graph) - 1, limits=Limits(gap=ANY_GAP)).schedule is None

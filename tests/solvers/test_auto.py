@@ -65,6 +65,12 @@ def test_least_budget_is_attained_and_auto_attains_it(graph: Graph) -> None:
     assert solve(graph, found.floor_bytes - 1).status is Status.INFEASIBLE
 
 
+def test_a_least_budget_that_time_cut_off_says_so() -> None:
+    graph = transformer(4)
+    assert minimum_budget(graph, Limits(seconds=0.0)).stopped
+    assert not minimum_budget(graph).stopped
+
+
 @pytest.mark.parametrize("graph", SHAPES, ids=lambda g: g.name)
 def test_never_dearer_than_a_baseline_nor_feasible_later(graph: Graph) -> None:
     least = minimum_budget(graph).least_bytes

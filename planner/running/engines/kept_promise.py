@@ -6,6 +6,7 @@ the one proved for the person's budget. Knows nothing of how the compiler is ask
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 
 from planner.byte_sizes import format_both
@@ -28,7 +29,6 @@ UNCHECKED = (
     "unchecked: Inductor's kernels were measured on CPUs only; its own count of what they hold on "
     "this device was never compared with a measurement: leave room, and measure the first step"
 )
-_LATER_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,13 @@ class Candidate:
 class _Search:
     captured: Captured
     budget_bytes: int
+    until: float
     known: list[Candidate] = field(default_factory=list)
+
+    def solved(self, target_bytes: int, request: Request) -> Solution:
+        """Solve for less than the budget, in what time is left."""
+        limits = request.limits.of_a_correction(self.until - time.perf_counter())
+        return solve(self.captured.graph, target_bytes, method=request.method, limits=limits)
 
     def ask(self, schedule: Schedule) -> Candidate:
         """Ask once of each schedule."""
@@ -89,7 +95,8 @@ def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
     Raises:
         InfeasibleBudget: none was found; the error has the least budget that was asked for.
     """
-    graph, search = captured.graph, _Search(captured, budget_bytes)
+    until = time.perf_counter() + request.limits.seconds
+    graph, search = captured.graph, _Search(captured, budget_bytes, until)
     first = solve(graph, budget_bytes, method=request.method, limits=request.limits)
     if first.schedule is not None:
         _correct(search, first, request)
@@ -105,7 +112,7 @@ def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
 def _correct(search: _Search, first: Solution, request: Request) -> None:
     """Move the target by what the compiler holds too much, or leaves free, a few times."""
     graph, budget, found = search.captured.graph, search.budget_bytes, first
-    target, limits = budget, request.limits.of_a_correction(_LATER_SHARE)
+    target = budget
     plain = plain_schedule(graph)
     for _ in range(ROUNDS):
         if found.schedule is None:
@@ -124,7 +131,7 @@ def _correct(search: _Search, first: Solution, request: Request) -> None:
             target = min(budget, target - over)
         if target <= graph.resident_bytes:
             return
-        found = solve(graph, target, method=request.method, limits=limits)
+        found = search.solved(target, request)
 
 
 def _tighten(search: _Search, request: Request) -> None:
@@ -134,10 +141,9 @@ def _tighten(search: _Search, request: Request) -> None:
     least = minimum_budget(graph, limits=request.limits)
     search.ask(least.schedule)
     plain = simulate(graph, plain_schedule(graph)).peak_bytes
-    limits = request.limits.of_a_correction(_LATER_SHARE)
     for share in (0.05, 0.15, 0.3):
         target = int(least.least_bytes + share * (plain - least.least_bytes))
-        found = solve(graph, target, method=request.method, limits=limits)
+        found = search.solved(target, request)
         if found.schedule is not None:
             search.ask(found.schedule)
 

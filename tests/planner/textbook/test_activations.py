@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 from torch import nn
 
 import planner
-from benchmarks.estimate import CARDS, SMALL, TOLERANCE, Row, Size, captured, compared, held
+from benchmarks import estimate
+from benchmarks.estimate import CARDS, SMALL, TOLERANCE, Row, Size, compared, held
 from planner.graphs import schedule_from_order
 from planner.solvers.baselines.blocks import find_blocks
 from planner.solvers.baselines.checkpoint import order_of
@@ -25,6 +28,15 @@ from planner.textbook.activations import (
 )
 from planner.textbook.families import FAMILIES
 from planner.textbook.formulas import Recompute, layer_activations
+
+
+@pytest.fixture(scope="module", autouse=True)
+def captured_once() -> Iterator[None]:
+    """Let tests that ask for the same step share its capture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "captured", functools.cache(estimate.captured))
+        yield
+
 
 GPT3 = Layer(12288, 96, 12288, 12288, 4 * 12288, joined=True, dropout=True, attention_dropout=True)
 LLAMA_8B = {"layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "vocab": 128256, "seq": 4096}
@@ -155,7 +167,7 @@ def test_what_is_no_language_model_has_no_logits() -> None:
 @pytest.mark.parametrize("size", SMALL, ids=lambda size: size.family)
 def test_full_recomputation_holds_what_checkpointed_blocks_do(size: Size) -> None:
     """Float32: under autocast an estimate counts casts to the end of forward."""
-    model, graph = captured(size, CARDS[0], "float32", "fused")
+    model, graph = estimate.captured(size, CARDS[0], "float32", "fused")
     schedule = schedule_from_order(graph, order_of(graph, find_blocks(graph)))
     peak = held(graph, schedule)[1]
     full = planner.estimate(
