@@ -15,6 +15,7 @@ from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs import plain_schedule
 from planner.graphs.hardware.devices import DeviceSpec
+from planner.host_budget import solve_within_host
 from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import infeasible
 from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
@@ -213,7 +214,14 @@ def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPla
     remarks: tuple[str, ...] = ()
     within = f"within {format_both(budget_bytes)} by {request.method}"
     request.tell(f"solving {len(graph.ops):,} ops {within}")
-    if (settle := engine_of(request.engine).settle) is not None:
+    if request.host is not None:
+        if not engine_of(request.engine).moves_values:
+            raise BadRequest(
+                f"offload= is not for engine={request.engine!r} so far: leave one of them out"
+            )
+        moved = solve_within_host(graph, budget_bytes, request, request.host)
+        solution, remarks = moved.solution, moved.remarks
+    elif (settle := engine_of(request.engine).settle) is not None:
         settled = settle(captured, budget_bytes, request)
         captured, solution, remarks = settled.captured, settled.solution, settled.remarks
     else:
@@ -255,6 +263,7 @@ def plan_of(
         loss=request.loss,
         remarks=_reserved(request),
         allocator=allocator_of(request.allocator, request.hardware),
+        host=request.host,
         eager_peak_bytes=captured.eager_peak_bytes,
     )
 
@@ -309,6 +318,7 @@ def plan_again(
         "accumulate": bool(plan.signature["accumulate"]),
         "checks": plan.signature.get("checks", "keep"),
         "allocator": plan.allocator or "auto",
+        "offload": plan.host,
         "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),
         "dynamic": "off" if call.answers is None else plan.signature["dynamic"],
         "progress": "off",

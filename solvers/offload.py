@@ -194,9 +194,7 @@ class _Search:
         return Solution(status, self.best, min(bound, seconds), "")
 
 
-def _repeated(
-    seconds: Sequence[float], order: Sequence[int]
-) -> list[tuple[int, tuple[int, int]]]:
+def _repeated(seconds: Sequence[float], order: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
     """Return where ops run again, dearest first, each with the op and which of its runs it is."""
     runs: dict[int, int] = {}
     found: list[tuple[int, tuple[int, int]]] = []

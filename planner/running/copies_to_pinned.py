@@ -57,7 +57,9 @@ class Pinned:
         """
         return self._copy(self._back, target, block[offset : offset + target.numel()])
 
-    def _copy(self, stream: torch.cuda.Stream, target: Tensor, source: Tensor) -> Callable[[], None]:
+    def _copy(
+        self, stream: torch.cuda.Stream, target: Tensor, source: Tensor
+    ) -> Callable[[], None]:
         """Copy once the compute stream has done all that it was given before."""
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):

@@ -195,4 +195,3 @@ def host_memory(size_bytes: int, device: torch.device, directory: str | None) ->
     if found is None:
         _KNOWN[key] = found = HostMemory(size_bytes, device, directory)
     return found
-

@@ -140,10 +140,7 @@ class _Program:
     def cut(self, t: int) -> None:
         """Add the columns and rows of a cut."""
         p = self.p
-        deadline = {
-            v: next((u for u in p.uses[v] if u > t), p.n)
-            for v in self._useful(t)
-        }
+        deadline = {v: next((u for u in p.uses[v] if u > t), p.n) for v in self._useful(t)}
         needed = {v for v in deadline if any(u > t for u in p.uses[v])}
         columns = self._columns(t, sorted(deadline))
         for v in sorted(needed - set(p.inputs[t])):
@@ -206,9 +203,7 @@ class _Program:
         seconds = [(columns.fetched[v], p.sizes[v] / self.tier.to_host) for v in out]
         self._fits(seconds, self.begins[t] - self.begins[moment + 1], moment, t)
 
-    def _fits(
-        self, terms: Sequence[tuple[int, float]], room: float, first: int, last: int
-    ) -> None:
+    def _fits(self, terms: Sequence[tuple[int, float]], room: float, first: int, last: int) -> None:
         """Add the row that says that seconds fit into those of first runs and the x between."""
         if not terms:
             return

@@ -197,9 +197,7 @@ class _Places:
 
     def used(self) -> list[Gap]:
         """Return the gaps in which something is away."""
-        return [
-            g for g, a, f in zip(self.gaps, self.freed, self.fetched, strict=True) if a < f
-        ]
+        return [g for g, a, f in zip(self.gaps, self.freed, self.fetched, strict=True) if a < f]
 
     def schedule(self, graph: Graph) -> Schedule:
         """Return the steps."""

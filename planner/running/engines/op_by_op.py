@@ -345,4 +345,6 @@ def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ..
     return tuple(frozenset() if g is None else found[g] for g in made)
 
 
-OP_BY_OP = register_engine(Engine("op_by_op", captured, program, any_size, sharded=True))
+OP_BY_OP = register_engine(
+    Engine("op_by_op", captured, program, any_size, sharded=True, moves_values=True)
+)
