@@ -41,7 +41,8 @@ def host_layout(graph: Graph, schedule: Schedule) -> HostLayout:
 
     >>> from planner.graphs.graph import Value
     >>> from planner.graphs.schedule import Step
-    >>> g = Graph((Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,))), (Value("a", 3), Value("b", 4)))
+    >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)))
+    >>> g = Graph(ops, (Value("a", 3), Value("b", 4)))
     >>> moved = [Step(a, 0) for a in (Action.COMPUTE, Action.OFFLOAD, Action.FREE, Action.FETCH)]
     >>> host_layout(g, Schedule((*moved, Step(Action.COMPUTE, 1))))
     HostLayout(offset_bytes={1: 0}, size_bytes=64)
@@ -113,5 +114,5 @@ def movable(graph: Graph) -> frozenset[int]:
 
 
 def _writes(graph: Graph, op: Op) -> bool:
-    """Tell whether an op makes no bytes of its own: it writes into, or hands over, what it reads."""
+    """Tell whether an op makes no bytes of its own: it writes into what it reads, or gives it."""
     return not any(graph.values[v].size_bytes for v in op.outputs)

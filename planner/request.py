@@ -283,6 +283,11 @@ def request_of(
     if made.world_size == 1:
         offload = host_tier(offload, hardware, measure=made.costs == "measured")
         _check_moved(made, offload)
+    elif not isinstance(offload, bool | None):
+        raise BadCluster(
+            f"offload is {offload!r}: for several devices it says whether states may move to the "
+            "host, True or False"
+        )
     return replace(made, device=hardware, inputs=inputs, offload=offload)
 
 
@@ -392,11 +397,6 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
         raise BadCluster("loss_chunks= and logits= are for one device so far: leave them out")
     if request.world_size != 1 and isinstance(request.dynamic, Mapping):
         raise BadCluster('over several devices dynamic= is "batch" or "off" so far')
-    if request.world_size != 1 and not isinstance(request.offload, bool | None):
-        raise BadCluster(
-            f"offload is {request.offload!r}: for several devices it says whether states may move "
-            "to the host, True or False"
-        )
     several = ShardedOptions.__annotations__.keys() - FitOptions.__annotations__.keys()
     if _parallelized(request.model):
         several -= {"devices_per_node", "link"}

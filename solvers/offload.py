@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
-from planner.graphs.host_memory import movable
 from planner.solvers.api import Limits, Solution, Status, floor_bytes, solve
 from planner.solvers.bounds.with_host import bound_with_host
 from planner.solvers.minimum_budget import minimum_budget
-from planner.solvers.model.problem import flatten, held_bytes
+from planner.solvers.model.host_problem import HostProblem
+from planner.solvers.model.problem import held_bytes
 from planner.solvers.search.moved_values import moving
 from planner.solvers.search.prune import without_run
 from planner.solvers.search.transfers import Moved
@@ -74,7 +74,7 @@ def solve_with_host(
     (3.0, 1.0)
     """
     limits = limits or Limits()
-    search = _Search(graph, budget_bytes, tier, method, limits)
+    search = _Search(HostProblem(graph, budget_bytes, tier), method, limits)
     first = solve(graph, budget_bytes, method=method, limits=limits.of_a_correction(3))
     if first.schedule is not None and first.schedule.is_plain and not first.reordered:
         return Offloading(first, graph.seconds, None)
@@ -91,13 +91,11 @@ def solve_with_host(
 class _Search:
     """The best schedule so far, and how long there is to look for better ones."""
 
-    def __init__(
-        self, graph: Graph, budget: int, tier: HostTier, method: str, limits: Limits
-    ) -> None:
-        self.graph, self.budget, self.tier = graph, budget, tier
+    def __init__(self, problem: HostProblem, method: str, limits: Limits) -> None:
+        self.problem, self.graph, self.budget = problem, problem.graph, problem.budget_bytes
         self.method, self.limits = method, limits
-        self.problem, self.movable = flatten(graph), movable(graph)
-        self.plain_peak = int(held_bytes(self.problem, range(self.problem.n)).max(initial=0))
+        held = held_bytes(problem.flat, range(problem.flat.n))
+        self.plain_peak = int(held.max(initial=0))
         self.until = time.monotonic() + (1 - HOST_BOUND_SHARE) * limits.seconds
         self.best: Schedule | None = None
         self.moved: Moved | None = None
@@ -118,7 +116,7 @@ class _Search:
 
     def move(self, order: Sequence[int]) -> Moved | None:
         """Move what is too much in an order, and take the schedule if it is the best."""
-        made = moving(self.graph, self.problem, order, self.movable, self.budget, self.tier)
+        made = moving(self.problem, order)
         if made is not None and made.trace.seconds < self.seconds - 1e-12:
             self.best, self.moved, self.seconds = made.schedule, made, made.trace.seconds
         return made
@@ -164,11 +162,11 @@ class _Search:
         tries, refused = HOST_POLISH_TRIES, set[tuple[int, int]]()
         while self.moved is not None and tries and not self.late:
             order, before = self.moved.order, self.seconds
-            for position, key in _repeated(self.problem.seconds, order):
+            for position, key in _repeated(self.problem.flat.seconds, order):
                 if key not in refused and tries and not self.late:
                     tries -= 1
                     refused.add(key)
-                    self.move(without_run(self.problem, order, position))
+                    self.move(without_run(self.problem.flat, order, position))
                     if self.seconds < before:
                         break
             else:
@@ -183,9 +181,6 @@ class _Search:
         if not self.best.is_reordered:
             bound += bound_with_host(
                 self.problem,
-                self.movable,
-                self.budget,
-                self.tier,
                 seconds - base,
                 seconds=max(1.0, HOST_BOUND_SHARE * self.limits.seconds),
             )

@@ -17,11 +17,11 @@ from planner.graphs.hardware.columns import Device
 from planner.graphs.schedule import Clock
 
 LINK_EFFICIENCY = 0.8
-"""What of a link's rate copies between pinned memory and a device reach: 25 GB/s of 31 over PCIe 4,
-52 of 63 over PCIe 5 (``bandwidthTest`` and ``nvbandwidth``, as published for A100 and H100 servers),
-and less if both directions copy at once."""
+"""What of a link's rate copies between pinned memory and a device reach: 25 GB/s of 31 over PCIe 4
+and 50 to 55 of 63 over PCIe 5 are usual results of ``nvbandwidth``. Both directions at once, as a
+step seldom needs, may reach less: then a step waits longer than planned, and holds no more."""
 HOST_SHARE = 0.5
-"""What of its part of the host's memory a device may pin: the rest is for loaders and the system."""
+"""What of its part of the host's memory a device may pin; loaders and the system have the rest."""
 FILE_RATE = 0.8e9
 """Bytes/s of a file that is written and read through the page cache of a shared machine, each way:
 a plan for a CPU assumes it unless told, or ``costs="measured"`` measures."""

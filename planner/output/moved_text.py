@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
@@ -13,7 +14,7 @@ from planner.plan.step_plan import StepPlan
 
 
 def moved_text(plan: StepPlan, rows: int) -> str:
-    """Tell what moves, values of the same kind in the same kind of place folded; "" if nothing does.
+    """Tell what moves, alike values of alike places folded; "" if nothing does.
 
     Args:
         plan: of one device.
@@ -85,10 +86,10 @@ def moved_summary(plan: StepPlan) -> dict[str, Any]:
     }
 
 
-def host_note(plan: StepPlan) -> str | None:
-    """Say what the times of copies rest on, ``None`` if nothing moves."""
+def host_note(plan: StepPlan) -> Iterator[str]:
+    """Say what the times of copies rest on, if something moves."""
     if plan.host is None or not plan.schedule.moves:
-        return None
+        return
     rate = f"{format_bytes(int(plan.host.to_host))}/s"
     if plan.host.directory is not None:
         where = f"to a file in {plan.host.directory}, which nobody sees,"
@@ -96,7 +97,7 @@ def host_note(plan: StepPlan) -> str | None:
         where = "to pinned memory of the host"
     limit = plan.host.limit_bytes
     known = "how much the host has is not known" if limit is None else f"{format_both(limit)} there"
-    return (
+    yield (
         f"values move {where} at {rate} each way, as assumed, of {known}; the device waits for a "
         "copy where the plan relies on its end, so the peak holds at any rate"
     )

@@ -264,8 +264,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
         )
     if plan.message:
         yield f"solver: {plan.message}"
-    if (said := host_note(plan)) is not None:
-        yield said
+    yield from host_note(plan)
     yield from plan.remarks
 
 

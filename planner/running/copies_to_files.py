@@ -33,7 +33,7 @@ class Files:
             HostMemoryError: the directory has not as much, or nothing can be written there.
         """
         try:
-            file = tempfile.TemporaryFile(dir=self.directory, buffering=0)
+            file = tempfile.TemporaryFile(dir=self.directory, buffering=0)  # noqa: SIM115 - it stays open
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size_bytes)
             else:
@@ -70,14 +70,14 @@ def _ended(copy: Future[None], what: str) -> Callable[[], None]:
 
 
 def _write(file: Any, offset: int, source: Tensor) -> None:
-    left = memoryview(source.numpy())
+    left = memoryview(source.numpy().data)
     while left:
         done = os.pwrite(file.fileno(), left, offset)
         left, offset = left[done:], offset + done
 
 
 def _read(file: Any, offset: int, target: Tensor) -> None:
-    left = memoryview(target.numpy())
+    left = memoryview(target.numpy().data)
     while left:
         done = os.preadv(file.fileno(), [left], offset)
         if not done:

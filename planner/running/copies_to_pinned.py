@@ -23,7 +23,8 @@ class Pinned:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._out, self._back = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._out = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._back = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def block(self, size_bytes: int) -> Any:
         """Pin so many bytes: as many, where torch's own pool would round up to a power of two.
@@ -31,19 +32,15 @@ class Pinned:
         Raises:
             HostMemoryError: the host has not as much to pin.
         """
-        try:
-            made = torch.empty(size_bytes, dtype=torch.uint8)
-            runtime = torch.cuda.cudart()
-            status = runtime.cudaHostRegister(made.data_ptr(), size_bytes, 0)  # type: ignore[attr-defined]
-            if int(status):
-                raise RuntimeError(f"cudaHostRegister returned {status}")
-        except RuntimeError as error:
+        made = torch.empty(size_bytes, dtype=torch.uint8)
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if status := int(runtime.cudaHostRegister(made.data_ptr(), size_bytes, 0)):
             raise HostMemoryError(
                 f"the plan moves values to {format_both(size_bytes)} of pinned memory of the host, "
-                f"which cannot be had: {error}; plan with less of it (offload=)"
-            ) from error
-        address = made.data_ptr()
-        weakref.finalize(made, _unpin, runtime, self.device, address).atexit = False
+                f"which cannot be had (cudaHostRegister: error {status}); plan with less of it "
+                "(offload=)"
+            )
+        weakref.finalize(made, _unpin, runtime, self.device, made.data_ptr()).atexit = False
         return made
 
     def out(self, block: Any, offset: int, source: Tensor) -> Callable[[], None]:

@@ -92,11 +92,11 @@ class _Form:
 
     @classmethod
     def of(cls, x: Tensor) -> _Form:
-        return cls(tuple(x.shape), x.stride(), x.storage_offset(), x.dtype)
+        return cls(tuple(x.shape), x.stride(), int(x.storage_offset()), x.dtype)
 
     def on(self, raw: Tensor) -> Tensor:
         made = torch.empty(0, dtype=self.dtype, device=raw.device)
-        return made.set_(raw.untyped_storage(), self.offset, self.shape, self.stride)  # type: ignore[call-overload, no-any-return]
+        return made.set_(raw.untyped_storage(), self.offset, self.shape, self.stride)
 
 
 class Sent:
@@ -122,7 +122,7 @@ class Sent:
         self._wait = self.lease.memory.link.back(self.lease.block, self.offset, self.raw)
 
     def arrived(self) -> list[Tensor]:
-        """Let the device wait for the copy back; return the tensors that were sent, as they were."""
+        """Let the device wait for the copy back; return the tensors as they were sent."""
         self.wait()
         raw, self.raw = self.raw, None
         assert raw is not None, "it was fetched"
@@ -144,7 +144,7 @@ def _bytes_of(x: Tensor) -> Tensor:
     """Return all bytes of a tensor's storage."""
     storage = x.untyped_storage()
     made = torch.empty(0, dtype=torch.uint8, device=x.device)
-    return made.set_(storage, 0, (storage.nbytes(),), (1,))  # type: ignore[call-overload, no-any-return]
+    return made.set_(storage, 0, (storage.nbytes(),), (1,))
 
 
 def send(lease: Lease, offset: int, *holders: Tensor) -> Sent:

@@ -1,8 +1,9 @@
 """A lower bound for steps that may keep, recompute or move each value: one linear program.
 
-Time is cut where ops first run, in the graph's order. Let ``x_j >= 0`` be the seconds of the j-th
-stretch between two such moments beyond those of the ops that first run in it: repeated runs and
-waiting. A step takes the time of running every op once and the sum of the x, which is minimized.
+Time is cut where ops first run, in the graph's order. Let ``x_j >= 0`` be the seconds of the
+j-th stretch between two such moments beyond those of the ops that first run in it: repeated
+runs and waiting. A step takes the time of running every op once and the sum of the x, which is
+minimized.
 
 At the first run of a *cut* ``t`` look at every value v made before it that a later op reads, or
 that is needed to make such a value again. Let ``d_v`` be the first op after t, in the graph's
@@ -10,8 +11,8 @@ order, that reads v (the end of the step if none does); before that op runs v mu
 
 - held at t, ``s_v = 1``: its bytes are on the device while t runs, copies under way counted, since
   those are held until they are waited for;
-- or not, and then the first thing that brings it back before ``d_v`` is a repeated run, ``r_v = 1``,
-  or a copy from the host that begins after t, ``f_v = 1``.
+- or not, and then the first thing that brings it back before ``d_v`` is a repeated run, ``r_v =
+  1``, or a copy from the host that begins after t, ``f_v = 1``.
 
 The rows, each true of every schedule that ``graphs.simulate`` accepts:
 
@@ -22,20 +23,20 @@ The rows, each true of every schedule that ``graphs.simulate`` accepts:
 3. memory: the bytes of all ``s_v = 1`` and what t holds besides are within the budget.
 4. runs: repeated runs after t and before op D fit into the x between: for every D, the seconds of
    ops with some ``r_v = 1``, ``d_v <= D``, are at most the x from t to D.
-5. link back: copies of one direction follow one another. Those with ``f_v = 1``, ``d_v <= D``, begin
-   after t has run and end before D begins: their seconds are at most those of the ops between,
-   and the x from t to D.
-6. link out: with ``s_v = 0`` and ``f_v = 1`` no copy of v was on the device when t ran, and the one
-   that is fetched was begun before, because it is what first brings v back. Dropping v on the device
-   waited for it to end, so it ended before t; it began after v was made. For every op b: the seconds
-   of such copies of values made by b or later are at most those of the ops between b and t, and
-   the x from b to t.
+5. link back: copies of one direction follow one another. Those with ``f_v = 1``, ``d_v <= D``,
+   begin after t has run and end before D begins: their seconds are at most those of the ops
+   between, and the x from t to D.
+6. link out: with ``s_v = 0`` and ``f_v = 1`` no copy of v was on the device when t ran, and the
+   one that is fetched was begun before, because it is what first brings v back. Dropping v on the
+   device waited for it to end, so it ended before t; it began after v was made. For every op b:
+   the seconds of such copies of values made by b or later are at most those of the ops between b
+   and t, and the x from b to t.
 
 Several cuts share the x, so that what one cut must wait for and another recompute adds up where
-they lie apart. Only a few moments part the stretches: rows for other D and b would be true, too, and
-leaving them out only lowers the bound. Variables may be fractional in the bound, which is what the
-multipliers prove (``linear_program.bound_of``). A known schedule's extra time caps the x, so what is
-proved is the least of that and the program's value.
+they lie apart. Only a few moments part the stretches: rows for other D and b would be true,
+too, and leaving them out only lowers the bound. Variables may be fractional in the bound, which
+is what the multipliers prove (``linear_program.bound_of``). A known schedule's extra time caps
+the x, so what is proved is the least of that and the program's value.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.graphs.hardware.host_tier import HostTier
+from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.linear_program import Model, minimize
 from planner.solvers.model.overshoot import overshoots
-from planner.solvers.model.problem import Problem, held_bytes
+from planner.solvers.model.problem import held_bytes
 from planner.solvers.tuning import HOST_BOUND_CUTS, HOST_BOUND_INTEGER_OPS, HOST_BOUND_MOMENTS
 
 _INTEGER_TOLERANCE = 1e-5
@@ -58,43 +59,35 @@ _INTEGER_TOLERANCE = 1e-5
 
 
 def bound_with_host(
-    problem: Problem,
-    movable: frozenset[int],
-    budget: int,
-    tier: HostTier,
-    known_extra: float,
-    *,
-    seconds: float = math.inf,
+    problem: HostProblem, known_extra: float, *, seconds: float = math.inf
 ) -> float:
     """Return seconds beyond running every op once that no schedule in the graph's order saves.
 
     Args:
-        problem: the step, flattened.
-        movable: the values that may be away.
-        budget: in bytes.
-        tier: where values move to, how fast; how many bytes it takes is not used.
+        problem: the step, the budget and the host, whose limit of bytes is not used.
         known_extra: of a schedule that fits: the bound is no higher.
         seconds: after which to stop.
 
     >>> from planner.graphs import Graph, Op, Value
-    >>> from planner.solvers.model.problem import flatten
+    >>> from planner.graphs.hardware.host_tier import HostTier
     >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
     ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
-    >>> p = flatten(Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd")))
-    >>> [round(bound_with_host(p, frozenset({0}), 3, HostTier(rate, rate), 9.0), 3) + 0
+    >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))
+    >>> [round(bound_with_host(HostProblem(g, 3, HostTier(rate, rate)), 9.0), 3)
     ...  for rate in (4.0, 1.0, 0.1)]  # a leaves while b runs, but comes back after c alone
     [0.25, 1.0, 1.0]
     """
-    held = held_bytes(problem, range(problem.n))
+    flat, budget = problem.flat, problem.budget_bytes
+    held = held_bytes(flat, range(flat.n))
     if known_extra <= 0 or held.max(initial=0) <= budget:
         return 0.0
-    exhaustive = problem.n <= HOST_BOUND_INTEGER_OPS
+    exhaustive = flat.n <= HOST_BOUND_INTEGER_OPS
     cuts = (
-        [t for t in range(problem.n) if held[t] > budget]
+        [t for t in range(flat.n) if held[t] > budget]
         if exhaustive
-        else overshoots(problem, range(problem.n), budget, [], most=HOST_BOUND_CUTS)
+        else overshoots(flat, range(flat.n), budget, [], most=HOST_BOUND_CUTS)
     )
-    program = _Program(problem, movable, budget, tier, known_extra, cuts)
+    program = _Program(problem, known_extra, cuts)
     for t in cuts:
         program.cut(t)
     result = minimize(program.model, relax=not exhaustive, seconds=seconds)
@@ -117,19 +110,12 @@ class _Columns:
 class _Program:
     """The model, and the stretches that its cuts share."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        movable: frozenset[int],
-        budget: int,
-        tier: HostTier,
-        known_extra: float,
-        cuts: Sequence[int],
-    ) -> None:
-        self.p, self.movable, self.budget, self.tier = problem, movable, budget, tier
+    def __init__(self, problem: HostProblem, known_extra: float, cuts: Sequence[int]) -> None:
+        self.p, self.movable, self.tier = problem.flat, problem.movable, problem.tier
+        self.budget = problem.budget_bytes
         self.model, self.unit = Model(), known_extra
-        self.begins = np.concatenate(([0.0], np.cumsum(problem.seconds)))
-        self.moments = sorted({0, problem.n, *cuts, *_spread(self.begins, problem.n)})
+        self.begins: list[float] = [0.0, *np.cumsum(self.p.seconds).tolist()]
+        self.moments = sorted({0, self.p.n, *cuts, *_spread(self.begins, self.p.n)})
         self.stretches = [self.model.column(1.0) for _ in self.moments[1:]]
 
     def _between(self, first: int, last: int) -> list[int]:
@@ -210,7 +196,7 @@ class _Program:
         stretches = self._between(first, last)
         index = [*(column for column, _ in terms), *stretches]
         value = [s / self.unit for _, s in terms] + [-1.0] * len(stretches)
-        self.model.row(index, value, high=float(room) / self.unit)
+        self.model.row(index, value, high=room / self.unit)
 
 
 def _spread(begins: Sequence[float], n: int) -> list[int]:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.graphs import Graph
-from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.host_memory import host_layout
+from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import Problem, held_bytes
-from planner.solvers.search.transfers import Gap, Moved, gaps_of, placed
+from planner.solvers.search.transfers import Gap, Moved, begin_seconds, gaps_of, placed
 
 Rank = Callable[[Gap, int, NDArray[np.float64]], tuple[float, ...]]
-"""Of a gap, for the position that holds most and the times at which positions begin: least first."""
+"""Of a gap, for the position that holds most and the times at which positions begin; the least of
+them is chosen first."""
 
 
 def _slack(gap: Gap, worst: int, begins: NDArray[np.float64]) -> tuple[float, ...]:
@@ -40,31 +40,21 @@ def _longest(gap: Gap, worst: int, begins: NDArray[np.float64]) -> tuple[float, 
 RANKS: tuple[Rank, ...] = (_slack, _earliest, _longest)
 
 
-def moving(
-    graph: Graph,
-    problem: Problem,
-    order: Sequence[int],
-    movable: frozenset[int],
-    budget: int,
-    tier: HostTier,
-) -> Moved | None:
-    """Return the quickest schedule found that runs an order within a budget by moving values.
+def moving(problem: HostProblem, order: Sequence[int]) -> Moved | None:
+    """Return the quickest schedule found that runs an order within the budget by moving values.
 
     Args:
-        graph, problem: the step, and flattened.
+        problem: the step, the budget and the host.
         order: the ops to run, repetitions included.
-        movable: the values that may be away.
-        budget: in bytes.
-        tier: where values move to, how fast, and how many bytes.
     """
     found: Moved | None = None
-    candidates = gaps_of(problem, order, movable)
+    candidates = gaps_of(problem.flat, order, problem.movable)
     for rank in RANKS:
-        chosen = _chosen(problem, order, candidates, budget, rank)
-        made = None if chosen is None else placed(graph, problem, order, chosen, budget, tier)
-        if not isinstance(made, Moved) or made.trace.peak_bytes > budget:
+        chosen = _chosen(problem, order, candidates, rank)
+        made = None if chosen is None else placed(problem, order, chosen)
+        if not isinstance(made, Moved) or made.trace.peak_bytes > problem.budget_bytes:
             continue
-        if not tier.admits(host_layout(graph, made.schedule).size_bytes):
+        if not problem.tier.admits(host_layout(problem.graph, made.schedule).size_bytes):
             continue
         if found is None or made.trace.seconds < found.trace.seconds:
             found = made
@@ -72,11 +62,11 @@ def moving(
 
 
 def _chosen(
-    problem: Problem, order: Sequence[int], candidates: Sequence[Gap], budget: int, rank: Rank
+    problem: HostProblem, order: Sequence[int], candidates: Sequence[Gap], rank: Rank
 ) -> list[Gap] | None:
     """Return gaps in which what is away leaves the rest within the budget, ``None`` if none do."""
-    begins = np.concatenate(([0.0], np.cumsum([problem.seconds[op] for op in order])))
-    held = held_bytes(problem, order)
+    begins, budget = begin_seconds(problem.flat, order), problem.budget_bytes
+    held = held_bytes(problem.flat, order)
     left, chosen = set(candidates), list[Gap]()
     while held.max(initial=0) > budget:
         worst = int(held.argmax())
@@ -84,12 +74,12 @@ def _chosen(
         for gap in sorted(across, key=lambda g: (*rank(g, worst, begins), g)):
             if held[worst] <= budget:
                 break
-            held[gap.after + 1 : gap.before] -= problem.sizes[gap.value]
+            held[gap.after + 1 : gap.before] -= problem.flat.sizes[gap.value]
             chosen.append(gap)
             left.discard(gap)
         if held[worst] > budget:
             return None
-    return _needed(problem, held, chosen, budget)
+    return _needed(problem.flat, held, chosen, budget)
 
 
 def _needed(

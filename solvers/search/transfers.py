@@ -26,7 +26,7 @@ from planner.graphs import (
     schedule_from_order,
     simulate,
 )
-from planner.graphs.hardware.host_tier import HostTier
+from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import Problem, held_bytes
 
 _ROUNDS = 2
@@ -84,32 +84,28 @@ def gaps_of(problem: Problem, order: Sequence[int], movable: Collection[int]) ->
     return sorted(found)
 
 
-def placed(
-    graph: Graph,
-    problem: Problem,
-    order: Sequence[int],
-    gaps: Iterable[Gap],
-    budget: int,
-    tier: HostTier,
-) -> Moved | int:
+def begin_seconds(problem: Problem, order: Sequence[int]) -> NDArray[np.float64]:
+    """Return when each position of an order begins if nothing waits, and when the last one ends."""
+    return np.concatenate(([0.0], np.cumsum([problem.seconds[op] for op in order])))
+
+
+def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> Moved | int:
     """Return the schedule in which values are away in gaps, or a position that holds too much.
 
     Args:
-        graph, problem: the step, and flattened.
+        problem: the step, the budget and the host.
         order: the ops to run, repetitions included.
         gaps: of the order; one that no time is left for is not used.
-        budget: in bytes.
-        tier: where values move to, how fast.
     """
-    begins = np.concatenate(([0.0], np.cumsum([problem.seconds[op] for op in order])))
+    begins = begin_seconds(problem.flat, order)
     best: Moved | None = None
     for _ in range(_ROUNDS):
-        places = _Places(problem, order, sorted(gaps), begins, tier)
-        short = places.make_room(budget)
+        places = _Places(problem, order, sorted(gaps), begins)
+        short = places.make_room(problem.budget_bytes)
         if short is not None:
             return short if best is None else best
-        schedule = places.schedule(graph)
-        trace = simulate(graph, schedule, link_bytes_per_second=tier.rates)
+        schedule = places.schedule(problem.graph)
+        trace = simulate(problem.graph, schedule, link_bytes_per_second=problem.tier.rates)
         if best is None or trace.seconds < best.trace.seconds:
             best = Moved(tuple(order), tuple(places.used()), schedule, trace)
         computes = [i for i, s in enumerate(schedule.steps) if s.action.subject is Subject.OP]
@@ -123,17 +119,16 @@ class _Places:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: HostProblem,
         order: Sequence[int],
         gaps: Sequence[Gap],
         begins: NDArray[np.float64],
-        tier: HostTier,
     ) -> None:
-        self.problem, self.order, self.gaps, self.tier = problem, order, gaps, tier
+        self.problem, self.order, self.gaps, self.tier = problem.flat, order, gaps, problem.tier
         self.begins = begins.tolist()
         self.freed = [0] * len(gaps)
         self.fetched = [0] * len(gaps)
-        self.held = held_bytes(problem, order)
+        self.held = held_bytes(problem.flat, order)
         self._copy_out()
         self._copy_back()
         for k in range(len(gaps)):

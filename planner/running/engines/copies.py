@@ -9,6 +9,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 
+from torch import fx
+
 from planner.errors import InvalidPlan
 from planner.graphs import Graph, Step
 from planner.running.engines.program_writer import Away, ProgramWriter
@@ -42,6 +44,7 @@ def begin_offload(writer: ProgramWriter, step: Step, graph: Graph) -> None:
         host.opened = True
     holders = writer.holders(value)
     offset = host.layout.offset_bytes[host.step]
+    sent: tuple[fx.node.Argument, ...]
     sent = (writer.kept(key), offset, *map(writer.get, holders))
     writer.env[HOST, value] = writer.graph.call_function(send, sent)
     host.away[value] = Away(holders)

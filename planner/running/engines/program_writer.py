@@ -54,7 +54,7 @@ class HostSide:
     """
 
     open_block: Callable[[], Any] | None = None
-    layout: HostLayout = HostLayout({}, 0)
+    layout: HostLayout = field(default_factory=lambda: HostLayout({}, 0))
     movable: frozenset[int] = frozenset()
     step: int = 0
     opened: bool = False
