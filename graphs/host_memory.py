@@ -91,6 +91,11 @@ def _aligned(size: int) -> int:
     return max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
 
 
+_ONCE = {"aten._native_batch_norm_legit_functional.default": 3}
+"""Ops that make only so many of their outputs again when they run again: running statistics are
+those of the first run."""
+
+
 def movable(graph: Graph) -> frozenset[int]:
     """Return the values that may be away: a step makes them, for itself alone, and nobody else.
 
@@ -108,6 +113,7 @@ def movable(graph: Graph) -> frozenset[int]:
     for op in graph.ops:
         if op.target in _NOT_OURS or op.phase is Phase.COMMUNICATION:
             kept.update(op.outputs)
+        kept.update(op.outputs[_ONCE.get(op.target.partition("+")[0], len(op.outputs)) :])
         if op.phase in {Phase.OPTIMIZER, Phase.COMMUNICATION} or _writes(graph, op):
             kept.update(op.inputs)
     return frozenset(v for v, x in enumerate(graph.values) if x.size_bytes and v not in kept)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from torch import Tensor
 
@@ -18,39 +18,56 @@ from planner.byte_sizes import format_both
 from planner.errors import HostMemoryError
 
 
+class _File:
+    """A file without a name; its room is free again once nothing refers to it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        weakref.finalize(self, os.close, number).atexit = False
+
+
 class Files:
-    """Copies to files in a directory, by default that for temporary files."""
+    """Copies to files in a directory, by default that for temporary files.
+
+    Raises:
+        HostMemoryError: the system cannot write to a place in a file.
+    """
 
     def __init__(self, directory: str | None) -> None:
+        if not (hasattr(os, "pwrite") and hasattr(os, "preadv")):
+            raise HostMemoryError(
+                "the plan moves values to a file, for which this system has no pwrite and preadv: "
+                "plan with offload=None"
+            )
         self.directory = directory or tempfile.gettempdir()
         self._out = ThreadPoolExecutor(1, "to-host")
         self._back = ThreadPoolExecutor(1, "from-host")
 
-    def block(self, size_bytes: int) -> Any:
+    def block(self, size_bytes: int) -> _File:
         """Make a file with room for so many bytes.
 
         Raises:
             HostMemoryError: the directory has not as much, or nothing can be written there.
         """
         try:
-            file = tempfile.TemporaryFile(dir=self.directory, buffering=0)  # noqa: SIM115 - it stays open
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size_bytes)
-            else:
-                file.truncate(size_bytes)
+            with tempfile.TemporaryFile(dir=self.directory, buffering=0) as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size_bytes)
+                else:
+                    file.truncate(size_bytes)
+                return _File(os.dup(file.fileno()))
         except OSError as error:
             raise HostMemoryError(
                 f"the plan moves values to a file of {format_both(size_bytes)} in "
                 f"{self.directory!r}, which cannot be made there: {error.strerror or error}; free "
                 "as much, or plan with another directory or less of it (offload=)"
             ) from error
-        return file
 
-    def out(self, block: Any, offset: int, source: Tensor) -> Callable[[], None]:
+    def out(self, block: _File, offset: int, source: Tensor) -> Callable[[], None]:
         """Begin to write bytes; return what waits for the end."""
         return _ended(self._out.submit(_write, block, offset, source), "written to")
 
-    def back(self, block: Any, offset: int, target: Tensor) -> Callable[[], None]:
+    def back(self, block: _File, offset: int, target: Tensor) -> Callable[[], None]:
         """Begin to read bytes; return what waits for the end."""
         return _ended(self._back.submit(_read, block, offset, target), "read from")
 
@@ -69,17 +86,17 @@ def _ended(copy: Future[None], what: str) -> Callable[[], None]:
     return wait
 
 
-def _write(file: Any, offset: int, source: Tensor) -> None:
+def _write(file: _File, offset: int, source: Tensor) -> None:
     left = memoryview(source.numpy().data)
     while left:
-        done = os.pwrite(file.fileno(), left, offset)
+        done = os.pwrite(file.number, left, offset)
         left, offset = left[done:], offset + done
 
 
-def _read(file: Any, offset: int, target: Tensor) -> None:
+def _read(file: _File, offset: int, target: Tensor) -> None:
     left = memoryview(target.numpy().data)
     while left:
-        done = os.preadv(file.fileno(), [left], offset)
+        done = os.preadv(file.number, [left], offset)
         if not done:
             raise OSError("the file ends before the value does")
         left, offset = left[done:], offset + done
