@@ -82,6 +82,7 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
     start = time.perf_counter()
+    _refuse_moving(request)
     if request.loss_chunks == 1:
         found = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
         whole, *_ = variants = list(found.values())
@@ -116,6 +117,15 @@ def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str
         f" Or compute the loss in chunks: with {how} the least budget known to work is "
         f"{format_both(needed)}."
     )
+
+
+def _refuse_moving(request: Request) -> None:
+    from planner.running.engines import engine_of  # torch: only where something is captured
+
+    if request.host is not None and not engine_of(request.engine).moves_values:
+        raise BadRequest(
+            f"offload= is not for engine={request.engine!r} so far: leave one of them out"
+        )
 
 
 def _refuse_compiled(request: Request) -> None:
@@ -215,10 +225,6 @@ def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPla
     within = f"within {format_both(budget_bytes)} by {request.method}"
     request.tell(f"solving {len(graph.ops):,} ops {within}")
     if request.host is not None:
-        if not engine_of(request.engine).moves_values:
-            raise BadRequest(
-                f"offload= is not for engine={request.engine!r} so far: leave one of them out"
-            )
         moved = solve_within_host(graph, budget_bytes, request, request.host)
         solution, remarks = moved.solution, moved.remarks
     elif (settle := engine_of(request.engine).settle) is not None:

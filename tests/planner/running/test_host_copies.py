@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +129,7 @@ def test_two_runs_at_once_have_a_block_each(scene: Scene, tmp_path: Path) -> Non
     assert all(torch.equal(a.grad, b.grad) for a, b in pairs)  # type: ignore[arg-type]
 
 
-def test_blocks_are_used_again_and_go_with_the_program(scene: Scene, tmp_path: Path) -> None:
+def test_blocks_are_used_again(scene: Scene, tmp_path: Path) -> None:
     model = scene.model()
     plan = moved(scene.plan(model, "plain"), tmp_path)
     planned = plan.apply(model)
@@ -143,11 +142,6 @@ def test_blocks_are_used_again_and_go_with_the_program(scene: Scene, tmp_path: P
     del dropped
     gc.collect()
     assert len(memory._free) == 1
-    torch.optim.SGD(planned.parameters(), 0.1).step()  # until then a step is expected
-    gone = weakref.ref(memory)
-    del planned, memory
-    gc.collect()
-    assert gone() is None
 
 
 def test_a_full_disk_fails_when_the_plan_is_applied(
