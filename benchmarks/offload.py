@@ -153,7 +153,10 @@ def rows_of(name: str, card: str, graph: Graph, tier: HostTier) -> list[Row]:
     plain = simulate(graph, plain_schedule(graph))
     usual = simulate(graph, as_usual(graph), link_bytes_per_second=tier.rates)
     least = minimum_budget(graph, limits=LIMITS).least_bytes
-    extra = lambda s: -1.0 if s is None else s / plain.seconds - 1  # noqa: E731 (for one line each)
+
+    def extra(seconds: float | None) -> float:
+        return -1.0 if seconds is None else seconds / plain.seconds - 1
+
     rows: list[Row] = []
     for share in SHARES:
         budget = int(least + share * (plain.peak_bytes - least))

@@ -7,6 +7,7 @@ chosen from, found as it is without offload. Says what came of the choice.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 from planner.allocator_budget import allocator_of, needed_bytes, runs, solve_within
@@ -19,8 +20,9 @@ from planner.solvers.offload import Offloading, solve_with_host
 
 _ROUNDS = 6
 _LEAST_STEP = 0.004
-_RECOMPUTING_SHARE = 0.4
-"""The part of the seconds in which recomputation alone is planned."""
+_LEAST_SHARE = 0.5
+"""Recomputation alone is planned as it is without offload, and may take all of the seconds; then so
+large a part of them is added."""
 _MAY = "values may move to the host (offload=)"
 
 
@@ -57,13 +59,13 @@ def solve_within_host(
         request: by which method, within which limits, on which device with which allocator.
         host: where values may go.
     """
-    seconds = request.limits.seconds
-    limits = replace(request.limits, seconds=_RECOMPUTING_SHARE * seconds)
-    alone = solve_within(graph, budget_bytes, replace(request, limits=limits))
+    start, seconds = time.perf_counter(), request.limits.seconds
+    alone = solve_within(graph, budget_bytes, request)
     if alone.schedule is not None and alone.schedule.is_plain:
         return MovedSolution(alone, (f"{_MAY}, and need not: the step fits as it is",))
     request.tell("looking for values to move to the host while the device computes")
-    limits = replace(request.limits, seconds=(1 - _RECOMPUTING_SHARE) * seconds)
+    left = max(_LEAST_SHARE * seconds, seconds - (time.perf_counter() - start))
+    limits = replace(request.limits, seconds=left)
     asked = _Asked(graph, budget_bytes, replace(request, limits=limits), host)
     moved, bound = _through_allocator(asked)
     if moved is None or (schedule := moved.solution.schedule) is None:

@@ -116,10 +116,7 @@ def _status(plan: StepPlan) -> str:
     if plan.status is not Status.OPTIMAL:
         said = str(plan.status.value)
     elif plan.schedule.moves:
-        said = (
-            "optimal, within the gap above, among keeping, recomputing and moving in the captured "
-            "order of first computations"
-        )
+        said = "optimal, within the gap above, among all that keep, recompute or move values"
     elif not plan.schedule.is_plain:
         order = "any order" if plan.reordered else "the captured order"
         said = f"optimal, within the gap above, for {order} of first computations"

@@ -64,11 +64,23 @@ class Files:
             ) from error
 
     def out(self, block: _File, offset: int, source: Tensor) -> Callable[[], None]:
-        """Begin to write bytes; return what waits for the end."""
+        """Begin to write bytes; return what waits for the end.
+
+        Args:
+            block: the file.
+            offset: where in it, in bytes.
+            source: the bytes.
+        """
         return _ended(self._out.submit(_write, block, offset, source), "written to")
 
     def back(self, block: _File, offset: int, target: Tensor) -> Callable[[], None]:
-        """Begin to read bytes; return what waits for the end."""
+        """Begin to read bytes; return what waits for the end.
+
+        Args:
+            block: the file.
+            offset: where in it, in bytes.
+            target: where to.
+        """
         return _ended(self._back.submit(_read, block, offset, target), "read from")
 
 

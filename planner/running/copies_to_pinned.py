@@ -44,13 +44,24 @@ class Pinned:
         return made
 
     def out(self, block: Any, offset: int, source: Tensor) -> Callable[[], None]:
-        """Begin to copy bytes out; return what lets the compute stream wait for the end."""
+        """Begin to copy bytes out; return what lets the compute stream wait for the end.
+
+        Args:
+            block: pinned memory.
+            offset: where in it, in bytes.
+            source: the bytes.
+        """
         return self._copy(self._out, block[offset : offset + source.numel()], source)
 
     def back(self, block: Any, offset: int, target: Tensor) -> Callable[[], None]:
         """Begin to copy bytes back; return what lets the compute stream wait for the end.
 
         The compute stream has waited for the copy out by then, where the value was freed.
+
+        Args:
+            block: pinned memory.
+            offset: where in it, in bytes.
+            target: where to.
         """
         return self._copy(self._back, target, block[offset : offset + target.numel()])
 

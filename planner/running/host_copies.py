@@ -22,7 +22,7 @@ from planner.running.copies_to_files import Files
 from planner.running.copies_to_pinned import Pinned
 
 
-class Link(Protocol):
+class Way(Protocol):
     """How a kind of device copies: begin, and wait for the end where the program relies on it."""
 
     def block(self, size_bytes: int) -> Any:
@@ -33,10 +33,22 @@ class Link(Protocol):
         """
 
     def out(self, block: Any, offset: int, source: Tensor) -> Callable[[], None]:
-        """Begin to copy bytes out; return what waits for the end."""
+        """Begin to copy bytes out; return what waits for the end.
+
+        Args:
+            block: of this device's kind.
+            offset: of the copy's place in it, in bytes.
+            source: the bytes.
+        """
 
     def back(self, block: Any, offset: int, target: Tensor) -> Callable[[], None]:
-        """Begin to copy bytes back, once the copy out has ended; return what waits for the end."""
+        """Begin to copy bytes back, once the copy out has ended; return what waits for the end.
+
+        Args:
+            block: of this device's kind.
+            offset: of the copy's place in it, in bytes.
+            target: where to.
+        """
 
 
 class HostMemory:
@@ -53,7 +65,7 @@ class HostMemory:
                 f"the plan moves values to the host, which works on 'cuda' and 'cpu', and the "
                 f"model is on {device.type!r}: plan with offload=None"
             )
-        self.link: Link = Files(directory) if device.type == "cpu" else Pinned(device)
+        self.link: Way = Files(directory) if device.type == "cpu" else Pinned(device)
         self._free = [self.link.block(size_bytes)]
 
     def opener(self) -> Callable[[], Lease]:

@@ -1,4 +1,4 @@
-"""Keep, recompute, move: not below the brute optimum, no bound above it, no worse than one alone."""
+"""Keep, recompute, move: never below the brute optimum, no bound above it, no one alone better."""
 
 from __future__ import annotations
 
