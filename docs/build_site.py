@@ -33,6 +33,7 @@ PAGES = (
     "what_forward_may_do.md",
     "howto/out_of_memory.md",
     "howto/loss_in_chunks.md",
+    "howto/offload.md",
     "howto/one_large_linear.md",
     "howto/in_your_trainer.md",
     "howto/for_a_card_elsewhere.md",

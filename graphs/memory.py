@@ -106,10 +106,6 @@ class Holding:
         self._block[v] = self._count
         self.changes.append((step, self._count, self._size[v], self._kind[v]))
 
-    def leave(self, v: int) -> None:
-        """Let nothing read a value any more whose bytes are still held."""
-        self.live.discard(v)
-
     def give_back(self, step: int, v: int) -> None:
         """Hold a value no more, from this step on."""
         self.live.discard(v)

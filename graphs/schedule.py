@@ -1,4 +1,4 @@
-"""Schedules: the order in which ops run, recomputations included, and values are freed.
+"""Schedules: the order in which ops run, again or not, and values are moved and freed.
 
 Knows how a schedule is written down. What one costs and holds is ``graphs.simulate``'s to say.
 """
@@ -43,9 +43,11 @@ class Action:
     """What a step does, as a row: to what, in which memory, and on whose clock.
 
     An action on an op runs it. An action on a value takes, keeps or drops its copy on the device
-    and on the host; on a link's clock, a copy on the device is dropped once the transfer has ended,
-    and one that is taken can be read from then on. New actions are entered by ``register_action``;
-    an action is its name, so that it survives pickling.
+    and on the host. On a link's clock, a copy that is taken can be read once the transfer has
+    ended, and the device waits for that end before it drops the other. So a value moves out by an
+    OFFLOAD, which only begins to copy it, and a FREE, which waits for that copy; and back by a
+    FETCH, which what reads it waits for. New actions are entered by ``register_action``; an action
+    is its name, so that it survives pickling.
 
     >>> Action.FREE.subject, Action.FREE.device
     (<Subject.VALUE: 'value'>, <Copy.DROPPED: 'dropped'>)
@@ -53,6 +55,8 @@ class Action:
 
     COMPUTE: ClassVar[Action]
     FREE: ClassVar[Action]
+    OFFLOAD: ClassVar[Action]
+    FETCH: ClassVar[Action]
 
     name: str
     subject: Subject
@@ -94,6 +98,12 @@ def action_of(name: str) -> Action:
 
 Action.COMPUTE = register_action(Action("compute", Subject.OP, clock=Clock.DEVICE))
 Action.FREE = register_action(Action("free", Subject.VALUE, device=Copy.DROPPED))
+Action.OFFLOAD = register_action(
+    Action("offload", Subject.VALUE, host=Copy.TAKEN, clock=Clock.TO_HOST)
+)
+Action.FETCH = register_action(
+    Action("fetch", Subject.VALUE, Copy.TAKEN, Copy.DROPPED, Clock.FROM_HOST)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +133,11 @@ class Schedule:
     def clocks(self) -> frozenset[Clock]:
         """Whose time the steps take."""
         return frozenset(action.clock for action in {s.action for s in self.steps})
+
+    @cached_property
+    def moves(self) -> bool:
+        """True if values are copied over a link."""
+        return bool(self.clocks - {Clock.NONE, Clock.DEVICE})
 
     @property
     def is_plain(self) -> bool:

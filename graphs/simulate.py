@@ -7,7 +7,7 @@ to the host. What a step holds is ``graphs.memory``'s to say.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,9 +31,9 @@ class Trace:
     ``by_kind[i, k]`` splits ``live_bytes`` by ``kinds[k]``; workspace counts as activation.
     ``allocated_bytes[i]`` are the very bytes of values and workspaces; ``live_bytes`` are the same
     unless a memory model adds what an allocator has reserved beyond them.
-    ``seconds`` is when the last clock stops, every execution of every op counted;
-    ``start_seconds[i]`` is when step ``i`` begins. ``host_peak_bytes`` is the most that the host
-    holds for the device, ``busy_seconds`` how long each link copies.
+    ``seconds`` is when the last clock stops, every execution of every op and every wait counted;
+    ``start_seconds[i]`` is when step ``i`` begins, after what it waits for. ``host_peak_bytes`` is
+    the most that the host holds for the device, ``busy_seconds`` how long each link copies.
     """
 
     seconds: float
@@ -58,7 +58,14 @@ def simulate(
     """Run a schedule on paper.
 
     Every op must run at least once and every graph output must be live at the end. An op begins
-    when the device is free and what it reads has arrived; a transfer when its link is free.
+    when the device is free and what it reads has arrived. A transfer begins when its link is free
+    and the device has done the steps before it; meanwhile the device goes on.
+
+    Which bytes a step holds depends on the order of steps alone, never on how long a copy takes: a
+    value that is copied out is held until it is freed, and the device waits there for the end of
+    that copy; one that is fetched is held from the step that begins its copy. So a peak holds
+    however fast the links are. The host holds a value from the beginning of the copy out until the
+    device has waited for the copy back.
 
     Args:
         graph: what there is to run.
@@ -68,8 +75,8 @@ def simulate(
 
     Raises:
         InvalidSchedule: an input is not live, a value is freed that is not live, an op that is not
-            recomputable runs twice, an op never runs, an output is gone at the end, or a value is
-            copied over a link without a rate.
+            recomputable runs twice, an op never runs, an output is gone at the end, a value is
+            copied over a link without a rate, fetched that is not on the host, or is there twice.
 
     >>> from planner.graphs.graph import Graph, Op, Value
     >>> from planner.graphs.schedule import schedule_from_order
@@ -117,66 +124,83 @@ class _Run:
         self.link_seconds: defaultdict[Clock, float] = defaultdict(float)
         self.busy: defaultdict[Clock, float] = defaultdict(float)
         self.starts: list[float] = []
-        self.ready: dict[int, float] = {}  # value -> when its copy from elsewhere has arrived
-        self.leaving: list[tuple[float, int]] = []  # when a copy has ended, and whose
-        self.host: set[int] = set()
+        self.arriving: dict[int, float] = {}  # value -> when its copy on the device is whole
+        self.leaving: dict[int, float] = {}  # value -> when its copy on the device is not read
+        self.host: dict[int, float] = {}  # value -> when its copy on the host is whole
+        self.moved_back: set[int] = set()  # what leaves the host once it has arrived
         self.host_bytes = self.host_peak_bytes = 0
 
     def compute(self, i: int, index: int) -> None:
         """Run an op on the device's clock."""
         op = self.graph.ops[index]
         _check_compute(self.graph, op, self.holding.live, i, self.runs[index])
-        start = self.device_seconds
-        if self.ready:
-            start = max(start, *(self.ready.get(v, 0.0) for v in (*op.inputs, *op.outputs)))
-        self.starts.append(start)
-        if self.leaving:
-            self._give_back(i, start)
+        if self.arriving or self.leaving:
+            self._await_copies(op.inputs, op.outputs)
+        self.starts.append(self.device_seconds)
         self.runs[index] += 1
         self.holding.compute(i, op)
-        self.device_seconds = start + op.seconds
+        self.device_seconds += op.seconds
 
     def move(self, i: int, step: Step) -> None:
         """Take, keep or drop the copies of a value."""
         _check_value(self.graph, i, step)
-        start = end = self.device_seconds
-        if step.action.clock is not Clock.NONE:
+        action, value = step.action, step.index
+        if action.clock is Clock.NONE:
+            if action.device is Copy.DROPPED and (self.arriving or self.leaving):
+                self._await_copies((), (value,))
+            start = end = self.device_seconds
+        else:
             start, end = self._transfer(i, step)
         self.starts.append(start)
-        if self.leaving:
-            self._give_back(i, start)
-        if step.action.host is not Copy.KEPT:
-            self._on_host(i, step)
-        if step.action.device is not Copy.KEPT:
+        if action.host is not Copy.KEPT:
+            self._on_host(i, step, end)
+        if action.device is not Copy.KEPT:
             self._on_device(i, step, end)
 
-    def _on_host(self, i: int, step: Step) -> None:
-        value, size = step.index, self.graph.values[step.index].size_bytes
+    def _await_copies(self, read: Iterable[int], replaced: Iterable[int]) -> None:
+        """Let the device wait until what it reads has arrived, and what it drops has left, too."""
+        for v in (*read, *replaced):
+            self.device_seconds = max(self.device_seconds, self.arriving.pop(v, 0.0))
+            if v in self.moved_back:
+                self.moved_back.discard(v)
+                self._forget_on_host(v)
+        for v in replaced:
+            self.device_seconds = max(self.device_seconds, self.leaving.pop(v, 0.0))
+
+    def _on_host(self, i: int, step: Step, end: float) -> None:
+        value = step.index
         if step.action.host is Copy.TAKEN:
             _require(value in self.holding.live, self.graph, i, step, "not live")
-            self.host.add(value)
-            self.host_bytes += size
+            _require(value not in self.host, self.graph, i, step, "already on the host")
+            self.host[value] = end
+            self.host_bytes += self.graph.values[value].size_bytes
             self.host_peak_bytes = max(self.host_peak_bytes, self.host_bytes)
+            if step.action.device is Copy.KEPT and step.action.clock is not Clock.NONE:
+                self.leaving[value] = end
         else:
-            _require(value in self.host, self.graph, i, step, "not on the host")
-            self.host.discard(value)
-            self.host_bytes -= size
+            there = value in self.host and value not in self.moved_back
+            _require(there, self.graph, i, step, "not on the host")
+            if step.action.clock is Clock.NONE:
+                self._forget_on_host(value)
+            else:
+                self.moved_back.add(value)
+
+    def _forget_on_host(self, value: int) -> None:
+        del self.host[value]
+        self.host_bytes -= self.graph.values[value].size_bytes
 
     def _on_device(self, i: int, step: Step, end: float) -> None:
         value, live = step.index, self.holding.live
         if step.action.device is Copy.DROPPED:
             _require(value in live, self.graph, i, step, "not live")
-            if step.action.clock is Clock.NONE:
-                self.holding.give_back(i, value)
-            else:
-                self.holding.leave(value)
-                self.leaving.append((end, value))
+            if step.action.clock is not Clock.NONE:
+                self.device_seconds = end
+            self.holding.give_back(i, value)
         else:
             _require(value not in live, self.graph, i, step, "already live")
-            there = value in self.host or step.action.host is Copy.DROPPED
-            _require(there, self.graph, i, step, "not on the host")
+            _require(value in self.host, self.graph, i, step, "not on the host")
             self.holding.take(i, value)
-            self.ready[value] = end
+            self.arriving[value] = end
 
     def _transfer(self, i: int, step: Step) -> tuple[float, float]:
         """Return when a copy over a link begins and ends; it waits for the link and the value."""
@@ -186,18 +210,12 @@ class _Run:
                 f"step {i} copies {value.name!r} {clock.value}, but the rate of that link is not "
                 "known: pass link_bytes_per_second="
             )
-        ready = self.ready.get(step.index, 0.0)
-        start = max(self.link_seconds[clock], self.device_seconds, ready)
+        whole = max(self.arriving.get(step.index, 0.0), self.host.get(step.index, 0.0))
+        start = max(self.link_seconds[clock], self.device_seconds, whole)
         seconds = value.size_bytes / self.rates[clock]
         self.link_seconds[clock] = start + seconds
         self.busy[clock] += seconds
         return start, start + seconds
-
-    def _give_back(self, i: int, start: float) -> None:
-        """Give back what has left by the time a step begins."""
-        for end, value in [x for x in self.leaving if x[0] <= start]:
-            self.leaving.remove((end, value))
-            self.holding.give_back(i, value)
 
 
 def _require(ok: bool, graph: Graph, i: int, step: Step, what: str) -> None:  # noqa: FBT001
@@ -210,7 +228,8 @@ def _check_value(graph: Graph, i: int, step: Step) -> None:
     said = f"step {i} {step.action.name}s"
     if not 0 <= step.index < len(graph.values):
         raise InvalidSchedule(f"{said} value {step.index}; there are {len(graph.values)}")
-    if step.index in graph.resident and step.action.device is not Copy.KEPT:
+    moved = step.action.device is not Copy.KEPT or step.action.host is not Copy.KEPT
+    if step.index in graph.resident and moved:
         raise InvalidSchedule(f"{said} {graph.values[step.index].name!r}, which is resident")
 
 

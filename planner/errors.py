@@ -7,6 +7,7 @@
       BadEstimate         ValueError           an estimate is asked of numbers that make no model
       CaptureError        graphs.CaptureError  the training step cannot be captured
       CheckFailed         ValueError           a check in the model's own code fails
+      HostMemoryError     RuntimeError         the host cannot take what a plan moves there
       InfeasibleBudget    ValueError           no schedule found fits the budget
       InvalidPlan         ValueError           a plan file is damaged, foreign or too new
       PlanMismatch        ValueError           the plan was made for another model or other inputs
@@ -54,6 +55,10 @@ class CaptureError(PlannerError, capture_error.CaptureError):
 
 class CheckFailed(PlannerError, ValueError):
     """A check in the model's code, which passed when the step was planned, fails for a call."""
+
+
+class HostMemoryError(PlannerError, RuntimeError):
+    """The host has no room for what a plan moves there, or a copy there or back failed."""
 
 
 class InfeasibleBudget(PlannerError, ValueError):

@@ -56,9 +56,9 @@ def fit(
         budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
         said: what else is to be said of the step: ``inputs``, ``loss``, ``targets``, ``dynamic``,
             ``optimizer``, ``device``, ``reserve``, ``costs``, ``engine``, ``method``, ``limits``,
-            ``progress``, ``accumulate``, ``checks``, ``loss_chunks``, ``logits``; and with a
-            ``world_size`` above 1 ``devices_per_node``, ``link``, ``global_batch``,
-            ``precisions``, ``offload``.
+            ``progress``, ``accumulate``, ``checks``, ``loss_chunks``, ``logits``,
+            ``offload``; and with a ``world_size`` above 1 ``devices_per_node``, ``link``,
+            ``global_batch``, ``precisions``.
             ``planner.Request`` says what each means.
 
     Raises:

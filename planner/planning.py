@@ -15,6 +15,7 @@ from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs import plain_schedule, simulate
 from planner.graphs.hardware.devices import DeviceSpec
+from planner.host_budget import solve_within_host
 from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import cut_short, infeasible
 from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
@@ -101,6 +102,7 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
     start = time.perf_counter()
+    _refuse_moving(request)
     if request.loss_chunks == 1:
         found = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
         whole, *_ = variants = list(found.values())
@@ -134,6 +136,15 @@ def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str
         f" Or compute the loss in chunks: with {how} the least budget known to work is "
         f"{format_both(needed)}{cut_short(least)}."
     )
+
+
+def _refuse_moving(request: Request) -> None:
+    from planner.running.engines import engine_of  # torch: only where something is captured
+
+    if request.host is not None and not engine_of(request.engine).moves_values:
+        raise BadRequest(
+            f"offload= is not for engine={request.engine!r} so far: leave one of them out"
+        )
 
 
 def _refuse_compiled(request: Request) -> None:
@@ -241,7 +252,10 @@ def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPla
     remarks: tuple[str, ...] = ()
     within = f"within {format_both(budget_bytes)} by {request.method}"
     request.tell(f"solving {len(graph.ops):,} ops {within}")
-    if (settle := engine_of(request.engine).settle) is not None:
+    if request.host is not None:
+        moved = solve_within_host(graph, budget_bytes, request, request.host)
+        solution, remarks = moved.solution, moved.remarks
+    elif (settle := engine_of(request.engine).settle) is not None:
         settled = settle(captured, budget_bytes, request)
         captured, solution, remarks = settled.captured, settled.solution, settled.remarks
     else:
@@ -283,6 +297,7 @@ def plan_of(
         loss=request.loss,
         remarks=_reserved(request),
         allocator=allocator_of(request.allocator, request.hardware),
+        host=request.host,
         eager_peak_bytes=captured.eager_peak_bytes,
     )
 
@@ -337,6 +352,7 @@ def plan_again(
         "accumulate": bool(plan.signature["accumulate"]),
         "checks": plan.signature.get("checks", "keep"),
         "allocator": plan.allocator or "auto",
+        "offload": plan.host,
         "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),
         "dynamic": "off" if call.answers is None else plan.signature["dynamic"],
         "progress": "off",

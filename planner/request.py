@@ -23,7 +23,9 @@ from planner.errors import (
 )
 from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.devices import Device, DeviceSpec, device
+from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.hardware.reserve import NCCL_BYTES
+from planner.host_option import Offload, host_tier
 from planner.loss_chunks import KEEP, check_chunks
 from planner.progress import Told, telling
 from planner.solvers import SOLVERS, Limits
@@ -81,6 +83,7 @@ class FitOptions(VariantOptions, total=False):
 
     method: str
     rewrites: Sequence[str]
+    offload: Offload
 
 
 class ShardedOptions(StepOptions, total=False):
@@ -91,7 +94,7 @@ class ShardedOptions(StepOptions, total=False):
     link: LinkSpec
     global_batch: int | None
     precisions: Sequence[str]
-    offload: bool
+    offload: Offload
 
 
 class AnyOptions(FitOptions, ShardedOptions, total=False):
@@ -180,7 +183,10 @@ class Request:
         global_batch: samples of one optimizer step over all devices; by default every device has
             the example inputs once.
         precisions: what compute may run in: "float32" (as the model is), "bfloat16".
-        offload: whether states may be moved to the host.
+        offload: whether values of the step may be moved to the host and back while the device
+            computes: ``True``, the most bytes ("64GB"), a directory for files (on a CPU), or a
+            mapping of ``bytes``, ``directory`` and ``bytes_per_second``; by default not. For
+            several devices, whether states may be moved there: by default they may.
         reserve: what else lives on the device, a reference model or an inference engine, as a size:
             its room is taken off the budget. On several accelerators it takes the place of what is
             otherwise kept free there for NCCL and the allocator (``planner.sharding.margin``), so
@@ -211,7 +217,7 @@ class Request:
     link: LinkSpec = None
     global_batch: int | None = None
     precisions: Sequence[str] = ("float32",)
-    offload: bool = True
+    offload: Offload = None
     reserve: str | float | None = None
 
     @property
@@ -219,6 +225,11 @@ class Request:
         """The device; ``request_of`` has looked it up."""
         assert isinstance(self.device, Device), "a Request is made by request_of"
         return self.device
+
+    @property
+    def host(self) -> HostTier | None:
+        """Where values of one device may be moved to; ``request_of`` has looked it up."""
+        return self.offload if isinstance(self.offload, HostTier) else None
 
     @property
     def for_nccl_bytes(self) -> int:
@@ -273,7 +284,30 @@ def request_of(
     if nccl := replace(made, device=hardware).for_nccl_bytes:
         hardware = replace(hardware, reserve_bytes=hardware.reserve_bytes + nccl)
     inputs = example_inputs(made.model) if made.inputs is None else made.inputs
-    return replace(made, device=hardware, inputs=inputs)
+    offload = made.offload
+    if made.world_size == 1:
+        offload = host_tier(offload, hardware, measure=made.costs == "measured")
+        _check_moved(made, offload)
+    elif not isinstance(offload, bool | None):
+        raise BadCluster(
+            f"offload is {offload!r}: for several devices it says whether states may move to the "
+            "host, True or False"
+        )
+    return replace(made, device=hardware, inputs=inputs, offload=offload)
+
+
+def _check_moved(request: Request, host: HostTier | None) -> None:
+    """Refuse what values cannot be moved with so far."""
+    if host is None:
+        return
+    together = {
+        "loss_chunks=": request.loss_chunks != 1,
+        "rewrites=": tuple(request.rewrites) != ("as_captured",),
+        "accumulate=True": request.accumulate,
+        "a model that is parallelized over ranks": _parallelized(request.model),
+    }
+    if refused := [name for name, used in together.items() if used]:
+        raise BadRequest(f"offload= does not go with {refused[0]} so far: leave one of them out")
 
 
 def said_in(request: Request) -> dict[str, Any]:

@@ -240,3 +240,19 @@ WORTH_LINES_GAP = 1e-3
 """The gap above which lines are drawn at other cuts than where the plain step holds most."""
 OTHER_LINE_CUTS = 3
 """How many such other cuts."""
+
+# bounds/with_host.py and offload.py: values that may move to the host
+HOST_BOUND_CUTS = 4
+"""How many moments that hold too much a bound looks at."""
+HOST_BOUND_MOMENTS = 24
+"""Into how many parts of about equal time, and of equal numbers of ops, it parts the step."""
+HOST_BOUND_INTEGER_OPS = 24
+"""Up to so many ops its variables are integers, and every moment that holds too much is a cut."""
+HOST_TARGETS = 10
+"""How many larger budgets are solved for by recomputation, what is too much then to be moved."""
+HOST_REFINEMENTS = 3
+"""How often such budgets are sought between those beside the best."""
+HOST_POLISH_TRIES = 40
+"""How many repeated runs are given up, one at a time, for more to be moved."""
+HOST_BOUND_SHARE = 0.15
+"""The part of the seconds that is kept for the bound."""

@@ -81,23 +81,27 @@ def arrows() -> nx.DiGraph:
 ORDER = (
     *(f"graphs/{name}" for name in ("checkout.py", "capture_error.py", "graph.py", "schedule.py")),
     *(f"graphs/{name}" for name in ("memory.py", "simulate.py", "snapshot.py", "binding.py")),
+    "graphs/host_memory.py",
     *(f"graphs/{name}" for name in ("files.py", "instances.py", "scaling.py", "served_sizes.py")),
     "graphs/__init__.py",
     *(f"graphs/{name}" for name in ("hardware", "allocation.py", "torch_api", "costs", "capture")),
     *(f"solvers/{name}" for name in ("api.py", "tuning.py", "model", "bounds", "exact")),
     *(f"solvers/{name}" for name in ("baselines", "search", "minimum_budget.py")),
     *(f"solvers/{name}" for name in ("given_order.py", "reorder.py", "auto.py", "frontier.py")),
+    "solvers/offload.py",
     "solvers/__init__.py",
     *(
         f"planner/{name}"
         for name in ("errors.py", "byte_sizes.py", "make_cluster.py", "progress.py")
     ),
-    *(f"planner/{name}" for name in ("model_argument.py", "loss_chunks.py", "request.py")),
+    *(f"planner/{name}" for name in ("model_argument.py", "loss_chunks.py", "host_option.py")),
+    "planner/request.py",
     *(f"planner/{name}" for name in ("plan", "output")),
     *(
         f"planner/{name}"
-        for name in ("textbook", "running", "allocator_budget.py", "planning.py", "sharding")
+        for name in ("textbook", "running", "allocator_budget.py", "host_budget.py")
     ),
+    *(f"planner/{name}" for name in ("planning.py", "sharding")),
     *(
         f"planner/{name}"
         for name in ("verification", "comparison.py", "plans.py", "fit.py", "compile_backend.py")

@@ -182,10 +182,10 @@ def test_a_rewrite(tmp_path: Path) -> None:
 
 @pytest.fixture
 def transfers() -> Iterator[tuple[Action, Action]]:
-    """A third and a fourth action, and how a program carries them out."""
+    """A fifth and a sixth action, and how a program carries them out."""
     away: dict[int, dict[Any, fx.Node]] = {}
 
-    def offload(writer: ProgramWriter, step: Step, graph: Graph) -> None:
+    def post(writer: ProgramWriter, step: Step, graph: Graph) -> None:
         lives_in = writer.lowering.value_of
         there = {
             node: writer.graph.call_function(torch.clone, (written,))
@@ -195,17 +195,17 @@ def transfers() -> Iterator[tuple[Action, Action]]:
         away[step.index] = there
         writer.forget((step.index,))
 
-    def fetch(writer: ProgramWriter, step: Step, graph: Graph) -> None:
+    def receive(writer: ProgramWriter, step: Step, graph: Graph) -> None:
         writer.env |= {
             node: writer.graph.call_function(torch.clone, (copy,))
             for node, copy in away[step.index].items()
         }
 
-    out = register_action(Action("offload", Subject.VALUE, Copy.DROPPED, Copy.TAKEN, Clock.TO_HOST))
+    out = register_action(Action("post", Subject.VALUE, Copy.DROPPED, Copy.TAKEN, Clock.TO_HOST))
     back = register_action(
-        Action("fetch", Subject.VALUE, Copy.TAKEN, Copy.DROPPED, Clock.FROM_HOST)
+        Action("receive", Subject.VALUE, Copy.TAKEN, Copy.DROPPED, Clock.FROM_HOST)
     )
-    rows: dict[Action, Callable[..., None]] = {out: offload, back: fetch}
+    rows: dict[Action, Callable[..., None]] = {out: post, back: receive}
     CARRIED_OUT.update(rows)
     yield out, back
     for action in rows:
@@ -238,7 +238,7 @@ def test_an_action_that_an_engine_does_not_know(transfers: tuple[Action, Action]
     moved = replace(plan, schedule=_with_transfers(plan, *transfers))
     row = CARRIED_OUT.pop(transfers[0])
     try:
-        with pytest.raises(planner.InvalidPlan, match="'offload', which this engine cannot carry"):
+        with pytest.raises(planner.InvalidPlan, match="'post', which this engine cannot carry"):
             moved.apply(net())
     finally:
         CARRIED_OUT[transfers[0]] = row

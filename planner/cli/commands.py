@@ -26,10 +26,12 @@ from planner.cli.options import (
     LOGITS,
     LOSS_CHUNKS,
     MODEL,
+    OFFLOAD,
     PLAN,
     arguments,
     chunked,
     file_to_write,
+    moved,
     shared,
 )
 from planner.cli.options import dynamic as sizes_said
@@ -66,6 +68,7 @@ def cli() -> None:
 @DYNAMIC
 @LOSS_CHUNKS
 @LOGITS
+@OFFLOAD
 @file_to_write("--export", "Write the plan here, as JSON.")
 @file_to_write("--report", "Write a report with a picture here, as HTML.")
 def fit(
@@ -78,6 +81,7 @@ def fit(
     dynamic: tuple[str, ...],
     loss_chunks: str,
     logits: str,
+    offload: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -94,6 +98,7 @@ def fit(
             progress=progress,
             **chunked(loss_chunks, logits),
             **cluster,
+            **moved(offload, cluster),
             **arguments(**options),
         )
         if export is not None:

@@ -5,13 +5,13 @@ Knows how click declares them. Knows nothing of what a command does with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from planner.errors import BadRequest
+from planner.errors import BadCluster, BadRequest
 from planner.loss_chunks import KEEP
 from planner.loss_chunks import LOGITS as LOGITS_SAID
 from planner.request import ALLOCATORS
@@ -81,6 +81,12 @@ LOGITS = click.option(
     default=KEEP,
     show_default=True,
     help="With chunks: what becomes of logits that the model returns.",
+)
+
+OFFLOAD = click.option(
+    "--offload",
+    metavar="WHERE",
+    help="Let values move to the host: 'auto', the most bytes (64GB), or a directory (on a CPU).",
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -173,3 +179,26 @@ def chunked(loss_chunks: str, logits: str) -> dict[str, Any]:
     count = int(loss_chunks) if loss_chunks.isdecimal() else loss_chunks
     found = {"loss_chunks": count, "logits": logits}
     return {name: said for name, said in found.items() if said not in (1, KEEP)}
+
+
+def moved(offload: str | None, cluster: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn what was said of the host into arguments of ``planner.fit``.
+
+    Args:
+        offload: "auto", a size or a directory; nothing if values stay.
+        cluster: what was said of several devices.
+
+    Raises:
+        BadCluster: both were said.
+
+    >>> moved(None, {}), moved("auto", {}), moved("64GB", {})
+    ({}, {'offload': True}, {'offload': '64GB'})
+    """
+    if offload is None:
+        return {}
+    if cluster:
+        raise BadCluster(
+            "--offload moves values of one device; over several, states may move to the host "
+            "unless --no-offload is said: leave it out"
+        )
+    return {"offload": True if offload == "auto" else offload}

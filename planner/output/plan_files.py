@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,12 +27,14 @@ from planner.graphs import (
 from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.device_files import device_from_dict, device_to_dict
 from planner.graphs.hardware.devices import cpu, device, in_table
+from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.schedule import action_of
 from planner.output import checksummed_json
 from planner.plan.step_plan import StepPlan
 from planner.solvers import Status
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 StatusName = Literal["OPTIMAL", "FEASIBLE", "INFEASIBLE", "UNKNOWN"]
 
 
@@ -43,6 +46,17 @@ class Steps(BaseModel):
     actions: list[str]
     action: list[Annotated[int, Field(ge=0)]]
     index: list[Annotated[int, Field(ge=0)]]
+
+
+class Host(BaseModel):
+    """Where values move to: bytes/s each way, the most bytes, and the directory of files."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    to_host: Rate
+    from_host: Rate
+    limit_bytes: Annotated[int, Field(gt=0)] | None
+    directory: str | None
 
 
 class Body(BaseModel):
@@ -68,6 +82,7 @@ class Body(BaseModel):
     capture_seconds: Seconds
     solve_seconds: Seconds
     hardware: dict[str, Any] | None = None
+    host: Host | None = None
     signature: dict[str, Any]
     steps: Steps
     graph: dict[str, Any]
@@ -94,6 +109,7 @@ def body_of(plan: StepPlan) -> dict[str, Any]:
         "capture_seconds": plan.capture_seconds,
         "solve_seconds": plan.solve_seconds,
         "hardware": _own(plan.hardware),
+        **({} if plan.host is None else {"host": asdict(plan.host)}),
         "signature": dict(plan.signature),
         "steps": steps_of(plan.schedule),
         "graph": graph_to_dict(plan.graph),
@@ -217,12 +233,13 @@ def schedule_of(steps: Steps, ops: int) -> Schedule:
 
 def _plan(fields: Body) -> StepPlan:
     graph = graph_from_dict(fields.graph)
-    given = {"peak_bytes", "seconds", "steps", "graph", "status", "hardware"}
+    given = {"peak_bytes", "seconds", "steps", "graph", "status", "hardware", "host"}
     own = None if fields.hardware is None else device_from_dict(fields.hardware, "hardware")
     return StepPlan(
         graph=graph,
         schedule=schedule_of(fields.steps, len(graph.ops)),
         status=Status[fields.status],
         hardware=own,
+        host=None if fields.host is None else HostTier(**fields.host.model_dump()),
         **fields.model_dump(exclude=given),
     )

@@ -18,6 +18,7 @@ from planner.graphs.served_sizes import served
 from planner.output.device_notes import device_notes, reserve_note
 from planner.output.folding import fold
 from planner.output.layout import table, wrap
+from planner.output.moved_text import host_note, moved_summary, moved_text
 from planner.plan.chunk_notes import described
 from planner.plan.step_plan import StepPlan
 from planner.solvers import Status
@@ -33,6 +34,7 @@ def render(plan: StepPlan) -> str:
     sections = (
         answer(plan),
         recomputation(plan),
+        moved_text(plan, ROWS),
         memory_table(plan),
         binding_text(plan),
         notes_text(plan),
@@ -45,11 +47,12 @@ def explain(plan: StepPlan) -> str:
     sections = (
         answer(plan),
         recomputation(plan, rows=len(plan.recomputed)),
+        moved_text(plan, len(plan.schedule.steps)),
         memory_table(plan),
         binding_text(plan, rows=LONG),
         notes_text(plan),
     )
-    return "\n\n".join(sections)
+    return "\n\n".join(section for section in sections if section)
 
 
 def notes_text(plan: StepPlan) -> str:
@@ -112,6 +115,8 @@ def not_counted(plan: StepPlan) -> Iterator[str]:
 def _status(plan: StepPlan) -> str:
     if plan.status is not Status.OPTIMAL:
         said = str(plan.status.value)
+    elif plan.schedule.moves:
+        said = "optimal, within the gap above, among all that keep, recompute or move values"
     elif not plan.schedule.is_plain:
         order = "any order" if plan.reordered else "the captured order"
         said = f"optimal, within the gap above, for {order} of first computations"
@@ -256,6 +261,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
         )
     if plan.message:
         yield f"solver: {plan.message}"
+    yield from host_note(plan)
     yield from plan.remarks
 
 
@@ -305,6 +311,7 @@ def summary(plan: StepPlan) -> dict[str, Any]:
         },
         "binding": binding_summary(plan.binding),
         "signature": dict(plan.signature),
+        **moved_summary(plan),
         "capture_seconds": plan.capture_seconds,
         "solve_seconds": plan.solve_seconds,
         "message": plan.message,

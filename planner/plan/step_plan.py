@@ -34,6 +34,7 @@ from planner.graphs.binding import Binding, binding
 from planner.graphs.hardware.allocators import EXPANDABLE
 from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.devices import device
+from planner.graphs.hardware.host_tier import HostTier
 from planner.plan.stage import Stage
 from planner.solvers import Status
 
@@ -79,6 +80,7 @@ class StepPlan:
     rewrite: str = "as_captured"
     memory_model: str = EXACT.name
     allocator: str | None = None
+    host: HostTier | None = None
     message: str = field(default="", compare=False)
     hardware: Device | None = field(default=None, compare=False, repr=False)
     loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
@@ -137,9 +139,10 @@ class StepPlan:
     def _simulated(self, schedule: Schedule) -> Trace:
         memory = MEMORY_MODELS[self.memory_model]
         rates: dict[Clock, float] = {}
-        if schedule.clocks - {Clock.NONE, Clock.DEVICE}:
+        if schedule.moves:
             link = (self.hardware or device(self.device)).host_link
             rates = {Clock.TO_HOST: link, Clock.FROM_HOST: link} if link else {}
+        rates = rates if self.host is None else self.host.rates
         return simulate(self.graph, schedule, memory=memory, link_bytes_per_second=rates)
 
     @property

@@ -54,7 +54,7 @@ class _Step:
     def __init__(self, program: Program, owners: Sequence[Tensor], account: Account | None) -> None:
         self.program, self.account, self.device = program, account, owners[0].device
         self.leaves = [x for x in owners if x.is_leaf]  # others are no longer needed for themselves
-        self.saved: list[Tensor] | None = None
+        self.saved: list[Any] | None = None  # tensors, and what is on the host
         self.versions: list[int] = []
         self._gradients: Iterator[tuple[Tensor | None, ...]] = iter(())
 
@@ -105,7 +105,7 @@ class _Run(torch.autograd.Function):
         with step.half(Phase.FORWARD):
             results = program.forward(list(arguments))
         outputs, step.saved = results[: program.output_count], results[program.output_count :]
-        step.versions = [write_count(x) for x in step.saved]
+        step.versions = [write_count(x) for x in step.saved if isinstance(x, Tensor)]
         ctx.step = step
         ctx.save_for_backward(*(arguments[i] for i in program.read))
         found = program.outputs
@@ -126,7 +126,7 @@ class _Run(torch.autograd.Function):
                 "backward ran twice through a planned step, whose saved values are gone; "
                 "retain_graph is not supported by a plan"
             )
-        _refuse_changes(saved, step.versions)
+        _refuse_changes([x for x in saved if isinstance(x, Tensor)], step.versions)
         arguments = [*ctx.saved_tensors, *saved]
         for index, spec in zip(program.tangents, program.tangent_specs, strict=True):
             arguments.append(_tangent(gradients[index], *spec))

@@ -50,7 +50,7 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
     if batch is None:
         batch = samples_in(request.inputs) * request.world_size
     shop = Captures(request)
-    among = _among(cluster, batch, request.precisions, offload=request.offload)
+    among = _among(cluster, batch, request.precisions, offload=request.offload is not False)
     found, margin = _explored(request, shop.space(cluster, among), budget_bytes)
     if found.best is None:
         request.tell("looking for a number of devices that would do")

@@ -6,6 +6,12 @@ from collections.abc import Callable
 
 from planner.errors import InvalidPlan
 from planner.graphs import Action, Graph, Step
+from planner.running.engines.copies import (
+    await_arrivals,
+    await_departures,
+    begin_fetch,
+    begin_offload,
+)
 from planner.running.engines.program_writer import ProgramWriter
 
 Carry = Callable[[ProgramWriter, Step, Graph], None]
@@ -13,16 +19,25 @@ Carry = Callable[[ProgramWriter, Step, Graph], None]
 
 def _compute(writer: ProgramWriter, step: Step, graph: Graph) -> None:
     op = graph.ops[step.index]
+    await_arrivals(writer, (*op.inputs, *op.outputs))
+    await_departures(writer, op.outputs)
     writer.run(writer.lowering.ops[step.index], op.outputs)
     writer.touched = frozenset((*op.inputs, *op.outputs))
 
 
 def _free(writer: ProgramWriter, step: Step, graph: Graph) -> None:
     del graph
+    await_arrivals(writer, (step.index,))
     writer.free(step.index)
+    await_departures(writer, (step.index,))
 
 
-CARRIED_OUT: dict[Action, Carry] = {Action.COMPUTE: _compute, Action.FREE: _free}
+CARRIED_OUT: dict[Action, Carry] = {
+    Action.COMPUTE: _compute,
+    Action.FREE: _free,
+    Action.OFFLOAD: begin_offload,
+    Action.FETCH: begin_fetch,
+}
 
 
 def carry_out(writer: ProgramWriter, step: Step, graph: Graph) -> None:

@@ -87,6 +87,8 @@ class Engine:
         Callable[[StepPlan, nn.Module, Callable[..., Any] | None, Sequence[Path]], Sized] | None
     ) = None
     version: int = 1
+    moves_values: bool = False
+    """Whether its programs carry out copies to the host and back."""
     sharded: bool = False
     """Whether it also carries out the units of a sharded step, as they are captured for one."""
     forward: Callable[[StepPlan, nn.Module, Applied], Callable[..., Any]] | None = None

@@ -30,6 +30,7 @@ from planner.graphs.capture.step_function import arguments
 from planner.graphs.capture.training_step import Captured, Recaptured, capture, recapture
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.cluster import Cluster
+from planner.graphs.host_memory import host_layout, movable
 from planner.graphs.torch_api.collective_ops import communicates, group_name
 from planner.make_cluster import make_cluster
 from planner.plan.step_plan import StepPlan
@@ -37,8 +38,9 @@ from planner.request import Request
 from planner.running.engines.actions import carry_out
 from planner.running.engines.at_sizes import at_sizes
 from planner.running.engines.engine import Engine, Sized, register_engine
-from planner.running.engines.program_writer import ProgramWriter
+from planner.running.engines.program_writer import HostSide, ProgramWriter
 from planner.running.engines.recast import recast_by
+from planner.running.host_copies import host_memory
 from planner.running.planned_module import unplanned
 from planner.running.program import Program
 
@@ -110,7 +112,9 @@ def program(
         InvalidPlan: the schedule is none that can run.
     """
     again = _captured_again(plan, model, loss, lifted)
-    made = build(again.joint, again.lowering, plan.graph, plan.schedule)
+    made = build(
+        again.joint, again.lowering, plan.graph, plan.schedule, host=_host_side(plan, model)
+    )
     return replace(made, lifted=tuple(lifted))
 
 
@@ -128,9 +132,30 @@ def any_size(
     again = _captured_again(plan, model, loss, lifted, any_size=True)
     numbers = again.numbers
     assert numbers is not None, "it was captured for any size"
-    made = build(again.joint, again.lowering, plan.graph, plan.schedule, numbers.nodes)
+    made = build(
+        again.joint,
+        again.lowering,
+        plan.graph,
+        plan.schedule,
+        numbers.nodes,
+        host=_host_side(plan, model),
+    )
     made = replace(made, lifted=tuple(lifted))
     return Sized(made, lambda inputs: at_sizes(made, numbers, inputs))
+
+
+def _host_side(plan: StepPlan, model: nn.Module) -> HostSide | None:
+    """Return where what a plan moves will lie on the host; room for it is taken at once.
+
+    Raises:
+        HostMemoryError: there is none.
+    """
+    if not plan.schedule.moves:
+        return None
+    layout = host_layout(plan.graph, plan.schedule)
+    directory = None if plan.host is None else plan.host.directory
+    memory = host_memory(layout.size_bytes, device_of(model), directory)
+    return HostSide(memory.opener(), layout, movable(plan.graph))
 
 
 def _captured_again(
@@ -194,6 +219,8 @@ def build(
     graph: Graph,
     schedule: Schedule,
     numbers: Sequence[fx.Node] = (),
+    *,
+    host: HostSide | None = None,
 ) -> Program:
     """Write the two programs of a schedule.
 
@@ -203,6 +230,7 @@ def build(
         graph: its ops.
         schedule: the order in which they run.
         numbers: placeholders of the joint graph that both programs take last.
+        host: where copies on the host lie, if the schedule moves values.
 
     Raises:
         InvalidPlan: random ops would first run in another order than the model's, or a forward op
@@ -216,15 +244,16 @@ def build(
     repeated = frozenset(
         node for i, c in counts.items() if c > 1 and (node := lowering.ops[i].node) is not None
     )
-    forward = ProgramWriter(joint, lowering, repeated)
+    host = HostSide() if host is None else host
+    forward = ProgramWriter(joint, lowering, repeated, host=host)
     taken = (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs, *joint.lifted)
     for placeholder in (*taken, *numbers):
         forward.argument(placeholder, placeholder.meta["val"])
-    backward = ProgramWriter(joint, lowering, repeated, ran=forward.ran, can_save=True)
+    backward = ProgramWriter(joint, lowering, repeated, ran=forward.ran, can_save=True, host=host)
     for placeholder in numbers:
         backward.argument(placeholder, placeholder.meta["val"])
     half, handed = forward, list[tuple[int, ...]]()
-    for step in schedule.steps:
+    for host.step, step in enumerate(schedule.steps):
         if step.action.subject is Subject.OP:
             role = lowering.ops[step.index].role
             if role is Role.TANGENT:
@@ -316,4 +345,6 @@ def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ..
     return tuple(frozenset() if g is None else found[g] for g in made)
 
 
-OP_BY_OP = register_engine(Engine("op_by_op", captured, program, any_size, sharded=True))
+OP_BY_OP = register_engine(
+    Engine("op_by_op", captured, program, any_size, sharded=True, moves_values=True)
+)

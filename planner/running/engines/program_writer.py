@@ -28,10 +28,37 @@ from planner.graphs.capture.node_kinds import (
 )
 from planner.graphs.capture.passes.inplace import written_over
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.host_memory import HostLayout
 from planner.graphs.torch_api.collective_ops import communicates, waits
 from planner.graphs.torch_api.fx_graphs import before_all, take_arguments_in_a_list, yield_where
 from planner.graphs.torch_api.operators import OpOverload
 from planner.running.rng import rng_state, run_for_backward, run_with_rng_state
+
+
+@dataclass
+class Away:
+    """A value that was offloaded: the joint nodes of the tensors sent, and whether it leaves still,
+    or comes back already.
+    """
+
+    holders: tuple[fx.Node, ...]
+    leaves: bool = True
+    returns: bool = False
+
+
+@dataclass
+class HostSide:
+    """What two programs know of the host: what opens a block, and where each copy lies in it.
+
+    ``step`` is the one being written; a copy's place is that of its OFFLOAD step.
+    """
+
+    open_block: Callable[[], Any] | None = None
+    layout: HostLayout = field(default_factory=lambda: HostLayout({}, 0))
+    movable: frozenset[int] = frozenset()
+    step: int = 0
+    opened: bool = False
+    away: dict[int, Away] = field(default_factory=dict)
 
 
 def hand_over(held: list[Any]) -> None:
@@ -62,6 +89,8 @@ class ProgramWriter:
     can_save: bool = False
     touched: frozenset[int] = frozenset()
     """The values that the op written last reads or makes: these are in use to its end."""
+    host: HostSide = field(default_factory=HostSide)
+    """What is on the host or on its way; forward and backward share it."""
 
     def get(self, node: fx.Node) -> fx.Node:
         """Return the live copy of a joint node, writing views anew and asking for arguments."""
@@ -95,7 +124,7 @@ class ProgramWriter:
                 f"the step uses {key} where the plan does not hold it; make the plan again with "
                 "planner.fit"
             )
-        label = f"{key[1].name}_rng" if isinstance(key, tuple) else key.name
+        label = _label(key) if isinstance(key, tuple) else key.name
         spot = self.placeholders[self.arguments[-1]] if self.arguments else before_all(self.graph)
         with self.graph.inserting_after(spot):
             made = self.graph.placeholder(label)
@@ -153,8 +182,7 @@ class ProgramWriter:
             self.env[wait] = self.graph.node_copy(wait, self.get)
 
     def _replayed(self, node: fx.Node) -> fx.Node:
-        key = (Role.RNG_STATE, node)
-        state = self.env.get(key) or self.argument(key, None)
+        state = self.kept((Role.RNG_STATE, node))
         args = fx.node.map_arg(node.args, self.get)
         kwargs = fx.node.map_arg(node.kwargs, self.get)
         head: tuple[Any, ...] = (state, _device(node), node.target)
@@ -168,6 +196,24 @@ class ProgramWriter:
             for key in sorted(holders, key=lambda k: len(lives_in[k]))[:1]:
                 self.graph.call_function(keep_until_here, (self.env[key],))
         self.forget((value,))
+
+    def holders(self, value: int) -> tuple[fx.Node, ...]:
+        """Return the joint nodes of the tensors on a value that are live here, at least one."""
+        lives_in = self.lowering.value_of
+
+        def on_it(key: Any) -> bool:
+            single = isinstance(key, fx.Node) and lives_in.get(key, ()) == (value,)
+            return single and isinstance(key.meta.get("val"), torch.Tensor)
+
+        found = tuple(filter(on_it, self.env))
+        if not found:
+            found = (next(filter(on_it, lives_in)),)
+            self.get(found[0])
+        return found
+
+    def kept(self, key: tuple[Any, ...]) -> fx.Node:
+        """Return what is no tensor of the joint graph, asking for an argument if it is not here."""
+        return self.env.get(key) or self.argument(key, None)
 
     def forget(self, values: Sequence[int]) -> None:
         """Drop every node that lives in one of these values: they are dead, or made anew."""
@@ -212,6 +258,11 @@ def _waits_for(node: fx.Node) -> Iterator[fx.Node]:
             yield from (wait for wait in user.users if waits(wait.target))
         elif waits(user.target):
             yield user
+
+
+def _label(key: tuple[Any, ...]) -> str:
+    what, of = key
+    return f"{of.name}_rng" if what is Role.RNG_STATE else f"host_{of}"
 
 
 def _is_view_call(node: fx.Node) -> bool:

@@ -1,0 +1,126 @@
+"""Solving with values that may move to the host, for what a device's allocator needs.
+
+As ``planner.allocator_budget`` without the host: solve, replay through the allocator, take the
+excess off the budget of the tensors and solve again. Recomputation alone is always among what is
+chosen from, found as it is without offload. Says what came of the choice.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from planner.allocator_budget import allocator_of, needed_bytes, runs, solve_within
+from planner.byte_sizes import format_percent
+from planner.graphs import Graph, Schedule, simulate
+from planner.graphs.hardware.host_tier import HostTier
+from planner.request import Request
+from planner.solvers import Solution, Status
+from planner.solvers.offload import Offloading, solve_with_host
+
+_ROUNDS = 6
+_LEAST_STEP = 0.004
+_LEAST_SHARE = 0.5
+"""Recomputation alone is planned as it is without offload, and may take all of the seconds; then so
+large a part of them is added."""
+_MAY = "values may move to the host (offload=)"
+
+
+@dataclass(frozen=True)
+class MovedSolution:
+    """A solution, and what a person should know of why it moves values or does not."""
+
+    solution: Solution
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The step, what the device has for it, by which method, and where values may go."""
+
+    graph: Graph
+    budget_bytes: int
+    request: Request
+    host: HostTier
+
+    def seconds(self, schedule: Schedule) -> float:
+        """Return the time of a schedule."""
+        return simulate(self.graph, schedule, link_bytes_per_second=self.host.rates).seconds
+
+
+def solve_within_host(
+    graph: Graph, budget_bytes: int, request: Request, host: HostTier
+) -> MovedSolution:
+    """Find a schedule that runs on a device of so many bytes and may move values to the host.
+
+    Args:
+        graph: the step.
+        budget_bytes: what the device has for it.
+        request: by which method, within which limits, on which device with which allocator.
+        host: where values may go.
+    """
+    start, seconds = time.perf_counter(), request.limits.seconds
+    alone = solve_within(graph, budget_bytes, request)
+    if alone.schedule is not None and alone.schedule.is_plain:
+        return MovedSolution(alone, (f"{_MAY}, and need not: the step fits as it is",))
+    request.tell("looking for values to move to the host while the device computes")
+    left = max(_LEAST_SHARE * seconds, seconds - (time.perf_counter() - start))
+    limits = replace(request.limits, seconds=left)
+    asked = _Asked(graph, budget_bytes, replace(request, limits=limits), host)
+    moved, bound = _through_allocator(asked)
+    if moved is None or (schedule := moved.solution.schedule) is None:
+        return _alone(asked, alone, graph.seconds, "nothing that moves was found to fit")
+    before = None if alone.schedule is None else asked.seconds(alone.schedule)
+    after = asked.seconds(schedule)
+    if before is not None and before <= after:
+        return _alone(asked, alone, bound, "it would be no quicker")
+    bound = min(bound, after)
+    close = after - bound <= request.limits.gap * graph.seconds and not schedule.is_reordered
+    status = Status.OPTIMAL if close else Status.FEASIBLE
+    solution = replace(moved.solution, bound_seconds=bound, status=status)
+    return MovedSolution(solution, (_compared(graph, before, moved.moving_seconds),))
+
+
+def _through_allocator(asked: _Asked) -> tuple[Offloading | None, float]:
+    """Return what runs through the device's allocator, and the bound of the person's budget."""
+    graph, request, budget_bytes = asked.graph, asked.request, asked.budget_bytes
+    allocator = allocator_of(request.allocator, request.hardware)
+    target, bound = budget_bytes, graph.seconds
+    for k in range(_ROUNDS if allocator else 1):
+        limits = request.limits if k == 0 else request.limits.of_a_correction(4)
+        found = solve_with_host(graph, target, asked.host, method=request.method, limits=limits)
+        schedule = found.solution.schedule
+        bound = found.solution.bound_seconds if k == 0 else bound
+        if schedule is None:
+            break
+        if allocator is None or runs(graph, schedule, budget_bytes, request):
+            return found, bound
+        excess = needed_bytes(graph, schedule, request) - budget_bytes
+        target -= max(excess, int(budget_bytes * _LEAST_STEP))
+    return None, bound
+
+
+def _alone(asked: _Asked, alone: Solution, bound: float, reason: str) -> MovedSolution:
+    """Return what recomputation alone does, with a bound for schedules that move values, too."""
+    said = f"{_MAY}, and do not: {reason}"
+    if alone.schedule is None:
+        message = "; ".join(filter(None, (alone.message, reason)))
+        return MovedSolution(replace(alone, message=message))
+    seconds, graph = asked.seconds(alone.schedule), asked.graph
+    bound = graph.seconds if alone.reordered else min(bound, seconds)
+    close = seconds - bound <= asked.request.limits.gap * graph.seconds
+    status = Status.OPTIMAL if close else Status.FEASIBLE
+    return MovedSolution(replace(alone, bound_seconds=bound, status=status), (said,))
+
+
+def _compared(graph: Graph, recomputing: float | None, moving: float | None) -> str:
+    """Say what each choice alone would cost."""
+
+    def cost(seconds: float | None) -> str:
+        if seconds is None:
+            return "was not found to fit"
+        return f"would take +{format_percent(seconds / graph.seconds - 1)} of the plain step"
+
+    return (
+        f"recomputing alone {cost(recomputing)}, and moving values to the host alone {cost(moving)}"
+    )

@@ -1,0 +1,81 @@
+"""Bytes of CUDA tensors to pinned memory of the host and back, one stream for each direction.
+
+The compute stream waits, never the host. What a copy reads or writes is freed only after the
+compute stream has been told to wait for it, so that the allocator may give the memory away at once:
+whatever is put there is ordered after the copy. Knows nothing of programs or schedules.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.byte_sizes import format_both
+from planner.errors import HostMemoryError
+
+
+class Pinned:
+    """Copies between a CUDA device and pinned memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._out = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._back = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def block(self, size_bytes: int) -> Any:
+        """Pin so many bytes: as many, where torch's own pool would round up to a power of two.
+
+        Raises:
+            HostMemoryError: the host has not as much to pin.
+        """
+        made = torch.empty(size_bytes, dtype=torch.uint8)
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if status := int(runtime.cudaHostRegister(made.data_ptr(), size_bytes, 0)):
+            raise HostMemoryError(
+                f"the plan moves values to {format_both(size_bytes)} of pinned memory of the host, "
+                f"which cannot be had (cudaHostRegister: error {status}); plan with less of it "
+                "(offload=)"
+            )
+        weakref.finalize(made, _unpin, runtime, self.device, made.data_ptr()).atexit = False
+        return made
+
+    def out(self, block: Any, offset: int, source: Tensor) -> Callable[[], None]:
+        """Begin to copy bytes out; return what lets the compute stream wait for the end.
+
+        Args:
+            block: pinned memory.
+            offset: where in it, in bytes.
+            source: the bytes.
+        """
+        return self._copy(self._out, block[offset : offset + source.numel()], source)
+
+    def back(self, block: Any, offset: int, target: Tensor) -> Callable[[], None]:
+        """Begin to copy bytes back; return what lets the compute stream wait for the end.
+
+        The compute stream has waited for the copy out by then, where the value was freed.
+
+        Args:
+            block: pinned memory.
+            offset: where in it, in bytes.
+            target: where to.
+        """
+        return self._copy(self._back, target, block[offset : offset + target.numel()])
+
+    def _copy(
+        self, stream: torch.cuda.Stream, target: Tensor, source: Tensor
+    ) -> Callable[[], None]:
+        """Copy once the compute stream has done all that it was given before."""
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            target.copy_(source, non_blocking=True)
+            ended = stream.record_event()
+        return lambda: torch.cuda.current_stream(self.device).wait_event(ended)
+
+
+def _unpin(runtime: Any, device: torch.device, address: int) -> None:
+    torch.cuda.synchronize(device)
+    runtime.cudaHostUnregister(address)

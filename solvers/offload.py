@@ -1,0 +1,200 @@
+"""Keeping, recomputing and moving values to the host, in one plan.
+
+What a link carries while the device computes costs nothing, and what is beyond that costs waiting;
+so a plan recomputes for a larger budget, and moves what is then too much. Which larger budget is
+best is searched for, the person's own and that of plain training among them: so recomputation alone
+and moving alone are always candidates. Times and bytes are ``simulate``'s.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from planner.graphs import Graph, Schedule, simulate
+from planner.graphs.hardware.host_tier import HostTier
+from planner.solvers.api import Limits, Solution, Status, floor_bytes, solve
+from planner.solvers.bounds.with_host import bound_with_host
+from planner.solvers.minimum_budget import minimum_budget
+from planner.solvers.model.host_problem import HostProblem
+from planner.solvers.model.problem import held_bytes
+from planner.solvers.search.moved_values import moving
+from planner.solvers.search.prune import without_run
+from planner.solvers.search.transfers import Moved
+from planner.solvers.tuning import (
+    HOST_BOUND_SHARE,
+    HOST_POLISH_TRIES,
+    HOST_REFINEMENTS,
+    HOST_TARGETS,
+)
+
+
+@dataclass(frozen=True)
+class Offloading:
+    """The best solution, and the seconds of what it was compared with, ``None`` where that fails.
+
+    ``recomputing_seconds`` are those of recomputation alone, ``moving_seconds`` of the best found
+    that runs every op once. The bound is for every schedule of the three choices whose first runs
+    keep the graph's order.
+    """
+
+    solution: Solution
+    recomputing_seconds: float | None
+    moving_seconds: float | None
+
+
+def solve_with_host(
+    graph: Graph,
+    budget_bytes: int,
+    tier: HostTier,
+    *,
+    method: str = "auto",
+    limits: Limits | None = None,
+) -> Offloading:
+    """Find a schedule within the budget that may move values to the host, too.
+
+    Args:
+        graph: the step.
+        budget_bytes: what a schedule may hold on the device.
+        tier: where values move to, how fast, and how many bytes.
+        method: a name of ``SOLVERS``, for what is recomputed.
+        limits: when to stop.
+
+    Raises:
+        ValueError: an unknown method; the message lists the valid ones.
+
+    >>> from planner.graphs import Op, Value
+    >>> ops = (Op("a", "f", (), (0,), 3.0), Op("b", "f", (0,), (1,), 5.0),
+    ...        Op("c", "f", (1,), (2,), 5.0), Op("d", "f", (0, 2), (3,), 1.0))
+    >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))
+    >>> found = solve_with_host(g, 3, HostTier(1.0, 1.0))
+    >>> found.recomputing_seconds - g.seconds, found.moving_seconds - g.seconds
+    (3.0, 1.0)
+    """
+    limits = limits or Limits()
+    search = _Search(HostProblem(graph, budget_bytes, tier), method, limits)
+    first = solve(graph, budget_bytes, method=method, limits=limits.of_a_correction(3))
+    if first.schedule is not None and first.schedule.is_plain and not first.reordered:
+        return Offloading(first, graph.seconds, None)
+    if floor_bytes(graph) > budget_bytes:
+        return Offloading(first, None, None)
+    recomputing = None if first.schedule is None else search.take_schedule(first.schedule)
+    alone = search.move(range(len(graph.ops)))
+    search.run()
+    return Offloading(
+        search.solution(first), recomputing, None if alone is None else alone.trace.seconds
+    )
+
+
+class _Search:
+    """The best schedule so far, and how long there is to look for better ones."""
+
+    def __init__(self, problem: HostProblem, method: str, limits: Limits) -> None:
+        self.problem, self.graph, self.budget = problem, problem.graph, problem.budget_bytes
+        self.method, self.limits = method, limits
+        held = held_bytes(problem.flat, range(problem.flat.n))
+        self.plain_peak = int(held.max(initial=0))
+        self.until = time.monotonic() + (1 - HOST_BOUND_SHARE) * limits.seconds
+        self.best: Schedule | None = None
+        self.moved: Moved | None = None
+        self.seconds = math.inf
+        self.at: dict[int, float] = {}  # the budget that recomputation was for -> seconds
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.until
+
+    def take_schedule(self, schedule: Schedule) -> float:
+        """Take a schedule that moves nothing; return its seconds."""
+        seconds = simulate(self.graph, schedule).seconds
+        if seconds < self.seconds:
+            self.best, self.moved, self.seconds = schedule, None, seconds
+        self.at[self.budget] = seconds
+        return seconds
+
+    def move(self, order: Sequence[int]) -> Moved | None:
+        """Move what is too much in an order, and take the schedule if it is the best."""
+        made = moving(self.problem, order)
+        if made is not None and made.trace.seconds < self.seconds - 1e-12:
+            self.best, self.moved, self.seconds = made.schedule, made, made.trace.seconds
+        return made
+
+    def run(self) -> None:
+        """Search for the budget that recomputation is best for, then give up single runs."""
+        low = max(self.budget, self._least())
+        span = self.plain_peak - low
+        self._solve_for(low + span * k // HOST_TARGETS for k in range(HOST_TARGETS))
+        for _ in range(HOST_REFINEMENTS):
+            self._solve_for(self._beside_best())
+        self._polish()
+
+    def _least(self) -> int:
+        """Return a budget that recomputation alone is known to fit, if this one is not."""
+        if self.best is not None and not self.best.moves:
+            return self.budget
+        limits = self.limits.of_a_correction(4)
+        least = minimum_budget(self.graph, limits=limits)
+        self.move(least.schedule.order)
+        return int(least.least_bytes)
+
+    def _solve_for(self, targets: Iterable[int]) -> None:
+        for target in targets:
+            if target in self.at or self.late:
+                continue
+            limits = replace(self.limits.of_a_correction(HOST_TARGETS), reorder=False)
+            found = solve(self.graph, target, method=self.method, limits=limits)
+            made = None if found.schedule is None else self.move(found.schedule.order)
+            self.at[target] = math.inf if made is None else made.trace.seconds
+
+    def _beside_best(self) -> list[int]:
+        """Return budgets half way between the best one and its neighbours."""
+        known = sorted({*self.at, self.plain_peak})
+        if not self.at:
+            return []
+        k = known.index(min(self.at, key=lambda b: (self.at[b], b)))
+        beside = [*known[max(0, k - 1) : k], *known[k + 1 : k + 2]]
+        return [(known[k] + other) // 2 for other in beside]
+
+    def _polish(self) -> None:
+        """Give up single repeated runs, dearest first, where moving more instead is quicker."""
+        tries, refused = HOST_POLISH_TRIES, set[tuple[int, int]]()
+        while self.moved is not None and tries and not self.late:
+            order, before = self.moved.order, self.seconds
+            for position, key in _repeated(self.problem.flat.seconds, order):
+                if key not in refused and tries and not self.late:
+                    tries -= 1
+                    refused.add(key)
+                    self.move(without_run(self.problem.flat, order, position))
+                    if self.seconds < before:
+                        break
+            else:
+                return
+
+    def solution(self, first: Solution) -> Solution:
+        """Return the best schedule with what is proved of it."""
+        if self.best is None:
+            return Solution(Status.UNKNOWN, None, self.graph.seconds, first.message)
+        seconds, base = self.seconds, self.graph.seconds
+        bound = base
+        if not self.best.is_reordered:
+            bound += bound_with_host(
+                self.problem,
+                seconds - base,
+                seconds=max(1.0, HOST_BOUND_SHARE * self.limits.seconds),
+            )
+        close = seconds - bound <= self.limits.gap * base
+        status = Status.OPTIMAL if close else Status.FEASIBLE
+        return Solution(status, self.best, min(bound, seconds), "")
+
+
+def _repeated(seconds: Sequence[float], order: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
+    """Return where ops run again, dearest first, each with the op and which of its runs it is."""
+    runs: dict[int, int] = {}
+    found: list[tuple[int, tuple[int, int]]] = []
+    for i, op in enumerate(order):
+        runs[op] = runs.get(op, 0) + 1
+        if runs[op] > 1:
+            found.append((i, (op, runs[op])))
+    return sorted(found, key=lambda item: (-seconds[order[item[0]]], item[0]))

@@ -1,0 +1,217 @@
+"""When to copy: from an order of ops and what is to be away between two of its positions to steps.
+
+A copy out begins as soon as it may. It is waited for, and the value freed, where it should have
+ended by then, or earlier where its room is needed. A copy back begins as late as it may without
+anything waiting for it, or later where there is no room for it yet. Knows nothing of what should be
+away: see ``solvers.search.moved_values``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.graphs import (
+    Action,
+    Graph,
+    Schedule,
+    Step,
+    Subject,
+    Trace,
+    schedule_from_order,
+    simulate,
+)
+from planner.solvers.model.host_problem import HostProblem
+from planner.solvers.model.problem import Problem, held_bytes
+
+_ROUNDS = 2
+"""How often places are found anew for the times that waiting changed."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Gap:
+    """A value that no op touches between two positions of an order, and may be away meanwhile.
+
+    Its copy out may begin once position ``made`` has run, while ops still read the value.
+    """
+
+    made: int
+    after: int
+    before: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A schedule that moves values, and what ``simulate`` found of it."""
+
+    order: tuple[int, ...]
+    gaps: tuple[Gap, ...]
+    schedule: Schedule
+    trace: Trace
+
+
+def gaps_of(problem: Problem, order: Sequence[int], movable: Collection[int]) -> list[Gap]:
+    """Return where values are held untouched while at least one op runs.
+
+    Args:
+        problem: the step, flattened.
+        order: the ops to run, repetitions included.
+        movable: the values that may be away.
+
+    >>> from planner.graphs import Op, Value
+    >>> from planner.solvers.model.problem import flatten
+    >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (), (1,)), Op("c", "f", (0, 1), (2,)))
+    >>> gaps_of(flatten(Graph(ops, tuple(Value(x, 1) for x in "abc"))), [0, 1, 2], {0, 1})
+    [Gap(made=0, after=0, before=2, value=0)]
+    """
+    found: list[Gap] = []
+    made: dict[int, int] = {}
+    touched: dict[int, int] = {}
+    for i, op in enumerate(order):
+        for v in problem.inputs[op]:
+            if v in movable and i - touched[v] > 1:
+                found.append(Gap(made[v], touched[v], i, v))
+                made[v] = i  # a second copy out begins after the first has come back
+            touched[v] = i
+        made.update(dict.fromkeys(problem.outputs[op], i))
+        touched.update(dict.fromkeys(problem.outputs[op], i))
+    return sorted(found)
+
+
+def begin_seconds(problem: Problem, order: Sequence[int]) -> NDArray[np.float64]:
+    """Return when each position of an order begins if nothing waits, and when the last one ends."""
+    return np.concatenate(([0.0], np.cumsum([problem.seconds[op] for op in order])))
+
+
+def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> Moved | int:
+    """Return the schedule in which values are away in gaps, or a position that holds too much.
+
+    Args:
+        problem: the step, the budget and the host.
+        order: the ops to run, repetitions included.
+        gaps: of the order; one that no time is left for is not used.
+    """
+    begins = begin_seconds(problem.flat, order)
+    best: Moved | None = None
+    for _ in range(_ROUNDS):
+        places = _Places(problem, order, sorted(gaps), begins)
+        short = places.make_room(problem.budget_bytes)
+        if short is not None:
+            return short if best is None else best
+        schedule = places.schedule(problem.graph)
+        trace = simulate(problem.graph, schedule, link_bytes_per_second=problem.tier.rates)
+        if best is None or trace.seconds < best.trace.seconds:
+            best = Moved(tuple(order), tuple(places.used()), schedule, trace)
+        computes = [i for i, s in enumerate(schedule.steps) if s.action.subject is Subject.OP]
+        begins = np.append(trace.start_seconds[computes], trace.seconds)
+    assert best is not None, "there are rounds"
+    return best
+
+
+class _Places:
+    """Where each copy out ends to be waited for, and each copy back begins, as positions."""
+
+    def __init__(
+        self,
+        problem: HostProblem,
+        order: Sequence[int],
+        gaps: Sequence[Gap],
+        begins: NDArray[np.float64],
+    ) -> None:
+        self.problem, self.order, self.gaps, self.tier = problem.flat, order, gaps, problem.tier
+        self.begins = begins.tolist()
+        self.freed = [0] * len(gaps)
+        self.fetched = [0] * len(gaps)
+        self.held = held_bytes(problem.flat, order)
+        self._copy_out()
+        self._copy_back()
+        for k in range(len(gaps)):
+            self._away(k, self.freed[k], self.fetched[k], -1)
+
+    def _copy_out(self) -> None:
+        free = 0.0
+        for k, gap in enumerate(self.gaps):  # by where they may begin
+            size = self.problem.sizes[gap.value]
+            free = max(free, self.begins[gap.made + 1]) + size / self.tier.to_host
+            ended = bisect_left(self.begins, free - 1e-12)
+            self.freed[k] = min(max(gap.after + 1, ended), gap.before)
+
+    def _copy_back(self) -> None:
+        free = self.begins[-1]
+        for k in sorted(range(len(self.gaps)), key=lambda k: -self.gaps[k].before):
+            gap = self.gaps[k]
+            size = self.problem.sizes[gap.value]
+            free = min(free, self.begins[gap.before]) - size / self.tier.from_host
+            begun = bisect_right(self.begins, free + 1e-12) - 1
+            self.fetched[k] = min(max(begun, self.freed[k]), gap.before)
+
+    def _away(self, k: int, begin: int, end: int, sign: int) -> None:
+        if begin < end:
+            self.held[begin:end] += sign * self.problem.sizes[self.gaps[k].value]
+
+    def make_room(self, budget: int) -> int | None:
+        """Wait for copies earlier, begin others later; return where that is not enough, if so."""
+        starts: defaultdict[int, list[int]] = defaultdict(list)
+        for k, gap in enumerate(self.gaps):
+            starts[gap.after + 1].append(k)
+        inside: list[int] = []
+        for i in range(len(self.order)):
+            inside += starts.pop(i, ())
+            if self.held[i] <= budget:
+                continue
+            inside = [k for k in inside if self.gaps[k].before > i]
+            if not self._leave(inside, i, budget) and not self._wait(inside, i, budget):
+                return i
+        return None
+
+    def _leave(self, inside: list[int], i: int, budget: int) -> bool:
+        """Wait at a position for what is on its way out, what began first first."""
+        for k in inside:
+            if self.held[i] <= budget:
+                break
+            if self.freed[k] > i:
+                self._away(k, i, self.freed[k], -1)
+                self.freed[k] = i
+        return bool(self.held[i] <= budget)
+
+    def _wait(self, inside: list[int], i: int, budget: int) -> bool:
+        """Begin copies back after a position, what is read last first."""
+        for k in sorted(inside, key=lambda k: -self.gaps[k].before):
+            if self.held[i] <= budget:
+                break
+            if self.freed[k] <= i and self.fetched[k] <= i:
+                self._away(k, self.fetched[k], i + 1, -1)
+                self.fetched[k] = i + 1
+        return bool(self.held[i] <= budget)
+
+    def used(self) -> list[Gap]:
+        """Return the gaps in which something is away."""
+        return [g for g, a, f in zip(self.gaps, self.freed, self.fetched, strict=True) if a < f]
+
+    def schedule(self, graph: Graph) -> Schedule:
+        """Return the steps."""
+        before: defaultdict[int, list[Step]] = defaultdict(list)
+        after: defaultdict[int, list[Step]] = defaultdict(list)
+        places = list(zip(self.gaps, self.freed, self.fetched, strict=True))
+        for gap, freed, fetched in places:
+            if freed < fetched:
+                after[gap.made].append(Step(Action.OFFLOAD, gap.value))
+                before[freed].append(Step(Action.FREE, gap.value))
+        for gap, freed, fetched in sorted(places, key=lambda place: place[0].before):
+            if freed < fetched:
+                before[fetched].append(Step(Action.FETCH, gap.value))
+        steps: list[Step] = []
+        position = 0
+        for step in schedule_from_order(graph, self.order).steps:
+            if step.action.subject is not Subject.OP:
+                steps.append(step)
+                continue
+            steps += [*before[position], step, *after[position]]
+            position += 1
+        return Schedule(tuple(steps))
