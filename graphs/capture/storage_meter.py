@@ -63,9 +63,9 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch'
         self.peak_bytes = max(self.peak_bytes, self.level_bytes)
 
     def bytes_of(self, tensors: Iterable[Tensor]) -> int:
-        """Return the bytes of the storages of tensors on devices of this type, each once."""
-        here = [t for t in tensors if t.device.type == self._device_type]
-        return sum({storage_key(t): t.untyped_storage().nbytes() for t in here}.values())
+        """Return how much of the level the storages of some tensors are, each counted once."""
+        sizes = {storage_key(t): t.untyped_storage().nbytes() for t in tensors}
+        return sum(size_bytes for key, size_bytes in sizes.items() if key in self._known)
 
     def _forget(self, key: int, size_bytes: int) -> None:
         self._known.discard(key)

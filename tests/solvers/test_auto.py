@@ -23,16 +23,15 @@ from planner.solvers.search.time_cuts import run_cuts
 from tests.strategies import chain, random_graph, transformer, unet
 
 EXACT = Limits(gap=0.0)
-BRIEF = Limits(seconds=3.0)
-SHAPES = [chain(12), chain(40, size=7), transformer(4), unet(4)]
+SHAPES = [chain(12), chain(40, size=7), transformer(2), unet(4)]
 
 
 def _peak(graph: Graph) -> int:
     return simulate(graph, plain_schedule(graph)).peak_bytes
 
 
-def _cost(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
-    schedule = solve(graph, budget_bytes, limits=limits).schedule
+def _cost(graph: Graph, budget_bytes: int) -> float:
+    schedule = solve(graph, budget_bytes).schedule
     return math.inf if schedule is None else simulate(graph, schedule).seconds
 
 
@@ -59,14 +58,14 @@ def test_least_budget_is_attained_and_auto_attains_it(graph: Graph) -> None:
     found = minimum_budget(graph)
     trace = simulate(graph, found.schedule)
     assert floor_bytes(graph) <= found.floor_bytes <= found.least_bytes == trace.peak_bytes
-    answer = solve(graph, found.least_bytes, limits=BRIEF)
+    answer = solve(graph, found.least_bytes)
     assert answer.schedule is not None
     assert simulate(graph, answer.schedule).seconds <= trace.seconds
     assert solve(graph, found.floor_bytes - 1).status is Status.INFEASIBLE
 
 
 def test_a_least_budget_that_time_cut_off_says_so() -> None:
-    graph = transformer(4)
+    graph = transformer(2)
     assert minimum_budget(graph, Limits(seconds=0.0)).stopped
     assert not minimum_budget(graph).stopped
 
@@ -77,7 +76,7 @@ def test_never_dearer_than_a_baseline_nor_feasible_later(graph: Graph) -> None:
     for name in ("blocks", *BASELINES):
         assert solve(graph, least - 1, method=name).schedule is None, name
     for budget in _budgets(graph, least, 3):
-        ours = _cost(graph, budget, BRIEF)
+        ours = _cost(graph, budget)
         for name in ("blocks", *BASELINES):
             schedule = solve(graph, budget, method=name).schedule
             if schedule is not None:

@@ -195,3 +195,27 @@ def test_a_step_takes_as_long_as_to_issue_it() -> None:
     assert loop.seconds_on(card) == loop.calls * card.issue_seconds  # a few small tensors
     large = optimizer_step([torch.empty(4096, 4096, device="meta")], "adamw_fused", device="cuda")
     assert large.seconds_on(card) == large.moved_bytes / card.bytes_per_second()
+
+
+class Cyclic(torch.optim.Adam):
+    """An optimizer whose steps leave garbage that only a collection finds."""
+
+    def step(self, closure: object = None) -> None:
+        held: list[object] = [torch.empty(1000)]
+        held.append(held)
+        super().step()
+
+
+def test_garbage_is_no_state_and_is_looked_for_only_where_there_may_be_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = optimizer_step(parameters(), "adam")
+    assert optimizer_step(parameters(), Cyclic).state_bytes == plain.state_bytes
+
+    def refuse() -> None:
+        raise AssertionError("it takes longer than the rest")
+
+    monkeypatch.setattr("planner.graphs.capture.optimizer_step.gc.collect", refuse)
+    assert optimizer_step(parameters(), "adam") == plain
+    with pytest.raises(OptimizerError, match="longer than the rest"):
+        optimizer_step(parameters(), Cyclic)
