@@ -153,6 +153,8 @@ def _host_side(plan: StepPlan, model: nn.Module) -> HostSide | None:
     if not plan.schedule.moves:
         return None
     layout = host_layout(plan.graph, plan.schedule)
+    if not layout.size_bytes:
+        return None
     directory = None if plan.host is None else plan.host.directory
     memory = host_memory(layout.size_bytes, device_of(model), directory)
     return HostSide(memory.opener(), layout, movable(plan.graph))
