@@ -42,6 +42,7 @@ from planner.solvers.tuning import (
     INTEGER_OPS,
     JUDGING_SHARE,
     LARGE_OPS,
+    STRETCHES_SHARE,
     TINY_OPS,
     WORTH_BASELINES_GAP,
     WORTH_INTEGERS_GAP,
@@ -81,7 +82,8 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor)
     _walk(search, limits)
-    _improve(search, WORTH_WALKING_GAP if search.problem.n > LARGE_OPS else math.inf)
+    if search.problem.n > LARGE_OPS:
+        _improve(search, WORTH_WALKING_GAP, share=STRETCHES_SHARE)
     _cut(search, limits, cuts)
     if search.bound < math.inf:
         _compare(search, graph, limits)
@@ -193,10 +195,12 @@ def _polish(search: Search, limits: Limits) -> None:
         polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
 
 
-def _improve(search: Search, worth: float) -> None:
+def _improve(search: Search, worth: float, *, share: float = 1.0) -> None:
     """Solve stretches of the best order on their own, where the gap left is worth it."""
     if search.problem.n <= INTEGER_OPS and worth < search.gap < math.inf:
-        improve_stretches(search, target=worth)
+        now = time.monotonic()
+        until = now + share * max(0.0, search.deadline - now)
+        improve_stretches(search, target=worth, deadline=until)
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:

@@ -165,7 +165,7 @@ STRETCH_GAP = 1e-4
 STRETCH_WORTH = 1e-3
 """What must run again in a stretch, as a fraction of the step, for it to be solved."""
 WORTH_STRETCHES_GAP = 0.02
-"""The gap above which stretches are solved."""
+"""The gap above which stretches are solved in the end."""
 
 # search/free_moves.py
 MOVES_AHEAD = (1, 2, 4, 12)
@@ -212,6 +212,8 @@ LEAST_HALVINGS = 5
 # given_order.py
 CUTS_SHARE = 0.62
 """The integer masters' part of the seconds; the baselines and the local search have the rest."""
+STRETCHES_SHARE = 0.4
+"""The part of the seconds left before integer masters of a large graph that stretches may take."""
 START_SHARE = 0.4
 """The part of the seconds that is kept for orders that hold little while nothing fits yet."""
 JUDGING_SHARE = 0.03

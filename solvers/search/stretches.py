@@ -35,12 +35,13 @@ from planner.solvers.tuning import (
 )
 
 
-def improve_stretches(search: Search, *, target: float = 0.0) -> None:
+def improve_stretches(search: Search, *, target: float = 0.0, deadline: float = math.inf) -> None:
     """Improve the best order of a search stretch by stretch, short ones first.
 
     Args:
         search: what is known, with an order that fits; it takes in what is found.
         target: the gap, as a fraction of the step, at which to stop.
+        deadline: of ``time.monotonic``.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
@@ -54,9 +55,9 @@ def improve_stretches(search: Search, *, target: float = 0.0) -> None:
     """
     for runs in STRETCH_RUNS:
         for offset in (0, runs // 2):
-            if search.order is None or search.gap <= target or search.over():
+            if search.order is None or search.gap <= target or search.over(deadline):
                 return
-            _sweep(search, runs, offset)
+            _sweep(search, runs, offset, min(deadline, search.deadline))
 
 
 def boundaries(problem: Problem, order: Sequence[int], runs: int, offset: int = 0) -> list[int]:
@@ -88,33 +89,34 @@ def boundaries(problem: Problem, order: Sequence[int], runs: int, offset: int = 
     return found if found[-1] == n else [*found, n]
 
 
-def _sweep(search: Search, runs: int, offset: int) -> None:
+def _sweep(search: Search, runs: int, offset: int, deadline: float) -> None:
     """Solve stretches one after another where enough runs again; keep what they make together."""
     problem, order = search.problem, list(search.order or ())
     for first, stop in pairwise(boundaries(problem, order, runs, offset)):
-        if search.over():
+        if search.over(deadline):
             break
         part = stretch(problem, order, first, stop)
         if part is None or part.first_seconds == 0.0:
             continue
         if part.repeated_seconds > STRETCH_WORTH * search.base:
-            order = part.spliced(order, solve_stretch(search, part))
+            order = part.spliced(order, solve_stretch(search, part, deadline))
     search.take(order)
 
 
-def solve_stretch(search: Search, part: Stretch) -> list[int]:
+def solve_stretch(search: Search, part: Stretch, deadline: float = math.inf) -> list[int]:
     """Return the best order found of a stretch; its own, which must fit, if none is better.
 
     Args:
-        search: whose budget and deadline hold.
+        search: whose budget holds.
         part: a stretch of an order that fits, in which something first runs that takes time.
+        deadline: of ``time.monotonic``.
     """
-    run = _StretchRun(search, part)
+    run = _StretchRun(search, part, deadline)
     for turn in range(STRETCH_ROUNDS):
         if run.done or not run.turn(relax=turn < STRETCH_RELAXED_ROUNDS):
             break
     near = run.near
-    polish(near, target=run.gap / near.base, work=STRETCH_POLISH_WORK, deadline=search.deadline)
+    polish(near, target=run.gap / near.base, work=STRETCH_POLISH_WORK)
     assert near.order is not None, "a stretch begins with an order that fits"
     return near.order
 
@@ -122,9 +124,9 @@ def solve_stretch(search: Search, part: Stretch) -> list[int]:
 class _StretchRun:
     """Cuts and bursts of one stretch, and what is known of it."""
 
-    def __init__(self, search: Search, part: Stretch) -> None:
+    def __init__(self, search: Search, part: Stretch, deadline: float) -> None:
         self.part, self.gap = part, STRETCH_GAP * search.base
-        self.near = Search(part.problem, search.budget, deadline=search.deadline)
+        self.near = Search(part.problem, search.budget, deadline=deadline)
         self.near.base = part.first_seconds
         self.near.order = list(part.order)
         self.near.extra = part.repeated_seconds
