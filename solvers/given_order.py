@@ -3,9 +3,10 @@
 Solves the master at few cuts, relaxed and then integer, for a bound and a plan (``time_cuts``);
 builds an order, makes it fit and prunes it, sees where it overshot, adds cuts there, until bound
 and cost meet or nothing moves. Large graphs begin with relaxations alone (``relaxed_masters``),
-which seldom leave more to do. What gap is left is for the baselines and a local search. Tiny graphs
-are ``state_search``'s. Effort is counted, not timed, so that the answer does not depend on the
-machine, short of ``limits.seconds``.
+which seldom leave more to do. What gap is left is for the baselines, a local search, and for
+stretches of the order solved alone (``stretches``). Tiny graphs are ``state_search``'s. Effort is
+counted, not timed, so that the answer does not depend on the machine, short of
+``limits.seconds``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from planner.solvers.search.incumbent import Search
 from planner.solvers.search.initial import least_checkpointed
 from planner.solvers.search.polish import polish
 from planner.solvers.search.relaxed_masters import run_relaxed
+from planner.solvers.search.stretches import improve_stretches
 from planner.solvers.search.time_cuts import fine_target, run_cuts
 from planner.solvers.search.walk_down import walk_down
 from planner.solvers.tuning import (
@@ -40,9 +42,11 @@ from planner.solvers.tuning import (
     INTEGER_OPS,
     JUDGING_SHARE,
     LARGE_OPS,
+    STRETCHES_SHARE,
     TINY_OPS,
     WORTH_BASELINES_GAP,
     WORTH_INTEGERS_GAP,
+    WORTH_STRETCHES_GAP,
     WORTH_SWEEPS_GAP,
     WORTH_WALKING_GAP,
 )
@@ -78,6 +82,8 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor)
     _walk(search, limits)
+    if search.problem.n > LARGE_OPS:
+        _improve(search, WORTH_WALKING_GAP, share=STRETCHES_SHARE)
     _cut(search, limits, cuts)
     if search.bound < math.inf:
         _compare(search, graph, limits)
@@ -86,6 +92,7 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.bound == math.inf:
         return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
     _polish(search, limits)
+    _improve(search, WORTH_STRETCHES_GAP)
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
         found = f"nothing found that fits; the least peak found is {least} bytes"
@@ -186,6 +193,14 @@ def _polish(search: Search, limits: Limits) -> None:
     elif search.problem.n <= INTEGER_OPS:
         target = max(WORTH_BASELINES_GAP, limits.gap)
         polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
+
+
+def _improve(search: Search, worth: float, *, share: float = 1.0) -> None:
+    """Solve stretches of the best order on their own, where the gap left is worth it."""
+    if search.problem.n <= INTEGER_OPS and worth < search.gap < math.inf:
+        now = time.monotonic()
+        until = now + share * max(0.0, search.deadline - now)
+        improve_stretches(search, target=worth, deadline=until)
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:

@@ -45,6 +45,7 @@ def solve_master(
     seed: int = 0,
     shared: bool = False,
     pinned: frozenset[int] = frozenset(),
+    start: frozenset[int] | None = None,
 ) -> MasterResult:
     """Solve the master.
 
@@ -63,16 +64,17 @@ def solve_master(
         shared: let ops that look alike share the columns of a relaxation; of many equal layers the
             first are then those that recompute.
         pinned: values held at every cut; the bound is then one on plans that do.
+        start: all that may be held at the first cut; the bound is then one on such plans.
     """
-    master = MasterProgram(problem, windows(problem, cuts, tiny), tiny, pinned)
+    master = MasterProgram(problem, windows(problem, cuts, tiny), tiny, pinned, start)
     if any(master.space(w, budget) < 0 for w in master.frames):
         return MasterResult(None, math.inf)
     model = master.model(budget, bursts)
     if shared:
         assert relax, "an average over layers is no integer"
         return _solve_shared(master, model, seconds=seconds, seed=seed)
-    checks = None if work is None else max(LEAST_CHECKS, work // len(model.index))
-    start = (
+    checks = None if work is None else max(LEAST_CHECKS, work // max(1, len(model.index)))
+    begin = (
         None
         if relax or near is None
         else point_of(master, Positions(problem, near), len(model.cost))
@@ -83,7 +85,7 @@ def solve_master(
         gap=gap / master.unit,
         seconds=seconds,
         checks=checks,
-        start=start,
+        start=begin,
         seed=seed,
     )
     plan = None

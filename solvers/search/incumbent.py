@@ -56,7 +56,7 @@ class Search:
         evictions; that is given up once it costs many times what is known, or the step itself.
         """
         if (found := self._dropped(order)) is not None:
-            self._keep(found)
+            self.take(found)
         if not evict or (found is not None and len(found) == len(order)):
             return
         most = LAVISH_EVICTING * min(self.extra, self.base)
@@ -70,12 +70,23 @@ class Search:
                 deadline=self.deadline,
             )
             if fitted is not None:
-                self._keep(fitted)
+                self.take(fitted)
+
+    def take(self, order: Sequence[int]) -> None:
+        """Take an order that fits: prune it, keep it if it is the best.
+
+        Args:
+            order: the ops to run, repetitions included.
+        """
+        pruned = prune(self.problem, order, self.budget, deadline=self.deadline)
+        extra = max(0.0, self.problem.order_seconds(pruned) - self.base)
+        if extra < self.extra:
+            self.order, self.extra = pruned, extra
 
     def rescue(self, order: Sequence[int]) -> None:
         """Make an order fit whatever the time, once: a late answer is better than none."""
         if (fitted := fit(self.problem, order, self.budget)) is not None:
-            self._keep(fitted)
+            self.take(fitted)
 
     def raise_bound(self, bound: float) -> None:
         """Take a proven bound; infinity says that nothing fits."""
@@ -84,9 +95,3 @@ class Search:
 
     def _dropped(self, order: Sequence[int]) -> list[int] | None:
         return drop_single(self.problem, order, self.budget, deadline=self.deadline)
-
-    def _keep(self, order: Sequence[int]) -> None:
-        pruned = prune(self.problem, order, self.budget, deadline=self.deadline)
-        extra = max(0.0, self.problem.order_seconds(pruned) - self.base)
-        if extra < self.extra:
-            self.order, self.extra = pruned, extra

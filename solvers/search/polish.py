@@ -90,7 +90,9 @@ def _waits(problem: Problem, order: Sequence[int]) -> list[tuple[int, int, tuple
         for v in problem.inputs[op]:
             maker, wait = problem.maker[v], i - last[v]
             last[v] = i
-            if wait > 1 and problem.recomputable[maker] and problem.sizes[v]:
+            if wait <= 1 or not problem.recomputable[maker] or not problem.sizes[v]:
+                continue
+            if all(u in last for u in problem.inputs[maker]):
                 worth = wait * problem.sizes[v] / (problem.seconds[maker] + 1e-12)
                 found.append((-worth, i, v, (op, count[op], v)))
         last.update(dict.fromkeys(problem.outputs[op], i))

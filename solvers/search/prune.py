@@ -146,6 +146,5 @@ class _State:
         return made
 
     def _repeated(self, i: int) -> bool:
-        """Say whether the op at a position ran before."""
-        v = self.p.outputs[self.order[i]][0]
-        return self.makes[v][0] < i
+        """Say whether all that the op at a position makes was made before."""
+        return all(self.makes[v][0] < i for v in self.p.outputs[self.order[i]])
