@@ -86,8 +86,11 @@ def _through_allocator(asked: _Asked) -> tuple[Offloading | None, float]:
     graph, request, budget_bytes = asked.graph, asked.request, asked.budget_bytes
     allocator = allocator_of(request.allocator, request.hardware)
     target, bound = budget_bytes, graph.seconds
+    until = time.perf_counter() + request.limits.seconds
     for k in range(_ROUNDS if allocator else 1):
-        limits = request.limits if k == 0 else request.limits.of_a_correction(4)
+        limits = request.limits
+        if k:
+            limits = limits.of_a_correction(until - time.perf_counter())
         found = solve_with_host(graph, target, asked.host, method=request.method, limits=limits)
         schedule = found.solution.schedule
         bound = found.solution.bound_seconds if k == 0 else bound

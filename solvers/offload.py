@@ -75,7 +75,7 @@ def solve_with_host(
     """
     limits = limits or Limits()
     search = _Search(HostProblem(graph, budget_bytes, tier), method, limits)
-    first = solve(graph, budget_bytes, method=method, limits=limits.of_a_correction(3))
+    first = solve(graph, budget_bytes, method=method, limits=limits.of_a_correction(limits.seconds / 3))
     if first.schedule is not None and first.schedule.is_plain and not first.reordered:
         return Offloading(first, graph.seconds, None)
     if floor_bytes(graph) > budget_bytes:
@@ -103,8 +103,12 @@ class _Search:
         self.at: dict[int, float] = {}  # the budget that recomputation was for -> seconds
 
     @property
+    def left_seconds(self) -> float:
+        return self.until - time.monotonic()
+
+    @property
     def late(self) -> bool:
-        return time.monotonic() > self.until
+        return self.left_seconds < 0
 
     def take_schedule(self, schedule: Schedule) -> float:
         """Take a schedule that moves nothing; return its seconds."""
@@ -134,7 +138,7 @@ class _Search:
         """Return a budget that recomputation alone is known to fit, if this one is not."""
         if self.best is not None and not self.best.moves:
             return self.budget
-        limits = self.limits.of_a_correction(4)
+        limits = self.limits.of_a_correction(self.left_seconds / 2)
         least = minimum_budget(self.graph, limits=limits)
         self.move(least.schedule.order)
         return int(least.least_bytes)
@@ -143,7 +147,7 @@ class _Search:
         for target in targets:
             if target in self.at or self.late:
                 continue
-            limits = replace(self.limits.of_a_correction(HOST_TARGETS), reorder=False)
+            limits = replace(self.limits.of_a_correction(self.left_seconds), reorder=False)
             found = solve(self.graph, target, method=self.method, limits=limits)
             made = None if found.schedule is None else self.move(found.schedule.order)
             self.at[target] = math.inf if made is None else made.trace.seconds
