@@ -29,7 +29,7 @@ class Block(nn.Module):
 class Net(nn.Module):
     """A few blocks and a loss."""
 
-    def __init__(self, width: int = 32, depth: int = 4) -> None:
+    def __init__(self, width: int = 32, depth: int = 2) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.gain = 2.0

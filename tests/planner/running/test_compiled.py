@@ -36,7 +36,7 @@ def budget(plain: planner.Plan, share: float) -> int:
 @pytest.fixture(scope="module")
 def tight(plain: planner.Plan) -> planner.Plan:
     model, x = net()
-    return planner.fit(model, budget(plain, 0.6), inputs=x, engine="inductor", **QUICK)
+    return planner.fit(model, budget(plain, 0.7), inputs=x, engine="inductor", **QUICK)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_plan_within_a_large_budget_repeats_nothing(plain: planner.Plan) -> No
 def test_kernels_are_fused_and_say_where_they_come_from(plain: planner.Plan) -> None:
     fused = [op for op in plain.graph.ops if op.target.startswith("fused(")]
     assert any("tanh" in op.target and "mul" in op.target for op in fused)
-    assert {op.module for op in plain.graph.ops} >= {"blocks.0.up", "blocks.3.down"}
+    assert {op.module for op in plain.graph.ops} >= {"blocks.0.up", "blocks.1.down"}
     assert any(re.search(r"tests/compiled\.py:\d+$", op.source) for op in plain.graph.ops)
 
 
