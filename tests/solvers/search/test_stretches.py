@@ -77,20 +77,22 @@ def test_a_stretch_is_an_order_of_its_problem_and_no_bound_is_above_it(first_see
     assert seen
 
 
-def test_it_finds_what_a_wasteful_order_wastes() -> None:
+def test_it_finds_what_a_wasteful_order_wastes_and_always_the_same() -> None:
     graph = INSTANCES["transformer"]
     problem, budget = flatten(graph), budget_of(graph, 0.4)
     order = fit(problem, range(problem.n), budget)
     assert order is not None
-    search = Search(problem, budget)
-    search.order, search.extra = order, problem.order_seconds(order) - search.base
-    before = search.extra
-    improve_stretches(search)
-    assert search.order is not None
-    assert search.extra < before
-    trace = simulate(graph, schedule_from_order(graph, search.order))
+    before, found = problem.order_seconds(order), list[list[int]]()
+    for _ in range(2):
+        search = Search(problem, budget)
+        search.order, search.extra = order, before - search.base
+        improve_stretches(search)
+        assert search.order is not None
+        found.append(search.order)
+    assert found[0] == found[1]
+    trace = simulate(graph, schedule_from_order(graph, found[0]))
     assert trace.peak_bytes <= budget
-    assert trace.seconds == pytest.approx(search.base + search.extra)
+    assert trace.seconds < before
 
 
 def test_boundaries_are_ops_in_order_from_the_first_on_to_the_end() -> None:
