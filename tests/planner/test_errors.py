@@ -19,7 +19,9 @@ def _all_errors() -> list[type[Exception]]:
 def test_one_except_clause_catches_all(error: type[Exception]) -> None:
     assert issubclass(error, planner.PlannerError)
     assert error.__doc__
-    assert error is planner.PlannerError or issubclass(error, ValueError | NotImplementedError | RuntimeError)
+    assert error is planner.PlannerError or issubclass(
+        error, ValueError | NotImplementedError | RuntimeError
+    )
 
 
 @pytest.mark.parametrize("error", _all_errors())
