@@ -1,0 +1,82 @@
+"""Which stream waits for which, with streams that only write that down: no card is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import planner
+from planner.running import copies_to_pinned
+from planner.running.copies_to_pinned import Pinned
+
+DEVICE = torch.device("cuda")
+
+
+class _Streams:
+    """What streams and events are asked for, in order."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.log: list[str] = []
+        self.status = status
+        self.names = iter(("out", "back"))
+        self.compute = self.stream("compute")
+
+    def stream(self, name: str) -> SimpleNamespace:
+        def recorded() -> str:
+            self.log.append(f"event on {name}")
+            return f"end of {name}"
+
+        return SimpleNamespace(
+            name=name,
+            wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"),
+            wait_event=lambda event: self.log.append(f"{name} waits for {event}"),
+            record_event=recorded,
+        )
+
+    @contextmanager
+    def on(self, stream: SimpleNamespace) -> Iterator[None]:
+        self.log.append(f"copies on {stream.name}")
+        yield
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cuda = copies_to_pinned.torch.cuda
+        runtime = SimpleNamespace(
+            cudaHostRegister=lambda *args: self.status, cudaHostUnregister=lambda address: 0
+        )
+        monkeypatch.setattr(cuda, "Stream", lambda device: self.stream(next(self.names)))
+        monkeypatch.setattr(cuda, "current_stream", lambda device: self.compute)
+        monkeypatch.setattr(cuda, "stream", self.on)
+        monkeypatch.setattr(cuda, "cudart", lambda: runtime)
+        monkeypatch.setattr(cuda, "synchronize", lambda device: None)
+
+
+def test_copies_wait_for_compute_and_compute_waits_where_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    streams = _Streams()
+    streams.patch(monkeypatch)
+    link = Pinned(DEVICE)
+    block = link.block(192)
+    source = torch.arange(64, dtype=torch.uint8)
+    left = link.out(block, 128, source)
+    assert streams.log == ["out waits for compute", "copies on out", "event on out"]
+    left()
+    assert streams.log[3:] == ["compute waits for end of out"]
+    target = torch.zeros(64, dtype=torch.uint8)
+    arrived = link.back(block, 128, target)
+    assert streams.log[4:] == ["back waits for compute", "copies on back", "event on back"]
+    arrived()
+    assert streams.log[7:] == ["compute waits for end of back"]
+    assert torch.equal(source, target)
+    del block, left, arrived
+
+
+def test_what_cannot_be_pinned_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = _Streams(status=2)
+    streams.patch(monkeypatch)
+    with pytest.raises(planner.HostMemoryError, match=r"192 B .*cudaHostRegister: error 2"):
+        Pinned(DEVICE).block(192)
