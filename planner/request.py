@@ -28,6 +28,7 @@ from planner.loss_chunks import KEEP, check_chunks
 from planner.progress import Told, telling
 from planner.solvers import SOLVERS, Limits
 from planner.solvers.api import method_of
+from planner.tensor_parallel import IF_NEEDED, tensor_parallel_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,6 +88,7 @@ class ShardedOptions(StepOptions, total=False):
     global_batch: int | None
     precisions: Sequence[str]
     offload: bool
+    tensor_parallel: Any
 
 
 class AnyOptions(FitOptions, ShardedOptions, total=False):
@@ -176,6 +178,11 @@ class Request:
             the example inputs once.
         precisions: what compute may run in: "float32" (as the model is), "bfloat16".
         offload: whether states may be moved to the host.
+        tensor_parallel: whether layers may be parted over the ranks of a node: "if_needed", where
+            nothing fits otherwise or samples are fewer than ranks; "auto", which compares degrees
+            1, 2, 4 and 8; ``False``; one degree; styles of modules by their paths; or a
+            ``planner.TensorParallel``. Without styles the model's own are taken, if it declares
+            some (transformers' ``tp_plan``).
         reserve: what else lives on the device, a reference model or an inference engine, as a size:
             its room is taken off the budget. On several accelerators it takes the place of what is
             otherwise kept free there for NCCL and the allocator (``planner.sharding.margin``), so
@@ -207,6 +214,7 @@ class Request:
     global_batch: int | None = None
     precisions: Sequence[str] = ("float32",)
     offload: bool = True
+    tensor_parallel: Any = IF_NEEDED
     reserve: str | float | None = None
 
     @property
@@ -309,6 +317,7 @@ def _check_values(request: Request) -> None:
         if isinstance(value, str) or not value:
             raise BadRequest(f"{name} is {value!r}; expected a sequence of names, at least one")
     check_chunks(request.loss_chunks, request.logits, request.rewrites)
+    tensor_parallel_of(request.tensor_parallel)
     ranks = request.world_size
     if isinstance(ranks, bool) or not isinstance(ranks, int):
         raise BadRequest(f"world_size is {ranks!r}; expected a number of devices")

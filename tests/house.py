@@ -92,8 +92,8 @@ ORDER = (
         f"planner/{name}"
         for name in ("errors.py", "byte_sizes.py", "make_cluster.py", "progress.py")
     ),
-    *(f"planner/{name}" for name in ("model_argument.py", "loss_chunks.py", "request.py")),
-    *(f"planner/{name}" for name in ("plan", "output")),
+    *(f"planner/{name}" for name in ("model_argument.py", "loss_chunks.py", "tensor_parallel.py")),
+    *(f"planner/{name}" for name in ("request.py", "plan", "output")),
     *(
         f"planner/{name}"
         for name in ("textbook", "running", "allocator_budget.py", "planning.py", "sharding")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from planner.errors import CaptureError
 from planner.graphs import Graph, Kind
 from planner.plan.configuration import Configuration
 from planner.plan.time_parts import Spent, spent
@@ -43,11 +44,15 @@ class Space:
 
     What the optimizer does must not depend on the micro-batch. What a step holds must not fall with
     larger micro-batches, gradients that are accumulated aside, nor with smaller groups of ranks.
+    ``quick_seconds`` is a bound that takes no capture; what it rules out is never captured.
+    ``impossible`` says why a configuration cannot be captured, if it cannot.
     """
 
     configurations: tuple[Configuration, ...]
     floor_seconds: Callable[[Configuration], float]
     open: Callable[[Configuration], CanRealize]
+    quick_seconds: Callable[[Configuration], float] = lambda c: 0.0
+    impossible: Callable[[Configuration], str] = lambda c: ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Outcome:
     fastest plan seen that fits, ``None`` if none was; ``peak_bytes`` is that plan's, or the lowest
     seen, ``None`` if its memory was never looked at. ``spent`` splits the seconds, of every op once
     if no plan fits. ``fills`` says what fills the device at the lowest peak seen. ``solved`` says
-    that the solver was asked.
+    that the solver was asked; ``impossible`` why there is no such step.
     """
 
     configuration: Configuration
@@ -68,6 +73,7 @@ class Outcome:
     spent: Spent | None = None
     fills: str = ""
     solved: bool = False
+    impossible: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,9 @@ def explore(
         method: of the solver.
         limits: of all solving together.
         tell: gets a sentence of what is done next.
+
+    Raises:
+        CaptureError: all configurations are impossible.
     """
     search = _Search(
         space, budget_bytes, needs=needs, method=method, limits=limits or Limits(), tell=tell
@@ -115,7 +124,9 @@ def explore(
     search.open_all()
     search.solve_all()
     search.show_all()
-    assert search.closest is not None, "a space has configurations"
+    if search.closest is None:
+        assert search.outcomes, "a space has configurations"
+        raise CaptureError(next(o.impossible for o in search.outcomes.values()))
     outcomes, best = tuple(search.outcomes[c] for c in space.configurations), search.best
     bound = min(outcome.bound_seconds for outcome in outcomes)
     if best is None:
@@ -150,8 +161,15 @@ class _Search:
 
     def open_all(self) -> None:
         """Open what its floor does not rule out, those that hold least first."""
-        for c in sorted(self.space.configurations, key=lambda c: (c.micro_batch, -c.shard_ranks)):
+        for c in sorted(self.space.configurations, key=_holds_least):
             if self._is_ruled_out(c):
+                continue
+            quick = self.space.quick_seconds(c)
+            if quick >= self._enough():
+                self.outcomes[c] = Outcome(c, quick)
+                continue
+            if why := self.space.impossible(c):
+                self.outcomes[c] = Outcome(c, math.inf, impossible=why)
                 continue
             floor = self.space.floor_seconds(c) + self.optimizer.get(c.way, 0.0)
             self.outcomes[c] = Outcome(c, floor)
@@ -193,11 +211,13 @@ class _Search:
     def show_all(self) -> None:
         """Open what may be the fastest of each way to shard, until it is known or seems to be.
 
-        What is best of a way has then been priced, though maybe not solved.
+        What is best of a way has then been priced, though maybe not solved. All that part layers
+        over as many ranks are one way.
         """
-        ways: dict[Configuration, list[Configuration]] = {}
+        ways: dict[object, list[Configuration]] = {}
         for c in self.outcomes:
-            ways.setdefault(c.way, []).append(c)
+            parted = (c.tensor_ranks, c.sequence_parallel)
+            ways.setdefault(c.way if c.tensor_ranks == 1 else parted, []).append(c)
         for among in ways.values():
             for _ in range(_SHOWN):
                 outcomes = [self.outcomes[c] for c in among]
@@ -208,7 +228,11 @@ class _Search:
                 if not unseen:
                     break
                 c = min(unseen, key=lambda o: o.bound_seconds).configuration
-                if not self._is_ruled_out(c):
+                if self._is_ruled_out(c):
+                    continue
+                if why := self.space.impossible(c):
+                    self.outcomes[c] = Outcome(c, math.inf, impossible=why)
+                else:
                     self._open(c)
 
     def _is_ruled_out(self, c: Configuration) -> bool:
@@ -302,6 +326,11 @@ def _seconds(planned: Planned) -> float:
     return planned.seconds
 
 
+def _holds_least(c: Configuration) -> tuple[int, ...]:
+    """Order configurations: whole layers first, then by what holds less."""
+    return (c.tensor_ranks, c.sequence_parallel, c.micro_batch, -c.shard_ranks)
+
+
 @dataclass(frozen=True)
 class Full:
     """A configuration that cannot fit, and whether its states alone are too much."""
@@ -315,14 +344,15 @@ class Full:
         Shards never grow with more ranks; the buffers they are gathered in may, by padding.
         """
         mine = self.configuration
-        alike = (c.strategy, c.precision, c.offload) == (
-            mine.strategy,
-            mine.precision,
-            mine.offload,
-        )
+        alike = _kind(c) == _kind(mine)
         larger = c.shard_ranks == mine.shard_ranks
         larger = larger or (self.by_states and c.shard_ranks < mine.shard_ranks)
         return alike and larger and c.micro_batch >= mine.micro_batch
+
+
+def _kind(c: Configuration) -> tuple[object, ...]:
+    """Return what two configurations have to share for one to hold at least what the other does."""
+    return (c.strategy, c.precision, c.offload, c.tensor_ranks, c.sequence_parallel)
 
 
 def full(graph: Graph, c: Configuration, budget_bytes: int) -> Full | None:
