@@ -81,7 +81,11 @@ def _why_chosen(plan: ShardedStepPlan, best: dict[tuple[int, bool], Alternative]
             row.seconds_per_sample for row in best.values() if row.configuration.tensor_ranks > 1
         ]
         lost = min(others, default=math.inf) / plan.seconds_per_sample - 1
-        return "chosen" if lost == math.inf else f"chosen: others take {format_percent(lost)} more"
+        return (
+            "chosen"
+            if lost == math.inf
+            else f"chosen: others take at least {format_percent(lost)} more"
+        )
     whole = best.get((1, False))
     if whole is None:
         return "chosen: without it there are fewer samples than ranks, or it was not allowed"

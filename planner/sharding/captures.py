@@ -12,11 +12,11 @@ from torch import nn
 from planner.errors import CaptureError
 from planner.graphs import Op, Phase
 from planner.graphs.hardware.cluster import Cluster
-from planner.graphs.hardware.devices import Device
 from planner.make_cluster import make_cluster
 from planner.plan.configuration import Configuration
 from planner.request import Request
 from planner.sharding.configurations import WHOLE, Parted
+from planner.sharding.parted.scaling import Growing, growing
 from planner.sharding.parted.ways import Ways
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.search import Space
@@ -36,6 +36,7 @@ class Captures:
     request: Request
     ways: Ways = field(default_factory=Ways)
     _impossible: dict[Parted, str] = field(default_factory=dict, repr=False, compare=False)
+    _grows: dict[tuple[int, int], Growing] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def captured(self) -> Callable[[Configuration], ModelCapture]:
@@ -117,24 +118,37 @@ class Captures:
         )
 
     def _quick_seconds(self, c: Configuration, *, whole: bool) -> float:
-        """Return a bound on compute that needs no capture of these layers at this micro-batch.
+        """Return a bound on a step that needs no capture of these layers at this micro-batch.
 
-        A rank has at least its share of every product, and as many times as many samples take a
-        product that many times as long, unless it is held up by memory.
+        A rank has at least its share of every op, and the collectives of a whole step take no less
+        over more ranks: each micro-step has as many, and there are as many times as many.
 
         Args:
             c: whose layers are parted; others have none.
             whole: layers are captured whole anyway.
         """
-        if c.tensor_ranks == 1 or (c.micro_batch == 1 and not whole):
+        if c.tensor_ranks == 1:
             return 0.0
-        if c.micro_batch > 1 and self.impossible(c):
-            return 0.0
-        one, share = replace(c, micro_batch=1), 1
-        if c.micro_batch == 1:
-            one, share = replace(one, tensor_ranks=1, sequence_parallel=False), c.tensor_ranks
-        products = _product_seconds(self.captured(one), self.request.hardware)
-        return c.accumulation * c.micro_batch * products / share
+        samples = c.micro_batch * c.accumulation
+        known = [(n, g) for n, g in self._known(c) if n <= c.tensor_ranks]
+        if whole:
+            known.append((1, self._growing(replace(c, tensor_ranks=1, sequence_parallel=False))))
+        compute = max((g.compute * n / c.tensor_ranks for n, g in known), default=0.0)
+        sent = max((g.collectives * n / c.tensor_ranks for n, g in known), default=0.0)
+        return samples * (compute + sent)
+
+    def _known(self, c: Configuration) -> Iterator[tuple[int, Growing]]:
+        """Yield what was captured of one sample over some ranks, and over how many."""
+        for parted, why in self._impossible.items():
+            if not why and parted.sequence == c.sequence_parallel:
+                yield parted.ranks, self._growing(replace(c, tensor_ranks=parted.ranks))
+
+    def _growing(self, c: Configuration) -> Growing:
+        captured = self.captured(replace(c, micro_batch=1))
+        key = (id(captured), c.tensor_ranks)
+        if key not in self._grows:
+            self._grows[key] = growing(captured, self._cluster, c.tensor_ranks)
+        return self._grows[key]
 
 
 def parted_as(c: Configuration) -> Parted:
@@ -148,17 +162,6 @@ def compute_seconds(captures: ModelCapture) -> float:
     Collectives of the model's own count: nothing hides them.
     """
     return sum(op.seconds for op in _ops(captures) if op.phase is not Phase.OPTIMIZER)
-
-
-def _product_seconds(captures: ModelCapture, device: Device) -> float:
-    """Return the time of the products of a micro-step that the device's memory does not hold up."""
-    moved = device.bytes_per_second()
-    found = ((op, op.seconds - device.launch_seconds) for op in _ops(captures) if op.flops)
-    return sum(s for op, s in found if s > op.moved_bytes / moved * _HELD_UP)
-
-
-_HELD_UP = 1.01
-"""By how much a product has to take longer than its memory to be held up by compute alone."""
 
 
 def _ops(captures: ModelCapture) -> Iterator[Op]:

@@ -70,19 +70,19 @@ def _searched(shop: Captures, cluster: Cluster, budget_bytes: int) -> tuple[Sear
     """Search all ways in which layers may be parted, or those that part them only if needed."""
     request, ways = shop.request, shop.ways
     if not ways.only_if_needed or not ways.parted:
-        return _explored(
+        return explored(
             request, shop.space(cluster, _among(shop, cluster, ways.styles)), budget_bytes
         )
     found: SearchResult | None = None
     if any(_even(shop, cluster, way) for way in ways.styles if way == WHOLE):
         among = _among(shop, cluster, (WHOLE,))
-        found, margin = _explored(request, shop.space(cluster, among), budget_bytes)
+        found, margin = explored(request, shop.space(cluster, among), budget_bytes)
         if found.best is not None:
             return found, margin
     request.tell("looking whether it fits with layers parted over ranks")
     among = _among(shop, cluster, ways.parted)
     try:
-        parted, margin = _explored(request, shop.space(cluster, among), budget_bytes)
+        parted, margin = explored(request, shop.space(cluster, among), budget_bytes)
     except CaptureError:
         if found is None:
             raise
@@ -102,7 +102,7 @@ def _both(whole: SearchResult, parted: SearchResult) -> SearchResult:
     )
 
 
-def _explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
+def explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
     """Search within what a margin leaves of the budget, for plans its allocator has room for."""
     kept = margin_of(request, budget_bytes)
     room = budget_bytes - kept.size_bytes

@@ -94,7 +94,10 @@ def _rejected(outcome: Outcome, best: Planned) -> Alternative:
     if not fitting:
         return replace(row, reason=outcome.fills)
     if outcome.spent is None:
-        reason = "slower: compute and optimizer alone take longer than the whole of the best plan"
+        sent = " with the collectives of its layers" if c.tensor_ranks > 1 else ""
+        reason = (
+            f"slower: compute and optimizer alone{sent} take longer than the whole of the best plan"
+        )
         return replace(row, reason=reason)
     if outcome.solved and outcome.seconds is None:
         reason = "no schedule was found that fits; none is proved impossible"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from planner.errors import CaptureError
@@ -121,8 +121,10 @@ def explore(
     search = _Search(
         space, budget_bytes, needs=needs, method=method, limits=limits or Limits(), tell=tell
     )
-    search.open_all()
-    search.solve_all()
+    for parted in (False, True):  # what is known of whole layers rules out most of the others
+        if among := [c for c in space.configurations if (c.tensor_ranks > 1) == parted]:
+            search.open_all(among)
+            search.solve_all()
     search.show_all()
     if search.closest is None:
         assert search.outcomes, "a space has configurations"
@@ -154,24 +156,25 @@ class _Search:
         self.best: Planned | None = None
         self.closest: Planned | None = None
         self.finished = True
+        self.seconds = self.limits.seconds
         self.steps: dict[Configuration, CanRealize] = {}
         self.outcomes: dict[Configuration, Outcome] = {}
         self.optimizer: dict[Configuration, float] = {}
         self.full: list[Full] = []
 
-    def open_all(self) -> None:
+    def open_all(self, among: Sequence[Configuration]) -> None:
         """Open what its floor does not rule out, those that hold least first."""
-        for c in sorted(self.space.configurations, key=_holds_least):
+        for c in sorted(among, key=_holds_least):
             if self._is_ruled_out(c):
                 continue
-            quick = self.space.quick_seconds(c)
+            quick = self.space.quick_seconds(c) + self._optimizer_seconds(c)
             if quick >= self._enough():
                 self.outcomes[c] = Outcome(c, quick)
                 continue
             if why := self.space.impossible(c):
                 self.outcomes[c] = Outcome(c, math.inf, impossible=why)
                 continue
-            floor = self.space.floor_seconds(c) + self.optimizer.get(c.way, 0.0)
+            floor = self.space.floor_seconds(c) + self._optimizer_seconds(c)
             self.outcomes[c] = Outcome(c, floor)
             if floor < self._incumbent():
                 self._open(c)
@@ -182,7 +185,8 @@ class _Search:
         Always what has the least bound; the first even if the time is over by then. Where states
         are on the host, a configuration waits for those on the device that are about as good.
         """
-        deadline, bounded = time.monotonic() + self.limits.seconds, set[Configuration]()
+        self.finished = True
+        deadline, bounded = time.monotonic() + self.seconds, set[Configuration]()
         index = {c: i for i, c in enumerate(self.space.configurations)}
         queue = [(self._promise(c), index[c], c) for c in self.steps]
         heapq.heapify(queue)
@@ -197,7 +201,7 @@ class _Search:
                 self.finished = all(
                     o.solved or o.bound_seconds >= enough for o in self.outcomes.values()
                 )
-                return
+                break
             least = self.limits.seconds / 2 if first else 1.0
             limits = replace(self.limits, seconds=max(least, left))
             if first or (not self.outcomes[c].solved and (c in bounded or left <= 0)):
@@ -207,17 +211,18 @@ class _Search:
                 self._bound(c, limits)
             if not (c in bounded and self.outcomes[c].solved):
                 heapq.heappush(queue, (self._promise(c), i, c))
+        self.seconds = max(0.0, deadline - time.monotonic())
 
     def show_all(self) -> None:
         """Open what may be the fastest of each way to shard, until it is known or seems to be.
 
-        What is best of a way has then been priced, though maybe not solved. All that part layers
-        over as many ranks are one way.
+        What is best of a way has then been priced, though maybe not solved. What parts layers and
+        is not priced by then has a bound, which is shown.
         """
-        ways: dict[object, list[Configuration]] = {}
+        ways: dict[Configuration, list[Configuration]] = {}
         for c in self.outcomes:
-            parted = (c.tensor_ranks, c.sequence_parallel)
-            ways.setdefault(c.way if c.tensor_ranks == 1 else parted, []).append(c)
+            if c.tensor_ranks == 1:
+                ways.setdefault(c.way, []).append(c)
         for among in ways.values():
             for _ in range(_SHOWN):
                 outcomes = [self.outcomes[c] for c in among]
@@ -228,12 +233,24 @@ class _Search:
                 if not unseen:
                     break
                 c = min(unseen, key=lambda o: o.bound_seconds).configuration
-                if self._is_ruled_out(c):
-                    continue
-                if why := self.space.impossible(c):
-                    self.outcomes[c] = Outcome(c, math.inf, impossible=why)
-                else:
+                if not self._is_ruled_out(c):
                     self._open(c)
+
+    def _optimizer_seconds(self, c: Configuration) -> float:
+        """Return what the optimizer takes at least, as far as it is known.
+
+        A rank whose layers are parted has no less to update than where states are sharded over all.
+        """
+        if c.tensor_ranks == 1 or c.way in self.optimizer:
+            return self.optimizer.get(c.way, 0.0)
+        least = replace(
+            c.way,
+            shard_ranks=c.world_size,
+            replicas=1,
+            tensor_ranks=1,
+            sequence_parallel=False,
+        )
+        return self.optimizer.get(least, 0.0)
 
     def _is_ruled_out(self, c: Configuration) -> bool:
         """Tell whether what holds no more does not fit, and remember it."""
