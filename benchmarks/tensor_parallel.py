@@ -153,8 +153,8 @@ def _row(name: str, sequence: int, label: str, found: SearchResult, seconds: flo
         layers_parted=label,
         configuration=str((best or found.closest).configuration) if best else "nothing fits",
         peak_bytes=(best or found.closest).peak_bytes,
-        milliseconds_a_sample=best and best.seconds / devices * 1e3,
-        gap_fraction=best and max(0.0, 1 - found.bound_seconds / best.seconds),
+        milliseconds_a_sample=best.seconds / devices * 1e3 if best else None,
+        gap_fraction=max(0.0, 1 - found.bound_seconds / best.seconds) if best else None,
         finished=found.finished,
         planning_seconds=seconds,
     )

@@ -64,6 +64,8 @@ def _own_ops(unit: UnitCapture) -> Iterator[Op]:
 
 def _compute_seconds(op: Op, share: float, cluster: Cluster) -> float:
     device = cluster.device
+    if op.seconds <= device.issue_seconds:  # it waits for the host, whatever its size
+        return 0.0
     seconds = max(0.0, op.seconds - device.launch_seconds)
     if not op.flops:
         return seconds * share
