@@ -29,26 +29,28 @@ def same_code(a: Any, b: Any) -> bool:
     if isinstance(a, types.MethodType):
         return a.__self__ is b.__self__ and same_code(a.__func__, b.__func__)
     if isinstance(a, functools.partial):
-        return _all_same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
+        return _all_same((a.func, a.args, _items(a.keywords)), (b.func, b.args, _items(b.keywords)))
     return False
 
 
 def _around(f: types.FunctionType) -> tuple[Any, ...]:
     """Return what a function reads beside its arguments and its module's names."""
     cells = tuple(cell.cell_contents for cell in f.__closure__ or ())
-    return (f.__globals__, f.__defaults__, f.__kwdefaults__, vars(f), *cells)
+    return (f.__globals__, f.__defaults__, _items(f.__kwdefaults__ or {}), _items(vars(f)), *cells)
+
+
+def _items(named: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(named.items())
 
 
 def _all_same(a: Any, b: Any) -> bool:
-    """Tell values that are the same, looked at piece by piece."""
+    """Tell values that are the same; what can change has to be the same object."""
     if a is b:
         return True
     if type(a) is not type(b):
         return False
-    if isinstance(a, tuple | list):
+    if isinstance(a, tuple):
         return len(a) == len(b) and all(map(_all_same, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_all_same(a[k], b[k]) for k in a)
     if callable(a):
         return same_code(a, b)
     return isinstance(a, (int, float, str, bytes, *_placements())) and bool(a == b)
