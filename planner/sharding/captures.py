@@ -16,7 +16,7 @@ from planner.make_cluster import make_cluster
 from planner.plan.configuration import Configuration
 from planner.request import Request
 from planner.sharding.configurations import WHOLE, Parted
-from planner.sharding.parted.scaling import Growing, growing
+from planner.sharding.parted.growth import Growing, growing
 from planner.sharding.parted.ways import Ways
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.search import Space

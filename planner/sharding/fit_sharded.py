@@ -103,7 +103,13 @@ def _both(whole: SearchResult, parted: SearchResult) -> SearchResult:
 
 
 def explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
-    """Search within what a margin leaves of the budget, for plans its allocator has room for."""
+    """Search within what a margin leaves of the budget, for plans its allocator has room for.
+
+    Args:
+        request: what is planned.
+        space: its configurations.
+        budget_bytes: of each rank.
+    """
     kept = margin_of(request, budget_bytes)
     room = budget_bytes - kept.size_bytes
 
