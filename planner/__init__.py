@@ -37,6 +37,7 @@ from planner.plans import Plan, ShardedPlan, load
 from planner.progress import PlannerWarning
 from planner.request import Request
 from planner.solvers import Limits, Status
+from planner.tensor_parallel import TensorParallel
 from planner.textbook.estimate import Estimate, estimate
 from planner.verification.verify import Verification, verify
 
@@ -65,6 +66,7 @@ __all__ = [
     "ShardedPlan",
     "Stage",
     "Status",
+    "TensorParallel",
     "UnknownDevice",
     "UnknownEngine",
     "UnknownMethod",

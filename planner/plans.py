@@ -143,7 +143,12 @@ class ShardedPlan(_Told, ShardedStepPlan):
         return cls(**{f.name: getattr(value, f.name) for f in fields(value)})
 
     def apply(
-        self, model: nn.Module, *, mesh: DeviceMesh | None = None, on_mismatch: str = "error"
+        self,
+        model: nn.Module,
+        *,
+        mesh: DeviceMesh | None = None,
+        on_mismatch: str = "error",
+        tensor_parallel: Any = None,
     ) -> nn.Module:
         """Return the model wrapped as the plan says, on this rank; call it on every rank.
 
@@ -152,16 +157,22 @@ class ShardedPlan(_Told, ShardedStepPlan):
 
         Args:
             model: on its device, or on the CPU of a rank that has an accelerator.
-            mesh: the ranks: one dimension, or (replicas, shards) for HSDP. Made if not given.
+            mesh: the ranks: one dimension, or (replicas, shards) for HSDP, and behind these the
+                ranks over which layers are parted, if they are. Made if not given.
             on_mismatch: what a call of a unit does that is not the planned one: "error" or "plain".
+            tensor_parallel: the styles that the plan was made with, as for ``fit``, if they were
+                not the model's own.
 
         Raises:
-            PlanMismatch: another model, another number of ranks, or no process group.
+            PlanMismatch: another model, another number of ranks, other styles, other plans on other
+                ranks, or no process group.
             ValueError: an unknown ``on_mismatch``.
         """
         from planner.sharding.apply_sharded import apply
 
-        return apply(self, model, mesh=mesh, on_mismatch=on_mismatch)
+        return apply(
+            self, model, mesh=mesh, on_mismatch=on_mismatch, tensor_parallel=tensor_parallel
+        )
 
     def make_optimizer(
         self, model: nn.Module, optimizer: type[Optimizer] | None = None, **options: Any

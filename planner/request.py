@@ -30,6 +30,7 @@ from planner.loss_chunks import KEEP, check_chunks
 from planner.progress import Told, telling
 from planner.solvers import SOLVERS, Limits
 from planner.solvers.api import method_of
+from planner.tensor_parallel import IF_NEEDED, tensor_parallel_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,6 +96,7 @@ class ShardedOptions(StepOptions, total=False):
     global_batch: int | None
     precisions: Sequence[str]
     offload: Offload
+    tensor_parallel: Any
 
 
 class AnyOptions(FitOptions, ShardedOptions, total=False):
@@ -187,6 +189,11 @@ class Request:
             computes: ``True``, the most bytes ("64GB"), a directory for files (on a CPU), or a
             mapping of ``bytes``, ``directory`` and ``bytes_per_second``; by default not. For
             several devices, whether states may be moved there: by default they may.
+        tensor_parallel: whether layers may be parted over the ranks of a node: "if_needed", where
+            nothing fits otherwise or samples are fewer than ranks; "auto", which compares degrees
+            1, 2, 4 and 8; ``False``; one degree; styles of modules by their paths; or a
+            ``planner.TensorParallel``. Without styles the model's own are taken, if it declares
+            some (transformers' ``tp_plan``).
         reserve: what else lives on the device, a reference model or an inference engine, as a size:
             its room is taken off the budget. On several accelerators it takes the place of what is
             otherwise kept free there for NCCL and the allocator (``planner.sharding.margin``), so
@@ -218,6 +225,7 @@ class Request:
     global_batch: int | None = None
     precisions: Sequence[str] = ("float32",)
     offload: Offload = None
+    tensor_parallel: Any = IF_NEEDED
     reserve: str | float | None = None
 
     @property
@@ -348,6 +356,7 @@ def _check_values(request: Request) -> None:
         if isinstance(value, str) or not value:
             raise BadRequest(f"{name} is {value!r}; expected a sequence of names, at least one")
     check_chunks(request.loss_chunks, request.logits, request.rewrites)
+    tensor_parallel_of(request.tensor_parallel)
     ranks = request.world_size
     if isinstance(ranks, bool) or not isinstance(ranks, int):
         raise BadRequest(f"world_size is {ranks!r}; expected a number of devices")

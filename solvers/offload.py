@@ -75,7 +75,9 @@ def solve_with_host(
     """
     limits = limits or Limits()
     search = _Search(HostProblem(graph, budget_bytes, tier), method, limits)
-    first = solve(graph, budget_bytes, method=method, limits=limits.of_a_correction(limits.seconds / 3))
+    first = solve(
+        graph, budget_bytes, method=method, limits=limits.of_a_correction(limits.seconds / 3)
+    )
     if first.schedule is not None and first.schedule.is_plain and not first.reordered:
         return Offloading(first, graph.seconds, None)
     if floor_bytes(graph) > budget_bytes:

@@ -95,6 +95,7 @@ ORDER = (
         for name in ("errors.py", "byte_sizes.py", "make_cluster.py", "progress.py")
     ),
     *(f"planner/{name}" for name in ("model_argument.py", "loss_chunks.py", "host_option.py")),
+    "planner/tensor_parallel.py",
     "planner/request.py",
     *(f"planner/{name}" for name in ("plan", "output")),
     *(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.placed import entered
 from planner.graphs.capture.step_function import Arguments, Outputs, arguments
 from planner.graphs.capture.trace import blank, run_forward
 from planner.graphs.capture_error import CaptureError
@@ -95,7 +96,7 @@ def stubbed(
         stub = stubs[path]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            anchor = next(p for p in unit.parameters() if p.requires_grad)
+            anchor = entered(next(p for p in unit.parameters() if p.requires_grad))
             inputs = [*cast(arguments(args, kwargs), dtype).tensors, anchor]
             spec = {
                 "unit": path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,6 +56,14 @@ def hooks_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     """Return the keys of a module's own hooks, kind by kind."""
     inside = vars(module)
     return tuple(tuple(inside.get(kind, ())) for kind in _HOOKS)
+
+
+def hooks_inside(modules: Sequence[nn.Module]) -> Iterator[tuple[tuple[int, str], Any]]:
+    """Yield the hooks of modules: which module's, of which kind, and the hook."""
+    for i, module in enumerate(modules):
+        for kind in _HOOKS:
+            for hook in vars(module).get(kind, {}).values():
+                yield (i, kind), hook
 
 
 def hook_sources(module: nn.Module) -> set[str]:

@@ -20,7 +20,7 @@ from planner.output.sharded_plan_files import (
     sharded_plan_of,
     upgraded_sharded,
 )
-from planner.plan.features import features_of, known_features
+from planner.plan.features import FEATURES, TENSOR, features_of, known_features
 from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.plan.step_plan import StepPlan
 
@@ -37,6 +37,8 @@ def save(plan: StepPlan | ShardedStepPlan, path: str | Path) -> None:
     else:
         name, step, body = SHARDED_FORMAT, plan.step, sharded_body_of(plan)
         features = features_of(step, (unit.schedule for unit in plan.units))
+        if plan.configuration.tensor_ranks > 1:
+            features |= {TENSOR: FEATURES[TENSOR]}
     memory = {step.memory_model: MEMORY_MODELS[step.memory_model].version}
     used = {"features": features, "memory_models": memory}
     checksummed_json.write(path, name, VERSION, used | body)

@@ -29,6 +29,7 @@ from planner.output.plan_files import (
 )
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import Alternative, ShardedStepPlan, UnitKind
+from planner.plan.tensor_parallelism import TensorParallelism
 
 
 class _UnitFields(BaseModel):
@@ -62,6 +63,7 @@ class _Sharded(BaseModel):
     host_bytes: int
     margin_bytes: int = 0
     nccl_bytes: int = 0
+    tensor: dict[str, Any] | None = None
 
 
 def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
@@ -87,6 +89,7 @@ def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
         "host_bytes": plan.host_bytes,
         "margin_bytes": plan.margin_bytes,
         "nccl_bytes": plan.nccl_bytes,
+        "tensor": plan.tensor and _TENSOR.dump_python(plan.tensor, mode="json"),
     }
 
 
@@ -127,6 +130,7 @@ def sharded_plan_of(body: Any, path: str | Path, judged_by: Mapping[str, int]) -
             host_bytes=fields.host_bytes,
             margin_bytes=fields.margin_bytes,
             nccl_bytes=fields.nccl_bytes,
+            tensor=None if fields.tensor is None else _TENSOR.validate_python(fields.tensor),
         )
     except ValueError as error:  # pydantic's own, a graph's or an invalid schedule
         checksummed_json.refuse(path, str(error), cause=error)
@@ -144,6 +148,7 @@ def _unit(unit: _UnitFields, kinds: tuple[UnitKind, ...]) -> UnitPlan:
 _CONFIGURATION = TypeAdapter(Configuration)
 _CLUSTER = TypeAdapter(Cluster)
 _ALTERNATIVE = TypeAdapter(Alternative)
+_TENSOR = TypeAdapter(TensorParallelism)
 
 
 def _finite(alternative: Alternative) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from planner.graphs import Kind
 from planner.output.device_notes import cluster_notes, reserve_note
 from planner.output.layout import table, wrap
 from planner.output.plan_text import binding_text, memory_table, recomputation, summary
+from planner.output.tensor_parallel_text import degrees_text, tensor_notes, tensor_summary
 from planner.plan.sharded_step_plan import Alternative, ShardedStepPlan
 from planner.plan.time_parts import Spent, spent
 
@@ -24,6 +25,7 @@ def render(plan: ShardedStepPlan) -> str:
     sections = (
         answer(plan),
         time_table(plan),
+        degrees_text(plan),
         units_text(plan),
         recomputation(plan.step),
         memory_table(plan.step),
@@ -40,6 +42,7 @@ def explain(plan: ShardedStepPlan) -> str:
     sections = (
         answer(plan),
         time_table(plan),
+        degrees_text(plan),
         rejected("Rejected", [row for row in plan.alternatives if not row.recipe]),
         recipes_text(plan),
         "\n".join(["Notes", *(wrap(note, "  - ", "    ") for note in notes(plan))]),
@@ -93,6 +96,9 @@ def _groups(plan: ShardedStepPlan) -> Iterator[str]:
         yield f"HSDP: {c.replicas} replicas, each over {c.shard_ranks} ranks"
     elif c.shard_ranks > 1:
         yield f"sharded over {c.shard_ranks} ranks"
+    if c.tensor_ranks > 1:
+        along = " and the sequence between them" if c.sequence_parallel else ""
+        yield f"layers{along} parted over {c.tensor_ranks} (tensor parallelism)"
 
 
 def time_table(plan: ShardedStepPlan) -> str:
@@ -179,6 +185,7 @@ def notes(plan: ShardedStepPlan) -> Iterator[str]:
     else:
         yield "host memory: nothing is offloaded"
     yield from _table_notes(plan)
+    yield from tensor_notes(plan)
     if plan.cluster.device.name == "cpu":
         kept = format_bytes(plan.reserve_bytes)
         yield f"reserve: {kept} a rank for what gloo's threads let go of late is counted"
@@ -261,6 +268,7 @@ def sharded_summary(plan: ShardedStepPlan) -> dict[str, Any]:
         "margin_bytes": plan.margin_bytes,
         "nccl_bytes": plan.nccl_bytes,
         "alternatives": [_alternative(row) for row in plan.alternatives],
+        **tensor_summary(plan),
     }
 
 

@@ -15,6 +15,9 @@ from planner.plan.strategy import Spread, Strategy
 PRECISIONS = ("float32", "bfloat16")
 """What compute may run in: "float32" stands for the model's own dtype."""
 
+TENSOR = "tensor"
+"""What the dimension of the mesh is called over which layers are parted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
@@ -22,7 +25,9 @@ class Configuration:
 
     States are sharded over groups of ``shard_ranks`` and replicated over ``replicas`` such groups
     (HSDP when both exceed 1). One optimizer step is ``accumulation`` micro-steps of ``micro_batch``
-    samples on every rank. What ``precision`` "bfloat16" is, the strategy says: casts, or autocast.
+    samples on every rank. Every layer is parted over ``tensor_ranks`` neighbouring ranks, which see
+    the same samples; with ``sequence_parallel`` what is between the parted products, along the
+    sequence, too. What ``precision`` "bfloat16" is, the strategy says: casts, or autocast.
     ``offload`` keeps shards, gradients and optimizer state on the host.
 
     Raises:
@@ -33,6 +38,9 @@ class Configuration:
     >>> c = Configuration(strategy_of("fsdp"), shard_ranks=4, replicas=2, accumulation=8)
     >>> c.world_size, c.global_batch, str(c)
     (8, 64, 'FSDP 4x2, batch 1 x 8, float32')
+    >>> c = Configuration(strategy_of("fsdp"), 4, tensor_ranks=2, micro_batch=2)
+    >>> c.world_size, c.global_batch, str(c)
+    (8, 8, 'TP 2, FSDP, batch 2 x 1, float32')
     """
 
     strategy: Strategy
@@ -42,26 +50,58 @@ class Configuration:
     accumulation: int = 1
     precision: str = "float32"
     offload: bool = False
+    tensor_ranks: int = 1
+    sequence_parallel: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("shard_ranks", "replicas", "micro_batch", "accumulation"):
+        for name in ("shard_ranks", "replicas", "micro_batch", "accumulation", "tensor_ranks"):
             if (count := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {count}, expected at least 1")
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"unknown precision {self.precision!r}; expected one of {', '.join(PRECISIONS)}"
             )
+        if self.tensor_ranks > 1 and not self.strategy.takes_tensor_parallel:
+            raise ValueError(
+                f"{self.strategy.label} takes no model that is parted over tensor_ranks="
+                f"{self.tensor_ranks}: torch's does not combine with DTensor parameters"
+            )
+        if self.sequence_parallel and self.tensor_ranks == 1:
+            raise ValueError("sequence_parallel is for tensor_ranks above 1")
         self.strategy.check(self.spread)
 
     @property
     def spread(self) -> Spread:
         """How states lie over the ranks."""
-        return Spread(self.shard_ranks, self.replicas, self.offload)
+        return Spread(self.shard_ranks, self.replicas, self.offload, self.tensor_ranks)
+
+    @property
+    def data_ranks(self) -> int:
+        """How many ranks see other samples than each other."""
+        return self.shard_ranks * self.replicas
 
     @property
     def world_size(self) -> int:
         """How many ranks there are."""
-        return self.shard_ranks * self.replicas
+        return self.data_ranks * self.tensor_ranks
+
+    @property
+    def mesh(self) -> tuple[tuple[str, int], ...]:
+        """Names and sizes of the dimensions of all ranks' mesh."""
+        tensor = ((TENSOR, self.tensor_ranks),) if self.tensor_ranks > 1 else ()
+        return (*self.strategy.mesh(self.spread), *tensor)
+
+    @property
+    def tensor_parallel(self) -> str:
+        """How layers are parted, in a few words; nothing where they are not.
+
+        >>> from planner.plan.strategy import strategy_of
+        >>> c = Configuration(strategy_of("fsdp"), 2, tensor_ranks=4, sequence_parallel=True)
+        >>> c.tensor_parallel
+        'TP+SP 4'
+        """
+        kind = "TP+SP" if self.sequence_parallel else "TP"
+        return f"{kind} {self.tensor_ranks}" if self.tensor_ranks > 1 else ""
 
     @property
     def computes_in(self) -> str:
@@ -71,7 +111,7 @@ class Configuration:
     @property
     def global_batch(self) -> int:
         """How many samples one optimizer step sees."""
-        return self.world_size * self.micro_batch * self.accumulation
+        return self.data_ranks * self.micro_batch * self.accumulation
 
     @property
     def way(self) -> Configuration:
@@ -85,6 +125,8 @@ class Configuration:
             name += f" {'x'.join(str(ranks) for _, ranks in reversed(mesh))}"
         batch = f"batch {self.micro_batch} x {self.accumulation}"
         offload = ", offloaded" if self.offload else ""
+        if self.tensor_ranks > 1:
+            name = f"{self.tensor_parallel}, {name}"
         return f"{name}, {batch}, {self.precision}{offload}"
 
 

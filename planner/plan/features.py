@@ -11,11 +11,15 @@ from collections.abc import Iterable
 from planner.graphs import ACTIONS, Schedule
 from planner.plan.step_plan import StepPlan
 
+TENSOR = "parallelism tensor"
+"""Layers parted over ranks."""
+
 FEATURES: dict[str, int] = {
     "engine op_by_op": 1,
     "engine inductor": 1,
     "rewrite as_captured": 1,
     "rewrite loss_chunks": 1,
+    TENSOR: 1,
 }
 """The version that this package knows of each."""
 

@@ -17,6 +17,7 @@ from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.stage import Stage
 from planner.plan.step_plan import Recomputed, StepPlan
+from planner.plan.tensor_parallelism import TensorParallelism
 from planner.solvers import Status
 
 _SETTLED = 0.99
@@ -66,6 +67,7 @@ class ShardedStepPlan:
     schedule of every configuration that was allowed. ``kinds`` are the graphs of the units,
     ``host_bytes`` what offloading takes on the host of one node. ``margin_bytes`` of the budget are
     kept free beside the tensors, ``nccl_bytes`` of them for NCCL, the others for the allocator.
+    ``tensor`` says how layers are parted over ranks, ``None`` where that was not looked at.
 
     Raises:
         ValueError: the cluster has another number of devices than the configuration, or a unit
@@ -81,6 +83,7 @@ class ShardedStepPlan:
     host_bytes: int = 0
     margin_bytes: int = 0
     nccl_bytes: int = 0
+    tensor: TensorParallelism | None = None
 
     def __post_init__(self) -> None:
         if self.cluster.world_size != self.configuration.world_size:

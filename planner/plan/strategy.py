@@ -21,16 +21,18 @@ T = TypeVar("T")
 class Spread:
     """How states lie over ranks: over groups of ``shard_ranks``, in ``replicas`` such groups.
 
-    ``offload`` keeps shards, gradients and optimizer state on the host.
+    ``offload`` keeps shards, gradients and optimizer state on the host. From one rank of a group to
+    the next it is ``stride`` ranks of the cluster: those between have other parts of every layer.
     """
 
     shard_ranks: int
     replicas: int = 1
     offload: bool = False
+    stride: int = 1
 
     @property
     def world_size(self) -> int:
-        """How many ranks there are."""
+        """How many ranks there are, of those that have one part of every layer."""
         return self.shard_ranks * self.replicas
 
 
@@ -62,6 +64,7 @@ class Strategy:
         check: raises ``ValueError`` for a spread that makes no sense.
         mesh: names and sizes of the dimensions of the ranks' mesh.
         parts: what else is asked of it, one value of a type each.
+        takes_tensor_parallel: layers may be parted over ranks of their own (``DTensor``) besides.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Strategy:
     check: Callable[[Spread], None]
     mesh: Callable[[Spread], tuple[tuple[str, int], ...]]
     parts: tuple[object, ...] = ()
+    takes_tensor_parallel: bool = False
 
     DDP: ClassVar[Strategy]
     ZERO1: ClassVar[Strategy]

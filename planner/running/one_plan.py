@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planner.errors import PlanMismatch
 from planner.graphs.torch_api.collective_ops import group_named
@@ -29,16 +29,25 @@ def require_one_plan(plan: StepPlan, groups: Iterable[str]) -> None:
         PlanMismatch: ranks have different plans; the message says which.
     """
     for name in groups:
-        _compare(plan, group_named(name))
+        compare(digest(plan), group_named(name))
 
 
-def _compare(plan: StepPlan, group: dist.ProcessGroup) -> None:
+def compare(own: str, group: dist.ProcessGroup) -> None:
+    """Compare what stands for the plans of a group's ranks; each takes part.
+
+    Args:
+        own: of this rank.
+        group: of ranks that share a step.
+
+    Raises:
+        PlanMismatch: ranks have different plans; the message says which.
+    """
     import torch.distributed as dist
 
     if dist.get_backend(group) == "fake":  # it stands for ranks that are not there
         return
     found: list[str] = [""] * group.size()
-    dist.all_gather_object(found, digest(plan), group=group)
+    dist.all_gather_object(found, own, group=group)
     ranks = dist.get_process_group_ranks(group)
     if others := [r for r, d in zip(ranks, found, strict=True) if d != found[0]]:
         raise PlanMismatch(
@@ -52,4 +61,9 @@ def digest(plan: StepPlan) -> str:
     """Return a text that is the same for plans that run the same ops in the same order."""
     steps = [(step.action.name, step.index) for step in plan.schedule.steps]
     ops = [(op.target, op.inputs, op.outputs) for op in plan.graph.ops]
-    return hashlib.sha256(json.dumps([plan.engine, plan.rewrite, ops, steps]).encode()).hexdigest()
+    return digest_of([plan.engine, plan.rewrite, ops, steps])
+
+
+def digest_of(told: list[Any]) -> str:
+    """Return a text of fixed length that is the same for the same lists of plain values."""
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -25,6 +25,8 @@ from planner.graphs.capture.guards.call import device_of
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.step_plan import StepPlan
 from planner.running.apply import checked_mismatch, planned_class
+from planner.sharding.parted.parallelize import Styles, parallelize
+from planner.sharding.parted.same_plan import require_alike, styles_of
 from planner.sharding.wrapped.unit_captures import in_precision
 from planner.sharding.wrapping import Wrapping
 from planner.solvers import Status
@@ -39,6 +41,7 @@ def apply(
     *,
     mesh: DeviceMesh | None = None,
     on_mismatch: str = "error",
+    tensor_parallel: Any = None,
 ) -> nn.Module:
     """Return the model wrapped as the plan says, on this rank; call it on every rank.
 
@@ -51,21 +54,30 @@ def apply(
     Args:
         plan: made for this model and this number of ranks.
         model: on its device, or on the CPU of a rank that has an accelerator.
-        mesh: the ranks: one dimension, or (replicas, shards) for HSDP. Made if not given.
+        mesh: the ranks: one dimension, or (replicas, shards) for HSDP, and behind these the ranks
+            over which layers are parted, if they are. Made if not given.
         on_mismatch: what a call of a unit does that is not the planned one: "error" or "plain",
             as for ``planner.running.apply.apply``.
+        tensor_parallel: the styles that the plan was made with, if they were not the model's own:
+            a mapping or a ``TensorParallel``, as for ``fit``.
 
     Raises:
-        PlanMismatch: another model, another number of ranks, another mesh, or no process group.
+        PlanMismatch: another model, another number of ranks, another mesh, other styles, other
+            plans on other ranks, or no process group.
         ValueError: an unknown ``on_mismatch``.
     """
     on_mismatch = checked_mismatch(on_mismatch, ("error", "plain"))
     configuration = plan.configuration
+    styles = styles_of(plan, model, tensor_parallel)
+    _check_ranks(configuration, mesh)
+    require_alike(plan, mesh)
     ranks = _ranks(configuration, model, mesh)
+    if configuration.tensor_ranks > 1:
+        parallelize(model, ranks[_names(ranks)[-1]], styles)
     classes = _planned(plan, model, on_mismatch)
     for path, cls in classes.items():
         model.get_submodule(path).__class__ = cls
-    return wrap(model, configuration, plan.units, ranks)
+    return _wrapped(model, configuration, plan.units, ranks)
 
 
 def wrap(
@@ -73,6 +85,8 @@ def wrap(
     configuration: Configuration,
     units: Sequence[UnitPlan],
     mesh: DeviceMesh | None = None,
+    *,
+    styles: Styles | None = None,
 ) -> nn.Module:
     """Shard a model as a configuration says, its units running as they are.
 
@@ -81,9 +95,20 @@ def wrap(
         configuration: what to shard over which ranks.
         units: which modules are units, and whose weight is kept from forward to backward.
         mesh: the ranks, as for ``apply``.
+        styles: how layers are parted, where they are.
     """
     ranks = _ranks(configuration, model, mesh)
-    return configuration.strategy.part(Wrapping).wrap(model, configuration, units, ranks)
+    if configuration.tensor_ranks > 1:
+        assert styles is not None, "layers are parted by styles"
+        parallelize(model, ranks[_names(ranks)[-1]], styles)
+    return _wrapped(model, configuration, units, ranks)
+
+
+def _wrapped(
+    model: nn.Module, configuration: Configuration, units: Sequence[UnitPlan], ranks: DeviceMesh
+) -> nn.Module:
+    over = ranks if configuration.tensor_ranks == 1 else ranks[_names(ranks)[:-1]]
+    return configuration.strategy.part(Wrapping).wrap(model, configuration, units, over)
 
 
 def make_optimizer(
@@ -105,12 +130,26 @@ def make_optimizer(
 
 def _ranks(configuration: Configuration, model: nn.Module, mesh: DeviceMesh | None) -> DeviceMesh:
     """Return the mesh of a configuration, or check the one given."""
+    _check_ranks(configuration, mesh)
+    if mesh is not None:
+        return mesh
+    names, shape = zip(*configuration.mesh, strict=True)
+    return init_device_mesh(_device(model), shape, mesh_dim_names=names)
+
+
+def _names(mesh: DeviceMesh) -> tuple[str, ...]:
+    assert mesh.mesh_dim_names is not None, "a mesh of several dimensions has names"
+    return mesh.mesh_dim_names
+
+
+def _check_ranks(configuration: Configuration, mesh: DeviceMesh | None) -> None:
+    """Refuse other ranks than those that a configuration is for."""
     if not dist.is_initialized():
         raise PlanMismatch(
             f"the plan is for {configuration.world_size} ranks, but there is no process group: "
             "start with torchrun and call torch.distributed.init_process_group first"
         )
-    dimensions = configuration.strategy.mesh(configuration.spread)
+    dimensions = configuration.mesh
     shape = tuple(ranks for _, ranks in dimensions)
     if mesh is None:
         if (found := dist.get_world_size()) != configuration.world_size:
@@ -118,11 +157,16 @@ def _ranks(configuration: Configuration, model: nn.Module, mesh: DeviceMesh | No
                 f"the plan is for {configuration.world_size} ranks, the process group has {found}; "
                 f"make a plan with world_size={found}"
             )
-        names = tuple(name for name, _ in dimensions)
-        return init_device_mesh(_device(model), shape, mesh_dim_names=names)
+        return
+    named = ", ".join(f"{count} to {name}" for name, count in dimensions)
+    said = f", {named}" if len(shape) > 1 else ""
     if tuple(mesh.shape) != shape:
-        raise PlanMismatch(f"the mesh has shape {tuple(mesh.shape)}, the plan is for {shape}")
-    return mesh
+        raise PlanMismatch(f"the mesh has shape {tuple(mesh.shape)}, the plan is for {shape}{said}")
+    if len(shape) > 1 and not mesh.mesh_dim_names:
+        raise PlanMismatch(
+            "the mesh has dimensions without names, which a plan cannot take apart: make it with "
+            f"mesh_dim_names={tuple(name for name, _ in dimensions)}"
+        )
 
 
 def _device(model: nn.Module) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
-from planner.graphs import Phase
+from torch import nn
+
+from planner.errors import CaptureError
+from planner.graphs import Op, Phase
 from planner.graphs.hardware.cluster import Cluster
+from planner.make_cluster import make_cluster
 from planner.plan.configuration import Configuration
 from planner.request import Request
+from planner.sharding.configurations import WHOLE, Parted
+from planner.sharding.parted.growth import Growing, growing
+from planner.sharding.parted.ways import Ways
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.search import Space
 from planner.sharding.step_graph.assembly import assemble
@@ -19,9 +27,16 @@ from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 
 @dataclass(frozen=True)
 class Captures:
-    """What to train, as a person said it; captures and assembles what is asked for."""
+    """What to train, as a person said it; captures and assembles what is asked for.
+
+    ``ways`` are those in which layers may be parted over ranks. A capture of them needs no ranks:
+    their model is a copy without data, on a mesh over ranks that are not there.
+    """
 
     request: Request
+    ways: Ways = field(default_factory=Ways)
+    _impossible: dict[Parted, str] = field(default_factory=dict, repr=False, compare=False)
+    _grows: dict[tuple[int, int], Growing] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def captured(self) -> Callable[[Configuration], ModelCapture]:
@@ -30,24 +45,62 @@ class Captures:
         samples = samples_in(request.inputs)
 
         @cache
-        def capture(precision: str, micro_batch: int) -> ModelCapture:
-            request.tell(f"capturing {micro_batch} samples in {precision}")
+        def capture(precision: str, micro_batch: int, parted: Parted) -> ModelCapture:
+            said = "" if parted == WHOLE else f", layers parted over {parted.ranks} ranks"
+            request.tell(f"capturing {micro_batch} samples in {precision}{said}")
             inputs, targets = with_samples((request.inputs, request.targets), samples, micro_batch)
-            return capture_units(
-                request.model,
-                inputs,
-                loss=request.loss,
-                targets=targets,
-                device=request.hardware,
-                costs=request.costs,
-                dynamic=request.dynamic,
-                precision=precision,
-            )
+            with self._model(parted) as model:
+                return capture_units(
+                    model,
+                    inputs,
+                    loss=request.loss,
+                    targets=targets,
+                    device=request.hardware,
+                    costs=request.costs,
+                    dynamic=request.dynamic,
+                    precision=precision,
+                    cluster=None if parted == WHOLE else self._cluster,
+                )
 
         def of(c: Configuration) -> ModelCapture:
-            return capture(c.computes_in, c.micro_batch)
+            return capture(c.computes_in, c.micro_batch, parted_as(c))
 
         return of
+
+    @cached_property
+    def _cluster(self) -> Cluster:
+        request = self.request
+        return make_cluster(
+            request.hardware,
+            request.world_size,
+            devices_per_node=request.devices_per_node,
+            link=request.link,
+        )
+
+    @contextmanager
+    def _model(self, parted: Parted) -> Iterator[nn.Module]:
+        """Yield the model, its layers parted; what is captured meanwhile sees the ranks."""
+        if parted == WHOLE:
+            yield self.request.model
+            return
+        from planner.graphs.torch_api.absent_ranks import absent_ranks
+        from planner.sharding.parted.parallelize import parallelize, without_data
+
+        with absent_ranks(parted.ranks) as mesh:
+            model = without_data(self.request.model)
+            parallelize(model, mesh, self.ways.styles[parted], source=None)
+            yield model
+
+    def impossible(self, c: Configuration) -> str:
+        """Say why the layers of a configuration cannot be parted as it says, if they cannot."""
+        parted = parted_as(c)
+        if parted != WHOLE and parted not in self._impossible:
+            self._impossible[parted] = ""
+            try:
+                self.captured(replace(c, micro_batch=1))
+            except CaptureError as error:
+                self._impossible[parted] = str(error)
+        return self._impossible.get(parted, "")
 
     def step(self, c: Configuration, cluster: Cluster) -> ShardedStep:
         """Assemble one rank's step."""
@@ -55,17 +108,65 @@ class Captures:
 
     def space(self, cluster: Cluster, among: Sequence[Configuration]) -> Space:
         """Return the search space of these configurations on a cluster."""
+        whole = any(c.tensor_ranks == 1 for c in among)
         return Space(
             tuple(among),
             lambda c: c.accumulation * compute_seconds(self.captured(c)),
             lambda c: self.step(c, cluster),
+            lambda c: self._quick_seconds(c, whole=whole),
+            self.impossible,
         )
+
+    def _quick_seconds(self, c: Configuration, *, whole: bool) -> float:
+        """Return a bound on a step that needs no capture of these layers at this micro-batch.
+
+        A rank has at least its share of every op, and the collectives of a whole step take no less
+        over more ranks: each micro-step has as many, and there are as many times as many.
+
+        Args:
+            c: whose layers are parted; others have none.
+            whole: layers are captured whole anyway.
+        """
+        if c.tensor_ranks == 1:
+            return 0.0
+        samples = c.micro_batch * c.accumulation
+        known = [(n, g) for n, g in self._known(c) if n <= c.tensor_ranks]
+        if whole:
+            known.append((1, self._growing(replace(c, tensor_ranks=1, sequence_parallel=False))))
+        compute = max((g.compute * n / c.tensor_ranks for n, g in known), default=0.0)
+        sent = max((g.collectives * n / c.tensor_ranks for n, g in known), default=0.0)
+        return samples * (compute + sent)
+
+    def _known(self, c: Configuration) -> Iterator[tuple[int, Growing]]:
+        """Yield what was captured of one sample over some ranks, and over how many."""
+        for parted, why in self._impossible.items():
+            if not why and parted.sequence == c.sequence_parallel:
+                yield parted.ranks, self._growing(replace(c, tensor_ranks=parted.ranks))
+
+    def _growing(self, c: Configuration) -> Growing:
+        captured = self.captured(replace(c, micro_batch=1))
+        key = (id(captured), c.tensor_ranks)
+        if key not in self._grows:
+            self._grows[key] = growing(captured, self._cluster, c.tensor_ranks)
+        return self._grows[key]
+
+
+def parted_as(c: Configuration) -> Parted:
+    """Return how a configuration parts layers."""
+    return Parted(c.tensor_ranks, c.sequence_parallel)
 
 
 def compute_seconds(captures: ModelCapture) -> float:
-    """Return the time of forward and backward of one micro-step, nothing run again."""
+    """Return the time of forward and backward of one micro-step, nothing run again.
+
+    Collectives of the model's own count: nothing hides them.
+    """
+    return sum(op.seconds for op in _ops(captures) if op.phase is not Phase.OPTIMIZER)
+
+
+def _ops(captures: ModelCapture) -> Iterator[Op]:
+    """Yield what a micro-step runs, without tables, which need not be whole."""
     stubs = {op for call in captures.root.calls for op in (call.forward, call.backward)}
-    ops = [op for i, op in enumerate(captures.root.graph.ops) if i not in stubs]
-    units = [captures.kinds[kind] for kind in captures.kind_of]  # but a table need not be whole
-    ops += [op for unit in units if not unit.table for op in unit.graph.ops]
-    return sum(op.seconds for op in ops if op.phase in (Phase.FORWARD, Phase.BACKWARD))
+    yield from (op for i, op in enumerate(captures.root.graph.ops) if i not in stubs)
+    units = [captures.kinds[kind] for kind in captures.kind_of]
+    yield from (op for unit in units if not unit.table for op in unit.graph.ops)

@@ -6,10 +6,22 @@ Nothing is left out because it looks slow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 from planner.plan.configuration import PRECISIONS, Configuration
 from planner.plan.strategy import STRATEGIES
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """Over how many ranks every layer is parted, and whether along the sequence between them."""
+
+    ranks: int = 1
+    sequence: bool = False
+
+
+WHOLE = Parted()
 
 
 def configurations(
@@ -19,6 +31,7 @@ def configurations(
     devices_per_node: int,
     precisions: Sequence[str] = ("float32",),
     offload: bool = True,
+    parted: Parted = WHOLE,
 ) -> tuple[Configuration, ...]:
     """List every configuration of every strategy, those that shard least first.
 
@@ -28,9 +41,11 @@ def configurations(
         devices_per_node: how many ranks share a node.
         precisions: what compute may run in.
         offload: whether states may lie on the host.
+        parted: over how many neighbouring ranks of a node every layer is parted.
 
     Raises:
-        ValueError: the ranks do not divide the global batch, or a precision is unknown.
+        ValueError: the ranks that see samples of their own do not divide the global batch, or a
+            precision is unknown.
 
     >>> found = configurations(2, 4, devices_per_node=2, offload=False)
     >>> for one in found:
@@ -46,11 +61,13 @@ def configurations(
         raise ValueError(
             f"unknown precision {min(unknown)!r}; expected some of {', '.join(PRECISIONS)}"
         )
-    each = samples_per_rank(world_size, global_batch)
+    data_ranks = world_size // parted.ranks
+    each = samples_per_rank(data_ranks, global_batch)
     spreads = [
         (strategy, spread)
         for strategy in sorted(STRATEGIES.values(), key=lambda s: s.stages[0].number)
-        for spread in strategy.spreads(world_size, devices_per_node)
+        if parted.ranks == 1 or strategy.takes_tensor_parallel
+        for spread in strategy.spreads(data_ranks, max(1, devices_per_node // parted.ranks))
         if offload or not spread.offload
     ]
     return tuple(
@@ -62,6 +79,8 @@ def configurations(
             each // batch,
             precision,
             spread.offload,
+            parted.ranks,
+            parted.sequence,
         )
         for (strategy, spread), precision, batch in product(
             spreads, dict.fromkeys(precisions), divisors(each)

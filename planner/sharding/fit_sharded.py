@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from planner.byte_sizes import format_both, format_bytes
-from planner.errors import BadCluster, InfeasibleBudget
+from planner.errors import BadCluster, CaptureError, InfeasibleBudget
 from planner.graphs.binding import binding
 from planner.graphs.hardware.cluster import Cluster
 from planner.make_cluster import make_cluster
 from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 from planner.plan.step_plan import StepPlan
+from planner.plan.strategy import Spread
 from planner.request import Request
 from planner.sharding.captures import Captures
-from planner.sharding.configurations import configurations
+from planner.sharding.configurations import WHOLE, Parted, configurations
 from planner.sharding.margin import NO_MARGIN, Margin, margin_of, widened
-from planner.sharding.pricing import CanRealize, Planned, plan_step, price_recipes, what_fills
-from planner.sharding.reasons import alternatives
+from planner.sharding.parted.ways import ways_of
+from planner.sharding.pricing import (
+    CanRealize,
+    Planned,
+    peak_of,
+    plan_step,
+    price_recipes,
+    what_fills,
+)
+from planner.sharding.reasons import alternatives, tensor_parallelism
 from planner.sharding.samples import samples_in
 from planner.sharding.search import SearchResult, Space, explore
 from planner.solvers import Limits, Status
 from planner.solvers.tuning import ANY_GAP
+from planner.tensor_parallel import tensor_parallel_of
 
 ANY_SCHEDULE = Limits(seconds=5.0, gap=ANY_GAP)
 """Limits for finding out whether one device fits at all, which many numbers are asked for."""
@@ -46,23 +56,63 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
         )
 
     cluster = of(request.world_size)
-    batch = request.global_batch
-    if batch is None:
-        batch = samples_in(request.inputs) * request.world_size
-    shop = Captures(request)
-    among = _among(cluster, batch, request.precisions, offload=request.offload is not False)
-    found, margin = _explored(request, shop.space(cluster, among), budget_bytes)
+    asked = tensor_parallel_of(request.tensor_parallel)
+    shop = Captures(request, ways_of(request.model, asked, cluster))
+    found, margin = _searched(shop, cluster, budget_bytes)
     if found.best is None:
         request.tell("looking for a number of devices that would do")
         room = budget_bytes - margin.size_bytes
+        among = [o.configuration for o in found.outcomes if not o.impossible]
         ranks = least_ranks(lambda n: _fits_on(shop, among, of, n, room), cluster.world_size)
         raise fits_nowhere(found, budget_bytes, cluster, ranks, margin)
     plan = plan_found(shop, cluster, found, budget_bytes, margin)
     return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
 
 
-def _explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
-    """Search within what a margin leaves of the budget, for plans its allocator has room for."""
+def _searched(shop: Captures, cluster: Cluster, budget_bytes: int) -> tuple[SearchResult, Margin]:
+    """Search all ways in which layers may be parted, or those that part them only if needed."""
+    request, ways = shop.request, shop.ways
+    if not ways.only_if_needed or not ways.parted:
+        return explored(
+            request, shop.space(cluster, _among(shop, cluster, ways.styles)), budget_bytes
+        )
+    found: SearchResult | None = None
+    if any(_even(shop, cluster, way) for way in ways.styles if way == WHOLE):
+        among = _among(shop, cluster, (WHOLE,))
+        found, margin = explored(request, shop.space(cluster, among), budget_bytes)
+        if found.best is not None:
+            return found, margin
+    request.tell("looking whether it fits with layers parted over ranks")
+    among = _among(shop, cluster, ways.parted)
+    try:
+        parted, margin = explored(request, shop.space(cluster, among), budget_bytes)
+    except CaptureError:
+        if found is None:
+            raise
+        return found, margin
+    return (parted if found is None else _both(found, parted)), margin
+
+
+def _both(whole: SearchResult, parted: SearchResult) -> SearchResult:
+    """Join what two searches found, the first of which found nothing that fits."""
+    closest = min((whole.closest, parted.closest), key=peak_of)
+    return replace(
+        parted,
+        bound_seconds=min(whole.bound_seconds, parted.bound_seconds),
+        outcomes=(*whole.outcomes, *parted.outcomes),
+        closest=closest,
+        finished=whole.finished and parted.finished,
+    )
+
+
+def explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
+    """Search within what a margin leaves of the budget, for plans its allocator has room for.
+
+    Args:
+        request: what is planned.
+        space: its configurations.
+        budget_bytes: of each rank.
+    """
     kept = margin_of(request, budget_bytes)
     room = budget_bytes - kept.size_bytes
 
@@ -124,19 +174,40 @@ def plan_found(
         host_bytes=found.best.host_bytes * cluster.devices_per_node,
         margin_bytes=margin.size_bytes,
         nccl_bytes=margin.nccl_bytes,
+        tensor=tensor_parallelism(shop.ways, found),
     )
 
 
-def _among(
-    cluster: Cluster, global_batch: int, precisions: Sequence[str], *, offload: bool
-) -> tuple[Configuration, ...]:
+def _global_batch(shop: Captures, cluster: Cluster) -> int:
+    said, inputs = shop.request.global_batch, shop.request.inputs
+    return samples_in(inputs) * cluster.world_size if said is None else said
+
+
+def _even(shop: Captures, cluster: Cluster, way: Parted) -> bool:
+    """Tell whether samples divide over the ranks that see some of their own."""
+    return _global_batch(shop, cluster) % (cluster.world_size // way.ranks) == 0
+
+
+def _among(shop: Captures, cluster: Cluster, ways: Iterable[Parted]) -> tuple[Configuration, ...]:
+    """Return the configurations of all ways over whose ranks the samples divide.
+
+    Raises:
+        BadCluster: they divide over the ranks of none, or a precision is unknown.
+    """
+    request, batch, ways = shop.request, _global_batch(shop, cluster), tuple(ways)
+    even = [way for way in ways if _even(shop, cluster, way)] or ways
     try:
-        return configurations(
-            cluster.world_size,
-            global_batch,
-            devices_per_node=cluster.devices_per_node,
-            precisions=precisions,
-            offload=offload,
+        return tuple(
+            c
+            for way in even
+            for c in configurations(
+                cluster.world_size,
+                batch,
+                devices_per_node=cluster.devices_per_node,
+                precisions=request.precisions,
+                offload=request.offload is not False,
+                parted=way,
+            )
         )
     except ValueError as error:
         raise BadCluster(str(error)) from error
@@ -242,10 +313,15 @@ def _fits_on(
             accumulation=1,
         )
         for c in among
-        if c.strategy.stages[-1].number == most
-        for least in islice(c.strategy.spreads(ranks, cluster.devices_per_node), 1)
+        if c.strategy.stages[-1].number == most and ranks % c.tensor_ranks == 0
+        for least in islice(_spreads(c, ranks, cluster.devices_per_node), 1)
     )
     return any(_fits(c, shop.step(c, cluster), budget_bytes) for c in smallest)
+
+
+def _spreads(c: Configuration, ranks: int, devices_per_node: int) -> Iterable[Spread]:
+    per_node = max(1, devices_per_node // c.tensor_ranks)
+    return c.strategy.spreads(ranks // c.tensor_ranks, per_node)
 
 
 def _fits(c: Configuration, step: CanRealize, budget_bytes: int) -> bool:

@@ -7,7 +7,11 @@ from dataclasses import fields, replace
 
 from planner.byte_sizes import format_bytes, format_percent, format_seconds
 from planner.plan.sharded_step_plan import Alternative
+from planner.plan.tensor_parallelism import RefusedDegree, TensorParallelism
 from planner.plan.time_parts import Spent, spent
+from planner.sharding.configurations import Parted
+from planner.sharding.parted.parallelize import described
+from planner.sharding.parted.ways import Ways
 from planner.sharding.pricing import Planned
 from planner.sharding.search import Outcome, SearchResult
 
@@ -48,10 +52,30 @@ def alternatives(found: SearchResult, budget_bytes: int) -> tuple[Alternative, .
     rows = [
         _rejected(outcome, best)
         for outcome in found.outcomes
-        if outcome.configuration != best.configuration
+        if outcome.configuration != best.configuration and not outcome.impossible
     ]
     rows += [_recipe(p, best, budget_bytes) for p in found.recipes if p.recipe != best.recipe]
     return tuple(sorted(rows, key=lambda a: (a.seconds_per_sample, str(a.configuration))))
+
+
+def tensor_parallelism(ways: Ways, found: SearchResult) -> TensorParallelism | None:
+    """Say how layers are parted in the best plan, and which degrees are impossible.
+
+    Args:
+        ways: that were allowed.
+        found: how the search ended.
+    """
+    assert found.best is not None
+    tried = {o.configuration.tensor_ranks for o in found.outcomes}
+    best = found.best.configuration
+    why = {o.configuration.tensor_ranks: o.impossible for o in found.outcomes if o.impossible}
+    seen = {o.configuration.tensor_ranks for o in found.outcomes if not o.impossible}
+    captured = [RefusedDegree(d, reason) for d, reason in why.items() if d not in seen]
+    refused = (*ways.refused, *captured) if tried != {1} or not ways.only_if_needed else ()
+    if tried == {1} and not refused:
+        return None
+    parted = Parted(best.tensor_ranks, best.sequence_parallel)
+    return TensorParallelism(described(ways.styles[parted]), ways.declared, refused)
 
 
 def _rejected(outcome: Outcome, best: Planned) -> Alternative:
@@ -70,7 +94,10 @@ def _rejected(outcome: Outcome, best: Planned) -> Alternative:
     if not fitting:
         return replace(row, reason=outcome.fills)
     if outcome.spent is None:
-        reason = "slower: compute and optimizer alone take longer than the whole of the best plan"
+        sent = " with the collectives of its layers" if c.tensor_ranks > 1 else ""
+        reason = (
+            f"slower: compute and optimizer alone{sent} take longer than the whole of the best plan"
+        )
         return replace(row, reason=reason)
     if outcome.solved and outcome.seconds is None:
         reason = "no schedule was found that fits; none is proved impossible"

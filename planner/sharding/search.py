@@ -11,9 +11,10 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from planner.errors import CaptureError
 from planner.graphs import Graph, Kind
 from planner.plan.configuration import Configuration
 from planner.plan.time_parts import Spent, spent
@@ -43,11 +44,15 @@ class Space:
 
     What the optimizer does must not depend on the micro-batch. What a step holds must not fall with
     larger micro-batches, gradients that are accumulated aside, nor with smaller groups of ranks.
+    ``quick_seconds`` is a bound that takes no capture; what it rules out is never captured.
+    ``impossible`` says why a configuration cannot be captured, if it cannot.
     """
 
     configurations: tuple[Configuration, ...]
     floor_seconds: Callable[[Configuration], float]
     open: Callable[[Configuration], CanRealize]
+    quick_seconds: Callable[[Configuration], float] = lambda c: 0.0
+    impossible: Callable[[Configuration], str] = lambda c: ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Outcome:
     fastest plan seen that fits, ``None`` if none was; ``peak_bytes`` is that plan's, or the lowest
     seen, ``None`` if its memory was never looked at. ``spent`` splits the seconds, of every op once
     if no plan fits. ``fills`` says what fills the device at the lowest peak seen. ``solved`` says
-    that the solver was asked.
+    that the solver was asked; ``impossible`` why there is no such step.
     """
 
     configuration: Configuration
@@ -68,6 +73,7 @@ class Outcome:
     spent: Spent | None = None
     fills: str = ""
     solved: bool = False
+    impossible: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,14 +114,21 @@ def explore(
         method: of the solver.
         limits: of all solving together.
         tell: gets a sentence of what is done next.
+
+    Raises:
+        CaptureError: all configurations are impossible.
     """
     search = _Search(
         space, budget_bytes, needs=needs, method=method, limits=limits or Limits(), tell=tell
     )
-    search.open_all()
-    search.solve_all()
+    for parted in (False, True):  # what is known of whole layers rules out most of the others
+        if among := [c for c in space.configurations if (c.tensor_ranks > 1) == parted]:
+            search.open_all(among)
+            search.solve_all()
     search.show_all()
-    assert search.closest is not None, "a space has configurations"
+    if search.closest is None:
+        assert search.outcomes, "a space has configurations"
+        raise CaptureError(next(o.impossible for o in search.outcomes.values()))
     outcomes, best = tuple(search.outcomes[c] for c in space.configurations), search.best
     bound = min(outcome.bound_seconds for outcome in outcomes)
     if best is None:
@@ -143,17 +156,25 @@ class _Search:
         self.best: Planned | None = None
         self.closest: Planned | None = None
         self.finished = True
+        self.seconds = self.limits.seconds
         self.steps: dict[Configuration, CanRealize] = {}
         self.outcomes: dict[Configuration, Outcome] = {}
         self.optimizer: dict[Configuration, float] = {}
         self.full: list[Full] = []
 
-    def open_all(self) -> None:
+    def open_all(self, among: Sequence[Configuration]) -> None:
         """Open what its floor does not rule out, those that hold least first."""
-        for c in sorted(self.space.configurations, key=lambda c: (c.micro_batch, -c.shard_ranks)):
+        for c in sorted(among, key=_holds_least):
             if self._is_ruled_out(c):
                 continue
-            floor = self.space.floor_seconds(c) + self.optimizer.get(c.way, 0.0)
+            quick = self.space.quick_seconds(c) + self._optimizer_seconds(c)
+            if quick >= self._enough():
+                self.outcomes[c] = Outcome(c, quick)
+                continue
+            if why := self.space.impossible(c):
+                self.outcomes[c] = Outcome(c, math.inf, impossible=why)
+                continue
+            floor = self.space.floor_seconds(c) + self._optimizer_seconds(c)
             self.outcomes[c] = Outcome(c, floor)
             if floor < self._incumbent():
                 self._open(c)
@@ -164,7 +185,8 @@ class _Search:
         Always what has the least bound; the first even if the time is over by then. Where states
         are on the host, a configuration waits for those on the device that are about as good.
         """
-        deadline, bounded = time.monotonic() + self.limits.seconds, set[Configuration]()
+        self.finished = True
+        deadline, bounded = time.monotonic() + self.seconds, set[Configuration]()
         index = {c: i for i, c in enumerate(self.space.configurations)}
         queue = [(self._promise(c), index[c], c) for c in self.steps]
         heapq.heapify(queue)
@@ -179,7 +201,7 @@ class _Search:
                 self.finished = all(
                     o.solved or o.bound_seconds >= enough for o in self.outcomes.values()
                 )
-                return
+                break
             least = self.limits.seconds / 2 if first else 1.0
             limits = replace(self.limits, seconds=max(least, left))
             if first or (not self.outcomes[c].solved and (c in bounded or left <= 0)):
@@ -189,15 +211,18 @@ class _Search:
                 self._bound(c, limits)
             if not (c in bounded and self.outcomes[c].solved):
                 heapq.heappush(queue, (self._promise(c), i, c))
+        self.seconds = max(0.0, deadline - time.monotonic())
 
     def show_all(self) -> None:
         """Open what may be the fastest of each way to shard, until it is known or seems to be.
 
-        What is best of a way has then been priced, though maybe not solved.
+        What is best of a way has then been priced, though maybe not solved. What parts layers and
+        is not priced by then has a bound, which is shown.
         """
         ways: dict[Configuration, list[Configuration]] = {}
         for c in self.outcomes:
-            ways.setdefault(c.way, []).append(c)
+            if c.tensor_ranks == 1:
+                ways.setdefault(c.way, []).append(c)
         for among in ways.values():
             for _ in range(_SHOWN):
                 outcomes = [self.outcomes[c] for c in among]
@@ -210,6 +235,22 @@ class _Search:
                 c = min(unseen, key=lambda o: o.bound_seconds).configuration
                 if not self._is_ruled_out(c):
                     self._open(c)
+
+    def _optimizer_seconds(self, c: Configuration) -> float:
+        """Return what the optimizer takes at least, as far as it is known.
+
+        A rank whose layers are parted has no less to update than where states are sharded over all.
+        """
+        if c.tensor_ranks == 1 or c.way in self.optimizer:
+            return self.optimizer.get(c.way, 0.0)
+        least = replace(
+            c.way,
+            shard_ranks=c.world_size,
+            replicas=1,
+            tensor_ranks=1,
+            sequence_parallel=False,
+        )
+        return self.optimizer.get(least, 0.0)
 
     def _is_ruled_out(self, c: Configuration) -> bool:
         """Tell whether what holds no more does not fit, and remember it."""
@@ -302,6 +343,11 @@ def _seconds(planned: Planned) -> float:
     return planned.seconds
 
 
+def _holds_least(c: Configuration) -> tuple[int, ...]:
+    """Order configurations: whole layers first, then by what holds less."""
+    return (c.tensor_ranks, c.sequence_parallel, c.micro_batch, -c.shard_ranks)
+
+
 @dataclass(frozen=True)
 class Full:
     """A configuration that cannot fit, and whether its states alone are too much."""
@@ -315,14 +361,15 @@ class Full:
         Shards never grow with more ranks; the buffers they are gathered in may, by padding.
         """
         mine = self.configuration
-        alike = (c.strategy, c.precision, c.offload) == (
-            mine.strategy,
-            mine.precision,
-            mine.offload,
-        )
+        alike = _kind(c) == _kind(mine)
         larger = c.shard_ranks == mine.shard_ranks
         larger = larger or (self.by_states and c.shard_ranks < mine.shard_ranks)
         return alike and larger and c.micro_batch >= mine.micro_batch
+
+
+def _kind(c: Configuration) -> tuple[object, ...]:
+    """Return what two configurations have to share for one to hold at least what the other does."""
+    return (c.strategy, c.precision, c.offload, c.tensor_ranks, c.sequence_parallel)
 
 
 def full(graph: Graph, c: Configuration, budget_bytes: int) -> Full | None:

@@ -35,9 +35,20 @@ def optimizer_of_all(
 ) -> Optimizer:
     """Make an optimizer of every parameter of a model.
 
+    Parameters on different meshes are in groups of their own: kernels that step many at once take
+    those of one mesh only.
+
     Args:
         model: wrapped.
         optimizer: the class.
         options: of the class.
     """
-    return optimizer(model.parameters(), **options)
+    from planner.graphs.capture.placed import placed_as
+
+    by_mesh: dict[Any, list[Any]] = {}
+    for p in model.parameters():
+        placed = placed_as(p)
+        by_mesh.setdefault(placed and placed.mesh, []).append(p)
+    if len(by_mesh) == 1:
+        return optimizer(model.parameters(), **options)
+    return optimizer([{"params": group} for group in by_mesh.values()], **options)

@@ -38,7 +38,8 @@ class ShardedTrial:
 
     ``factory`` returns a model and the inputs of rank ``r`` for a whole step, whose tensors are
     parted along their first dimension into the micro-steps. ``units`` say what to wrap; without a
-    ``plan`` they run as the model is. ``compared`` brings gradients and parameters back.
+    ``plan`` they run as the model is, its layers parted by ``styles`` if they are. ``compared``
+    brings gradients and parameters back.
     """
 
     factory: Callable[[int], tuple[nn.Module, Any]]
@@ -48,6 +49,7 @@ class ShardedTrial:
     steps: int = 1
     seed: int = 0
     compared: bool = True
+    styles: Any = None
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,9 @@ def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[
     torch.manual_seed(trial.seed)
     made, inputs = trial.factory(rank)
     model = (
-        wrap(made, trial.configuration, trial.units)
+        wrap(made, trial.configuration, trial.units, styles=trial.styles)
         if trial.plan is None
-        else apply(trial.plan, made)
+        else apply(trial.plan, made, tensor_parallel=trial.styles)
     )
     del made
     gc.collect()

@@ -18,34 +18,39 @@ from torch import nn
 
 from planner.graphs.capture.guards.paths import MISSING, Item, Outside
 from planner.graphs.capture.guards.reads import Read
+from planner.graphs.capture.guards.same_code import same_code
 from planner.graphs.capture.guards.told_values import Whole, is_object, is_told, tensors_told
-from planner.graphs.torch_api.module_internals import STORED, hooks_of
+from planner.graphs.capture.placed import placed_as
+from planner.graphs.torch_api.module_internals import STORED, hooks_inside
 
 
 @dataclass(frozen=True)
 class Make:
     """What a module was when it was traced: its ``members``, and the attributes in its tree.
 
-    ``hooked`` says that something runs around the code inside; around all of it is outside.
+    ``hooks`` run around the code inside, each with where it is; around all of it is outside.
+    ``replaced`` says that some module inside has a ``forward`` of its own.
     """
 
     members: tuple[Any, ...]
     attributes: tuple[dict[str, Any], ...]
-    hooked: bool
+    hooks: tuple[tuple[tuple[int, str], Any], ...]
+    replaced: bool
 
 
 def make_of(model: nn.Module) -> Make:
     """Describe a module as it is now; nothing keeps its tensors alive."""
     own = tuple({k: v for k, v in vars(m).items() if k not in STORED} for m in model.modules())
     inside = list(model.modules())[1:]
-    hooked = any(any(hooks_of(m)) or "forward" in vars(m) for m in inside)
-    return Make(tuple(_members(model)), own, hooked)
+    replaced = any("forward" in vars(m) for m in inside)
+    return Make(tuple(_members(model)), own, tuple(hooks_inside(inside)), replaced)
 
 
 def is_twin(make: Make, reads: Sequence[Read], other: nn.Module) -> bool:
     """Tell whether the trace of a module is that of another, called alike, as well.
 
-    Hooks inside either make them different, as a hook is told which module it is called for.
+    Hooks inside have to be the same code with the same around it: what they are told, the module
+    that they are called for, they read as its own code does.
 
     Args:
         make: of the module that was traced, as it was then.
@@ -61,7 +66,9 @@ def is_twin(make: Make, reads: Sequence[Read], other: nn.Module) -> bool:
     (True, False)
     """
     found = make_of(other)
-    if make.hooked or found.hooked or make.members != found.members:
+    if make.replaced or found.replaced or make.members != found.members:
+        return False
+    if not _same_hooks(make.hooks, found.hooks):
         return False
     seen = set[tuple[int, int]]()
     pairs = zip(make.attributes, found.attributes, strict=True)
@@ -69,6 +76,11 @@ def is_twin(make: Make, reads: Sequence[Read], other: nn.Module) -> bool:
         return False
     modules = list(other.modules())
     return all(_found_there(read, modules) for read in reads)
+
+
+def _same_hooks(a: Sequence[tuple[Any, Any]], b: Sequence[tuple[Any, Any]]) -> bool:
+    places = [at for at, _ in a] == [at for at, _ in b]
+    return places and all(same_code(x, y) for (_, x), (_, y) in zip(a, b, strict=True))
 
 
 def same_data(traced: nn.Module, other: nn.Module) -> bool:
@@ -101,6 +113,7 @@ def _members(model: nn.Module) -> Iterator[Any]:
     for name, t in tensors:
         tie = first.setdefault(id(t), name)
         yield name, type(t), t.shape, t.stride(), t.dtype, t.device, t.requires_grad, tie
+        yield placed_as(t)
 
 
 def _noticed(a: dict[str, Any], b: dict[str, Any], seen: set[tuple[int, int]]) -> bool:

@@ -18,6 +18,7 @@ from planner.output.exporters.shortfalls import (
     parameters_of,
     recomputation_notes,
     recomputing,
+    refuse_parted,
     table_notes,
 )
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
@@ -25,6 +26,7 @@ from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 
 def accelerate(plan: ShardedStepPlan) -> str:
     """Write the configuration that ``accelerate launch --config_file`` takes."""
+    refuse_parted(plan, "accelerate")
     c, on_cpu = plan.configuration, plan.cluster.device.name == "cpu"
     kind = _distributed_type(plan)
     fields: dict[str, Any] = {

@@ -18,6 +18,7 @@ from planner.output.exporters.shortfalls import (
     mixed_notes,
     parameters_of,
     recomputation_notes,
+    refuse_parted,
     table_notes,
 )
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
@@ -32,6 +33,7 @@ def deepspeed(plan: ShardedStepPlan) -> str:
     Buckets are one unit: the plan's own gathers and reductions are as large. The optimizer is left
     to the script, as in a plan.
     """
+    refuse_parted(plan, "DeepSpeed")
     c = plan.configuration
     config: dict[str, Any] = {
         NOTES_KEY: {"notes": list(deepspeed_notes(plan))},

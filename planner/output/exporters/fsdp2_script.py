@@ -30,7 +30,7 @@ Start it on every node with
 
 MODEL is path.py:function or package.module:function; it returns (model, inputs), on the CPU. Every
 rank trains on these inputs until a real loader of {micro_batch} samples replaces ``batches``.
-"""
+{alike}"""
 
 import os
 import sys
@@ -47,7 +47,7 @@ from planner.model_argument import load_example
 PLAN = Path(__file__).resolve().parent / {plan_path}
 MESH, NAMES = {mesh}
 MICRO_BATCH, ACCUMULATION = {micro_batch}, {accumulation}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"{styles}
 
 
 def batches(inputs):
@@ -75,7 +75,7 @@ def loss_of(model, inputs):
 def train(model, inputs, steps):
     mesh = init_device_mesh(DEVICE, MESH, mesh_dim_names=NAMES)
     plan = planner.load(PLAN)
-    model = plan.apply({model}, mesh=mesh)
+    model = plan.apply({model}, mesh=mesh{pass_styles})
     {optimizer}
     loader = batches(inputs)
     for step in range(steps):
@@ -123,6 +123,9 @@ def fsdp2(plan: ShardedStepPlan, plan_path: str) -> str:
         micro_batch=c.micro_batch,
         accumulation=c.accumulation,
         mesh=_mesh(plan),
+        alike=_ALIKE.format(ranks=c.tensor_ranks) if c.tensor_ranks > 1 else "",
+        styles=_STYLES if _needs_styles(plan) else "",
+        pass_styles=", tensor_parallel=STYLES" if _needs_styles(plan) else "",
         model=launch.model,
         optimizer=_optimizer(plan),
         every=f"\n            {every}" if every else "",
@@ -131,6 +134,9 @@ def fsdp2(plan: ShardedStepPlan, plan_path: str) -> str:
     )
 
 
+_ALIKE = """{ranks} neighbouring ranks part the layers between them: they need the same samples.
+"""
+_STYLES = "\nSTYLES = None  # the tensor_parallel= that planner.fit was given"
 _RESULT = "return output if isinstance(output, torch.Tensor) else output.loss"
 _MISSING = 'raise NotImplementedError("call here the loss that planner.fit was given")'
 _LOSS = "loss = loss_of(model, on_device(next(loader)))"
@@ -140,9 +146,8 @@ _AUTOCAST = f"""with torch.autocast(DEVICE, torch.bfloat16):
 
 def _mesh(plan: ShardedStepPlan) -> str:
     c = plan.configuration
-    mesh = c.strategy.mesh(c.spread)
-    names, sizes = (", ".join(map(json.dumps, column)) for column in zip(*mesh, strict=True))
-    comma = "," if len(mesh) == 1 else ""
+    names, sizes = (", ".join(map(json.dumps, column)) for column in zip(*c.mesh, strict=True))
+    comma = "," if len(c.mesh) == 1 else ""
     return f"({sizes}{comma}), ({names}{comma})"
 
 
@@ -163,6 +168,10 @@ def _optimizer(plan: ShardedStepPlan) -> str:
     return f"optimizer = plan.make_optimizer(model, torch.optim.{made.__name__}{words})"
 
 
+def _needs_styles(plan: ShardedStepPlan) -> bool:
+    return plan.configuration.tensor_ranks > 1 and not (plan.tensor and plan.tensor.declared)
+
+
 def has_own_loss(plan: ShardedStepPlan) -> bool:
     """Tell whether the plan was made with a loss that is not in the model."""
     return bool(plan.step.signature.get("loss"))
@@ -172,6 +181,10 @@ def script_notes(plan: ShardedStepPlan) -> Iterator[str]:
     """Say what is left to do in the script."""
     if has_own_loss(plan):
         yield "the loss that planner.fit was given is not in the plan: call it in loss_of"
+    if _needs_styles(plan):
+        yield "the styles that planner.fit was given are not in the plan: write them into STYLES"
+    if plan.configuration.tensor_ranks > 1:
+        yield "ranks that part layers between them need the same samples: see to it in the loader"
 
 
 def _write(plan: AnyPlan, path: Path, plan_path: Path | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from planner.byte_sizes import format_bytes
+from planner.errors import BadSpec
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 
 
@@ -51,4 +52,22 @@ def computes_in_half(plan: ShardedStepPlan) -> bool:
 
 
 def parameters_of(kind: UnitKind) -> list[Any]:
-    return list(kind.signature.get("parameters", ()))
+    return [member[:4] for member in kind.signature.get("parameters", ())]
+
+
+def refuse_parted(plan: ShardedStepPlan, name: str) -> None:
+    """Refuse to write what would train something else: other ranks would get other samples.
+
+    Args:
+        plan: to be written.
+        name: of the format.
+
+    Raises:
+        BadSpec: the plan parts layers over ranks.
+    """
+    if (parted := plan.configuration.tensor_ranks) > 1:
+        raise BadSpec(
+            f"the plan parts layers over {parted} ranks (tensor parallelism), which a file for "
+            f"{name} cannot say as it was planned: export fsdp2, a script that follows the plan, "
+            "or plan with tensor_parallel=False"
+        )

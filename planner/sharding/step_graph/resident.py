@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planner.graphs import Kind, Phase
+from planner.graphs import Kind
 from planner.sharding.step_graph.builder import ROOT, Draft
 from planner.sharding.step_graph.step_rules import StepRules
 from planner.sharding.wrapped.boundary import UnitCapture
+from planner.solvers.model.order_from_kept import turning_point
 
 _SCALAR_BYTES = 8
 
@@ -71,7 +72,8 @@ def _unit_buffers(
 
 def saved_inputs(capture: UnitCapture) -> list[int]:
     """Return the inputs that a unit's backward reads even if nothing runs again."""
-    read = {v for op in capture.graph.ops if op.phase is Phase.BACKWARD for v in op.inputs}
+    turn = turning_point(capture.graph)
+    read = {v for op in capture.graph.ops[turn:] for v in op.inputs}
     return [v for v in capture.inputs if v in read]
 
 

@@ -71,11 +71,12 @@ def _seconds(group: ParameterGroup, spread: Spread, cluster: Cluster) -> GroupSe
     HSDP reduces within a group of ranks, then all-reduces the shard across the groups. Offloaded
     shards travel from the host, their gradients back.
     """
-    ranks, replicas = spread.shard_ranks, spread.replicas
-    gather = all_gather_seconds(group.flat, ranks, cluster)
-    reduce = reduce_scatter_seconds(group.reduced, ranks, cluster)
+    ranks, replicas, stride = spread.shard_ranks, spread.replicas, spread.stride
+    gather = all_gather_seconds(group.flat, ranks, cluster, stride=stride)
+    reduce = reduce_scatter_seconds(group.reduced, ranks, cluster, stride=stride)
     if replicas > 1:
-        reduce += all_reduce_seconds(group.gradient_shard, replicas, cluster, stride=ranks)
+        apart = ranks * stride
+        reduce += all_reduce_seconds(group.gradient_shard, replicas, cluster, stride=apart)
     if spread.offload:
         gather += host_copy_seconds(group.shard, cluster)
         reduce += host_copy_seconds(group.gradient_shard, cluster)
@@ -90,10 +91,12 @@ def _row_wise_seconds(draft: Draft, unit: int) -> tuple[float, float] | None:
     """Return what the exchange of ids, rows and gradients of a table takes, where that is less.
 
     The ids of all ranks are looked up on each, the sums come back by a reduce-scatter; gradients
-    go to all. Nothing hides it. Tables in replicated groups or on the host are gathered.
+    go to all. Nothing hides it. Tables in replicated groups, on the host, or of a model whose
+    layers are parted are gathered.
     """
     spread, cluster, capture = draft.configuration.spread, draft.cluster, draft.capture(unit)
-    if spread.replicas > 1 or spread.offload or spread.shard_ranks == 1:
+    alone = spread.replicas == 1 and spread.stride == 1
+    if not alone or spread.offload or spread.shard_ranks == 1:
         return None
     ranks, sizes = spread.shard_ranks, exchange_of(capture, spread.shard_ranks)
     there = all_gather_seconds(sizes.asked, ranks, cluster)
@@ -235,6 +238,7 @@ def _wrap(
     )
     from torch.distributed.tensor import Shard
 
+    from planner.graphs.capture.placed import local_of
     from planner.sharding.row_wise import keep_rows
 
     policy = MixedPrecisionPolicy()
@@ -246,7 +250,7 @@ def _wrap(
     ranks = configuration.spread.shard_ranks
 
     def placed(parameter: nn.Parameter) -> Shard:
-        return Shard(shard_dimension(parameter.shape, ranks))
+        return Shard(shard_dimension(local_of(parameter).shape, ranks))
 
     shared: dict[str, Any] = {
         "mesh": mesh,
@@ -278,6 +282,7 @@ FSDP2 = register_strategy(
         spreads=_spreads,
         check=lambda spread: None,
         mesh=_mesh,
+        takes_tensor_parallel=True,
         parts=(
             StepRules(
                 parameter_ranks=lambda spread: spread.shard_ranks,

@@ -95,7 +95,8 @@ def unit_capture_of(
     joint = traced.joint
     value = functools.partial(_value, traced)
     gradients = dict(zip((*joint.parameters, *joint.inputs), joint.gradients, strict=True))
-    trainable = {name: wanted for name, *_, wanted in traced.captured.signature["parameters"]}
+    members = traced.captured.signature["parameters"]
+    trainable = {name: wanted for name, _, _, wanted, *_ in members}
     parameters = tuple(
         Parameter(
             name,

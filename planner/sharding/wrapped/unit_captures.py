@@ -22,6 +22,7 @@ from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_data
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
+from planner.graphs.capture.placed import local_of, placed_as
 from planner.graphs.capture.sizes import Dynamic
 from planner.graphs.capture.step_function import (
     Arguments,
@@ -37,6 +38,7 @@ from planner.graphs.capture.training_step import (
     target_of,
 )
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
 from planner.graphs.torch_api.patches import capturing
@@ -88,6 +90,7 @@ def capture_units(
     dynamic: Dynamic = "batch",
     precision: str = "float32",
     units: Sequence[str] | None = None,
+    cluster: Cluster | None = None,
 ) -> ModelCapture:
     """Take a model apart and capture every distinct unit of its step, allocating nothing.
 
@@ -96,6 +99,8 @@ def capture_units(
         dynamic: which sizes of a unit's call may be smaller: "batch" or "off".
         precision: one of ``PRECISIONS``.
         units: paths of the modules to shard and plan one by one, instead of those found.
+        cluster: what the model's own collectives run on, if it is parallelized to be planned with
+            them; without it they are refused.
 
     Raises:
         CaptureError: no units, or one that cannot be captured.
@@ -116,7 +121,8 @@ def capture_units(
         with in_precision(model, precision, device_type(model, call)):
             return _taken_apart(
                 model, call, candidates, stored, loss, precision=precision,
-                options={"device": device, "costs": costs, "real": real, "dynamic": dynamic},
+                options={"device": device, "costs": costs, "real": real, "dynamic": dynamic,
+                         "cluster": cluster},
             )  # fmt: skip
     except GraphsCaptureError as error:
         raise CaptureError(str(error)) from error
@@ -156,7 +162,8 @@ def _taken_apart(
     kinds = [captured[key] for key in order]
     kind_of = tuple(order[key] for _, _, key in recorded)
     paths = tuple(units)
-    _refuse_communication((root, *kinds))
+    if options["cluster"] is None:
+        _refuse_communication((root, *kinds))
     inside = {name for p in paths for name in _names_inside(model, p)}
     calls = calls_of(root, paths)
     captures = []
@@ -269,12 +276,15 @@ def in_precision(model: nn.Module, precision: str, device: str) -> Iterator[None
 def _cast(model: nn.Module) -> dict[str, Tensor]:
     """Return fake parameters in bfloat16, and the buffers as they are."""
     parameters, buffers = unique_tensors(model)
-    mode = next((t.fake_mode for t in parameters.values() if isinstance(t, FakeTensor)), None)
+    locals_ = map(local_of, parameters.values())
+    mode = next((t.fake_mode for t in locals_ if isinstance(t, FakeTensor)), None)
     made: dict[str, Tensor] = dict(buffers)
     with mode or FakeTensorMode(allow_non_fake_inputs=True):
         for name, p in parameters.items():
-            device = "cpu" if p.is_meta else p.device
+            part, placed = local_of(p), placed_as(p)
+            device = "cpu" if part.is_meta else part.device
             dtype = torch.bfloat16 if p.is_floating_point() else p.dtype
-            fresh = torch.empty_strided(p.shape, p.stride(), dtype=dtype, device=device)
-            made[name] = nn.Parameter(fresh, requires_grad=p.requires_grad)
+            fresh = torch.empty_strided(part.shape, part.stride(), dtype=dtype, device=device)
+            whole = placed.around(fresh) if placed else fresh
+            made[name] = nn.Parameter(whole, requires_grad=p.requires_grad)
     return made

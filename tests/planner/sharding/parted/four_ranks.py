@@ -1,0 +1,141 @@
+"""Four processes over gloo that train a small Llama, its layers in two parts, sharded over two."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch import multiprocessing as mp
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import parallelize_module
+
+import planner
+from planner.errors import PlanMismatch
+from planner.graphs.capture.placed import local_of
+from planner.sharding.parted.declared import declared
+from planner.tensor_parallel import TensorParallel
+from planner.verification.meeting import meeting
+from planner.verification.ranks import ShardedTrial, measure_rank
+
+WORDS, TOKENS, SAMPLES = 512, 64, 4
+CASES = ("parted", "along the sequence", "declared")
+
+
+def llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        use_cache=False,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def batch(part: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(part)
+    ids = torch.randint(WORDS, (SAMPLES, TOKENS), generator=generator)
+    return {"input_ids": ids, "labels": ids}
+
+
+def example(rank: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return the model and a rank's samples: the two that share layers have the same."""
+    return llama(), batch(rank // 2)
+
+
+def said(case: str) -> Any:
+    """Return what ``fit`` and ``apply`` are told of tensor parallelism."""
+    own = declared(llama())
+    if case == "declared":
+        return 2
+    return TensorParallel(own.styles if case == "parted" else own.sequence, degrees=(2,))
+
+
+def planned(case: str, budget: str = "8MB") -> planner.ShardedPlan:
+    plan = planner.fit(
+        llama(), budget, inputs=batch(0), world_size=4, global_batch=8, offload=False,
+        tensor_parallel=said(case), progress="off", limits=planner.Limits(seconds=10),
+    )  # fmt: skip
+    assert isinstance(plan, planner.ShardedPlan)
+    return plan
+
+
+def plain(plan: planner.ShardedPlan, case: str, mesh: DeviceMesh) -> nn.Module:
+    """Do by torch's own means what a plan does, without a schedule."""
+    model, own = llama(), declared(llama())
+    along = case == "along the sequence" or plan.configuration.sequence_parallel
+    styles: Any = own.sequence if along else own.styles
+    parallelize_module(model, mesh["tensor"], dict(styles))
+    for unit in plan.units:
+        kept = not unit.keep_gathered
+        fully_shard(model.get_submodule(unit.path), mesh=mesh["shard"], reshard_after_forward=kept)
+    return fully_shard(model, mesh=mesh["shard"], reshard_after_forward=False)
+
+
+def train(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Take three steps; return losses, gradients and, in the end, this rank's shards."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    found: list[Tensor] = []
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(**inputs).loss
+        loss.backward()
+        found += [loss.detach(), *(local_of(p.grad).clone() for p in model.parameters())]
+        optimizer.step()
+    return [*found, *(local_of(p).detach().clone() for p in model.parameters())]
+
+
+def refused(plan: planner.ShardedPlan, **options: Any) -> str:
+    try:
+        plan.apply(llama(), **options)
+    except PlanMismatch as error:
+        return str(error)
+    return ""
+
+
+def on_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # torch says that the root returns a view
+    plans: dict[str, Any] = {c: planner.load(Path(folder) / f"{c}.json") for c in CASES}
+    other: Any = planner.load(Path(folder) / "other.json")
+    with meeting(rank, 4, folder):
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
+        found: dict[str, Any] = {}
+        for case, plan in plans.items():
+            styles = None if case == "declared" else said(case)
+            inputs = batch(rank // 2)
+            without = train(plain(plan, case, mesh), inputs)
+            applied = plan.apply(llama(), mesh=mesh, tensor_parallel=styles)
+            trial = ShardedTrial(
+                example, plan.configuration, plan.units, plan, compared=False, styles=styles
+            )
+            pairs = zip(without, train(applied, inputs), strict=True)
+            found[case] = {
+                "equal": [bool(torch.equal(a, b)) for a, b in pairs],
+                "peak_bytes": measure_rank(trial, rank).peak_bytes,
+            }
+        wide = init_device_mesh("cpu", (1, 4), mesh_dim_names=("shard", "tensor"))
+        found["other mesh"] = refused(plans["declared"], mesh=wide)
+        found["other plans"] = refused((plans["declared"], other)[rank % 2], mesh=mesh)
+        torch.save(found, Path(folder) / f"{rank}.pt")
+        dist.barrier()
+
+
+def run_four(folder: Path) -> list[dict[str, Any]]:
+    """Run all ranks; return what each found."""
+    mp.spawn(on_rank, args=(str(folder),), nprocs=4)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
