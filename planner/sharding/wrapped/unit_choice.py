@@ -13,6 +13,7 @@ from planner.errors import CaptureError
 from planner.graphs.capture.guards.call import class_name, signature_of
 from planner.graphs.capture.step_function import Arguments
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.graphs.torch_api.module_internals import hooks_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def large_around(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[str,
     """Return the large modules around the blocks, by path: the embedding and the head, if untied.
 
     As units they are gathered and let go like blocks, as torchtitan shards them; in the root their
-    weights would stay whole from the first op of a step to the last.
+    weights would stay whole from the first op of a step to the last. One with hooks stays there:
+    what they read and return is the root's.
 
     Args:
         model: has the blocks.
@@ -111,6 +113,7 @@ def large_around(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[str,
         if path
         and not any(path == b or path.startswith(f"{b}.") for b in blocks)
         and not any(True for _ in module.children())
+        and not any(hooks_of(module))
         and any(p.requires_grad for p in module.parameters())
         and sum(p.numel() for p in module.parameters()) >= _LARGE * largest
     }

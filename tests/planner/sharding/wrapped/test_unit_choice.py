@@ -42,6 +42,13 @@ def test_a_large_embedding_and_head_are_units(options: dict[str, float], found: 
     assert units == ("embed", "h.0", "h.1", "head") if found else ("h.0", "h.1")
 
 
+def test_hooks_are_the_roots() -> None:
+    model = decoder(2, tied=False, vocabulary=400)
+    model.embed.register_forward_hook(lambda module, args, found: found * 2)
+    assert list(large_around(model, find_units(model))) == ["head"]
+    assert capture_units(model, batch()).units == ("h.0", "h.1", "head")
+
+
 class Functional(Decoder):
     """Ties its head by reading the weight of another module."""
 
