@@ -233,7 +233,7 @@ def run_ranks(
         for process in processes:
             process.start()
         for process in processes:
-            process.join(180)
+            process.join(900)  # on a busy machine; gloo's own timeout ends ranks that wait in vain
             process.kill()
         files = [Path(name) / f"{rank}.pt" for rank in range(world)]
         return [torch.load(f, weights_only=False) if f.exists() else None for f in files]
