@@ -216,16 +216,16 @@ def test_files_are_timed_once(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_line(tmp_path: Path, budget: int) -> None:
+def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "made.py").write_text(
         "from tests.planner.test_offload_option import batch, language_model\n"
         "def model():\n    return language_model(), batch()\n"
     )
-    common = ["fit", f"{tmp_path / 'made.py'}:model", "--budget", str(budget)]
+    common = ["fit", f"{tmp_path / 'made.py'}:model", "--budget", "1GB"]
     common += ["--optimizer", "none", "--time-limit", "4", "--offload"]
     found = CliRunner().invoke(cli, [*common, str(tmp_path)])
     assert found.exit_code == 0, found.output
-    assert "offload=" in found.output or "Moved to the host" in found.output
+    assert "need not: the step fits as it is" in " ".join(found.output.split())
     refused = CliRunner().invoke(cli, [*common, "auto", "--world-size", "2"])
     assert refused.exit_code
     assert "--offload moves values of one device" in refused.output
