@@ -23,16 +23,10 @@ from planner.graphs import Graph, plain_schedule, simulate
 from planner.output.layout import table, wrap
 from planner.planning import captured_variant
 from planner.progress import Progress, silent
-from planner.request import (
-    DEFAULT_LIMITS,
-    Request,
-    VariantOptions,
-    checked_method,
-    requested,
-    takes,
-)
+from planner.request import DEFAULT_LIMITS, Request, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Status, solve
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH
+from planner.step_options import VariantOptions
 
 if TYPE_CHECKING:
     from torch import nn

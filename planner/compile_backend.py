@@ -14,7 +14,8 @@ from planner.byte_sizes import format_both
 from planner.errors import BadRequest, CaptureError
 from planner.planning import plan_captured
 from planner.plans import Plan
-from planner.request import BatchOptions, Request, check_said, requested, takes
+from planner.request import Request, requested, takes
+from planner.step_options import BatchOptions, check_said
 
 if TYPE_CHECKING:
     from torch import fx

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Literal, Unpack, overload
 from planner.errors import BadRequest
 from planner.planning import plan_step
 from planner.plans import Plan, ShardedPlan, with_verbs
-from planner.request import (
-    AnyOptions,
-    FitOptions,
-    Request,
-    ShardedOptions,
-    requested,
-    takes,
-    without_labels,
-)
+from planner.request import Request, requested, takes
+from planner.request_defaults import without_labels
+from planner.step_options import AnyOptions, FitOptions, ShardedOptions
 
 if TYPE_CHECKING:
     from torch import nn

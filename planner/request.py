@@ -6,30 +6,28 @@ are told; whatever comes after takes that. The parameters are spelled here and n
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from planner.byte_sizes import parse_budget
 from planner.errors import (
     BadCluster,
     BadRequest,
-    CaptureError,
-    UnknownDevice,
     UnknownMethod,
 )
-from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
-from planner.graphs.hardware.devices import Device, DeviceSpec, device
+from planner.graphs.hardware.devices import Device, DeviceSpec
 from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.hardware.reserve import NCCL_BYTES
 from planner.host_option import Offload, host_tier
 from planner.loss_chunks import KEEP, check_chunks
 from planner.progress import Told, telling
+from planner.request_defaults import example_inputs, find_device, optimizer_name
 from planner.solvers import SOLVERS, Limits
 from planner.solvers.api import method_of
+from planner.step_options import ALLOCATORS, AnyOptions, FitOptions, ShardedOptions, check_said
 from planner.tensor_parallel import IF_NEEDED, tensor_parallel_of
 
 if TYPE_CHECKING:
@@ -38,71 +36,6 @@ if TYPE_CHECKING:
     from planner.graphs.hardware.cluster import LinkSpec
 
 DEFAULT_LIMITS = Limits()
-
-
-class BatchOptions(TypedDict, total=False):
-    """What may be said of a step, whatever its batch; ``Request`` says what each means."""
-
-    loss: Callable[..., Any] | None
-    optimizer: Any
-    device: DeviceSpec
-    costs: str
-    engine: str
-    limits: Limits
-    progress: Told
-    reserve: str | float | None
-    allocator: str
-
-
-ALLOCATORS = ("auto", SEGMENTS, EXPANDABLE)
-
-
-class StepOptions(BatchOptions, total=False):
-    """What may be said of a step on any number of devices."""
-
-    inputs: Any
-    targets: Any
-    dynamic: str | Mapping[str, int | Sequence[int]]
-
-
-class SingleOptions(StepOptions, total=False):
-    """What may be said of a step on one device."""
-
-    accumulate: bool
-    checks: str
-
-
-class VariantOptions(SingleOptions, total=False):
-    """What may be said of a step on one device, and of which variant of it is meant."""
-
-    loss_chunks: int | str
-    logits: str
-
-
-class FitOptions(VariantOptions, total=False):
-    """What ``fit`` may be told for one device."""
-
-    method: str
-    rewrites: Sequence[str]
-    offload: Offload
-
-
-class ShardedOptions(StepOptions, total=False):
-    """What ``fit`` may be told for several devices."""
-
-    method: str
-    devices_per_node: int | None
-    link: LinkSpec
-    global_batch: int | None
-    precisions: Sequence[str]
-    offload: Offload
-    tensor_parallel: Any
-
-
-class AnyOptions(FitOptions, ShardedOptions, total=False):
-    """All that ``fit`` may be told."""
-
-    world_size: int
 
 
 _SAID = AnyOptions.__annotations__.keys()
@@ -366,20 +299,6 @@ def _check_values(request: Request) -> None:
         )
 
 
-def check_said(said: Mapping[str, Any], allowed: type) -> None:
-    """Refuse names that a ``TypedDict`` does not have.
-
-    Raises:
-        BadRequest: an unknown name; the message lists the valid ones, the likely one first.
-    """
-    names = allowed.__annotations__
-    for name in said:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}? It takes" if close else "it takes"
-            raise BadRequest(f"{name!r} cannot be said here; {hint} {', '.join(sorted(names))}")
-
-
 @contextmanager
 def requested(
     model: nn.Module | Request, said: Mapping[str, Any], allowed: type = AnyOptions
@@ -443,76 +362,3 @@ def checked_method(method: str) -> str:
         return method_of(method)
     except ValueError as error:
         raise UnknownMethod(method, SOLVERS) from error
-
-
-def find_device(spec: DeviceSpec, model: nn.Module) -> Device:
-    """Look a device up; "auto" is the one the model lives on (meta stands for this machine's cpu).
-
-    Raises:
-        UnknownDevice: no device has this name.
-    """
-    try:
-        return _home(model) if spec == "auto" else device(spec)
-    except ValueError as error:
-        raise UnknownDevice(str(error)) from error
-
-
-def _home(model: nn.Module) -> Device:
-    from planner.graphs.capture.guards.call import device_of
-    from planner.graphs.hardware.detect import device_at
-
-    where = device_of(model)
-    try:
-        return device_at(where.type, where.index or 0)
-    except ValueError as error:
-        raise UnknownDevice(
-            f"the model lives on {where.type!r}, but {error}: say which device to plan for, for "
-            "example device='H100 SXM'"
-        ) from error
-
-
-def example_inputs(model: nn.Module) -> Any:
-    """Return the inputs a model carries along.
-
-    Raises:
-        CaptureError: it carries none; the message says what to pass.
-    """
-    for attribute in ("example_input_array", "dummy_inputs"):
-        found = getattr(model, attribute, None)
-        if found is not None:
-            return found
-    raise CaptureError(
-        f"{type(model).__name__} has neither example_input_array nor dummy_inputs, so it is not "
-        "known what to run it on: pass inputs= a tensor, a tuple (positional) or a dict (keywords)"
-    )
-
-
-def without_labels(model: nn.Module) -> str | None:
-    """Say what is missing where a model's own example has no labels and ``forward`` takes some.
-
-    >>> class Model:
-    ...     dummy_inputs = {"input_ids": [[1, 2]]}
-    ...     def forward(self, input_ids, labels=None): ...
-    >>> without_labels(Model()).partition(":")[0]
-    "planned for Model's dummy_inputs, which have no labels"
-    """
-    found = example_inputs(model)
-    takes = inspect.signature(model.forward).parameters
-    if not isinstance(found, Mapping) or "labels" in found or "labels" not in takes:
-        return None
-    return (
-        f"planned for {type(model).__name__}'s dummy_inputs, which have no labels: its loss, if it "
-        "has one, is not in the step; pass inputs= with labels"
-    )
-
-
-def optimizer_name(optimizer: Any) -> str | None:
-    """Name an optimizer given as text, class, factory or instance.
-
-    >>> optimizer_name("adamw"), optimizer_name(dict), optimizer_name(None)
-    ('adamw', 'dict', None)
-    """
-    if optimizer is None or isinstance(optimizer, str):
-        return optimizer
-    named = optimizer if hasattr(optimizer, "__name__") else type(optimizer)
-    return str(named.__name__)

@@ -96,7 +96,7 @@ ORDER = (
     ),
     *(f"planner/{name}" for name in ("model_argument.py", "loss_chunks.py", "host_option.py")),
     "planner/tensor_parallel.py",
-    "planner/request.py",
+    *(f"planner/{name}" for name in ("step_options.py", "request_defaults.py", "request.py")),
     *(f"planner/{name}" for name in ("plan", "output")),
     *(
         f"planner/{name}"

@@ -17,7 +17,7 @@ from planner.graphs.capture.training_step import capture_joint
 from planner.graphs.hardware.cluster import cluster
 from planner.plan.configuration import Configuration
 from planner.plan.strategy import strategy_of
-from planner.request import AnyOptions, request_of
+from planner.request import request_of
 from planner.sharding.captures import Captures
 from planner.sharding.pricing import Planned, price
 from planner.sharding.recipes import Checkpoint, recipes
@@ -25,6 +25,7 @@ from planner.sharding.step_graph.sharded_step import ShardedStep
 from planner.solvers.baselines.blocks import find_blocks
 from planner.solvers.baselines.checkpoint import order_of
 from planner.solvers.model.order_from_kept import order_from_kept, turning_point
+from planner.step_options import AnyOptions
 
 GIB = 2**30
 _NARROW = {Precision.AMP_FLOAT16: torch.float16, Precision.AMP_BFLOAT16: torch.bfloat16}

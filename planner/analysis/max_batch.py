@@ -18,7 +18,8 @@ from planner.errors import BadBudget, BadRequest, CaptureError
 from planner.output.layout import wrap
 from planner.planning import captured_step, plan_captured, plan_of, refuse_asked
 from planner.plans import Plan
-from planner.request import BatchOptions, Request, StepOptions, check_said, requested, takes
+from planner.request import Request, requested, takes
+from planner.step_options import BatchOptions, StepOptions, check_said
 
 if TYPE_CHECKING:
     from torch import nn

@@ -28,10 +28,11 @@ from planner.plan.advice import infeasible
 from planner.plan.chunk_notes import described
 from planner.planning import captured_variant, plan_of, refuse_asked
 from planner.plans import Plan
-from planner.request import DEFAULT_LIMITS, Request, VariantOptions, requested, takes
+from planner.request import DEFAULT_LIMITS, Request, requested, takes
 from planner.solvers import Limits, MinimumBudget, Solution, Status
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH, Mark, rivals
 from planner.solvers.frontier import Frontier, frontier, refined
+from planner.step_options import VariantOptions
 
 if TYPE_CHECKING:
     from torch import nn

@@ -45,7 +45,7 @@ from planner.output.exporters import export as write_plan
 from planner.output.layout import wrap
 from planner.plans import load, load_plan
 from planner.progress import on_terminal
-from planner.request import example_inputs
+from planner.request_defaults import example_inputs
 from planner.textbook.estimate import estimate as run_estimate
 
 

@@ -14,8 +14,8 @@ import click
 from planner.errors import BadCluster, BadRequest
 from planner.loss_chunks import KEEP
 from planner.loss_chunks import LOGITS as LOGITS_SAID
-from planner.request import ALLOCATORS
 from planner.solvers import Limits
+from planner.step_options import ALLOCATORS
 
 MODEL = click.argument("model", metavar="MODEL")
 PLAN = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))

@@ -26,10 +26,12 @@ from planner.graphs.hardware.devices import DeviceSpec
 from planner.integrations.largest import UNSAID, Largest, enlarged, shown
 from planner.plans import Plan
 from planner.progress import Told
-from planner.request import check_said, checked_method, find_device
+from planner.request import checked_method
+from planner.request_defaults import find_device
 from planner.running.engines import engine_of
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.solvers import Limits
+from planner.step_options import check_said
 
 Forward = Callable[..., Any]
 

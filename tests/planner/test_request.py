@@ -18,7 +18,8 @@ from planner.graphs.capture.training_step import capture
 from planner.graphs.hardware import detect
 from planner.graphs.hardware.device_files import save_device
 from planner.graphs.hardware.devices import Device, device
-from planner.request import AnyOptions, example_inputs, find_device, optimizer_name
+from planner.request_defaults import example_inputs, find_device, optimizer_name
+from planner.step_options import AnyOptions
 
 
 def test_the_models_own_example_is_used(make_net: Callable[[], nn.Module]) -> None:
