@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from planner.allocator_budget import allocator_of, needed_bytes, runs, solve_within
 from planner.byte_sizes import format_percent
 from planner.graphs import Graph, Schedule, simulate
-from planner.graphs.hardware.host_tier import HostTier
+from planner.graphs.hardware.host_tier import HostTier, lies_in_memory
 from planner.request import Request
 from planner.solvers import Solution, Status
 from planner.solvers.offload import Offloading, solve_with_host
@@ -78,7 +78,15 @@ def solve_within_host(
     close = after - bound <= request.limits.gap * graph.seconds and not schedule.is_reordered
     status = Status.OPTIMAL if close else Status.FEASIBLE
     solution = replace(moved.solution, bound_seconds=bound, status=status)
-    return MovedSolution(solution, (_compared(graph, before, moved.moving_seconds),))
+    said = _compared(graph, before, moved.moving_seconds)
+    in_memory = host.directory is not None and lies_in_memory(host.directory)
+    return MovedSolution(solution, (said, _IN_MEMORY) if in_memory else (said,))
+
+
+_IN_MEMORY = (
+    "the directory of the files lies in memory (tmpfs): tensors need no more than the plan says, "
+    "and the machine no less than before; pass offload= a directory on a disk"
+)
 
 
 def _through_allocator(asked: _Asked) -> tuple[Offloading | None, float]:

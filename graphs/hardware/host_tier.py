@@ -104,6 +104,26 @@ def tier_of(device: Device, directory: str | None = None, *, measure: bool = Fal
     return HostTier(rate, rate, limit)
 
 
+def lies_in_memory(directory: str, mounts: str = "/proc/self/mounts") -> bool:
+    """Tell whether files in a directory take the machine's memory: on tmpfs or ramfs.
+
+    Args:
+        directory: there is one of this name.
+        mounts: what is mounted where; without such a file nothing is known, and it is no.
+
+    >>> lies_in_memory("/", "/nowhere")
+    False
+    """
+    try:
+        with open(mounts, encoding="utf-8") as file:
+            found = [line.split()[1:3] for line in file]
+    except OSError:
+        return False
+    path = os.path.join(os.path.realpath(directory), "")
+    over = [(where, kind) for where, kind in found if path.startswith(os.path.join(where, ""))]
+    return max(over, key=lambda m: len(m[0]), default=("", ""))[1] in {"tmpfs", "ramfs"}
+
+
 @functools.cache
 def file_rates(directory: str) -> tuple[float, float]:
     """Measure how fast a file in a directory is written and read, in bytes/s; once a process.

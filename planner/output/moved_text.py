@@ -90,7 +90,7 @@ def host_note(plan: StepPlan) -> Iterator[str]:
     """Say what the times of copies rest on, if something moves."""
     if plan.host is None or not plan.schedule.moves:
         return
-    rate = f"{format_bytes(int(plan.host.to_host))}/s"
+    out, back = (f"{format_bytes(int(r))}/s" for r in (plan.host.to_host, plan.host.from_host))
     if plan.host.directory is not None:
         where = f"to a file in {plan.host.directory}, which nobody sees,"
     else:
@@ -98,6 +98,6 @@ def host_note(plan: StepPlan) -> Iterator[str]:
     limit = plan.host.limit_bytes
     known = "how much the host has is not known" if limit is None else f"{format_both(limit)} there"
     yield (
-        f"values move {where} at {rate} each way, as assumed, of {known}; the device waits for a "
-        "copy where the plan relies on its end, so the peak holds at any rate"
+        f"values move {where} at {out} there and {back} back, of {known}, for each step under way; "
+        "the device waits for a copy where the plan relies on its end: the peak holds at any rate"
     )

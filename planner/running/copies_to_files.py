@@ -63,6 +63,9 @@ class Files:
                 "as much, or plan with another directory or less of it (offload=)"
             ) from error
 
+    def settle(self) -> None:
+        """Do nothing: whoever began a copy has waited for it, if need be when it was forgotten."""
+
     def out(self, block: _File, offset: int, source: Tensor) -> Callable[[], None]:
         """Begin to write bytes; return what waits for the end.
 

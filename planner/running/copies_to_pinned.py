@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -32,16 +33,22 @@ class Pinned:
         Raises:
             HostMemoryError: the host has not as much to pin.
         """
-        made = torch.empty(size_bytes, dtype=torch.uint8)
+        try:
+            made = torch.empty(size_bytes, dtype=torch.uint8)
+        except RuntimeError as error:
+            raise _not_had(size_bytes, "the system has not as much") from error
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if status := int(runtime.cudaHostRegister(made.data_ptr(), size_bytes, 0)):
-            raise HostMemoryError(
-                f"the plan moves values to {format_both(size_bytes)} of pinned memory of the host, "
-                f"which cannot be had (cudaHostRegister: error {status}); plan with less of it "
-                "(offload=)"
-            )
+            _forget_error(self.device)
+            raise _not_had(size_bytes, f"cudaHostRegister: error {status}")
         weakref.finalize(made, _unpin, runtime, self.device, made.data_ptr()).atexit = False
         return made
+
+    def settle(self) -> None:
+        """Let copies out wait for all copies back: a block may be a new run's before an old one's
+        last copy back has ended.
+        """
+        self._out.wait_stream(self._back)
 
     def out(self, block: Any, offset: int, source: Tensor) -> Callable[[], None]:
         """Begin to copy bytes out; return what lets the compute stream wait for the end.
@@ -68,12 +75,37 @@ class Pinned:
     def _copy(
         self, stream: torch.cuda.Stream, target: Tensor, source: Tensor
     ) -> Callable[[], None]:
-        """Copy once the compute stream has done all that it was given before."""
-        stream.wait_stream(torch.cuda.current_stream(self.device))
+        """Copy once the compute stream has done all that it was given before.
+
+        The stream on which the copy was begun is that of the memory, and waits as well as whichever
+        is current where the copy is waited for.
+        """
+        begun = torch.cuda.current_stream(self.device)
+        stream.wait_stream(begun)
         with torch.cuda.stream(stream):
             target.copy_(source, non_blocking=True)
             ended = stream.record_event()
-        return lambda: torch.cuda.current_stream(self.device).wait_event(ended)
+
+        def wait() -> None:
+            now = torch.cuda.current_stream(self.device)
+            now.wait_event(ended)
+            if now != begun:
+                begun.wait_event(ended)
+
+        return wait
+
+
+def _forget_error(device: torch.device) -> None:
+    """Launch something that reports the error which the runtime keeps for the next launch."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device)
+
+
+def _not_had(size_bytes: int, why: str) -> HostMemoryError:
+    return HostMemoryError(
+        f"the plan moves values to {format_both(size_bytes)} of pinned memory of the host, which "
+        f"cannot be had ({why}); plan with less of it (offload=)"
+    )
 
 
 def _unpin(runtime: Any, device: torch.device, address: int) -> None:

@@ -8,8 +8,9 @@ stream; on a CPU a block is a file that no directory lists, and each direction a
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +32,9 @@ class Way(Protocol):
         Raises:
             HostMemoryError: there is not as much.
         """
+
+    def settle(self) -> None:
+        """Let what is begun from now on come after all that was begun before."""
 
     def out(self, block: Any, offset: int, source: Tensor) -> Callable[[], None]:
         """Begin to copy bytes out; return what waits for the end.
@@ -59,14 +63,13 @@ class HostMemory:
     """
 
     def __init__(self, size_bytes: int, device: torch.device, directory: str | None) -> None:
-        self.size_bytes, self.device = size_bytes, device
+        self.size_bytes, self.device, self.directory = size_bytes, device, directory
         if device.type not in {"cpu", "cuda"}:
             raise HostMemoryError(
                 f"the plan moves values to the host, which works on 'cuda' and 'cpu', and the "
                 f"model is on {device.type!r}: plan with offload=None"
             )
-        self.link: Way = Files(directory) if device.type == "cpu" else Pinned(device)
-        self._free = [self.link.block(size_bytes)]
+        self._begin()
 
     def opener(self) -> Callable[[], Lease]:
         """Return what a program calls before its first copy."""
@@ -77,20 +80,58 @@ class HostMemory:
         return open_block
 
     def take(self) -> Any:
-        """Return a block that no run is in."""
-        return self._free.pop() if self._free else self.link.block(self.size_bytes)
+        """Return a block that no run is in.
 
-    def give_back(self, block: Any) -> None:
-        """Take a block back from a run."""
-        self._free.append(block)
+        Raises:
+            HostMemoryError: there is no room for another, or a CUDA graph is being captured.
+        """
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise HostMemoryError(
+                "the plan moves values to the host, which a CUDA graph cannot: its replays would "
+                "share one run's memory there. Run the planned model outside torch.cuda.graph, or "
+                "plan with offload=None"
+            )
+        if self._process != os.getpid():  # a fork has its parent's files, and none of its threads
+            self._begin()
+        self.link.settle()
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self.link.block(self.size_bytes)
+
+    def give_back(self, block: Any, process: int) -> None:
+        """Take a block back from a run; a few are kept for later ones.
+
+        Args:
+            block: of this memory.
+            process: where the run was.
+        """
+        if process == self._process == os.getpid() and len(self._free) < _KEPT_BLOCKS:
+            self._free.append(block)
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        on_cpu = self.device.type == "cpu"
+        self.link: Way = Files(self.directory) if on_cpu else Pinned(self.device)
+        self._free = [self.link.block(self.size_bytes)]
+
+
+_KEPT_BLOCKS = 2
+"""How many blocks wait for later runs: one for each of two losses of which none is backward yet."""
 
 
 class Lease:
     """A run's block: it is given back once nothing of the run refers to it."""
 
     def __init__(self, memory: HostMemory) -> None:
-        self.memory, self.block = memory, memory.take()
-        weakref.finalize(self, memory.give_back, self.block).atexit = False
+        self.memory, self.block, self.process = memory, memory.take(), os.getpid()
+        finalizer = weakref.finalize(self, memory.give_back, self.block, self.process)
+        finalizer.atexit = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the run was begun in this process, not in one that this is a fork of."""
+        return self.process == os.getpid()
 
 
 @dataclass(frozen=True)
@@ -101,25 +142,33 @@ class _Form:
     stride: tuple[int, ...]
     offset: int
     dtype: torch.dtype
+    conjugated: bool
 
     @classmethod
     def of(cls, x: Tensor) -> _Form:
-        return cls(tuple(x.shape), x.stride(), int(x.storage_offset()), x.dtype)
+        assert not x.is_neg(), "an op that makes a value makes no negated view"
+        return cls(tuple(x.shape), x.stride(), int(x.storage_offset()), x.dtype, x.is_conj())
 
     def on(self, raw: Tensor) -> Tensor:
         made = torch.empty(0, dtype=self.dtype, device=raw.device)
-        return made.set_(raw.untyped_storage(), self.offset, self.shape, self.stride)
+        made = made.set_(raw.untyped_storage(), self.offset, self.shape, self.stride)
+        return made.conj() if self.conjugated else made
 
 
 class Sent:
     """A value on the host, or on its way there or back. It is held until the copy is waited for."""
 
-    def __init__(self, lease: Lease, offset: int, holders: Sequence[Tensor]) -> None:
+    def __init__(self, lease: Lease, offset: int, room: int, x: Tensor) -> None:
         self.lease, self.offset = lease, offset
         self._wait: Callable[[], None] | None = None
-        self.forms = [_Form.of(x) for x in holders]
-        self.raw: Tensor | None = _bytes_of(holders[0])
-        self.size = self.raw.numel()
+        self.form = _Form.of(x)
+        self.raw: Tensor | None = _bytes_of(x)
+        self.size = x.untyped_storage().nbytes()
+        if self.size > room:
+            raise HostMemoryError(
+                f"a value that the plan moves to the host is of {self.size} bytes, and planned of "
+                f"{room}: plan with offload=None"
+            )
         self._wait = lease.memory.link.out(lease.block, offset, self.raw)
 
     def left(self) -> None:
@@ -128,22 +177,31 @@ class Sent:
         self.raw = None
 
     def fetch(self) -> None:
-        """Begin to copy the value back into memory of its own."""
+        """Begin to copy the value back into memory of its own.
+
+        Raises:
+            HostMemoryError: the run was begun in the process that this one is a fork of.
+        """
+        if not self.lease.is_here:
+            raise HostMemoryError(
+                "a planned step was begun before a fork and goes on in the child, where what it "
+                "moved to the host is not: begin it after the fork, or plan with offload=None"
+            )
         device = self.lease.memory.device
         self.raw = torch.empty(self.size, dtype=torch.uint8, device=device)
         self._wait = self.lease.memory.link.back(self.lease.block, self.offset, self.raw)
 
-    def arrived(self) -> list[Tensor]:
-        """Let the device wait for the copy back; return the tensors as they were sent."""
+    def arrived(self) -> Tensor:
+        """Let the device wait for the copy back; return the tensor as it was sent."""
         self.wait()
         raw, self.raw = self.raw, None
         assert raw is not None, "it was fetched"
-        return [form.on(raw) for form in self.forms]
+        return self.form.on(raw)
 
     def wait(self) -> None:
-        """Wait for the copy under way, if there is one."""
+        """Wait for the copy under way, if there is one in this process."""
         wait, self._wait = self._wait, None
-        if wait is not None:
+        if wait is not None and self.lease.is_here:
             wait()
 
     def __del__(self) -> None:
@@ -159,15 +217,19 @@ def _bytes_of(x: Tensor) -> Tensor:
     return made.set_(storage, 0, (storage.nbytes(),), (1,))
 
 
-def send(lease: Lease, offset: int, *holders: Tensor) -> Sent:
-    """Begin to copy the storage of some tensors out; they are views of one.
+def send(lease: Lease, offset: int, room: int, x: Tensor) -> Sent:
+    """Begin to copy the storage of a tensor out.
 
     Args:
         lease: of the run.
         offset: of its place in the block.
-        holders: what is wanted back.
+        room: how many bytes the place has.
+        x: the tensor.
+
+    Raises:
+        HostMemoryError: it has more bytes.
     """
-    return Sent(lease, offset, holders)
+    return Sent(lease, offset, room, x)
 
 
 def left(sent: Sent) -> None:
@@ -181,7 +243,7 @@ def fetch(sent: Sent) -> Sent:
     return sent
 
 
-def arrived(sent: Sent) -> list[Tensor]:
+def arrived(sent: Sent) -> Tensor:
     """Wait for the end of a copy back; return what was sent."""
     return sent.arrived()
 

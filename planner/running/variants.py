@@ -153,8 +153,7 @@ class Variants:
         for variant in list(self._items):
             difference = variant.difference(self._plan, model, call)
             if difference is None:
-                self._items.remove(variant)
-                self._items.insert(0, variant)
+                self._items = [variant, *(v for v in self._items if v is not variant)]
                 return variant.program
             first = first or difference
             if not difference.in_reads:

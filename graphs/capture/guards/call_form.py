@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from planner.graphs.torch_api.pytree import TreeSpec, tree_leaves, tree_unflatten
 
@@ -84,12 +84,25 @@ def _by_name(
     return {**named, **kwargs}
 
 
-@lru_cache(maxsize=256)
+_KNOWN: WeakKeyDictionary[Callable[..., Any], dict[str, Any] | None] = WeakKeyDictionary()
+"""What functions take, for as long as they live: a planned forward holds a plan and its memory."""
+
+
 def _parameters(forward: Callable[..., Any]) -> dict[str, Any] | None:
     """Return the defaults of what may be passed by position or name, in order, without the model.
 
     ``None`` if some may be passed by position only, or any number of them.
     """
+    try:
+        return _KNOWN[forward]
+    except KeyError:
+        _KNOWN[forward] = found = _looked_up(forward)
+        return found
+    except TypeError:  # it takes no weak references
+        return _looked_up(forward)
+
+
+def _looked_up(forward: Callable[..., Any]) -> dict[str, Any] | None:
     _, *parameters = inspect.signature(forward).parameters.values()
     kinds = {p.kind for p in parameters}
     if kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL}:

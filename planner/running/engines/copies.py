@@ -6,10 +6,7 @@ that of ``graphs.simulate``.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
-
-from torch import fx
 
 from planner.errors import InvalidPlan
 from planner.graphs import Graph, Step
@@ -42,12 +39,11 @@ def begin_offload(writer: ProgramWriter, step: Step, graph: Graph) -> None:
     if not host.opened:
         writer.env[key] = writer.graph.call_function(host.open_block)
         host.opened = True
-    holders = writer.holders(value)
-    offset = host.layout.offset_bytes[host.step]
-    sent: tuple[fx.node.Argument, ...]
-    sent = (writer.kept(key), offset, *map(writer.get, holders))
+    root, offset = writer.root(value), host.layout.offset_bytes[host.step]
+    size = graph.values[value].size_bytes
+    sent = (writer.kept(key), offset, size, writer.get(root))
     writer.env[HOST, value] = writer.graph.call_function(send, sent)
-    host.away[value] = Away(holders)
+    host.away[value] = Away(root)
 
 
 def begin_fetch(writer: ProgramWriter, step: Step, graph: Graph) -> None:
@@ -72,8 +68,7 @@ def await_arrivals(writer: ProgramWriter, values: Iterable[int]) -> None:
     for v in values:
         if v in writer.host.away and writer.host.away[v].returns:
             made = writer.graph.call_function(arrived, (writer.kept((HOST, v)),))
-            for k, node in enumerate(writer.host.away.pop(v).holders):
-                writer.env[node] = writer.graph.call_function(operator.getitem, (made, k))
+            writer.env[writer.host.away.pop(v).root] = made
 
 
 def await_departures(writer: ProgramWriter, values: Iterable[int]) -> None:

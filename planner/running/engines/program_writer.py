@@ -37,11 +37,9 @@ from planner.running.rng import rng_state, run_for_backward, run_with_rng_state
 
 @dataclass
 class Away:
-    """A value that was offloaded: the joint nodes of the tensors sent, and whether it leaves still,
-    or comes back already.
-    """
+    """An offloaded value: its joint node, whether it leaves still, or comes back already."""
 
-    holders: tuple[fx.Node, ...]
+    root: fx.Node
     leaves: bool = True
     returns: bool = False
 
@@ -197,19 +195,13 @@ class ProgramWriter:
                 self.graph.call_function(keep_until_here, (self.env[key],))
         self.forget((value,))
 
-    def holders(self, value: int) -> tuple[fx.Node, ...]:
-        """Return the joint nodes of the tensors on a value that are live here, at least one."""
-        lives_in = self.lowering.value_of
+    def root(self, value: int) -> fx.Node:
+        """Return the joint node whose tensor a value is, of which ``get`` writes views anew.
 
-        def on_it(key: Any) -> bool:
-            single = isinstance(key, fx.Node) and lives_in.get(key, ()) == (value,)
-            return single and isinstance(key.meta.get("val"), torch.Tensor)
-
-        found = tuple(filter(on_it, self.env))
-        if not found:
-            found = (next(filter(on_it, lives_in)),)
-            self.get(found[0])
-        return found
+        Of several, each of which writes over the one before, the last: an op runs them all.
+        """
+        made = (k for k, on in self.lowering.value_of.items() if on == (value,))
+        return [k for k in made if self._is_root(k)][-1]
 
     def kept(self, key: tuple[Any, ...]) -> fx.Node:
         """Return what is no tensor of the joint graph, asking for an argument if it is not here."""

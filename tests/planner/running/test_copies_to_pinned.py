@@ -12,6 +12,7 @@ import torch
 import planner
 from planner.running import copies_to_pinned
 from planner.running.copies_to_pinned import Pinned
+from planner.running.host_copies import HostMemory
 
 DEVICE = torch.device("cuda")
 
@@ -47,6 +48,7 @@ class _Streams:
         runtime = SimpleNamespace(
             cudaHostRegister=lambda *args: self.status, cudaHostUnregister=lambda address: 0
         )
+        monkeypatch.setattr(copies_to_pinned, "_forget_error", lambda device: None)
         monkeypatch.setattr(cuda, "Stream", lambda device: self.stream(next(self.names)))
         monkeypatch.setattr(cuda, "current_stream", lambda device: self.compute)
         monkeypatch.setattr(cuda, "stream", self.on)
@@ -80,3 +82,35 @@ def test_what_cannot_be_pinned_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     streams.patch(monkeypatch)
     with pytest.raises(planner.HostMemoryError, match=r"192 B .*cudaHostRegister: error 2"):
         Pinned(DEVICE).block(192)
+
+
+def test_the_stream_of_the_memory_waits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was given up is collected anywhere, where another stream may be current."""
+    streams = _Streams()
+    streams.patch(monkeypatch)
+    link = Pinned(DEVICE)
+    wait = link.out(link.block(64), 0, torch.zeros(64, dtype=torch.uint8))
+    streams.compute = streams.stream("another")
+    wait()
+    assert streams.log[3:] == ["another waits for end of out", "compute waits for end of out"]
+
+
+def test_a_new_run_waits_for_what_an_old_one_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = _Streams()
+    streams.patch(monkeypatch)
+    Pinned(DEVICE).settle()
+    assert streams.log == ["out waits for back"]
+
+
+def test_a_cuda_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Streams().patch(monkeypatch)
+    memory = HostMemory(64, DEVICE, None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(planner.HostMemoryError, match="which a CUDA graph cannot"):
+        memory.take()
+
+
+def test_memory_that_the_system_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Streams().patch(monkeypatch)
+    with pytest.raises(planner.HostMemoryError, match="pinned memory of the host"):
+        Pinned(DEVICE).block(2**60)

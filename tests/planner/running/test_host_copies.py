@@ -6,12 +6,14 @@ import gc
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import planner
 from planner.graphs import Action, Graph, Schedule, Step, Subject, schedule_from_order
@@ -19,6 +21,7 @@ from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.host_memory import host_layout, movable
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.running import copies_to_files, host_copies
+from planner.running.host_copies import HostMemory, send
 from planner.solvers.model.problem import flatten
 from planner.solvers.search.transfers import gaps_of
 from tests.layers import SCENES
@@ -223,3 +226,76 @@ def test_places_of_copies_that_are_there_at_once_are_apart(scene: Scene, tmp_pat
     assert layout.size_bytes >= plan.trace.host_peak_bytes
     assert layout.size_bytes <= plan.trace.host_peak_bytes + 64 * len(layout.offset_bytes)
     assert all(offset % 64 == 0 for offset in layout.offset_bytes.values())
+
+
+class _Conjugated(nn.Module):
+    """Reads a lazily conjugated view of a value, whose bit no kernel writes, far apart twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(16, 16) / 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = torch.complex(torch.tanh(x @ self.w), torch.sin(x @ self.w))
+        c = z.conj()
+        t = torch.tanh((c * c).imag @ self.w)
+        return ((c * torch.sigmoid(t @ self.w)).imag * t).square().sum()
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_view_that_is_a_bit_is_written_anew(tmp_path: Path, early: bool) -> None:
+    scene = Scene(_Conjugated, lambda: torch.randn(64, 16))
+    away = moved(scene.plan(scene.model(), "plain"), tmp_path, early=early)
+    assert_same(train(scene, scene.model()), train(scene, away.apply(scene.model())))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_fork_has_files_and_threads_of_its_own(
+    scene: Scene,
+    tmp_path: Path,
+    begun: bool,
+) -> None:
+    """Two children train at once; ``begun``: their parent has trained before, so it has threads."""
+    made = scene.plan(scene.model(), "plain")
+    planned = moved(made, tmp_path).apply(scene.model())
+    if begun:
+        train(scene, planned)
+    wanted = train(scene, scene.model())
+    children = []
+    for _ in range(2):
+        if not (child := os.fork()):
+            status = 1
+            with suppress(BaseException):
+                fresh = moved(made, tmp_path).apply(scene.model())
+                assert_same(wanted, train(scene, fresh))
+                status = 0
+            os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+def test_a_step_does_not_go_on_in_a_fork() -> None:
+    memory = HostMemory(64, torch.device("cpu"), None)
+    lease = memory.opener()()
+    sent = send(lease, 0, 64, torch.zeros(16))
+    sent.left()
+    lease.process += 1
+    with pytest.raises(planner.HostMemoryError, match="begun before a fork"):
+        sent.fetch()
+
+
+def test_a_value_is_no_larger_than_its_place() -> None:
+    lease = HostMemory(64, torch.device("cpu"), None).opener()()
+    with pytest.raises(planner.HostMemoryError, match="68 bytes, and planned of 64"):
+        send(lease, 0, 64, torch.zeros(17))
+
+
+def test_few_blocks_are_kept() -> None:
+    memory = HostMemory(64, torch.device("cpu"), None)
+    leases = [memory.opener()() for _ in range(5)]
+    assert len({id(lease.block) for lease in leases}) == 5
+    del leases
+    gc.collect()
+    again = [memory.take() for _ in range(3)]
+    assert len({id(block) for block in again}) == 3
