@@ -132,6 +132,12 @@ def _time(row: DegreeRow) -> str:
 def tensor_notes(plan: ShardedStepPlan) -> Iterator[str]:
     """Say what a person has to see to where layers are parted."""
     c = plan.configuration
+    if any(r.degree > 1 and not r.planned and not r.chosen for r in degree_rows(plan)):
+        yield (
+            "degrees of tensor parallelism with '>=' may not have been captured: their bound takes "
+            "a rank to have at least its share of every op of whole layers, and the collectives of "
+            "a step to take no less over more ranks; what is proven of them rests on that"
+        )
     if c.tensor_ranks == 1:
         return
     yield (

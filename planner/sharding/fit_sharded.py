@@ -35,7 +35,7 @@ from planner.sharding.samples import samples_in
 from planner.sharding.search import SearchResult, Space, explore
 from planner.solvers import Limits, Status
 from planner.solvers.tuning import ANY_GAP
-from planner.tensor_parallel import tensor_parallel_of
+from planner.tensor_parallel import TensorParallel, tensor_parallel_of
 
 ANY_SCHEDULE = Limits(seconds=5.0, gap=ANY_GAP)
 """Limits for finding out whether one device fits at all, which many numbers are asked for."""
@@ -56,41 +56,62 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
         )
 
     cluster = of(request.world_size)
-    asked = tensor_parallel_of(request.tensor_parallel)
-    shop = Captures(request, ways_of(request.model, asked, cluster))
-    found, margin = _searched(shop, cluster, budget_bytes)
+    shop = Captures(request, ways_of(request.model, _tensor_parallel(request), cluster))
+    found, margin, unparted = _searched(shop, cluster, budget_bytes)
     if found.best is None:
         request.tell("looking for a number of devices that would do")
         room = budget_bytes - margin.size_bytes
         among = [o.configuration for o in found.outcomes if not o.impossible]
         ranks = least_ranks(lambda n: _fits_on(shop, among, of, n, room), cluster.world_size)
-        raise fits_nowhere(found, budget_bytes, cluster, ranks, margin)
+        raise fits_nowhere(found, budget_bytes, cluster, ranks, margin).with_more(unparted)
     plan = plan_found(shop, cluster, found, budget_bytes, margin)
     return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
 
 
-def _searched(shop: Captures, cluster: Cluster, budget_bytes: int) -> tuple[SearchResult, Margin]:
-    """Search all ways in which layers may be parted, or those that part them only if needed."""
+def _tensor_parallel(request: Request) -> TensorParallel | None:
+    """Return what is asked of tensor parallelism.
+
+    Raises:
+        BadCluster: layers are to be parted and ops to be measured, which parts on meta cannot be.
+    """
+    asked = tensor_parallel_of(request.tensor_parallel)
+    if asked is None or request.costs != "measured":
+        return asked
+    if asked.only_if_needed:
+        return None
+    raise BadCluster(
+        "tensor_parallel= does not go with costs='measured': parts of layers are captured without "
+        "data, and estimates would be compared with measurements; leave one of them out"
+    )
+
+
+def _searched(
+    shop: Captures, cluster: Cluster, budget_bytes: int
+) -> tuple[SearchResult, Margin, str]:
+    """Search all ways in which layers may be parted, or those that part them only if needed.
+
+    Layers are not needed in parts where states alone fill the device: these are over all ranks
+    anyway. What is returned last says why layers could not be parted, if they could not.
+    """
     request, ways = shop.request, shop.ways
     if not ways.only_if_needed or not ways.parted:
-        return explored(
-            request, shop.space(cluster, _among(shop, cluster, ways.styles)), budget_bytes
-        )
+        among = _among(shop, cluster, ways.styles)
+        return *explored(request, shop.space(cluster, among), budget_bytes), ""
     found: SearchResult | None = None
     if any(_even(shop, cluster, way) for way in ways.styles if way == WHOLE):
         among = _among(shop, cluster, (WHOLE,))
         found, margin = explored(request, shop.space(cluster, among), budget_bytes)
-        if found.best is not None:
-            return found, margin
+        if found.best is not None or found.closest.graph.resident_bytes > budget_bytes:
+            return found, margin, ""
     request.tell("looking whether it fits with layers parted over ranks")
     among = _among(shop, cluster, ways.parted)
     try:
         parted, margin = explored(request, shop.space(cluster, among), budget_bytes)
-    except CaptureError:
+    except CaptureError as error:
         if found is None:
             raise
-        return found, margin
-    return (parted if found is None else _both(found, parted)), margin
+        return found, margin, f" Layers cannot be parted over ranks, either: {error}"
+    return (parted if found is None else _both(found, parted)), margin, ""
 
 
 def _both(whole: SearchResult, parted: SearchResult) -> SearchResult:

@@ -157,7 +157,8 @@ def test_a_link_too_slow_to_help_is_left_alone(budget: int) -> None:
 def test_planned_on_meta_for_a_card_through_its_allocator() -> None:
     with torch.device("meta"):
         model = language_model()
-    said = {**SAID, "inputs": {k: v.to("meta") for k, v in batch(2048).items()}}
+    inputs = {k: v.to("meta") for k, v in batch(2048).items()}
+    said = {**SAID, "inputs": inputs, "limits": Limits(seconds=6.0, gap=0.02)}
     free = planner.fit(model, "20GB", device="RTX 4090", **said)
     budget = int(0.7 * (free.plain_peak_bytes - 2**30)) + 2**30
     plan = planner.fit(model, budget, device="RTX 4090", offload=True, **said)

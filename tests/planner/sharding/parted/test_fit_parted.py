@@ -91,6 +91,27 @@ def test_layers_are_parted_where_nothing_fits_otherwise() -> None:
     assert "chosen: nothing fits without it" in plan.explain()
 
 
+def test_why_layers_cannot_be_parted_is_said_where_nothing_fits() -> None:
+    needed = TensorParallel(styles(), degrees=(1, 8), only_if_needed=True)
+    options = {"optimizer": None, "world_size": 8, "global_batch": 8, "tensor_parallel": needed}
+    with pytest.raises(InfeasibleBudget, match="Layers cannot be parted over ranks, either"):
+        fitted("1MB", **options)
+
+
+def test_where_states_alone_fill_the_device_parts_are_not_looked_at() -> None:
+    """They are over all ranks anyway."""
+    told: list[str] = []
+    needed = TensorParallel(styles(), degrees=(1, 2), only_if_needed=True)
+    with pytest.raises(InfeasibleBudget, match="states alone"):
+        fitted("100KB", global_batch=4, tensor_parallel=needed, progress=told.append)
+    assert not any("parted" in sentence for sentence in told)
+
+
+def test_measured_times_are_not_compared_with_estimates() -> None:
+    with pytest.raises(BadCluster, match="does not go with costs='measured'"):
+        fitted("1GB", tensor_parallel=both(2), costs="measured")
+
+
 def test_more_ranks_than_heads_cannot_share_them() -> None:
     with pytest.raises(CaptureError, match="fails while it is captured"):
         fitted(
