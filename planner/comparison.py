@@ -21,12 +21,12 @@ from planner.byte_sizes import (
 )
 from planner.graphs import Graph, plain_schedule, simulate
 from planner.output.layout import table, wrap
-from planner.planning import captured_variant
+from planner.planning import captured_step
 from planner.progress import Progress, silent
 from planner.request import DEFAULT_LIMITS, Request, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Status, solve
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH
-from planner.step_options import VariantOptions
+from planner.step_options import SingleOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -176,13 +176,13 @@ def _why(row: MethodResult) -> str:
     return said if said.startswith(f"{row.method}:") else f"{row.method}: {said}"
 
 
-@takes(VariantOptions)
+@takes(SingleOptions)
 def compare(
     model: nn.Module | Request,
     budget: str | float,
     *,
     methods: Sequence[str] | None = None,
-    **said: Unpack[VariantOptions],
+    **said: Unpack[SingleOptions],
 ) -> Comparison:
     """Capture a training step once and plan it by several methods.
 
@@ -196,9 +196,9 @@ def compare(
         BadBudget, BadRequest, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
     """
     methods = _checked(methods)
-    with requested(model, said, VariantOptions) as request:
+    with requested(model, said, SingleOptions) as request:
         budget_bytes = request.budget_bytes(budget)
-        captured = captured_variant(request)
+        captured = captured_step(request)
         return compare_graph(
             captured.graph,
             budget_bytes,

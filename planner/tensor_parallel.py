@@ -79,7 +79,7 @@ def tensor_parallel_of(said: Any) -> TensorParallel | None:
     >>> tensor_parallel_of(4).degrees, tensor_parallel_of(False)
     ((4,), None)
     """
-    if said is False:
+    if said is False or (said == 1 and not isinstance(said, bool)):
         return None
     if said is True or said == SEARCHED:
         return TensorParallel()

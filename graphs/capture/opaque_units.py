@@ -7,6 +7,7 @@ Lets a model of many blocks be traced at the price of what is around them. Knows
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,6 +144,8 @@ def record_calls(
 ) -> list[tuple[str, Arguments, Hashable]]:
     """Run the model's forward on fake tensors and list the calls of its units, in order.
 
+    A call of ``unit.forward`` itself, past the unit's hooks, is none.
+
     Args:
         model: whose forward is run.
         call: what it is called with.
@@ -162,6 +165,8 @@ def record_calls(
         own = unit.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if not _is_called_by_torch():
+                return own(*args, **kwargs)
             inner = cast(arguments(args, kwargs), dtype)
             key = kind(path, unit, inner)
             calls.append((path, inner, key))
@@ -176,6 +181,11 @@ def record_calls(
     with _replaced(units, replacement):
         mode = run_forward(model, call, loss=loss, card=card)
     return [(path, _outside(inner, mode), key) for path, inner, key in calls]
+
+
+def _is_called_by_torch() -> bool:
+    """Tell whether who called the caller is ``nn.Module.__call__``, which runs hooks, too."""
+    return sys._getframe(2).f_code.co_filename == nn.modules.module.__file__
 
 
 def _outside(call: Arguments, mode: FakeTensorMode) -> Arguments:

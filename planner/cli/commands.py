@@ -164,17 +164,8 @@ def explain(plan_path: Path, *, as_json: bool) -> None:
 @BUDGET
 @shared
 @click.option("--method", "methods", multiple=True, help="A solver to run; repeatable.")
-@LOSS_CHUNKS
-@LOGITS
 def compare(
-    model: str,
-    inputs: str | None,
-    methods: tuple[str, ...],
-    *,
-    loss_chunks: str,
-    logits: str,
-    as_json: bool,
-    **options: Any,
+    model: str, inputs: str | None, methods: tuple[str, ...], *, as_json: bool, **options: Any
 ) -> None:
     """Plan MODEL by several solvers, all of them by default."""
     with answering(as_json=as_json), on_terminal() as progress:
@@ -185,7 +176,6 @@ def compare(
             inputs=example.inputs,
             methods=methods or None,
             progress=progress,
-            **chunked(loss_chunks, logits),
             **arguments(**options),
         )
     tell(result, as_json=as_json)

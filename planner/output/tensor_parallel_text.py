@@ -88,7 +88,10 @@ def _why_chosen(plan: ShardedStepPlan, best: dict[tuple[int, bool], Alternative]
         )
     whole = best.get((1, False))
     if whole is None:
-        return "chosen: without it there are fewer samples than ranks, or it was not allowed"
+        fewer = c.global_batch < c.world_size
+        return (
+            f"chosen: {'there are fewer samples than ranks' if fewer else 'no other was asked for'}"
+        )
     if whole.seconds_per_sample == math.inf or not whole.planned:
         return "chosen: nothing fits without it"
     saved = 1 - plan.seconds_per_sample / whole.seconds_per_sample

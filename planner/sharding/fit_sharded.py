@@ -17,11 +17,12 @@ from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 from planner.plan.step_plan import StepPlan
 from planner.plan.strategy import Spread
+from planner.plan.tensor_parallelism import RefusedDegree
 from planner.request import Request
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import WHOLE, Parted, configurations
 from planner.sharding.margin import NO_MARGIN, Margin, margin_of, widened
-from planner.sharding.parted.ways import ways_of
+from planner.sharding.parted.ways import Ways, ways_of
 from planner.sharding.pricing import (
     CanRealize,
     Planned,
@@ -98,7 +99,8 @@ def _searched(
         among = _among(shop, cluster, ways.styles)
         return *explored(request, shop.space(cluster, among), budget_bytes), ""
     found: SearchResult | None = None
-    if any(_even(shop, cluster, way) for way in ways.styles if way == WHOLE):
+    enough = _global_batch(shop, cluster) >= cluster.world_size
+    if WHOLE in ways.styles and (enough or _even(shop, cluster, WHOLE)):
         among = _among(shop, cluster, (WHOLE,))
         found, margin = explored(request, shop.space(cluster, among), budget_bytes)
         if found.best is not None or found.closest.graph.resident_bytes > budget_bytes:
@@ -110,6 +112,8 @@ def _searched(
     except CaptureError as error:
         if found is None:
             raise
+        open_ended = replace(found.outcomes[0], bound_seconds=0.0, impossible=str(error))
+        found = replace(found, outcomes=(*found.outcomes, open_ended), bound_seconds=0.0)
         return found, margin, f" Layers cannot be parted over ranks, either: {error}"
     return (parted if found is None else _both(found, parted)), margin, ""
 
@@ -195,7 +199,7 @@ def plan_found(
         host_bytes=found.best.host_bytes * cluster.devices_per_node,
         margin_bytes=margin.size_bytes,
         nccl_bytes=margin.nccl_bytes,
-        tensor=tensor_parallelism(shop.ways, found),
+        tensor=tensor_parallelism(_ways_told(shop, cluster), found),
     )
 
 
@@ -207,6 +211,18 @@ def _global_batch(shop: Captures, cluster: Cluster) -> int:
 def _even(shop: Captures, cluster: Cluster, way: Parted) -> bool:
     """Tell whether samples divide over the ranks that see some of their own."""
     return _global_batch(shop, cluster) % (cluster.world_size // way.ranks) == 0
+
+
+def _ways_told(shop: Captures, cluster: Cluster) -> Ways:
+    """Return the ways with the degrees over whose ranks samples do not divide among the refused."""
+    batch = _global_batch(shop, cluster)
+    uneven = {way.ranks: cluster.world_size // way.ranks for way in shop.ways.styles
+              if not _even(shop, cluster, way)}  # fmt: skip
+    told = (
+        RefusedDegree(degree, f"{batch} samples do not divide over {groups} groups of ranks")
+        for degree, groups in uneven.items()
+    )
+    return replace(shop.ways, refused=(*shop.ways.refused, *told))
 
 
 def _among(shop: Captures, cluster: Cluster, ways: Iterable[Parted]) -> tuple[Configuration, ...]:

@@ -145,10 +145,11 @@ class _StretchRun:
         for aim in STRETCH_AIMS if relax else ():
             if self.done or self._solve(int(aim * near.budget), relax=True) is None:
                 break
-        fresh = overshoots(problem, order, near.budget, self.cuts, repeated=False)
-        runs = set(bursts(problem, order, near.budget, self.cuts)) - self.again
+        first = self.part.first
+        fresh = overshoots(problem, order, near.budget, self.cuts, repeated=False, first=first)
+        runs = set(bursts(problem, order, near.budget, self.cuts, first=first)) - self.again
         if not fresh and not runs:
-            fresh = overshoots(problem, order, near.budget, self.cuts)
+            fresh = overshoots(problem, order, near.budget, self.cuts, first=first)
         self.cuts, self.again = sorted({*self.cuts, *fresh}), self.again | runs
         return relax or bool(fresh or runs)
 

@@ -134,17 +134,6 @@ def test_a_curve() -> None:
         planner.pareto(language_model(), inputs=batch(), loss_chunks="auto")
 
 
-def test_a_comparison() -> None:
-    said = SAID | {"methods": ["plain", "auto"], "loss_chunks": 8}
-    whole = planner.compare(
-        language_model(), "2MB", inputs=batch(), optimizer=None, methods=["plain"]
-    )
-    chunks = planner.compare(language_model(), "2MB", **said)
-    assert chunks.plain_peak_bytes < 0.5 * whole.plain_peak_bytes
-    assert any(row.fits for row in chunks.rows)
-    assert not any(row.fits for row in whole.rows)
-
-
 def test_a_file(plan: planner.Plan, tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     again = planner.load(tmp_path / "plan.json")

@@ -21,20 +21,33 @@ def backward(draft: Draft, rules: StepRules) -> None:
     calls = {call.backward: u for u, call in enumerate(draft.root.calls)}
     stubs = {call.forward for call in draft.root.calls}
     start = next(i for i, op in enumerate(draft.root.graph.ops) if op.phase is Phase.BACKWARD)
+    late = _without_input_gradients(draft) if rules.late_without_inputs else []
     for index, op in enumerate(draft.root.graph.ops[start:], start):
         if calls.get(index) in draft.row_wise:
             bring_back(draft, calls[index])
         elif index in calls:
             _unit_backward(draft, calls[index])
-            _reduce(draft, rules, calls[index])
+            if calls[index] not in late:
+                _reduce(draft, rules, calls[index])
         elif index not in stubs:
             gone = copied if op.target == "accumulate_grad" else set()  # the op that ends it
             kept = tuple(v for v in op.inputs if v not in gone)
             draft.own(ROOT, replace(op, inputs=kept), again=False)
-    _reduce(draft, rules, ROOT)
+    for i in (ROOT, *late):
+        _reduce(draft, rules, i)
     draft.release()
     if draft.reduced:
         draft.op("reduced", draft.reduced)
+
+
+def _without_input_gradients(draft: Draft) -> list[int]:
+    """Return the units through whose inputs no gradient leaves, such as tables of embeddings."""
+    calls = draft.root.calls
+    return [
+        u
+        for u, call in enumerate(calls)
+        if u not in draft.row_wise and all(g is None for g in call.gradients)
+    ]
 
 
 def _unit_backward(draft: Draft, u: int) -> None:

@@ -34,6 +34,8 @@ class StepRules:
         reduce: adds the ops that reduce a group's gradients, which it gets as values.
         row_wise_seconds: what it takes to look up the rows of a table where they are and to bring
             its gradients there, forward and backward; ``None`` where it has to be gathered.
+        late_without_inputs: a group from which no gradient goes on is let go of and reduced when
+            all of backward is over.
         copies_gradients: the root's gradients are copied one by one as they are made, so that the
             op that ends its backward holds none.
     """
@@ -47,4 +49,5 @@ class StepRules:
     gather: Callable[[Draft, int, int | None, float], tuple[int, ...]]
     reduce: Callable[[Draft, int, Sequence[int]], None]
     row_wise_seconds: Callable[[Draft, int], tuple[float, float] | None] = lambda draft, unit: None
+    late_without_inputs: bool = False
     copies_gradients: bool = False

@@ -294,6 +294,8 @@ FSDP2 = register_strategy(
                 gather=_gather,
                 reduce=_reduce,
                 row_wise_seconds=_row_wise_seconds,
+                # FSDPState._root_post_backward_final_callback
+                late_without_inputs=True,
             ),
             # gradients are reduced after every micro-step
             Wrapping(_wrap, optimizer_of_all, lambda model: nullcontext()),

@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import fx
 
 from planner.graphs import Graph
+from planner.graphs.capture.node_kinds import is_view
 from planner.graphs.capture.opaque_units import BACKWARD, FORWARD, Stub
 from planner.graphs.capture.training_step import Captured, Traced
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
@@ -173,10 +174,18 @@ def units_read_outside(around: Traced, paths: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, node in around.joint.parameters.items():
         unit = next((p for p in paths if name.startswith(f"{p}.")), None)
-        calls = {str(user.target) for user in node.users if user.op == "call_function"}
-        if unit is not None and calls - {FORWARD, BACKWARD}:
+        if unit is not None and _is_read(node):
             found.setdefault(unit, name)
     return found
+
+
+def _is_read(node: fx.Node) -> bool:
+    """Tell whether anything but a unit's own ops takes a parameter, or a view of it."""
+    return any(
+        _is_read(user) if is_view(user) else str(user.target) not in (FORWARD, BACKWARD)
+        for user in node.users
+        if user.op == "call_function"
+    )
 
 
 def _spec(node: fx.Node) -> dict[str, Any]:

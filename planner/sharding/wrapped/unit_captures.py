@@ -117,13 +117,21 @@ def capture_units(
     candidates = candidates_of(model, units)
     stored = {name: p.element_size() for name, p in model.named_parameters()}
     real = has_data(model)  # which in another precision it seems not to have
+    options: dict[str, Any]
+    options = {"device": device, "costs": costs, "real": real, "dynamic": dynamic}
+    taken = functools.partial(
+        _taken_apart, model, call, stored, loss, precision=precision,
+        options={**options, "cluster": cluster},
+    )  # fmt: skip
     try:
         with in_precision(model, precision, device_type(model, call)):
-            return _taken_apart(
-                model, call, candidates, stored, loss, precision=precision,
-                options={"device": device, "costs": costs, "real": real, "dynamic": dynamic,
-                         "cluster": cluster},
-            )  # fmt: skip
+            try:
+                return taken(candidates)
+            except GraphsCaptureError:
+                if not candidates.around:
+                    raise
+                # such as a head that the loss does not need: it is the root's, as it always may be
+                return taken(replace(candidates, around={}))
     except GraphsCaptureError as error:
         raise CaptureError(str(error)) from error
 
@@ -131,9 +139,9 @@ def capture_units(
 def _taken_apart(
     model: nn.Module,
     call: Arguments,
-    candidates: Candidates,
     stored: Mapping[str, int],
     loss: Callable[..., Any] | None,
+    candidates: Candidates,
     *,
     precision: str,
     options: dict[str, Any],

@@ -86,6 +86,8 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
 
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
+_PLAIN = (nn.Embedding.forward, nn.Linear.forward)
+"""What is known to return nothing that lies in its weight, which is let go of afterwards."""
 _LARGE = 0.5
 """What is around the blocks is a unit if it has this part of the elements of the largest block."""
 
@@ -112,6 +114,7 @@ def large_around(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[str,
         for path, module in model.named_modules()
         if path
         and not any(path == b or path.startswith(f"{b}.") for b in blocks)
+        and type(module).forward in _PLAIN
         and not any(True for _ in module.children())
         and not any(hooks_of(module))
         and any(p.requires_grad for p in module.parameters())

@@ -35,12 +35,13 @@ class Untied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.kinds = nn.Embedding(VOCABULARY, WIDTH)  # FSDP reduces both when backward has ended
         self.h = nn.ModuleList(Block() for _ in range(2))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids)
+        x = self.embed(ids) + self.kinds(ids)
         for block in self.h:
             x = block(x)
         return F.cross_entropy(self.head(self.norm(x))[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -56,11 +57,11 @@ def build(rank: int) -> tuple[nn.Module, Tensor]:
 def plan_for(kept: tuple[bool, ...], precision: str) -> ShardedPlan:
     configuration = Configuration(Strategy.FSDP, 2, 1, SAMPLES, precision=precision)
     found = capture_units(*build(0), device="cpu", precision=configuration.computes_in)
-    assert found.units == ("embed", "h.0", "h.1", "head")
+    assert found.units == ("embed", "kinds", "h.0", "h.1", "head")
     return plan_of(found, configuration, kept)
 
 
-CASES = [((False,) * 4, "float32"), ((False, True, False, True), "bfloat16")]
+CASES = [((False,) * 5, "float32"), ((False, False, True, False, True), "bfloat16")]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from torch import nn
 
 import planner
@@ -30,6 +32,7 @@ from planner.sharding.configurations import Parted, configurations
 from planner.sharding.parted.parallelize import described
 from planner.sharding.parted.same_plan import styles_of
 from planner.sharding.parted.ways import Ways, ways_of
+from planner.solvers import Limits
 from planner.tensor_parallel import TensorParallel, tensor_parallel_of
 from tests.planner.sharding.parted.decoders import (
     along_sequence,
@@ -110,6 +113,34 @@ def test_where_states_alone_fill_the_device_parts_are_not_looked_at() -> None:
 def test_measured_times_are_not_compared_with_estimates() -> None:
     with pytest.raises(BadCluster, match="does not go with costs='measured'"):
         fitted("1GB", tensor_parallel=both(2), costs="measured")
+
+
+def test_samples_that_do_not_divide_are_no_reason_to_part_layers() -> None:
+    needed = TensorParallel(styles(), degrees=(1, 2), only_if_needed=True)
+    with pytest.raises(BadCluster, match="does not divide over 4"):
+        fitted("1GB", world_size=4, global_batch=6, tensor_parallel=needed)
+    found = TensorParallel(styles(), degrees=(1, 2))
+    plan = fitted("1GB", world_size=4, global_batch=6, tensor_parallel=found)
+    assert "6 samples do not divide over 4 groups of ranks" in " ".join(plan.explain().split())
+    assert "chosen: no other was asked for" in plan.explain()
+
+
+def test_a_model_of_transformers_whose_first_weight_is_parted() -> None:
+    """Its weights enter as local tensors, through views that nobody else reads."""
+    config = transformers.LlamaConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, use_cache=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config).train()
+        ids = torch.zeros(2, 16, dtype=torch.long)
+    plan = planner.fit(
+        model, "10GB", inputs={"input_ids": ids, "labels": ids}, world_size=4, device=H100,
+        global_batch=8, tensor_parallel=2, limits=Limits(seconds=5.0),
+    )  # fmt: skip
+    assert isinstance(plan, planner.ShardedPlan)
+    assert plan.configuration.tensor_ranks == 2
+    assert "impossible" not in plan.explain()
 
 
 def test_more_ranks_than_heads_cannot_share_them() -> None:

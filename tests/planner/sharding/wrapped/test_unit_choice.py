@@ -75,3 +75,46 @@ def test_a_block_whose_weight_is_read_outside_it_is_an_error() -> None:
 
     with pytest.raises(CaptureError, match=r"h\.0\.up\.weight is read outside its unit 'h\.0'"):
         capture_units(Peeking(2), batch())
+
+
+class _Weights(nn.Embedding):
+    """Hands out what lies in its weight, as embeddings of positions may."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.weight[:1].expand(*ids.shape, -1)
+
+
+class _Odd(Decoder):
+    """A decoder that does something else with its head, or with its embedding."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(2, tied=False, vocabulary=400)
+        self.how = how
+        if how == "hands out its weight":
+            self.embed = _Weights(400, self.norm.weight.numel())
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.how == "is called past its hooks":
+            x = self.embed.forward(ids)
+        else:
+            with torch.set_grad_enabled(self.how != "is called without gradients"):
+                x = self.embed(ids)
+        for block in self.h:
+            x = block(x, scale=self.scale)
+        if self.how == "is of no use to the loss":
+            self.head(x)
+            return x.square().mean()
+        return self.head(x).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("how", "units"),
+    [
+        ("hands out its weight", ("h.0", "h.1", "head")),
+        ("is called past its hooks", ("h.0", "h.1", "head")),
+        ("is called without gradients", ("h.0", "h.1")),
+        ("is of no use to the loss", ("h.0", "h.1")),
+    ],
+)
+def test_a_layer_that_cannot_be_a_unit_stays_with_the_root(how: str, units: list[str]) -> None:
+    assert capture_units(_Odd(how), batch()).units == units
