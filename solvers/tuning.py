@@ -270,6 +270,8 @@ HOST_BOUND_MOMENTS = 24
 """Into how many parts of about equal time, and of equal numbers of ops, it parts the step."""
 HOST_BOUND_INTEGER_OPS = 24
 """Up to so many ops its variables are integers, and every moment that holds too much is a cut."""
+HOST_ROUNDS = 2
+"""How often places of copies are found anew for the times that waiting changed."""
 HOST_TARGETS = 10
 """How many larger budgets are solved for by recomputation, what is too much then to be moved."""
 HOST_REFINEMENTS = 3

@@ -54,7 +54,7 @@ from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import held_bytes
 from planner.solvers.tuning import HOST_BOUND_CUTS, HOST_BOUND_INTEGER_OPS, HOST_BOUND_MOMENTS
 
-_INTEGER_TOLERANCE = 1e-5
+TOLERANCE = 1e-5
 """What an integer program's value may be too high by, as a fraction: the solver's own tolerance."""
 
 
@@ -91,7 +91,7 @@ def bound_with_host(
     for t in cuts:
         program.cut(t)
     result = minimize(program.model, relax=not exhaustive, seconds=seconds)
-    value = result.bound * (1 - _INTEGER_TOLERANCE if exhaustive else 1.0)
+    value = result.bound * (1 - TOLERANCE if exhaustive else 1.0)
     return min(known_extra, max(0.0, value) * program.unit)
 
 

@@ -28,9 +28,7 @@ from planner.graphs import (
 )
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import Problem, held_bytes
-
-_ROUNDS = 2
-"""How often places are found anew for the times that waiting changed."""
+from planner.solvers.tuning import HOST_ROUNDS
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -99,7 +97,7 @@ def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> M
     """
     begins = begin_seconds(problem.flat, order)
     best: Moved | None = None
-    for _ in range(_ROUNDS):
+    for _ in range(HOST_ROUNDS):
         places = _Places(problem, order, sorted(gaps), begins)
         short = places.make_room(problem.budget_bytes)
         if short is not None:

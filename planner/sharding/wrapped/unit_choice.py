@@ -104,9 +104,10 @@ def large_around(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[str,
         blocks: by path, as ``find_units`` returns them.
 
     >>> block = lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Sequential(block(), block()), nn.Linear(4, 1))
+    >>> blocks = nn.ModuleList([block(), block()])
+    >>> model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "h": blocks, "head": nn.Linear(4, 1)})
     >>> list(large_around(model, find_units(model)))
-    ['0']
+    ['embed']
     """
     largest = max(sum(p.numel() for p in block.parameters()) for block in blocks.values())
     around = {
