@@ -67,17 +67,14 @@ def solve_within_host(
     left = max(_LEAST_SHARE * seconds, seconds - (time.perf_counter() - start))
     limits = replace(request.limits, seconds=left)
     asked = _Asked(graph, budget_bytes, replace(request, limits=limits), host)
-    moved, bound = _through_allocator(asked)
+    moved, bound = _through_allocator(asked, alone)
     if moved is None or (schedule := moved.solution.schedule) is None:
         return _alone(asked, alone, graph.seconds, "nothing that moves was found to fit")
     before = None if alone.schedule is None else asked.seconds(alone.schedule)
     after = asked.seconds(schedule)
     if before is not None and before <= after:
         return _alone(asked, alone, bound, "it would be no quicker")
-    bound = min(bound, after)
-    close = after - bound <= request.limits.gap * graph.seconds and not schedule.is_reordered
-    status = Status.OPTIMAL if close else Status.FEASIBLE
-    solution = replace(moved.solution, bound_seconds=bound, status=status)
+    solution = _judged(asked, moved.solution, after, bound)
     said = _compared(graph, before, moved.moving_seconds)
     in_memory = host.directory is not None and lies_in_memory(host.directory)
     return MovedSolution(solution, (said, _IN_MEMORY) if in_memory else (said,))
@@ -89,8 +86,13 @@ _IN_MEMORY = (
 )
 
 
-def _through_allocator(asked: _Asked) -> tuple[Offloading | None, float]:
-    """Return what runs through the device's allocator, and the bound of the person's budget."""
+def _through_allocator(asked: _Asked, alone: Solution) -> tuple[Offloading | None, float]:
+    """Return what runs through the device's allocator, and the bound of the person's budget.
+
+    Args:
+        asked: what is planned.
+        alone: the solution that moves nothing; solved for this very budget if none takes more.
+    """
     graph, request, budget_bytes = asked.graph, asked.request, asked.budget_bytes
     allocator = allocator_of(request.allocator, request.hardware)
     target, bound = budget_bytes, graph.seconds
@@ -99,7 +101,14 @@ def _through_allocator(asked: _Asked) -> tuple[Offloading | None, float]:
         limits = request.limits
         if k:
             limits = limits.of_a_correction(until - time.perf_counter())
-        found = solve_with_host(graph, target, asked.host, method=request.method, limits=limits)
+        found = solve_with_host(
+            graph,
+            target,
+            asked.host,
+            method=request.method,
+            limits=limits,
+            alone=None if allocator else alone,
+        )
         schedule = found.solution.schedule
         bound = found.solution.bound_seconds if k == 0 else bound
         if schedule is None:
@@ -117,11 +126,19 @@ def _alone(asked: _Asked, alone: Solution, bound: float, reason: str) -> MovedSo
     if alone.schedule is None:
         message = "; ".join(filter(None, (alone.message, reason)))
         return MovedSolution(replace(alone, message=message))
-    seconds, graph = asked.seconds(alone.schedule), asked.graph
-    bound = graph.seconds if alone.reordered else min(bound, seconds)
-    close = seconds - bound <= asked.request.limits.gap * graph.seconds
+    return MovedSolution(_judged(asked, alone, asked.seconds(alone.schedule), bound), (said,))
+
+
+def _judged(asked: _Asked, found: Solution, seconds: float, bound: float) -> Solution:
+    """Return a solution with the bound of the person's budget, optimal if it is close to that.
+
+    A bound for the captured order says nothing of a schedule in another.
+    """
+    base = asked.graph.seconds
+    bound = base if found.reordered else min(bound, seconds)
+    close = seconds - bound <= asked.request.limits.gap * base
     status = Status.OPTIMAL if close else Status.FEASIBLE
-    return MovedSolution(replace(alone, bound_seconds=bound, status=status), (said,))
+    return replace(found, bound_seconds=bound, status=status)
 
 
 def _compared(graph: Graph, recomputing: float | None, moving: float | None) -> str:

@@ -23,6 +23,7 @@ from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.hardware.reserve import NCCL_BYTES
 from planner.host_option import Offload, host_tier
 from planner.loss_chunks import KEEP, check_chunks
+from planner.make_cluster import make_cluster
 from planner.progress import Told, telling
 from planner.request_defaults import example_inputs, find_device, optimizer_name
 from planner.solvers import SOLVERS, Limits
@@ -33,7 +34,7 @@ from planner.tensor_parallel import IF_NEEDED, tensor_parallel_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from planner.graphs.hardware.cluster import LinkSpec
+    from planner.graphs.hardware.cluster import Cluster, LinkSpec
 
 DEFAULT_LIMITS = Limits()
 
@@ -171,6 +172,19 @@ class Request:
     def host(self) -> HostTier | None:
         """Where values of one device may be moved to; ``request_of`` has looked it up."""
         return self.offload if isinstance(self.offload, HostTier) else None
+
+    def cluster(self, ranks: int) -> Cluster:
+        """Return so many of the devices, in nodes and linked as was said.
+
+        Args:
+            ranks: how many.
+
+        Raises:
+            BadCluster: they do not divide into nodes, or a link is no rate.
+        """
+        return make_cluster(
+            self.hardware, ranks, devices_per_node=self.devices_per_node, link=self.link
+        )
 
     @property
     def for_nccl_bytes(self) -> int:

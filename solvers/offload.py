@@ -52,6 +52,7 @@ def solve_with_host(
     *,
     method: str = "auto",
     limits: Limits | None = None,
+    alone: Solution | None = None,
 ) -> Offloading:
     """Find a schedule within the budget that may move values to the host, too.
 
@@ -61,6 +62,7 @@ def solve_with_host(
         tier: where values move to, how fast, and how many bytes.
         method: a name of ``SOLVERS``, for what is recomputed.
         limits: when to stop.
+        alone: the solution within the budget that moves nothing, if it is known.
 
     Raises:
         ValueError: an unknown method; the message lists the valid ones.
@@ -75,7 +77,7 @@ def solve_with_host(
     """
     limits = limits or Limits()
     search = _Search(HostProblem(graph, budget_bytes, tier), method, limits)
-    first = solve(
+    first = alone or solve(
         graph, budget_bytes, method=method, limits=limits.of_a_correction(limits.seconds / 3)
     )
     if first.schedule is not None and first.schedule.is_plain and not first.reordered:
@@ -83,10 +85,12 @@ def solve_with_host(
     if floor_bytes(graph) > budget_bytes:
         return Offloading(first, None, None)
     recomputing = None if first.schedule is None else search.take_schedule(first.schedule)
-    alone = search.move(range(len(graph.ops)))
+    unrepeated = search.move(range(len(graph.ops)))
     search.run()
     return Offloading(
-        search.solution(first), recomputing, None if alone is None else alone.trace.seconds
+        search.solution(first),
+        recomputing,
+        None if unrepeated is None else unrepeated.trace.seconds,
     )
 
 

@@ -71,9 +71,7 @@ def apply(
     styles = styles_of(plan, model, tensor_parallel)
     _check_ranks(configuration, mesh)
     require_alike(plan, mesh)
-    ranks = _ranks(configuration, model, mesh)
-    if configuration.tensor_ranks > 1:
-        parallelize(model, ranks[_names(ranks)[-1]], styles)
+    ranks = _parted(model, configuration, mesh, styles)
     classes = _planned(plan, model, on_mismatch)
     for path, cls in classes.items():
         model.get_submodule(path).__class__ = cls
@@ -97,11 +95,20 @@ def wrap(
         mesh: the ranks, as for ``apply``.
         styles: how layers are parted, where they are.
     """
+    _check_ranks(configuration, mesh)
+    ranks = _parted(model, configuration, mesh, styles)
+    return _wrapped(model, configuration, units, ranks)
+
+
+def _parted(
+    model: nn.Module, configuration: Configuration, mesh: DeviceMesh | None, styles: Styles | None
+) -> DeviceMesh:
+    """Part the layers of a model, where they are; return the mesh of all ranks."""
     ranks = _ranks(configuration, model, mesh)
     if configuration.tensor_ranks > 1:
         assert styles is not None, "layers are parted by styles"
         parallelize(model, ranks[_names(ranks)[-1]], styles)
-    return _wrapped(model, configuration, units, ranks)
+    return ranks
 
 
 def _wrapped(
@@ -129,8 +136,7 @@ def make_optimizer(
 
 
 def _ranks(configuration: Configuration, model: nn.Module, mesh: DeviceMesh | None) -> DeviceMesh:
-    """Return the mesh of a configuration, or check the one given."""
-    _check_ranks(configuration, mesh)
+    """Return the mesh of a configuration, or the one given."""
     if mesh is not None:
         return mesh
     names, shape = zip(*configuration.mesh, strict=True)

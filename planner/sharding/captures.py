@@ -12,10 +12,9 @@ from torch import nn
 from planner.errors import CaptureError
 from planner.graphs import Op, Phase
 from planner.graphs.hardware.cluster import Cluster
-from planner.make_cluster import make_cluster
 from planner.plan.configuration import Configuration
 from planner.request import Request
-from planner.sharding.configurations import WHOLE, Parted
+from planner.sharding.configurations import WHOLE, Parted, parted_as
 from planner.sharding.parted.growth import Growing, growing
 from planner.sharding.parted.ways import Ways
 from planner.sharding.samples import samples_in, with_samples
@@ -69,13 +68,7 @@ class Captures:
 
     @cached_property
     def _cluster(self) -> Cluster:
-        request = self.request
-        return make_cluster(
-            request.hardware,
-            request.world_size,
-            devices_per_node=request.devices_per_node,
-            link=request.link,
-        )
+        return self.request.cluster(self.request.world_size)
 
     @contextmanager
     def _model(self, parted: Parted) -> Iterator[nn.Module]:
@@ -151,11 +144,6 @@ class Captures:
         return self._grows[key]
 
 
-def parted_as(c: Configuration) -> Parted:
-    """Return how a configuration parts layers."""
-    return Parted(c.tensor_ranks, c.sequence_parallel)
-
-
 def compute_seconds(captures: ModelCapture) -> float:
     """Return the time of forward and backward of one micro-step, nothing run again.
 
@@ -166,7 +154,6 @@ def compute_seconds(captures: ModelCapture) -> float:
 
 def _ops(captures: ModelCapture) -> Iterator[Op]:
     """Yield what a micro-step runs, without tables, which need not be whole."""
-    stubs = {op for call in captures.root.calls for op in (call.forward, call.backward)}
-    yield from (op for i, op in enumerate(captures.root.graph.ops) if i not in stubs)
+    yield from captures.root.own_ops()
     units = [captures.kinds[kind] for kind in captures.kind_of]
     yield from (op for unit in units if not unit.table for op in unit.graph.ops)

@@ -24,6 +24,11 @@ class Parted:
 WHOLE = Parted()
 
 
+def parted_as(c: Configuration) -> Parted:
+    """Return how a configuration parts layers."""
+    return Parted(c.tensor_ranks, c.sequence_parallel)
+
+
 def configurations(
     world_size: int,
     global_batch: int,

@@ -12,7 +12,6 @@ from planner.byte_sizes import format_both, format_bytes
 from planner.errors import BadCluster, CaptureError, InfeasibleBudget
 from planner.graphs.binding import binding
 from planner.graphs.hardware.cluster import Cluster
-from planner.make_cluster import make_cluster
 from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 from planner.plan.step_plan import StepPlan
@@ -48,23 +47,15 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
     """Plan one training step over several devices; see ``planner.fit``."""
     start = time.perf_counter()
 
-    def of(ranks: int) -> Cluster:
-        return make_cluster(
-            request.hardware,
-            ranks,
-            devices_per_node=request.devices_per_node,
-            link=request.link,
-        )
-
-    cluster = of(request.world_size)
+    cluster = request.cluster(request.world_size)
     shop = Captures(request, ways_of(request.model, _tensor_parallel(request), cluster))
     found, margin, unparted = _searched(shop, cluster, budget_bytes)
     if found.best is None:
         request.tell("looking for a number of devices that would do")
         room = budget_bytes - margin.size_bytes
         among = [o.configuration for o in found.outcomes if not o.impossible]
-        ranks = least_ranks(lambda n: _fits_on(shop, among, of, n, room), cluster.world_size)
-        raise fits_nowhere(found, budget_bytes, cluster, ranks, margin).with_more(unparted)
+        ranks = least_ranks(lambda n: _fits_on(shop, among, n, room), cluster.world_size)
+        raise fits_nowhere(found, budget_bytes, cluster, ranks, margin, unparted=unparted)
     plan = plan_found(shop, cluster, found, budget_bytes, margin)
     return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
 
@@ -112,9 +103,7 @@ def _searched(
     except CaptureError as error:
         if found is None:
             raise
-        open_ended = replace(found.outcomes[0], bound_seconds=0.0, impossible=str(error))
-        found = replace(found, outcomes=(*found.outcomes, open_ended), bound_seconds=0.0)
-        return found, margin, f" Layers cannot be parted over ranks, either: {error}"
+        return found, margin, str(error)
     return (parted if found is None else _both(found, parted)), margin, ""
 
 
@@ -273,6 +262,8 @@ def fits_nowhere(
     cluster: Cluster,
     ranks: int | None,
     margin: Margin = NO_MARGIN,
+    *,
+    unparted: str = "",
 ) -> InfeasibleBudget:
     """Make the error that says what was asked, how close it came, and how many devices would do.
 
@@ -282,9 +273,10 @@ def fits_nowhere(
         cluster: what was searched for.
         ranks: how many devices would do, if any number does.
         margin: what of the budget was kept free.
+        unparted: why layers could not be parted over ranks, if they could not.
     """
     closest = found.closest
-    proved = all(o.bound_seconds == math.inf for o in found.outcomes)
+    proved = not unparted and all(o.bound_seconds == math.inf for o in found.outcomes)
     needed = (
         f"{ranks} such devices would do"
         if ranks is not None
@@ -301,6 +293,8 @@ def fits_nowhere(
         "least as many samples; then lower precision (precisions=('bfloat16',)), or optimizer "
         f"offload{'; or reserve=, which says otherwise what is kept free' if kept else ''}."
     )
+    if unparted:
+        text += f" Layers cannot be parted over ranks, either: {unparted}"
     found_at = binding(closest.graph, closest.schedule, closest.trace)
     return InfeasibleBudget(budget_bytes, closest.peak_bytes + kept, found_at, text)
 
@@ -329,15 +323,11 @@ def least_ranks(fits: Callable[[int], bool | None], world_size: int) -> int | No
 
 
 def _fits_on(
-    shop: Captures,
-    among: Sequence[Configuration],
-    of: Callable[[int], Cluster],
-    ranks: int,
-    budget_bytes: int,
+    shop: Captures, among: Sequence[Configuration], ranks: int, budget_bytes: int
 ) -> bool | None:
     """Say whether one sample a rank fits on so many, sharded by what shards most."""
     try:
-        cluster = of(ranks)
+        cluster = shop.request.cluster(ranks)
     except BadCluster:
         return None
     most = max(c.strategy.stages[-1].number for c in among)

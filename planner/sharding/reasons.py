@@ -9,7 +9,7 @@ from planner.byte_sizes import format_bytes, format_percent, format_seconds
 from planner.plan.sharded_step_plan import Alternative
 from planner.plan.tensor_parallelism import RefusedDegree, TensorParallelism
 from planner.plan.time_parts import Spent, spent
-from planner.sharding.configurations import Parted
+from planner.sharding.configurations import parted_as
 from planner.sharding.parted.parallelize import described
 from planner.sharding.parted.ways import Ways
 from planner.sharding.pricing import Planned
@@ -74,8 +74,7 @@ def tensor_parallelism(ways: Ways, found: SearchResult) -> TensorParallelism | N
     refused = (*ways.refused, *captured) if tried != {1} or not ways.only_if_needed else ()
     if tried == {1} and not refused:
         return None
-    parted = Parted(best.tensor_ranks, best.sequence_parallel)
-    return TensorParallelism(described(ways.styles[parted]), ways.declared, refused)
+    return TensorParallelism(described(ways.styles[parted_as(best)]), ways.declared, refused)
 
 
 def _rejected(outcome: Outcome, best: Planned) -> Alternative:

@@ -32,7 +32,6 @@ from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.host_memory import host_layout, movable
 from planner.graphs.torch_api.collective_ops import communicates, group_name
-from planner.make_cluster import make_cluster
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
 from planner.running.engines.actions import carry_out
@@ -85,12 +84,7 @@ def _cluster(request: Request) -> Cluster | None:
         return None
     import torch.distributed as dist
 
-    return make_cluster(
-        request.hardware,
-        dist.get_world_size(),
-        devices_per_node=request.devices_per_node,
-        link=request.link,
-    )
+    return request.cluster(dist.get_world_size())
 
 
 def program(

@@ -8,7 +8,6 @@ activations as long as it takes beyond its start.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.graphs import Graph, Op, Phase
@@ -48,18 +47,13 @@ def _growing(unit: UnitCapture, cluster: Cluster, ranks: int) -> Growing:
     start = all_reduce_seconds(0.0, ranks, cluster)  # none of the others starts later
     compute = collectives = 0.0
     large = _activations(unit)
-    for op in _own_ops(unit):
+    for op in unit.own_ops():
         share = _share(unit.graph, op, large)
         if op.phase is Phase.COMMUNICATION:
             collectives += max(0.0, op.seconds - start) * (share == 1.0)
         elif op.phase is not Phase.OPTIMIZER:
             compute += _compute_seconds(op, share, cluster)
     return Growing(compute, collectives)
-
-
-def _own_ops(unit: UnitCapture) -> Iterator[Op]:
-    stubs = {op for call in unit.calls for op in (call.forward, call.backward)}
-    yield from (op for i, op in enumerate(unit.graph.ops) if i not in stubs)
 
 
 def _compute_seconds(op: Op, share: float, cluster: Cluster) -> float:

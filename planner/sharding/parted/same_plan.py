@@ -83,8 +83,7 @@ def require_alike(plan: ShardedStepPlan, mesh: DeviceMesh | None) -> None:
     import torch.distributed as dist
 
     dimensions = range(0 if mesh is None else mesh.ndim)
-    everyone = dist.distributed_c10d.GroupMember.WORLD
-    groups = [mesh.get_group(d) for d in dimensions] if mesh else [everyone]
+    groups = [mesh.get_group(d) for d in dimensions] if mesh else [dist.group.WORLD]
     own = digest_of([repr(plan.configuration), digest(plan.step)])
     for group in groups:
         assert group is not None, "there is a process group"

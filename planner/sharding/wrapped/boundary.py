@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import fx
 
-from planner.graphs import Graph
+from planner.graphs import Graph, Op
 from planner.graphs.capture.node_kinds import is_view
 from planner.graphs.capture.opaque_units import BACKWARD, FORWARD, Stub
 from planner.graphs.capture.training_step import Captured, Traced
@@ -70,6 +70,11 @@ class UnitCapture:
     def graph(self) -> Graph:
         """What the unit runs."""
         return self.captured.graph
+
+    def own_ops(self) -> Iterator[Op]:
+        """Yield what it runs itself, without the opaque ops of the units that it calls."""
+        stubs = {op for call in self.calls for op in (call.forward, call.backward)}
+        yield from (op for i, op in enumerate(self.graph.ops) if i not in stubs)
 
     @property
     def signature(self) -> dict[str, Any]:

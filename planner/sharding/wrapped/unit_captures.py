@@ -117,12 +117,16 @@ def capture_units(
     candidates = candidates_of(model, units)
     stored = {name: p.element_size() for name, p in model.named_parameters()}
     real = has_data(model)  # which in another precision it seems not to have
-    options: dict[str, Any]
-    options = {"device": device, "costs": costs, "real": real, "dynamic": dynamic}
+    options: dict[str, Any] = {
+        "device": device,
+        "costs": costs,
+        "real": real,
+        "dynamic": dynamic,
+        "cluster": cluster,
+    }
     taken = functools.partial(
-        _taken_apart, model, call, stored, loss, precision=precision,
-        options={**options, "cluster": cluster},
-    )  # fmt: skip
+        _taken_apart, model, call, stored, loss, precision=precision, options=options
+    )
     try:
         with in_precision(model, precision, device_type(model, call)):
             try:
