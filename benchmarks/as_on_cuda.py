@@ -32,7 +32,7 @@ from transformers import masking_utils
 
 from benchmarks.cuda_cases import CASES, Case
 from benchmarks.record import record, show
-from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.trace import run_forward
 from planner.graphs.torch_api.cuda.card import card_of
 from planner.graphs.torch_api.decompositions import eager_pieces

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.models import ZOO
 from benchmarks.record import record, show
 from planner.graphs import Graph, schedule_from_order, simulate
-from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.training_step import capture
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.solvers.baselines.blocks import Block, find_blocks

@@ -21,7 +21,7 @@ from torch import nn
 import planner
 from benchmarks.record import record, show
 from planner.graphs import Graph, Kind, Phase, Schedule, plain_schedule, simulate
-from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.training_step import capture_joint
 from planner.graphs.snapshot import step_phases
 

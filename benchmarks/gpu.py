@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import planner
 from benchmarks.record import record, show
-from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.training_step import capture_joint
 from planner.graphs.hardware.detect import device_at
 from planner.graphs.torch_api.allocation_records import measure_peak

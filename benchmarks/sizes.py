@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import planner
 from benchmarks.record import record, show
-from planner.graphs.capture.training_step import recapture
+from planner.graphs.capture.recapture import recapture
 from planner.graphs.torch_api.allocation_records import measure_peak
 
 Call = dict[str, Tensor]

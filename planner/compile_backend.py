@@ -129,7 +129,7 @@ class PlanningBackend:
     def _planned(
         self, graph: HandedGraph, step: JointStep, request: Request
     ) -> tuple[Plan, Captured]:
-        from planner.graphs.capture.step_function import arguments
+        from planner.graphs.capture.call_arguments import arguments
         from planner.running.engines.compiled_capture import captured_joint
 
         call = arguments(graph.inputs, {})

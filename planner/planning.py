@@ -27,7 +27,7 @@ from planner.solvers.minimum_budget import proven_floor
 if TYPE_CHECKING:
     from torch import nn
 
-    from planner.graphs.capture.step_function import Arguments
+    from planner.graphs.capture.call_arguments import Arguments
     from planner.graphs.capture.training_step import Captured
 
 LEAST_SECONDS = 5.0

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs import plain_schedule, simulate
-from planner.graphs.capture.step_function import arguments_of, unique_tensors
+from planner.graphs.capture.call_arguments import arguments_of
+from planner.graphs.capture.step_function import unique_tensors
 from planner.graphs.capture.training_step import Captured, capture
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.pytree import tree_leaves, tree_map

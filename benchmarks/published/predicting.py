@@ -12,7 +12,7 @@ from benchmarks.published.case import Case, Library, Peak, Precision, Sharding
 from benchmarks.published.keeping import INDEX_COPY, SOFTMAX, keeping
 from planner.graphs import Graph, Phase, Schedule, plain_schedule, schedule_from_order, simulate
 from planner.graphs.allocation import needs
-from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.training_step import capture_joint
 from planner.graphs.hardware.cluster import cluster
 from planner.plan.configuration import Configuration

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from planner.graphs.capture.guards.reads import Read
 from planner.graphs.capture.guards.tape import Decisions, roots_of
 from planner.graphs.capture.placed import local_of
-from planner.graphs.capture.step_function import Outputs
+from planner.graphs.capture.step_outputs import Outputs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.joint_export import descriptors as desc
 from planner.graphs.torch_api.storages import storage_key

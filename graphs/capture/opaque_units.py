@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.call_arguments import Arguments, arguments
 from planner.graphs.capture.placed import entered
-from planner.graphs.capture.step_function import Arguments, Outputs, arguments
+from planner.graphs.capture.step_outputs import Outputs
 from planner.graphs.capture.trace import blank, run_forward
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.cuda.card import Card

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.call import Signature
-from planner.graphs.capture.step_function import Arguments
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.pytree import tree_leaves, tree_unflatten, treespec_dumps
 
@@ -39,7 +39,7 @@ def free_sizes(model: nn.Module, call: Arguments, dynamic: Dynamic) -> list[list
         CaptureError: no argument has this name, or no tensor of it this dimension.
 
     >>> import torch
-    >>> from planner.graphs.capture.step_function import arguments
+    >>> from planner.graphs.capture.call_arguments import arguments
     >>> call = arguments((torch.zeros(4, 2),), {}, torch.zeros(4))
     >>> free_sizes(nn.Linear(2, 1), call, "batch")
     [[0, [0], 'input'], [1, [0], 'targets']]
@@ -86,7 +86,7 @@ def free_dimensions(model: nn.Module, call: Arguments) -> Dynamic:
         call: the largest one.
 
     >>> import torch
-    >>> from planner.graphs.capture.step_function import arguments
+    >>> from planner.graphs.capture.call_arguments import arguments
     >>> ids = torch.zeros(4, 9, dtype=torch.long)
     >>> free_dimensions(nn.Embedding(2, 2), arguments((), {"ids": ids, "labels": ids[:, 0]}))
     {'ids': (0, 1), 'labels': (0,)}
@@ -109,7 +109,7 @@ def leaf_names(model: nn.Module, call: Arguments) -> list[str]:
     """Name the argument that each leaf of a call belongs to, positional ones as forward does.
 
     >>> import torch
-    >>> from planner.graphs.capture.step_function import arguments
+    >>> from planner.graphs.capture.call_arguments import arguments
     >>> leaf_names(nn.Linear(2, 1), arguments((torch.zeros(4, 2),), {}, torch.zeros(4)))
     ['input', 'targets']
     """

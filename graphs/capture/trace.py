@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.effects import (
     not_read_before,
     only_appended,
@@ -30,7 +31,7 @@ from planner.graphs.capture.guards.values import NOT_THE_USERS, Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
 from planner.graphs.capture.node_kinds import drop_idle_waits, tie_shared_storage
 from planner.graphs.capture.placed import local_of, require_even_parts
-from planner.graphs.capture.step_function import Arguments, StepFunction, unique_tensors
+from planner.graphs.capture.step_function import StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import annotate, preserve_node_meta

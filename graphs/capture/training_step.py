@@ -5,36 +5,30 @@ Puts tracing, prices and the optimizer together. Knows nothing of budgets or sch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
 import planner.graphs.capture.chunks.rewrite  # noqa: F401 - enters itself
+from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
 from planner.graphs.capture.guards.call import (
     class_name,
-    device_of,
     device_type,
-    fake_call,
-    keeping_of,
     signature_of,
 )
-from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.kernel_prices import as_in_eager_mode, prices
-from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble
-from planner.graphs.capture.numbers import Numbers, without_symbols
+from planner.graphs.capture.lowering import Lowering, Price, assemble
 from planner.graphs.capture.optimizer_step import OptimizerStep, asked_step
 from planner.graphs.capture.passes.eager_semantics import normalized
 from planner.graphs.capture.placed import require_plannable
-from planner.graphs.capture.rewrites import AS_CAPTURED, Declined, rewrite_of, rewritten
-from planner.graphs.capture.sizes import Dynamic, by_tensor, free_sizes
-from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
+from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of, rewritten
+from planner.graphs.capture.sizes import Dynamic, free_sizes
 from planner.graphs.capture.target import Target
 from planner.graphs.capture.trace import trace
-from planner.graphs.capture_error import CaptureError
 from planner.graphs.costs.registry import cost_model
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
@@ -42,9 +36,8 @@ from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.detect import local_device
 from planner.graphs.schedule import plain_schedule
 from planner.graphs.simulate import simulate
-from planner.graphs.torch_api.fake_tensors import FakeTensor, with_numbers
+from planner.graphs.torch_api.fake_tensors import FakeTensor
 from planner.graphs.torch_api.patches import capturing
-from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes
 
 if TYPE_CHECKING:
     from planner.graphs.capture.fused.compiled_step import CompiledStep
@@ -320,68 +313,6 @@ def has_data(model: nn.Module) -> bool:
     (True, False)
     """
     return not any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters())
-
-
-@dataclass(frozen=True)
-class Recaptured:
-    """A step captured again in order to run it; ``numbers`` where it is for smaller sizes, too."""
-
-    joint: Joint
-    graph: Graph
-    lowering: Lowering
-    numbers: Numbers | None = None
-
-
-@capturing()
-def recapture(
-    model: nn.Module,
-    signature: dict[str, Any],
-    loss: Callable[..., Any] | None,
-    rewrite: str = AS_CAPTURED.name,
-    lifted: Sequence[Path] = (),
-    *,
-    any_size: bool = False,
-) -> Recaptured:
-    """Capture again, without prices, the step a signature describes, in order to run it.
-
-    Args:
-        model: in the modes that it was captured in.
-        signature: of the capture.
-        loss: the callable that it was captured with.
-        rewrite: which variant of the step.
-        lifted: where Python holds floats that are to be inputs, not constants.
-        any_size: take the sizes that may be smaller for symbols.
-    """
-    members = [*model.parameters(), *model.buffers()]
-    mode = next((t.fake_mode for t in members if isinstance(t, FakeTensor)), None)
-    home = device_of(model)
-    call = fake_call(signature, mode or (with_numbers() if lifted else None), home)
-    answers = signature["answers"]
-    sizes = SymbolicSizes(by_tensor(signature, call)) if any_size else None
-    keep = signature.get("checks", "keep") == "keep"
-    joint = trace(
-        model,
-        call,
-        loss=loss,
-        answers=answers,
-        lifted=lifted,
-        sizes=sizes,
-        checks=keep,
-        keeping=keeping_of(signature),
-    )
-    try:
-        joint, _ = rewritten(normalized(joint), rewrite)
-    except Declined as reason:
-        raise CaptureError(f"it cannot be computed as {rewrite!r} any more: {reason}") from reason
-    symbolic = without_symbols(joint, sizes) if sizes else None
-    target = Target(devices.cpu(), home.type, home.type)
-    free = Price(0.0, 0, 0, 0)
-    graph, lowering = assemble(
-        joint, lambda _: free, target=target, optimizer=None, accumulate=signature["accumulate"]
-    )
-    ops = (*lowering.ops, Lowered(Role.OPTIMIZER))  # whatever optimizer the plan counted
-    numbers = symbolic.numbers(lowering) if symbolic else None
-    return Recaptured(joint, graph, replace(lowering, ops=ops), numbers)
 
 
 def optimizer_of(graph: Graph) -> OptimizerStep | None:

@@ -20,8 +20,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from planner.byte_sizes import format_bytes, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.fit import fit
+from planner.graphs.capture.call_arguments import Arguments, arguments
 from planner.graphs.capture.sizes import Dynamic, free_dimensions
-from planner.graphs.capture.step_function import Arguments, arguments
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.integrations.largest import UNSAID, Largest, enlarged, shown
 from planner.plans import Plan

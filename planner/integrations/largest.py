@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from planner.graphs.capture.step_function import Arguments
+from planner.graphs.capture.call_arguments import Arguments
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def enlarged(call: Arguments, largest: Largest, usual: Largest = UNSAID) -> Argu
         largest: as the user says.
         usual: where the user says nothing, unless the call is of one row: that may hold many.
 
-    >>> from planner.graphs.capture.step_function import arguments
+    >>> from planner.graphs.capture.call_arguments import arguments
     >>> call = arguments((), {"ids": torch.zeros(2, 5, dtype=torch.long), "items": torch.tensor(7)})
     >>> shown(enlarged(call, Largest(4, 8)))
     'int64[4, 8], int64[]'

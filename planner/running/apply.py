@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from planner.errors import OtherKernels, PlanMismatch, PlannerError
+from planner.graphs.capture.call_arguments import Arguments, arguments
 from planner.graphs.capture.guards.call import autocast_as, device_of, fake_call
 from planner.graphs.capture.guards.call_form import in_form
-from planner.graphs.capture.step_function import Arguments, arguments
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning
 from planner.running.branches import program_of

@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from planner.errors import CaptureError, InfeasibleBudget, PlanMismatch
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.call import device_of, fake_call
-from planner.graphs.capture.step_function import Arguments
 from planner.graphs.capture.trace import answers_of
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.progress import PlannerWarning

@@ -15,6 +15,7 @@ from torch import nn
 
 from planner.byte_sizes import format_both
 from planner.errors import PlanMismatch
+from planner.graphs.capture.call_arguments import Arguments, arguments
 from planner.graphs.capture.fused.compiled_step import CompiledStep, really_run, trace_of
 from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import identity
@@ -28,7 +29,6 @@ from planner.graphs.capture.guards.call import (
     signature_of,
 )
 from planner.graphs.capture.guards.call_form import in_form
-from planner.graphs.capture.step_function import Arguments, arguments
 from planner.graphs.capture.training_step import optimizer_of
 from planner.graphs.hardware.devices import device
 from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code, traced_whole

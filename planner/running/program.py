@@ -13,7 +13,7 @@ from typing import Any
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.reads import Read
 from planner.graphs.capture.guards.tape import Decisions
-from planner.graphs.capture.step_function import Outputs
+from planner.graphs.capture.step_outputs import Outputs
 
 
 @dataclass(frozen=True)

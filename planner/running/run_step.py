@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from planner.errors import CheckFailed, PlanMismatch
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.checks import Check
-from planner.graphs.capture.step_function import Arguments, unique_tensors
+from planner.graphs.capture.step_function import unique_tensors
 from planner.progress import PlannerWarning
 from planner.running.autograd_node import execute
 from planner.running.held_memory import HeldMemory

@@ -14,10 +14,10 @@ from typing import Any
 from torch import nn
 
 from planner.errors import PlanMismatch
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.call import differences, fake_call, signature_of
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.sizes import Sizes, at_smaller_sizes, sizes_of
-from planner.graphs.capture.step_function import Arguments
 from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
 from planner.running.any_size import AnySize

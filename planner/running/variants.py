@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from planner.errors import PlanMismatch
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.call import differences, fingerprint, signature_of
 from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.guards.modules import (
@@ -27,7 +28,7 @@ from planner.graphs.capture.guards.modules import (
     read_changes,
 )
 from planner.graphs.capture.guards.paths import Path
-from planner.graphs.capture.step_function import Arguments, unique_tensors
+from planner.graphs.capture.step_function import unique_tensors
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.served_sizes import too_large
 from planner.plan.step_plan import StepPlan

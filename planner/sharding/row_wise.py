@@ -20,7 +20,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from planner.graphs.capture.step_function import Arguments
+    from planner.graphs.capture.call_arguments import Arguments
 
 
 def is_table(module: nn.Module, call: Arguments) -> bool:
@@ -30,7 +30,7 @@ def is_table(module: nn.Module, call: Arguments) -> bool:
         module: what is called.
         call: its arguments.
 
-    >>> from planner.graphs.capture.step_function import arguments_of
+    >>> from planner.graphs.capture.call_arguments import arguments_of
     >>> ids = arguments_of(torch.zeros(4, 2, dtype=torch.long))
     >>> is_table(nn.Embedding(8, 2), ids), is_table(nn.Embedding(8, 2, max_norm=1.0), ids)
     (True, False)

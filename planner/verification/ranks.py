@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
-from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.patient_collectives import patient_collectives
 from planner.graphs.torch_api.storages import storage_key

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from planner.errors import PlannerError
+from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.optimizer_step import named_optimizer
 from planner.graphs.capture.placed import local_of
-from planner.graphs.capture.step_function import Arguments, Inputs, arguments_of
 from planner.graphs.torch_api.allocation_records import PeakRecord, measure_peak
 from planner.graphs.torch_api.pytree import tree_leaves
 from planner.graphs.torch_api.storages import storage_key

@@ -18,7 +18,7 @@ from planner import (
     UnknownMethod,
 )
 from planner.graphs import Kind, Phase, plain_schedule, simulate
-from planner.graphs.capture.step_function import arguments
+from planner.graphs.capture.call_arguments import arguments
 from planner.planning import plan_again
 from tests.asked import plan_graph
 

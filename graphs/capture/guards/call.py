@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.call_form import argument_names
 from planner.graphs.capture.placed import is_placed, mesh_shape, placed_as
-from planner.graphs.capture.step_function import Arguments, unique_tensors
+from planner.graphs.capture.step_function import unique_tensors
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.autocast_cache import Keeping, keeping_now
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
@@ -46,7 +47,7 @@ def signature_of(
     Raises:
         CaptureError: an argument is neither a tensor nor a plain constant.
 
-    >>> from planner.graphs.capture.step_function import arguments_of
+    >>> from planner.graphs.capture.call_arguments import arguments_of
     >>> signature_of(nn.Linear(2, 3), arguments_of(torch.zeros(4, 2)))["parameters"]
     [['weight', [3, 2], 'float32', True], ['bias', [3], 'float32', True]]
     """

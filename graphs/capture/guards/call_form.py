@@ -27,7 +27,7 @@ def in_form(
         kwargs: by name.
         spec: of the planned call's arguments: those by position, those by name, the targets.
 
-    >>> from planner.graphs.capture.step_function import arguments
+    >>> from planner.graphs.capture.call_arguments import arguments
     >>> def forward(self, x, mask=None): ...
     >>> in_form(forward, (), {"mask": None, "x": 1}, arguments((2,), {}).spec)
     ((1,), {})
@@ -57,7 +57,7 @@ def argument_names(spec: TreeSpec, forward: Callable[..., Any] | None = None) ->
         spec: of those by position, those by name, the targets.
         forward: of the model's class, whose parameters name what is passed by position.
 
-    >>> from planner.graphs.capture.step_function import arguments
+    >>> from planner.graphs.capture.call_arguments import arguments
     >>> def forward(self, x, mask=None): ...
     >>> argument_names(arguments((1,), {"mask": [2, 3]}, 4).spec, forward)
     ["'x'", "'mask'[0]", "'mask'[1]", "'targets'"]

@@ -58,7 +58,7 @@ def is_twin(make: Make, reads: Sequence[Read], other: nn.Module) -> bool:
         other: what may be like it.
 
     >>> import torch
-    >>> from planner.graphs.capture.step_function import arguments_of
+    >>> from planner.graphs.capture.call_arguments import arguments_of
     >>> from planner.graphs.capture.trace import trace
     >>> first, second, third = nn.Dropout(0.1), nn.Dropout(0.1), nn.Dropout(0.2)
     >>> reads = trace(first, arguments_of(torch.zeros(2, requires_grad=True))).reads

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from planner.errors import BadRequest, CaptureError
+from planner.graphs.capture.call_arguments import Arguments, arguments_of
 from planner.graphs.capture.fused.compiled_step import compiled_step
 from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import identity
@@ -17,7 +18,6 @@ from planner.graphs.capture.fused.prices import prices
 from planner.graphs.capture.guards.call import signature_of
 from planner.graphs.capture.optimizer_step import asked_step
 from planner.graphs.capture.rewrites import AS_CAPTURED
-from planner.graphs.capture.step_function import Arguments, arguments_of
 from planner.graphs.capture.training_step import Captured, has_data
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.torch_api.inductor.compiler import joint_step

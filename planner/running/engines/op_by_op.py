@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from planner.errors import BadCluster, CaptureError, InvalidPlan, OtherKernels, PlanMismatch
 from planner.graphs import Graph, Op, Schedule, Subject
+from planner.graphs.capture.call_arguments import arguments
 from planner.graphs.capture.guards.call import (
     autocast_as,
     device_of,
@@ -26,8 +27,8 @@ from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowering import Lowering, Role
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.placed import is_parallelized
-from planner.graphs.capture.step_function import arguments
-from planner.graphs.capture.training_step import Captured, Recaptured, capture, recapture
+from planner.graphs.capture.recapture import Recaptured, recapture
+from planner.graphs.capture.training_step import Captured, capture
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.host_memory import host_layout, movable

@@ -18,19 +18,14 @@ from torch import Tensor, nn
 
 from planner.errors import CaptureError
 from planner.graphs import Phase
+from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
 from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_data
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
 from planner.graphs.capture.placed import local_of, placed_as
 from planner.graphs.capture.sizes import Dynamic
-from planner.graphs.capture.step_function import (
-    Arguments,
-    Inputs,
-    arguments_of,
-    swapped,
-    unique_tensors,
-)
+from planner.graphs.capture.step_function import swapped, unique_tensors
 from planner.graphs.capture.training_step import (
     Traced,
     capture_joint,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from planner.errors import CaptureError
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.call import class_name, signature_of
-from planner.graphs.capture.step_function import Arguments
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.torch_api.module_internals import hooks_of
 

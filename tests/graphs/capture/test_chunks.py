@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.chunks.rewrite import in_chunks
 from planner.graphs.capture.chunks.token_dims import moved
 from planner.graphs.capture.chunks.writer import Form, spans
@@ -20,7 +21,6 @@ from planner.graphs.capture.joint_graph import Joint, copied
 from planner.graphs.capture.node_kinds import added_to
 from planner.graphs.capture.passes.eager_semantics import normalized
 from planner.graphs.capture.rewrites import Declined
-from planner.graphs.capture.step_function import arguments_of
 from planner.graphs.capture.trace import trace
 
 WORDS, WIDTH, ROWS, LENGTH = 211, 16, 3, 14

@@ -24,8 +24,8 @@ from torch.nn.modules import module as every_module
 from torch.optim.optimizer import _foreach_supported_types
 
 from planner.graphs.capture import trace
+from planner.graphs.capture.call_arguments import arguments
 from planner.graphs.capture.optimizer_step import optimizer_step
-from planner.graphs.capture.step_function import arguments
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api import decompositions, fake_kernels, patches, quiet
 from planner.graphs.torch_api.module_watch import watch_attributes, watch_forwards

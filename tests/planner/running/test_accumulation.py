@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import planner
-from planner.graphs.capture.step_function import arguments
+from planner.graphs.capture.call_arguments import arguments
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.plans import Plan
 from planner.running.apply import planned_class

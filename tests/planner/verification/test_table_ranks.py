@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.plan.configuration import Configuration
 from planner.plan.strategy import Strategy
 from planner.plans import ShardedPlan

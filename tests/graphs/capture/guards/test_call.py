@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from planner.graphs.capture.call_arguments import Arguments, arguments
 from planner.graphs.capture.guards.call import differences, fake_call, signature_of
-from planner.graphs.capture.step_function import Arguments, arguments
 from planner.graphs.capture_error import CaptureError
 
 CALL = arguments((torch.zeros(4, 16), [torch.ones(3).t(), 2, None]), {"b": True, "a": "x"})

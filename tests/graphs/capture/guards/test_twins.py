@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.guards.twins import is_twin, make_of, same_data
-from planner.graphs.capture.step_function import arguments_of
 from planner.graphs.capture.trace import trace
 
 BY_LAYER: dict[Any, float] = {}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import planner
+from planner.graphs.capture.call_arguments import arguments, arguments_of
 from planner.graphs.capture.guards.values import user_line
 from planner.graphs.capture.joint_graph import Joint, source_of
-from planner.graphs.capture.step_function import arguments, arguments_of
 from planner.graphs.capture.trace import trace
 from planner.graphs.capture_error import CaptureError
 from tests.scenes import Apply, mlp

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.trace import trace
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.cuda import autocast

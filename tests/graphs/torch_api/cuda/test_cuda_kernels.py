@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planner.graphs.capture.step_function import arguments_of
+from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.trace import trace
 from planner.graphs.torch_api.cuda.card import card_of
 
