@@ -24,12 +24,12 @@ _RECURRENT_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
 
 
 def with_layout_of(gradient: Tensor, size: Iterable[int], stride: Iterable[int]) -> Tensor:
-    """Return a copy of a gradient in its parameter's layout, as ``AccumulateGrad`` would make.
+    """Return a copy of a gradient in another layout, as ``AccumulateGrad`` would make.
 
     Args:
         gradient: as backward made it.
         size: of the parameter, in elements.
-        stride: of the parameter, in elements.
+        stride: of its gradient, in elements.
     """
     fresh = torch.empty_strided(
         tuple(size), tuple(stride), dtype=gradient.dtype, device=gradient.device
@@ -125,14 +125,30 @@ def _storage(node: fx.Node) -> int:
 
 
 def _fits(owner: fx.Node, node: fx.Node) -> bool:
-    wanted, found = owner.meta["val"], node.meta["val"]
+    found = node.meta["val"]
     whole = found.untyped_storage().nbytes() == found.numel() * found.element_size()
-    return bool(whole and wanted.stride() == found.stride())
+    return bool(whole and _stride_of_gradient(owner.meta["val"]) == found.stride())
+
+
+def _stride_of_gradient(owner: Tensor) -> tuple[int, ...]:
+    """Return how ``AccumulateGrad`` lays out the gradient of a tensor (``accumulate_grad.h``).
+
+    That is as the tensor itself, unless elements of it are one in memory or have others between
+    them: then row by row.
+
+    >>> x = torch.zeros(2, 3)
+    >>> [_stride_of_gradient(of) for of in (x.T, x[:, :2], x[0].expand(2, 3))]
+    [(1, 3), (2, 1), (3, 1)]
+    """
+    dense = torch.empty_like(owner, memory_format=torch.preserve_format)
+    if dense.stride() == owner.stride():
+        return tuple(owner.stride())
+    return tuple(torch.empty_like(owner, memory_format=torch.contiguous_format).stride())
 
 
 def _copy(graph: fx.Graph, owner: fx.Node, node: fx.Node) -> fx.Node:
     wanted, found = owner.meta["val"], node.meta["val"]
-    size, stride = tuple(wanted.shape), tuple(wanted.stride())
+    size, stride = tuple(wanted.shape), _stride_of_gradient(wanted)
     copy = graph.call_function(with_layout_of, (node, size, stride))
     with found.fake_mode:
         fresh = torch.empty_strided(size, stride, dtype=found.dtype, device=found.device)

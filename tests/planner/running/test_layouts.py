@@ -85,3 +85,30 @@ def test_what_is_written_over_lies_as_what_is_made(first: str, other: str) -> No
 def test_what_lies_alike_is_written_over() -> None:
     a, b = torch.randn(SHAPE), torch.randn(1, 6, 1, 1)
     assert written_over(aten.mul.Tensor, aten.mul.out, "out", a, a, b) is a
+
+
+class _Laid(nn.Module):
+    """A parameter of each layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.laid = nn.ParameterList([nn.Parameter(x) for x in LAYOUTS.values() if x.dim()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([(p.mT.exp() * p.mT * x).sum() for p in self.laid]).sum()
+
+
+def test_gradients_are_laid_as_in_eager_mode() -> None:
+    """As their parameters, but row by row where those overlap or have gaps."""
+    x = torch.randn(1, 1, 1, 1)
+    plain = _Laid()
+    planned = planner.fit(plain, "1GB", inputs=x, optimizer=None).apply(plain)
+    found = []
+    for model in (plain, planned):
+        for _ in range(2):
+            model(x).backward()
+        found.append([p.grad for p in plain.parameters()])
+        plain.zero_grad(set_to_none=True)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
