@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 from planner import BadSpec
 from planner.cli import cli
@@ -194,6 +196,33 @@ def test_accelerate_names_no_class_of_single_layers(tmp_path: Path) -> None:
     text, notes = written(plan_of(found, CASES["mixed"][0], (False,) * 4), tmp_path, "accelerate")
     assert 'fsdp_transformer_layer_cls_to_wrap: "Block"' in text
     assert any("embed, head as units of their own" in note for note in notes)
+
+
+class Leaf(nn.Module):
+    """A block without modules in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("block", [Leaf, lambda: nn.Linear(8, 8)])
+def test_accelerate_names_blocks_that_are_leaves(
+    block: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    """By their class, where that is theirs alone; else it says what more is wrapped."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(block(), block()), nn.Linear(8, 1))
+    found = capture_units(
+        model, torch.ones(2, 8), loss=torch.mean, device="cpu", units=("1.0", "1.1")
+    )
+    plan = plan_of(found, CASES["mixed"][0], (False, False))
+    text, notes = written(plan, tmp_path, "accelerate")
+    name = type(block()).__name__
+    assert f'fsdp_transformer_layer_cls_to_wrap: "{name}"' in text
+    assert any("wraps every Linear of the model" in n for n in notes) == (name == "Linear")
 
 
 def test_accelerate_fields(tmp_path: Path) -> None:
