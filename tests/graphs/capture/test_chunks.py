@@ -324,6 +324,13 @@ def test_declined(model: nn.Module, loss: Loss | None, reason: str) -> None:
     assert str(joint.graph) == before, "a copy is rewritten"
 
 
+def test_what_is_made_of_logits_in_two_ways_is_not_computed_late() -> None:
+    """And nobody is told to ask for what they asked for."""
+    joint = captured(Returns(lambda x: x + x.exp()))
+    with pytest.raises(Declined, match="cannot be computed when it is read: have the model return"):
+        in_chunks(joint, 4, Form.A, late_logits=True)
+
+
 def test_small_readers_of_the_logits_do_not_stand_in_the_way() -> None:
     """A value for each token is put together from the chunks."""
     torch.manual_seed(0)
