@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.torch_api.cuda.recurrent import RECURRENT_FAKES
+from planner.graphs.torch_api.fake_kernels import use_fakes
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.operators import OpOverload
 from planner.graphs.torch_api.patches import patching
@@ -177,9 +179,20 @@ def _recurrent_workspace(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args[:-1], forward(image, w1, w2, w3, w4, hx, cx, *flags)[3])
 
 
+def _recurrent_reserve(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replace what cuDNN keeps for backward, and the weights it gathered, by what forward makes."""
+    given, gradients, numbers, (state, _, mask) = args[:7], args[7:10], args[10:-3], args[-3:]
+    x, weights, stride, _, hx, cx, _ = given
+    forward = torch.ops.aten._cudnn_rnn.default
+    y, _, _, reserve, gathered = forward(x, weights, stride, None, hx, cx, *numbers, state)
+    before = x, weights, stride, gathered, hx, cx, y
+    return (*before, *gradients, *numbers, state, reserve, mask)
+
+
 _PREPARE: dict[OpOverload, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
     torch.ops.aten._grouped_mm.default: _even_groups,
     torch.ops.aten.mkldnn_rnn_layer_backward.default: _recurrent_workspace,
+    torch.ops.aten._cudnn_rnn_backward.default: _recurrent_reserve,
 }
 
 
@@ -202,6 +215,8 @@ def output_bytes(call: OperatorCall) -> int:
     """Return the bytes of the storages a call makes, by running it on fake tensors."""
     with patching() as patches, FakeTensorMode(), torch.no_grad():
         silence_fake_tensors(patches)  # its caller tells of an operator that does not run
+        if call.target in RECURRENT_FAKES:
+            use_fakes(patches, RECURRENT_FAKES)
         fake = materialise(call, _hollow)
         return sum(new_storage_bytes(fake, fake.run()))
 

@@ -223,6 +223,11 @@ def _kernels(plan: StepPlan) -> Iterator[str]:
     )
     assumed = "; attention: cuDNN after 9.15, as wheels for CUDA 13 have it"
     yield text + assumed * card.startswith(("sm_90", "sm_10"))
+    if any(op.target == "aten._cudnn_rnn.default" for op in plan.graph.ops):
+        yield (
+            "what cuDNN keeps of recurrent layers for their backward pass is assumed (gates and "
+            "states of each step); only a card tells"
+        )
 
 
 def notes(plan: StepPlan) -> Iterator[str]:
