@@ -44,7 +44,7 @@ from planner.graphs.torch_api.autocast_cache import (
 from planner.graphs.torch_api.collective_ops import trace_collectives
 from planner.graphs.torch_api.cuda.autocast import autocast_of_cuda, casts_on_cuda
 from planner.graphs.torch_api.cuda.card import Card
-from planner.graphs.torch_api.cuda.kernels import kernels_of_cuda
+from planner.graphs.torch_api.cuda.kernels import grids_by_torch, kernels_of_cuda
 from planner.graphs.torch_api.cuda.recurrent import recurrent_of_cuda
 from planner.graphs.torch_api.decompositions import eager_pieces
 from planner.graphs.torch_api.fake_kernels import lenient_kernels
@@ -222,6 +222,7 @@ def _capturing(
         eager_pieces(patches, lean=lean)
         if kernels == "cuda":
             recurrent_of_cuda(patches, card)
+            grids_by_torch(patches)
         if card is not None:
             kernels_of_cuda(patches, card)
             stack.enter_context(autocast_of_cuda(patches, casts))

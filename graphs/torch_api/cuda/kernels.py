@@ -58,6 +58,21 @@ def kernels_of_cuda(patches: Patches, card: Card) -> None:
     patches.attribute(aten._fused_rms_norm.default, "decompose", _whole)
 
 
+def grids_by_torch(patches: Patches) -> None:
+    """Sample grids by torch's own kernel where a card may take cuDNN's, which has no fake.
+
+    Args:
+        patches: what may be undone.
+    """
+    for key in _KEYS:
+        use_kernel(patches, aten.grid_sampler.default, key, _grid_sampler)
+
+
+def _grid_sampler(x: Tensor, grid: Tensor, *rest: Any) -> Tensor:
+    made: Tensor = (aten.grid_sampler_2d if x.dim() == 4 else aten.grid_sampler_3d)(x, grid, *rest)
+    return made
+
+
 def _gru_cell_fake(
     mode: FakeTensorMode, func: Any, gates: Tensor, _: Tensor, hidden: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:

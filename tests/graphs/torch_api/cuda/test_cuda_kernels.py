@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.trace import trace
+from planner.graphs.torch_api.cuda import kernels as cuda_kernels
 from planner.graphs.torch_api.cuda.card import card_of
 
 
@@ -101,3 +104,25 @@ def test_without_a_card_nothing_changes() -> None:
     assert f"aten.{SDPA}flash_attention_for_cpu.default" in {
         str(n.target) for n in joint.graph.nodes
     }
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_grids_are_sampled_by_torch(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's kernel has no fake: were it left to torch, a capture on a card would end there."""
+    own, seen = cuda_kernels._grid_sampler, list[int]()
+
+    def watched(x: Tensor, *rest: Any) -> Tensor:
+        seen.append(x.dim())
+        return own(x, *rest)
+
+    class Sampling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = nn.Parameter(torch.zeros(1, *[4] * dims, dims))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.grid_sample(x, self.grid, align_corners=True)
+
+    monkeypatch.setattr(cuda_kernels, "_grid_sampler", watched)
+    assert f"grid_sampler_{dims}d" in kernels(Sampling(), torch.zeros(1, 2, *[6] * dims))
+    assert set(seen) == {dims + 2}
