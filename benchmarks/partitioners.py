@@ -20,7 +20,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from planner.graphs import Graph
 from planner.graphs.capture.joint_graph import Joint
-from planner.graphs.capture.lowering import Lowering
+from planner.graphs.capture.lowered import Lowering
 from planner.graphs.capture.recapture import recapture
 from planner.graphs.capture.training_step import Captured
 from planner.solvers.model.order_from_kept import order_from_kept

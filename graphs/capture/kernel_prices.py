@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from planner.graphs.capture.joint_graph import Joint, source_of
-from planner.graphs.capture.lowering import Price
+from planner.graphs.capture.lowered import Price
 from planner.graphs.capture.passes.eager_semantics import with_layout_of
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.costs import Priced

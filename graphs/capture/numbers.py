@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from planner.graphs.capture.joint_graph import Joint
-from planner.graphs.capture.lowering import Lowering
+from planner.graphs.capture.lowered import Lowering
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode

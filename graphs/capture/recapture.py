@@ -15,7 +15,8 @@ import planner.graphs.capture.chunks.rewrite  # noqa: F401 - enters itself
 from planner.graphs.capture.guards.call import device_of, fake_call, keeping_of
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
-from planner.graphs.capture.lowering import Lowered, Lowering, Price, Role, assemble
+from planner.graphs.capture.lowered import Lowered, Lowering, Price, Role
+from planner.graphs.capture.lowering import assemble
 from planner.graphs.capture.numbers import Numbers, without_symbols
 from planner.graphs.capture.passes.eager_semantics import normalized
 from planner.graphs.capture.rewrites import AS_CAPTURED, Declined, rewritten

@@ -21,7 +21,8 @@ from planner.graphs.capture.guards.call import (
 )
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.kernel_prices import as_in_eager_mode, prices
-from planner.graphs.capture.lowering import Lowering, Price, assemble
+from planner.graphs.capture.lowered import Lowering, Price
+from planner.graphs.capture.lowering import assemble
 from planner.graphs.capture.optimizer_step import OptimizerStep, asked_step
 from planner.graphs.capture.passes.eager_semantics import normalized
 from planner.graphs.capture.placed import require_plannable

@@ -24,7 +24,7 @@ from planner.graphs.capture.guards.call import (
 )
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
-from planner.graphs.capture.lowering import Lowering, Role
+from planner.graphs.capture.lowered import Lowering, Role
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.placed import is_parallelized
 from planner.graphs.capture.recapture import Recaptured, recapture

@@ -18,7 +18,7 @@ from torch import fx
 
 from planner.errors import PlanMismatch
 from planner.graphs.capture.joint_graph import Joint
-from planner.graphs.capture.lowering import Lowered, Lowering, Role
+from planner.graphs.capture.lowered import Lowered, Lowering, Role
 from planner.graphs.capture.node_kinds import (
     RECURRENT,
     is_functional_batch_norm,
