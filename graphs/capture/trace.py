@@ -44,8 +44,8 @@ from planner.graphs.torch_api.autocast_cache import (
 from planner.graphs.torch_api.collective_ops import trace_collectives
 from planner.graphs.torch_api.cuda.autocast import autocast_of_cuda, casts_on_cuda
 from planner.graphs.torch_api.cuda.card import Card
+from planner.graphs.torch_api.cuda.cudnn_recurrent import recurrent_of_cuda
 from planner.graphs.torch_api.cuda.kernels import grids_by_torch, kernels_of_cuda
-from planner.graphs.torch_api.cuda.recurrent import recurrent_of_cuda
 from planner.graphs.torch_api.decompositions import eager_pieces
 from planner.graphs.torch_api.fake_kernels import lenient_kernels
 from planner.graphs.torch_api.fake_tensors import (

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from planner.graphs.files import write_atomically
 from planner.output.exporters.exporter import AnyPlan, Exporter, register_exporter
 from planner.output.exporters.launch import Launch
@@ -103,7 +101,7 @@ def accelerate_notes(plan: ShardedStepPlan) -> Iterator[str]:
             f"the plan shards {', '.join(single)} as units of their own; accelerate names classes, "
             "and would wrap all layers of theirs: they stay with the root, gathered all step long"
         )
-    if sharded and (common := [name for name in _wrapped_classes(plan) if name in _LAYERS]):
+    if sharded and (common := [name for name in _wrapped_classes(plan) if _is_layer(name)]):
         yield (
             f"accelerate names classes, and wraps every {' and '.join(common)} of the model, also "
             "those that are no units of the plan"
@@ -142,10 +140,13 @@ def _left_with_the_root(plan: ShardedStepPlan) -> list[str]:
 
 def _is_single(kind: UnitKind) -> bool:
     """Tell whether a unit is one of torch's layers, of whose class there are likely others."""
-    return _class(kind) in _LAYERS and all("." not in name for name, *_ in parameters_of(kind))
+    return _is_layer(_class(kind)) and all("." not in name for name, *_ in parameters_of(kind))
 
 
-_LAYERS = frozenset(vars(nn))
+def _is_layer(name: str) -> bool:
+    from torch import nn
+
+    return hasattr(nn, name)
 
 
 def _class(kind: UnitKind) -> str:

@@ -18,7 +18,7 @@ from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.trace import trace
 from planner.graphs.hardware.devices import device
 from planner.graphs.torch_api.cuda.card import Card, card_of
-from planner.graphs.torch_api.cuda.recurrent import recurrent_of_cuda
+from planner.graphs.torch_api.cuda.cudnn_recurrent import recurrent_of_cuda
 from planner.graphs.torch_api.patches import Patches
 
 aten = torch.ops.aten
