@@ -128,7 +128,9 @@ def layers() -> Iterator[tuple[str, nn.Module]]:
     yield "attention, dropout", Layer(lambda x: attention(*(_heads(x),) * 3, dropout_p=0.1))
     yield "attention, mask", Layer(lambda x: attention(*(_heads(x),) * 3, attn_mask=_mask(x)))
     yield "dropout", Layer(lambda x: nn.functional.dropout(x, 0.15))
-    for part in (nn.RMSNorm(64), nn.LayerNorm(64), nn.LSTMCell(64, 64), nn.GRUCell(64, 64)):
+    norms = nn.RMSNorm(64), nn.LayerNorm(64)
+    cells = nn.LSTMCell(64, 64), nn.GRUCell(64, 64)
+    for part in (*norms, *cells, nn.LSTM(64, 64, 2), nn.GRU(64, 64), nn.RNN(64, 64)):
         yield type(part).__name__, _of(part)
 
 
