@@ -160,9 +160,9 @@ class _Runner:
             if key in self.plain:
                 return self._plainly(model, call, loss=loss)
             if key in self.planned:
-                return _run(self.planned.get(key, lambda: self.compiled), model, call)
+                return self._planned(self.planned.get(key, lambda: self.compiled), model, call)
         try:
-            return _run(self.compiled, model, call)
+            return self._planned(self.compiled, model, call)
         except PlanMismatch as error:
             return self._otherwise(model, call, error)
 
@@ -177,13 +177,20 @@ class _Runner:
             same = unplanned(model)
             again = self.applied.replan(self.plan, same, call, self.applied.loss)
             made = compiled_under(again, same, self.applied)
-            return _run(self.planned.get(key, lambda: made), model, call)
+            return self._planned(self.planned.get(key, lambda: made), model, call)
         found = signature_of(unplanned(model), call, loss=self.applied.loss is not None)
         why = next(differences(self.plan.signature, found, self.applied.base.forward), error)
         raise PlanMismatch(
             f"this call is not the planned one: {why}; plan for it with planner.fit, or choose "
             'plan.apply(model, on_mismatch="replan") or "plain"'
         ) from error
+
+    def _planned(self, compiled: Compiled, model: nn.Module, call: Arguments) -> Any:
+        """Run a plan, and let it be known that one ran."""
+        output = _run(compiled, model, call)
+        if self.applied.account is not None:
+            self.applied.account.runs += 1
+        return output
 
     def _plainly(self, model: nn.Module, call: Arguments, *, loss: bool) -> Any:
         args, kwargs, targets = call.rebuild(call.tensors)

@@ -69,11 +69,15 @@ _LOGS = re.compile(r"(debug|info|warn|warning|error|critical|exception|log)(_\w+
 
 @contextmanager
 def traced_whole() -> Iterator[None]:
-    """Let Dynamo trace steps that log, whose lines it leaves out, and raise errors as they were."""
+    """Let Dynamo trace steps that log, whose lines it leaves out, and raise errors as they were.
+
+    A step inside ``DistributedDataParallel`` is not cut where its buckets end.
+    """
     # methods that libraries add, such as transformers' warning_once, included
     lines = {call for name, call in vars(logging.Logger).items() if _LOGS.match(name)}
     ignored = {*dynamo_config.ignore_logging_functions, *lines}
-    with dynamo_config.patch(ignore_logging_functions=ignored), plain_errors():
+    whole = {"ignore_logging_functions": ignored, "optimize_ddp": False}
+    with dynamo_config.patch(whole), plain_errors():
         yield
 
 
