@@ -24,7 +24,6 @@ from planner.graphs.capture.guards.call import (
     differences,
     fake_call,
     fingerprint,
-    model_differences,
     signature_of,
 )
 from planner.graphs.capture.guards.call_form import in_form
@@ -203,18 +202,15 @@ def forward(plan: StepPlan, model: nn.Module, applied: Applied) -> Callable[...,
 
     Args:
         plan: for the step.
-        model: that it is applied to.
+        model: that it is applied to, the planned one.
         applied: on which class, with which loss, and what a mismatch does.
 
     Raises:
-        PlanMismatch: the model is another, or the loss is missing.
+        PlanMismatch: the loss is missing.
     """
-    signature = plan.signature
-    if signature["loss"] and applied.loss is None:
+    if plan.signature["loss"] and applied.loss is None:
         raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
-    for difference in model_differences(signature, signature_of(model, arguments((), {}))):
-        raise PlanMismatch(f"the plan is not for this model: {difference}")
-    planned = fake_call(signature)
+    planned = fake_call(plan.signature)
     targets = bool(planned.rebuild(planned.tensors)[2])
     runner = _Runner(plan, applied, compiled_under(plan, model, applied), planned.spec, targets)
 

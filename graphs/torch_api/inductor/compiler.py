@@ -45,7 +45,20 @@ def joint_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Joint
     Raises:
         CaptureError: it cannot be traced whole.
     """
+    found = joint_step_with_inputs(function, *args, **kwargs)
+    return None if found is None else found[0]
+
+
+def joint_step_with_inputs(
+    function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[JointStep, tuple[Any, ...]] | None:
+    """Return what ``joint_step`` does, and what the placeholders of forward stand for, in order.
+
+    Args:
+        function, args, kwargs: as for ``joint_step``.
+    """
     told: list[JointStep] = []
+    handed: list[tuple[Any, ...]] = []
 
     def cut(step: JointStep) -> Halves:
         told.append(step)
@@ -55,13 +68,15 @@ def joint_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Joint
         raise _Told
 
     def backend(module: fx.GraphModule, inputs: list[Tensor]) -> Any:
+        placeholders = module.graph.find_nodes(op="placeholder")
+        handed.append(tuple(n.meta["grapharg"].example for n in placeholders))
         settings = {**SETTINGS, "custom_partitioner_fn": Partitioner(cut)}
         return compile_fx(module, inputs, inner_compile=no_training, config_patches=settings)
 
     compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
     with suppress(_Told), traced_whole():
         compiled(*args, **kwargs)
-    return told[0] if told else None
+    return (told[0], handed[0]) if told else None
 
 
 _LOGS = re.compile(r"(debug|info|warn|warning|error|critical|exception|log)(_\w+)?$")
