@@ -75,6 +75,7 @@ class Captures:
         units, request = engine_of(self.request.engine).units, self.request
         if units is None:
             return None
+        units.check(request.model)
         captured = units.captured
         return lambda unit, call: captured(unit, call, request)
 

@@ -175,6 +175,7 @@ def plan_found(
     holds = shop.holds(cluster)
     best = with_excess(found.best, holds.bytes_of(found.best))
     captured, request = shop.captured(best.configuration), shop.request
+    units = engine_of(request.engine).units
     step = StepPlan(
         graph=best.graph,
         schedule=best.schedule,
@@ -190,6 +191,7 @@ def plan_found(
         message=message(found),
         hardware=request.hardware,
         loss=request.loss,
+        remarks=() if units is None else units.remarks(request.hardware.name),
     )
     return ShardedStepPlan(
         step=step,

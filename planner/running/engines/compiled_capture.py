@@ -127,6 +127,18 @@ def _check(request: Request, model: nn.Module, rewrite: str) -> None:
             "engine='inductor' compiles each size by itself: leave dynamic= out, and plan for the "
             "largest"
         )
+    require_data(model)
+
+
+def require_data(model: nn.Module) -> None:
+    """Refuse a model without data.
+
+    Args:
+        model: as a person gave it.
+
+    Raises:
+        CaptureError: it is on meta.
+    """
     if not has_data(model):
         raise CaptureError(
             "engine='inductor' asks the compiler, which needs a model with data on the device that "

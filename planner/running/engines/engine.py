@@ -71,10 +71,14 @@ class UnitsEngine:
 
     ``captured`` takes a unit, its call and the request; ``held`` a captured unit and a schedule of
     it, and returns the unit as the engine's code really runs it then, in the order of its ops.
+    ``check`` refuses a model whose units it cannot capture. ``remarks`` are what a person should
+    know of any plan for a device.
     """
 
+    check: Callable[[nn.Module], None]
     captured: Callable[[nn.Module, Arguments, Request], CapturedUnit]
     held: Callable[[CapturedUnit, Schedule], CapturedUnit]
+    remarks: Callable[[str], tuple[str, ...]]
 
 
 @dataclass(frozen=True)

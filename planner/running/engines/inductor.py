@@ -24,7 +24,7 @@ from planner.running.engines.engine import (
     UnitsEngine,
     register_engine,
 )
-from planner.running.engines.kept_promise import settled
+from planner.running.engines.kept_promise import remarks, settled
 
 
 def _captured(request: Request, rewrite: str) -> Captured:
@@ -37,6 +37,12 @@ def _forward(plan: StepPlan, model: nn.Module, applied: Applied) -> Callable[...
     from planner.running.compiled_model import forward
 
     return forward(plan, model, applied)
+
+
+def _check(model: nn.Module) -> None:
+    from planner.running.engines.compiled_capture import require_data
+
+    require_data(model)
 
 
 def _captured_unit(unit: nn.Module, call: Arguments, request: Request) -> CapturedUnit:
@@ -62,7 +68,7 @@ register_engine(
         "inductor",
         captured=_captured,
         sharded=True,
-        units=UnitsEngine(_captured_unit, _held_unit),
+        units=UnitsEngine(_check, _captured_unit, _held_unit, remarks),
         forward=_forward,
         settle=settled,
         without_plan=_without_plan,
