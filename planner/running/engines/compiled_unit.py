@@ -62,6 +62,8 @@ def captured_unit(unit: nn.Module, call: Arguments, request: Request) -> Capture
             frame, values = _framed(step, unit, tensors, given, request)
             price = prices(request.hardware, here=True, costs=request.costs)
             compiled = compiled_step(step, frame, price)
+            names = {n: values.index(t) for n, t in _members(unit).items()}
+            places = tuple(map(values.index, tensors))
         except GraphsCaptureError as error:
             raise CaptureError(
                 f"{type(unit).__name__}, a unit of the step: {error}; engine='op_by_op' may take it"
@@ -76,8 +78,6 @@ def captured_unit(unit: nn.Module, call: Arguments, request: Request) -> Capture
     }
     parted = replace(compiled, graph=_one_by_one(compiled.graph))
     captured = Captured(parted.graph, signature, compiled=parted)
-    names = {n: values.index(t) for n, t in _members(unit).items()}
-    places = tuple(map(values.index, tensors))
     return _crossing(captured, frame, ends_of(parted), names, places)
 
 
@@ -138,7 +138,8 @@ def _framed(
         kind = kinds.get(id(t), Kind.PARAMETER)
         resident[f"unread_{place}"] = Value(f"unread_{place}", t.untyped_storage().nbytes(), kind)
     values = _Values(tuple(map(id, (*given, *unread))))
-    return replace(frame, resident=resident, others=()), values
+    # what is around a unit sends all gradients, and holds what the unit does not
+    return replace(frame, resident=resident, others=(), zeros=frozenset()), values
 
 
 @dataclass(frozen=True)

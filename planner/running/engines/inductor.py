@@ -26,6 +26,11 @@ from planner.running.engines.engine import (
 )
 from planner.running.engines.kept_promise import remarks, settled
 
+UNITS = (
+    "units are compiled by Inductor at their first call, those with one schedule once; what is "
+    "around them runs as it does without a plan"
+)
+
 
 def _captured(request: Request, rewrite: str) -> Captured:
     from planner.running.engines.compiled_capture import captured
@@ -57,6 +62,10 @@ def _held_unit(unit: CapturedUnit, schedule: Schedule) -> CapturedUnit:
     return held_unit(unit, schedule)
 
 
+def _unit_remarks(device: str) -> tuple[str, ...]:
+    return (UNITS, *remarks(device))
+
+
 def _without_plan(model: nn.Module, loss: Callable[..., Any] | None) -> nn.Module:
     from planner.running.compiled_model import without_plan
 
@@ -68,7 +77,7 @@ register_engine(
         "inductor",
         captured=_captured,
         sharded=True,
-        units=UnitsEngine(_check, _captured_unit, _held_unit, remarks),
+        units=UnitsEngine(_check, _captured_unit, _held_unit, _unit_remarks),
         forward=_forward,
         settle=settled,
         without_plan=_without_plan,
