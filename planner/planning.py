@@ -46,7 +46,7 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
     from planner.running.engines import engine_of  # torch: only where something is captured
 
     engine = engine_of(request.engine)
-    if not engine.sharded and is_parallelized(request.model):
+    if not engine.parallelized and is_parallelized(request.model):
         raise BadRequest(
             f"engine={request.engine!r} is for models that are on one device so far, and this one "
             "is parallelized over ranks: leave engine= out"

@@ -184,6 +184,7 @@ def notes(plan: ShardedStepPlan) -> Iterator[str]:
         yield f"host memory: {format_both(plan.host_bytes)} on each node, for what is offloaded"
     else:
         yield "host memory: nothing is offloaded"
+    yield from plan.step.remarks
     yield from _table_notes(plan)
     yield from tensor_notes(plan)
     if plan.cluster.device.name == "cpu":

@@ -17,7 +17,13 @@ from torch import nn
 
 from planner.errors import OtherKernels, PlanMismatch, PlannerError
 from planner.graphs.capture.call_arguments import Arguments, arguments
-from planner.graphs.capture.guards.call import autocast_as, device_of, fake_call
+from planner.graphs.capture.guards.call import (
+    autocast_as,
+    device_of,
+    fake_call,
+    model_differences,
+    signature_of,
+)
 from planner.graphs.capture.guards.call_form import in_form
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning
@@ -104,6 +110,7 @@ def planned_class(
         )
     base, loss = type(model), loss or plan.loss
     if (compiled := engine_of(plan.engine).forward) is not None:
+        require_planned(plan, model)
         applied = Applied(base, loss, on_mismatch, replan, account)
         return derived(base, compiled(plan, model, applied))
     runtime = _runtime(plan, model, loss, replan)
@@ -125,6 +132,20 @@ def planned_class(
         return _dispatch(self, base, runtime, args, kwargs)
 
     return derived(base, forward)
+
+
+def require_planned(plan: StepPlan, model: nn.Module) -> None:
+    """Refuse another model than that of a plan, by its tensors and modules.
+
+    Args:
+        plan: whose signature tells.
+        model: as it is.
+
+    Raises:
+        PlanMismatch: it is another; the message says why.
+    """
+    for difference in model_differences(plan.signature, signature_of(model, arguments((), {}))):
+        raise PlanMismatch(f"the plan is not for this model: {difference}")
 
 
 def _runtime(

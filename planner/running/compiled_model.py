@@ -25,7 +25,6 @@ from planner.graphs.capture.guards.call import (
     differences,
     fake_call,
     fingerprint,
-    model_differences,
     signature_of,
 )
 from planner.graphs.capture.guards.call_form import in_form
@@ -160,9 +159,9 @@ class _Runner:
             if key in self.plain:
                 return self._plainly(model, call, loss=loss)
             if key in self.planned:
-                return _run(self.planned.get(key, lambda: self.compiled), model, call)
+                return self._planned(self.planned.get(key, lambda: self.compiled), model, call)
         try:
-            return _run(self.compiled, model, call)
+            return self._planned(self.compiled, model, call)
         except PlanMismatch as error:
             return self._otherwise(model, call, error)
 
@@ -177,13 +176,20 @@ class _Runner:
             same = unplanned(model)
             again = self.applied.replan(self.plan, same, call, self.applied.loss)
             made = compiled_under(again, same, self.applied)
-            return _run(self.planned.get(key, lambda: made), model, call)
+            return self._planned(self.planned.get(key, lambda: made), model, call)
         found = signature_of(unplanned(model), call, loss=self.applied.loss is not None)
         why = next(differences(self.plan.signature, found, self.applied.base.forward), error)
         raise PlanMismatch(
             f"this call is not the planned one: {why}; plan for it with planner.fit, or choose "
             'plan.apply(model, on_mismatch="replan") or "plain"'
         ) from error
+
+    def _planned(self, compiled: Compiled, model: nn.Module, call: Arguments) -> Any:
+        """Run a plan, and let it be known that one ran."""
+        output = _run(compiled, model, call)
+        if self.applied.account is not None:
+            self.applied.account.runs += 1
+        return output
 
     def _plainly(self, model: nn.Module, call: Arguments, *, loss: bool) -> Any:
         args, kwargs, targets = call.rebuild(call.tensors)
@@ -196,18 +202,15 @@ def forward(plan: StepPlan, model: nn.Module, applied: Applied) -> Callable[...,
 
     Args:
         plan: for the step.
-        model: that it is applied to.
+        model: that it is applied to, the planned one.
         applied: on which class, with which loss, and what a mismatch does.
 
     Raises:
-        PlanMismatch: the model is another, or the loss is missing.
+        PlanMismatch: the loss is missing.
     """
-    signature = plan.signature
-    if signature["loss"] and applied.loss is None:
+    if plan.signature["loss"] and applied.loss is None:
         raise PlanMismatch("the plan was made with a loss callable; pass the same one as loss=")
-    for difference in model_differences(signature, signature_of(model, arguments((), {}))):
-        raise PlanMismatch(f"the plan is not for this model: {difference}")
-    planned = fake_call(signature)
+    planned = fake_call(plan.signature)
     targets = bool(planned.rebuild(planned.tensors)[2])
     runner = _Runner(plan, applied, compiled_under(plan, model, applied), planned.spec, targets)
 

@@ -24,7 +24,8 @@ from planner.errors import PlanMismatch
 from planner.graphs.capture.guards.call import device_of
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.step_plan import StepPlan
-from planner.running.apply import checked_mismatch, planned_class
+from planner.running.apply import checked_mismatch, planned_class, require_planned
+from planner.running.engines import engine_of
 from planner.sharding.parted.parallelize import Styles, parallelize
 from planner.sharding.parted.same_plan import require_alike, styles_of
 from planner.sharding.wrapped.unit_captures import in_precision
@@ -187,23 +188,31 @@ def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mappi
         raise PlanMismatch(f"{type(model).__name__} has no module {missing[0]!r}, a planned unit")
     found = {}
     device = device_of(model).type
+    alike = dict[tuple[Any, ...], type]()
+    compiles = engine_of(plan.step.engine).forward is not None
     with in_precision(model, plan.configuration.computes_in, device):
         for unit in (u for u in plan.units if not u.row_wise):
-            inner = _unit_plan(plan, unit)
+            inner, module = _unit_plan(plan, unit), modules[unit.path]
+            key = type(module), unit.kind, unit.schedule
             try:
-                found[unit.path] = planned_class(inner, modules[unit.path], on_mismatch=on_mismatch)
+                if compiles and key in alike:  # what is compiled for one unit is for all alike
+                    require_planned(inner, module)
+                else:
+                    alike[key] = planned_class(inner, module, on_mismatch=on_mismatch)
             except PlanMismatch as error:
                 raise PlanMismatch(f"unit {unit.path!r}: {error}") from error
+            found[unit.path] = alike[key]
     return found
 
 
 def _unit_plan(plan: ShardedStepPlan, unit: UnitPlan) -> StepPlan:
     """Return a unit's schedule as a plan of its own, good for running it."""
     kind = plan.kinds[unit.kind]
+    most = kind.signature.get("compiled", {}).get("held_bytes", plan.budget_bytes)
     return StepPlan(
         graph=kind.graph,
         schedule=unit.schedule,
-        budget_bytes=plan.budget_bytes,
+        budget_bytes=most,
         status=Status.FEASIBLE,
         bound_seconds=0.0,
         method=plan.step.method,

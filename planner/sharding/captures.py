@@ -14,14 +14,16 @@ from planner.graphs import Op, Phase
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
 from planner.request import Request
+from planner.running.engines import engine_of
 from planner.sharding.configurations import WHOLE, Parted, parted_as
+from planner.sharding.held import AsCompiled, AsPlanned, Holds
 from planner.sharding.parted.growth import Growing, growing
 from planner.sharding.parted.ways import Ways
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.search import Space
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.step_graph.sharded_step import ShardedStep
-from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
+from planner.sharding.wrapped.unit_captures import ModelCapture, UnitsOf, capture_units
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,23 @@ class Captures:
                     dynamic=request.dynamic,
                     precision=precision,
                     cluster=None if parted == WHOLE else self._cluster,
+                    engine=self._engine,
                 )
 
         def of(c: Configuration) -> ModelCapture:
             return capture(c.computes_in, c.micro_batch, parted_as(c))
 
         return of
+
+    @cached_property
+    def _engine(self) -> UnitsOf | None:
+        """Return how the engine captures units, if it does not run those captured for torch."""
+        units, request = engine_of(self.request.engine).units, self.request
+        if units is None:
+            return None
+        units.check(request.model)
+        captured = units.captured
+        return lambda unit, call: captured(unit, call, request)
 
     @cached_property
     def _cluster(self) -> Cluster:
@@ -108,7 +121,21 @@ class Captures:
             lambda c: self.step(c, cluster),
             lambda c: self._quick_seconds(c, whole=whole),
             self.impossible,
+            self.holds(cluster).bytes_of,
         )
+
+    @cached_property
+    def holds(self) -> Callable[[Cluster], Holds]:
+        """Return what tells, for a cluster, what plans hold: tensors, or a compiler's code."""
+        units, request = engine_of(self.request.engine).units, self.request
+
+        @cache
+        def on(cluster: Cluster) -> Holds:
+            if units is None:
+                return AsPlanned()
+            return AsCompiled(units, self.captured, cluster, request.optimizer)
+
+        return on
 
     def _quick_seconds(self, c: Configuration, *, whole: bool) -> float:
         """Return a bound on a step that needs no capture of these layers at this micro-batch.

@@ -13,13 +13,15 @@ from planner.errors import BadCluster, CaptureError, InfeasibleBudget
 from planner.graphs.binding import binding
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
-from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
+from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.plan.step_plan import StepPlan
 from planner.plan.strategy import Spread
 from planner.plan.tensor_parallelism import RefusedDegree
 from planner.request import Request
+from planner.running.engines import engine_of
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import WHOLE, Parted, configurations
+from planner.sharding.held import with_excess
 from planner.sharding.margin import NO_MARGIN, Margin, margin_of, widened
 from planner.sharding.parted.ways import Ways, ways_of
 from planner.sharding.pricing import (
@@ -55,6 +57,8 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
         room = budget_bytes - margin.size_bytes
         among = [o.configuration for o in found.outcomes if not o.impossible]
         ranks = least_ranks(lambda n: _fits_on(shop, among, n, room), cluster.world_size)
+        closest = with_excess(found.closest, shop.holds(cluster).bytes_of(found.closest))
+        found = replace(found, closest=closest)
         raise fits_nowhere(found, budget_bytes, cluster, ranks, margin, unparted=unparted)
     plan = plan_found(shop, cluster, found, budget_bytes, margin)
     return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
@@ -64,13 +68,20 @@ def _tensor_parallel(request: Request) -> TensorParallel | None:
     """Return what is asked of tensor parallelism.
 
     Raises:
-        BadCluster: layers are to be parted and ops to be measured, which parts on meta cannot be.
+        BadCluster: layers are to be parted, and ops to be measured, which parts on meta cannot be,
+            or an engine to run them that does not.
     """
     asked = tensor_parallel_of(request.tensor_parallel)
-    if asked is None or request.costs != "measured":
+    runs = engine_of(request.engine).parallelized
+    if asked is None or (runs and request.costs != "measured"):
         return asked
     if asked.only_if_needed:
         return None
+    if not runs:
+        raise BadCluster(
+            f"tensor_parallel= does not go with engine={request.engine!r} so far, which runs units "
+            "whose layers are whole; leave one of them out"
+        )
     raise BadCluster(
         "tensor_parallel= does not go with costs='measured': parts of layers are captured without "
         "data, and estimates would be compared with measurements; leave one of them out"
@@ -135,8 +146,8 @@ def explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchR
 
     def needs(planned: Planned) -> int:
         if planned.peak_bytes > room:
-            return planned.peak_bytes
-        return planned.peak_bytes + widened_for(planned).size_bytes - kept.size_bytes
+            return planned.peak_bytes  # too much anyway: no compiler is asked
+        return space.holds(planned) + widened_for(planned).size_bytes - kept.size_bytes
 
     found = explore(
         space, room, needs=needs, method=request.method, limits=request.limits, tell=request.tell
@@ -161,10 +172,13 @@ def plan_found(
         margin: what of it was kept free.
     """
     assert found.best is not None
-    captured, request = shop.captured(found.best.configuration), shop.request
+    holds = shop.holds(cluster)
+    best = with_excess(found.best, holds.bytes_of(found.best))
+    captured, request = shop.captured(best.configuration), shop.request
+    units = engine_of(request.engine).units
     step = StepPlan(
-        graph=found.best.graph,
-        schedule=found.best.schedule,
+        graph=best.graph,
+        schedule=best.schedule,
         budget_bytes=budget_bytes,
         status=_status(found, request.limits),
         bound_seconds=found.bound_seconds,
@@ -177,15 +191,16 @@ def plan_found(
         message=message(found),
         hardware=request.hardware,
         loss=request.loss,
+        remarks=() if units is None else units.remarks(request.hardware.name),
     )
     return ShardedStepPlan(
         step=step,
-        configuration=found.best.configuration,
+        configuration=best.configuration,
         cluster=cluster,
-        units=found.best.units,
-        kinds=tuple(UnitKind(k.graph, k.signature) for k in captured.kinds),
+        units=best.units,
+        kinds=holds.kinds_of(captured),
         alternatives=alternatives(found, budget_bytes - margin.size_bytes),
-        host_bytes=found.best.host_bytes * cluster.devices_per_node,
+        host_bytes=best.host_bytes * cluster.devices_per_node,
         margin_bytes=margin.size_bytes,
         nccl_bytes=margin.nccl_bytes,
         tensor=tensor_parallelism(_ways_told(shop, cluster), found),

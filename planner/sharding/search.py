@@ -45,7 +45,8 @@ class Space:
     What the optimizer does must not depend on the micro-batch. What a step holds must not fall with
     larger micro-batches, gradients that are accumulated aside, nor with smaller groups of ranks.
     ``quick_seconds`` is a bound that takes no capture; what it rules out is never captured.
-    ``impossible`` says why a configuration cannot be captured, if it cannot.
+    ``impossible`` says why a configuration cannot be captured, if it cannot. ``holds`` is what a
+    plan holds as it really runs, no less than its tensors.
     """
 
     configurations: tuple[Configuration, ...]
@@ -53,6 +54,7 @@ class Space:
     open: Callable[[Configuration], CanRealize]
     quick_seconds: Callable[[Configuration], float] = lambda c: 0.0
     impossible: Callable[[Configuration], str] = lambda c: ""
+    holds: Needs = peak_of
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from planner.graphs.torch_api.patient_collectives import patient_collectives
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import ShardedStepPlan
+from planner.running.engines import engine_of
 from planner.sharding.apply_sharded import apply, make_optimizer, wrap
 from planner.sharding.wrapping import Wrapping
 from planner.verification.meeting import meeting
@@ -38,8 +39,8 @@ class ShardedTrial:
 
     ``factory`` returns a model and the inputs of rank ``r`` for a whole step, whose tensors are
     parted along their first dimension into the micro-steps. ``units`` say what to wrap; without a
-    ``plan`` they run as the model is, its layers parted by ``styles`` if they are. ``compared``
-    brings gradients and parameters back.
+    ``plan`` they run as the model is, by the kernels of ``engine``, its layers parted by ``styles``
+    if they are. ``compared`` brings gradients and parameters back.
     """
 
     factory: Callable[[int], tuple[nn.Module, Any]]
@@ -50,6 +51,7 @@ class ShardedTrial:
     seed: int = 0
     compared: bool = True
     styles: Any = None
+    engine: str = "op_by_op"
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[
     """Return model, optimizer, a step, and the bytes that micro-steps' inputs have outside it."""
     torch.manual_seed(trial.seed)
     made, inputs = trial.factory(rank)
+    if trial.plan is None:
+        _run_by_engine(made, trial)
     model = (
         wrap(made, trial.configuration, trial.units, styles=trial.styles)
         if trial.plan is None
@@ -178,6 +182,19 @@ def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[
         return sum(map(micro_step, range(parts)))
 
     return model, optimizer, step, waiting if parts > 1 else 0
+
+
+def _run_by_engine(model: nn.Module, trial: ShardedTrial) -> None:
+    """Let units run plainly by an engine's kernels, if those are not eager mode's."""
+    plainly = engine_of(trial.engine).without_plan
+    if plainly is None:
+        return
+    alike = dict[type, type]()
+    for unit in (model.get_submodule(u.path) for u in trial.units if not u.row_wise):
+        base = type(unit)
+        if base not in alike:
+            alike[base] = type(plainly(unit, None))
+        unit.__class__ = alike[base]
 
 
 def precision_context(

@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from torch import fx
+
 from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assemble
+from planner.graphs.capture.fused.closures import behind
 from planner.graphs.capture.fused.identity import written
 from planner.graphs.capture.fused.kernel_graph import Price, graph_to_plan
 from planner.graphs.capture.fused.rewritten import rewritten
@@ -69,6 +72,47 @@ def compiled_step(step: JointStep, frame: Frame, price: Price) -> CompiledStep:
     return CompiledStep(whole, frame, graph_to_plan(whole, *kernels, frame, price))
 
 
+@dataclass(frozen=True)
+class Ends:
+    """The names of what a step returns, and of the gradients of its placeholders, in order.
+
+    ``None`` stands for what is no tensor, and for a gradient that there is not.
+    """
+
+    outputs: tuple[str | None, ...]
+    gradients: tuple[str | None, ...]
+
+
+def ends_of(step: CompiledStep) -> Ends:
+    """Return the values of a step's graph that are, or lie under, what it returns.
+
+    Args:
+        step: whose graph has values named after its nodes.
+    """
+    names = {v.name for v in step.graph.values}
+    stored = {n for n in step.stitched.graph.nodes if n.name in names}
+
+    def under(node: fx.Node | None) -> str | None:
+        if node is None or node in stored or node.op == "placeholder":
+            return None if node is None else node.name
+        return next(iter(behind([node], stored)[1])).name
+
+    count = step.stitched.step.forward_outputs
+    made = tuple(map(under, step.stitched.outputs))
+    return Ends(made[:count], made[count:])
+
+
+def ends_of_code(step: CompiledStep, first: Kernels, second: Kernels) -> Ends:
+    """Return the values of ``really_run`` that a step returns.
+
+    Args:
+        step, first, second: as for ``really_run``.
+    """
+    given = _given(step, first, second)
+    gradients = (None if n is None else _renamed(n, given) for n in second.outputs)
+    return Ends(first.outputs[: step.stitched.step.forward_outputs], tuple(gradients))
+
+
 def trace_of(graph: Graph) -> Trace:
     """Return what kernels cost and hold in the order they are in."""
     return simulate(graph, plain_schedule(graph))
@@ -81,20 +125,25 @@ def really_run(step: CompiledStep, first: Kernels, second: Kernels) -> Graph:
         step: whose code it is: workspaces are taken from its graph.
         first, second: forward's and backward's.
     """
-    count = step.stitched.step.forward_outputs
-    outputs = list(dict.fromkeys(n for n in first.outputs[:count] if n is not None))
-    saved = _saved(first, count)
-    known = saved.keys() | step.frame.tangents.keys()  # what is no tensor is not
-    given = {n: saved.get(n, n) for n in second.inputs if n in known}
-    gradients = [_renamed(n, given) for n in second.outputs if n is not None]
+    ends, given = ends_of_code(step, first, second), _given(step, first, second)
+    outputs = list(dict.fromkeys(n for n in ends.outputs if n is not None))
+    gradients = list(dict.fromkeys(n for n in ends.gradients if n is not None))
+    saved = set(_saved(first, step.stitched.step.forward_outputs).values())
     workspace = _workspaces(step.graph)
     return assemble(
         step.frame,
-        _lines(first, {}, set(saved.values()) | set(outputs), workspace),
+        _lines(first, {}, saved | set(outputs), workspace),
         _lines(second, given, set(gradients), workspace),
         outputs,
-        list(dict.fromkeys(gradients)),
+        gradients,
     )
+
+
+def _given(step: CompiledStep, first: Kernels, second: Kernels) -> dict[str, str]:
+    """Return what each input of backward is in forward, or of the gradients that arrive."""
+    saved = _saved(first, step.stitched.step.forward_outputs)
+    known = saved.keys() | step.frame.tangents.keys()  # what is no tensor is not
+    return {n: saved.get(n, n) for n in second.inputs if n in known}
 
 
 def _saved(first: Kernels, count: int) -> dict[str, str]:

@@ -45,7 +45,20 @@ def joint_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Joint
     Raises:
         CaptureError: it cannot be traced whole.
     """
+    found = joint_step_with_inputs(function, *args, **kwargs)
+    return None if found is None else found[0]
+
+
+def joint_step_with_inputs(
+    function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[JointStep, tuple[Any, ...]] | None:
+    """Return what ``joint_step`` does, and what the placeholders of forward stand for, in order.
+
+    Args:
+        function, args, kwargs: as for ``joint_step``.
+    """
     told: list[JointStep] = []
+    handed: list[tuple[Any, ...]] = []
 
     def cut(step: JointStep) -> Halves:
         told.append(step)
@@ -55,13 +68,15 @@ def joint_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Joint
         raise _Told
 
     def backend(module: fx.GraphModule, inputs: list[Tensor]) -> Any:
+        placeholders = module.graph.find_nodes(op="placeholder")
+        handed.append(tuple(n.meta["grapharg"].example for n in placeholders))
         settings = {**SETTINGS, "custom_partitioner_fn": Partitioner(cut)}
         return compile_fx(module, inputs, inner_compile=no_training, config_patches=settings)
 
     compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
     with suppress(_Told), traced_whole():
         compiled(*args, **kwargs)
-    return told[0] if told else None
+    return (told[0], handed[0]) if told else None
 
 
 _LOGS = re.compile(r"(debug|info|warn|warning|error|critical|exception|log)(_\w+)?$")
@@ -69,11 +84,15 @@ _LOGS = re.compile(r"(debug|info|warn|warning|error|critical|exception|log)(_\w+
 
 @contextmanager
 def traced_whole() -> Iterator[None]:
-    """Let Dynamo trace steps that log, whose lines it leaves out, and raise errors as they were."""
+    """Let Dynamo trace steps that log, whose lines it leaves out, and raise errors as they were.
+
+    A step inside ``DistributedDataParallel`` is not cut where its buckets end.
+    """
     # methods that libraries add, such as transformers' warning_once, included
     lines = {call for name, call in vars(logging.Logger).items() if _LOGS.match(name)}
     ignored = {*dynamo_config.ignore_logging_functions, *lines}
-    with dynamo_config.patch(ignore_logging_functions=ignored), plain_errors():
+    whole = {"ignore_logging_functions": ignored, "optimize_ddp": False}
+    with dynamo_config.patch(whole), plain_errors():
         yield
 
 

@@ -72,16 +72,7 @@ def captured_joint(
         CaptureError: the step draws random numbers that a plan cannot draw again, or is compiled
             for sizes that are symbols.
     """
-    if draws_outside():
-        raise CaptureError(
-            "torch._inductor.config.fallback_random is set, with which numbers drawn again would "
-            "be others; unset it, or use engine='op_by_op'"
-        )
-    if step.is_symbolic:
-        raise CaptureError(
-            "the step is compiled for sizes that are symbols, whose bytes are not known; pass "
-            "dynamic=False to torch.compile, and each size gets a plan of its own"
-        )
+    plannable(step)
     device = request.hardware
     optimizer = asked_step(trained, request.optimizer, device_kind(device.name))
     frame = frame_of(step, model, device, optimizer=optimizer, accumulate=request.accumulate)
@@ -101,6 +92,28 @@ def captured_joint(
     return Captured(found.graph, signature, compiled=found)
 
 
+def plannable(step: JointStep) -> None:
+    """Refuse a step that no plan can be made for.
+
+    Args:
+        step: as Inductor hands it over.
+
+    Raises:
+        CaptureError: it draws random numbers that a plan cannot draw again, or is compiled for
+            sizes that are symbols.
+    """
+    if draws_outside():
+        raise CaptureError(
+            "torch._inductor.config.fallback_random is set, with which numbers drawn again would "
+            "be others; unset it, or use engine='op_by_op'"
+        )
+    if step.is_symbolic:
+        raise CaptureError(
+            "the step is compiled for sizes that are symbols, whose bytes are not known; pass "
+            "dynamic=False to torch.compile, and each size gets a plan of its own"
+        )
+
+
 def device_kind(name: str) -> str:
     """Return the type of a device by its name in a plan."""
     return "cpu" if name == "cpu" else "cuda"
@@ -114,6 +127,18 @@ def _check(request: Request, model: nn.Module, rewrite: str) -> None:
             "engine='inductor' compiles each size by itself: leave dynamic= out, and plan for the "
             "largest"
         )
+    require_data(model)
+
+
+def require_data(model: nn.Module) -> None:
+    """Refuse a model without data.
+
+    Args:
+        model: as a person gave it.
+
+    Raises:
+        CaptureError: it is on meta.
+    """
     if not has_data(model):
         raise CaptureError(
             "engine='inductor' asks the compiler, which needs a model with data on the device that "

@@ -6,13 +6,15 @@ file of this folder that enters itself, and a line in the folder's ``__init__``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from planner.errors import UnknownEngine
+from planner.graphs import Schedule
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.training_step import Captured
 from planner.plan.features import register_feature
@@ -45,6 +47,38 @@ class Settled:
     captured: Captured
     solution: Solution
     remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CapturedUnit:
+    """A unit of a sharded step as an engine runs it, and what crosses its border.
+
+    What crosses are values of the captured graph: each parameter, by its name, with its gradient;
+    each input tensor with its gradient; the tensors that it returns, and the gradients that arrive
+    at those of them that have one, in their order.
+    """
+
+    captured: Captured
+    parameters: Mapping[str, tuple[int, int | None]]
+    inputs: tuple[tuple[int, int | None], ...]
+    outputs: tuple[int, ...]
+    tangents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class UnitsEngine:
+    """How an engine runs the units of a sharded step otherwise than as they are captured for one.
+
+    ``captured`` takes a unit, its call and the request; ``held`` a captured unit and a schedule of
+    it, and returns the unit as the engine's code really runs it then, in the order of its ops.
+    ``check`` refuses a model whose units it cannot capture. ``remarks`` are what a person should
+    know of any plan for a device.
+    """
+
+    check: Callable[[nn.Module], None]
+    captured: Callable[[nn.Module, Arguments, Request], CapturedUnit]
+    held: Callable[[CapturedUnit, Schedule], CapturedUnit]
+    remarks: Callable[[str], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +124,11 @@ class Engine:
     moves_values: bool = False
     """Whether its programs carry out copies to the host and back."""
     sharded: bool = False
-    """Whether it also carries out the units of a sharded step, as they are captured for one."""
+    """Whether it also carries out the units of a sharded step."""
+    parallelized: bool = False
+    """Whether it runs models whose layers are parted over ranks."""
+    units: UnitsEngine | None = None
+    """How it captures those units; ``None`` takes them as they are captured for a sharded step."""
     forward: Callable[[StepPlan, nn.Module, Applied], Callable[..., Any]] | None = None
     settle: Callable[[Captured, int, Request], Settled] | None = None
     without_plan: Callable[[nn.Module, Callable[..., Any] | None], nn.Module] | None = None

@@ -12,11 +12,24 @@ from typing import Any
 
 from torch import nn
 
+from planner.graphs import Schedule
+from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.training_step import Captured
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
-from planner.running.engines.engine import Applied, Engine, register_engine
-from planner.running.engines.kept_promise import settled
+from planner.running.engines.engine import (
+    Applied,
+    CapturedUnit,
+    Engine,
+    UnitsEngine,
+    register_engine,
+)
+from planner.running.engines.kept_promise import remarks, settled
+
+UNITS = (
+    "units are compiled by Inductor at their first call, those with one schedule once; what is "
+    "around them runs as it does without a plan"
+)
 
 
 def _captured(request: Request, rewrite: str) -> Captured:
@@ -31,6 +44,28 @@ def _forward(plan: StepPlan, model: nn.Module, applied: Applied) -> Callable[...
     return forward(plan, model, applied)
 
 
+def _check(model: nn.Module) -> None:
+    from planner.running.engines.compiled_capture import require_data
+
+    require_data(model)
+
+
+def _captured_unit(unit: nn.Module, call: Arguments, request: Request) -> CapturedUnit:
+    from planner.running.engines.compiled_unit import captured_unit
+
+    return captured_unit(unit, call, request)
+
+
+def _held_unit(unit: CapturedUnit, schedule: Schedule) -> CapturedUnit:
+    from planner.running.engines.compiled_unit import held_unit
+
+    return held_unit(unit, schedule)
+
+
+def _unit_remarks(device: str) -> tuple[str, ...]:
+    return (UNITS, *remarks(device))
+
+
 def _without_plan(model: nn.Module, loss: Callable[..., Any] | None) -> nn.Module:
     from planner.running.compiled_model import without_plan
 
@@ -41,6 +76,8 @@ register_engine(
     Engine(
         "inductor",
         captured=_captured,
+        sharded=True,
+        units=UnitsEngine(_check, _captured_unit, _held_unit, _unit_remarks),
         forward=_forward,
         settle=settled,
         without_plan=_without_plan,

@@ -105,8 +105,16 @@ def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
     if (best := search.best) is None:
         raise _out_of_reach(search, first.message)
     judged = _judged(graph, best, first, request.limits)
-    checked = request.hardware.name == "cpu"
-    return Settled(_with_excess(captured, best), judged, () if checked else (UNCHECKED,))
+    return Settled(_with_excess(captured, best), judged, remarks(request.hardware.name))
+
+
+def remarks(device: str) -> tuple[str, ...]:
+    """Return what a person should know of a compiler's plan for a device.
+
+    Args:
+        device: its name.
+    """
+    return () if device == "cpu" else (UNCHECKED,)
 
 
 def _correct(search: _Search, first: Solution, request: Request) -> None:

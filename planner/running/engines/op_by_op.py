@@ -343,5 +343,13 @@ def _behind(joint: Joint, inputs: Sequence[fx.Node]) -> tuple[frozenset[int], ..
 
 
 OP_BY_OP = register_engine(
-    Engine("op_by_op", captured, program, any_size, sharded=True, moves_values=True)
+    Engine(
+        "op_by_op",
+        captured,
+        program,
+        any_size,
+        moves_values=True,
+        sharded=True,
+        parallelized=True,
+    )
 )

@@ -15,6 +15,7 @@ from planner.graphs.capture.node_kinds import is_view
 from planner.graphs.capture.opaque_units import BACKWARD, FORWARD, Stub
 from planner.graphs.capture.training_step import Captured, Traced
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
+from planner.running.engines.engine import CapturedUnit
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class UnitCapture:
     """A captured unit, or the root around all units, and its border as values of its graph.
 
     ``calls`` are the root's, one a unit in the order of execution. A ``table`` of embeddings may
-    be looked up where its rows are instead of being gathered.
+    be looked up where its rows are instead of being gathered. ``engine_unit`` is what an engine
+    that runs units by itself knows of it.
     """
 
     captured: Captured
@@ -65,6 +67,7 @@ class UnitCapture:
     tangents: tuple[int | None, ...]
     calls: tuple[UnitCall, ...] = ()
     table: bool = False
+    engine_unit: CapturedUnit | None = None
 
     @property
     def graph(self) -> Graph:

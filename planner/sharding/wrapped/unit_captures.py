@@ -37,6 +37,7 @@ from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
 from planner.graphs.torch_api.patches import capturing
+from planner.running.engines.engine import CapturedUnit
 from planner.sharding.row_wise import is_table
 from planner.sharding.wrapped.boundary import (
     UnitCapture,
@@ -45,10 +46,13 @@ from planner.sharding.wrapped.boundary import (
     unit_capture_of,
     units_read_outside,
 )
+from planner.sharding.wrapped.engine_units import run_by_engine
 from planner.sharding.wrapped.unit_choice import Candidates, called_once, candidates_of, kinds_of
 
 PRECISIONS = ("float32", "bfloat16", "autocast")
 """As the model is; parameters and inputs cast (what FSDP does); autocast (what DDP users do)."""
+
+UnitsOf = Callable[[nn.Module, Arguments], CapturedUnit]
 
 Kinds = Callable[[str, nn.Module, Arguments], Hashable]
 """Says of what kind a unit is, by its path and its call."""
@@ -86,6 +90,7 @@ def capture_units(
     precision: str = "float32",
     units: Sequence[str] | None = None,
     cluster: Cluster | None = None,
+    engine: UnitsOf | None = None,
 ) -> ModelCapture:
     """Take a model apart and capture every distinct unit of its step, allocating nothing.
 
@@ -96,6 +101,7 @@ def capture_units(
         units: paths of the modules to shard and plan one by one, instead of those found.
         cluster: what the model's own collectives run on, if it is parallelized to be planned with
             them; without it they are refused.
+        engine: captures a unit, by its call, as an engine runs it that runs units by itself.
 
     Raises:
         CaptureError: no units, or one that cannot be captured.
@@ -120,7 +126,14 @@ def capture_units(
         "cluster": cluster,
     }
     taken = functools.partial(
-        _taken_apart, model, call, stored, loss, precision=precision, options=options
+        _taken_apart,
+        model,
+        call,
+        stored,
+        loss,
+        precision=precision,
+        engine=engine,
+        options=options,
     )
     try:
         with in_precision(model, precision, device_type(model, call)):
@@ -143,6 +156,7 @@ def _taken_apart(
     candidates: Candidates,
     *,
     precision: str,
+    engine: UnitsOf | None,
     options: dict[str, Any],
 ) -> ModelCapture:
     dtype = torch.bfloat16 if precision == "bfloat16" else None
@@ -180,7 +194,10 @@ def _taken_apart(
         local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
         call_of = next(inner for at, inner, _ in recorded if at == path)
         table = path in candidates.blocks and is_table(modules[path], call_of)
-        captures.append(replace(unit_capture_of(traced, local), table=table))
+        captured_as = replace(unit_capture_of(traced, local), table=table)
+        if engine is not None:
+            captured_as = run_by_engine(captured_as, engine(modules[path], call_of))
+        captures.append(captured_as)
     return ModelCapture(
         root=replace(unit_capture_of(root, stored, skip=inside), calls=calls),
         units=paths,

@@ -17,6 +17,7 @@ from planner.graphs.torch_api.inductor import code_lines
 from planner.graphs.torch_api.inductor.compiler import (
     compiled_by,
     joint_step,
+    joint_step_with_inputs,
     plain_errors,
 )
 from planner.graphs.torch_api.inductor.partitioner import (
@@ -52,6 +53,19 @@ def test_a_step_is_handed_over_and_nothing_runs(step: JointStep) -> None:
     assert [tuple(t.shape) for t in step.trained] == [(16, 8), (16,)]
     assert not step.is_symbolic
     assert joint_step(loss, nn.Linear(8, 16).requires_grad_(False), torch.randn(4, 8)) is None
+
+
+def test_placeholders_are_known_by_the_tensors_that_they_stand_for() -> None:
+    model, x = nn.Linear(8, 16), torch.randn(4, 8)
+    found = joint_step_with_inputs(loss, model, x)
+    assert found is not None
+    step, given = found
+    own = {id(model.weight), id(model.bias), id(x)}
+    assert {id(t) for t in given} == own
+    nodes = step.module.graph.find_nodes(op="placeholder")[: len(given)]
+    for place, (node, tensor) in enumerate(zip(nodes, given, strict=True)):
+        assert node.meta["val"].shape == tensor.shape
+        assert (place in step.static) == (tensor is not x)
 
 
 def test_code_that_breaks_is_refused() -> None:
