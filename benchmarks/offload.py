@@ -37,9 +37,9 @@ from planner.graphs.host_memory import movable
 from planner.planning import captured_step
 from planner.request import request_of
 from planner.solvers import Limits, minimum_budget, solve
+from planner.solvers.model.gaps import gaps_of
 from planner.solvers.model.problem import flatten
 from planner.solvers.offload import solve_with_host
-from planner.solvers.search.transfers import gaps_of
 
 CARDS = ("A100-80GB", "H100-SXM", "GH200-96GB", "RTX-4090")
 """PCIe 4, PCIe 5, NVLink-C2C, and PCIe 4 beside less memory."""
