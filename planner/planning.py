@@ -40,12 +40,16 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
 
     Raises:
         CaptureError: the step cannot be captured.
-        BadRequest: the engine does not run what the model is.
+        BadRequest: the engine does not run what the model is, or moves no values.
     """
     from planner.graphs.capture.placed import is_parallelized
     from planner.running.engines import engine_of  # torch: only where something is captured
 
     engine = engine_of(request.engine)
+    if request.host is not None and not engine.moves_values:
+        raise BadRequest(
+            f"offload= is not for engine={request.engine!r} so far: leave one of them out"
+        )
     if not engine.sharded and is_parallelized(request.model):
         raise BadRequest(
             f"engine={request.engine!r} is for models that are on one device so far, and this one "
@@ -102,7 +106,6 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
     start = time.perf_counter()
-    _refuse_moving(request)
     if request.loss_chunks == 1:
         found = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
         whole, *_ = variants = list(found.values())
@@ -136,15 +139,6 @@ def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str
         f" Or compute the loss in chunks: with {how} the least budget known to work is "
         f"{format_both(needed)}{cut_short(least)}."
     )
-
-
-def _refuse_moving(request: Request) -> None:
-    from planner.running.engines import engine_of  # torch: only where something is captured
-
-    if request.host is not None and not engine_of(request.engine).moves_values:
-        raise BadRequest(
-            f"offload= is not for engine={request.engine!r} so far: leave one of them out"
-        )
 
 
 def _refuse_compiled(request: Request) -> None:
@@ -241,7 +235,7 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
         return found
     request.tell("looking for the least budget that works")
     least, needed = least_budget(captured.graph, request)
-    raise infeasible(captured.graph, budget_bytes, least, found, needed)
+    raise infeasible(captured.graph, budget_bytes, least, found, needed, host=request.host)
 
 
 def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPlan | str:

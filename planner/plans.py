@@ -131,7 +131,9 @@ class Plan(_Told, StepPlan):
         self, methods: Sequence[str] | None = None, *, limits: Limits = DEFAULT_LIMITS
     ) -> comparison.Comparison:
         """Run other methods on the same graph and budget; all that are registered by default."""
-        return comparison.compare_graph(self.graph, self.budget_bytes, methods, limits=limits)
+        return comparison.compare_graph(
+            self.graph, self.budget_bytes, methods, limits=limits, host=self.host
+        )
 
 
 class ShardedPlan(_Told, ShardedStepPlan):

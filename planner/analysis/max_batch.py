@@ -19,7 +19,7 @@ from planner.output.layout import wrap
 from planner.planning import captured_step, plan_captured, plan_of, refuse_asked
 from planner.plans import Plan
 from planner.request import Request, requested, takes
-from planner.step_options import BatchOptions, StepOptions, check_said
+from planner.step_options import MovableOptions, StepOptions, check_said
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +82,7 @@ class MaxBatch:
         }
 
 
-@takes(BatchOptions)
+@takes(MovableOptions)
 def max_batch(
     model: nn.Module | Request,
     budget: str | float,
@@ -90,7 +90,7 @@ def max_batch(
     inputs: Callable[[int], Any],
     targets: Callable[[int], Any] | None = None,
     max_overhead: str | float = FORWARD,
-    **said: Unpack[BatchOptions],
+    **said: Unpack[MovableOptions],
 ) -> MaxBatch:
     """Find the largest batch whose plan fits a budget at a bearable cost.
 
@@ -116,7 +116,7 @@ def max_batch(
     True
     """
     allowed = parse_overhead(max_overhead)
-    check_said(said, BatchOptions)
+    check_said(said, MovableOptions)
     for name, made in (("inputs", inputs), ("targets", targets)):
         if made is not None and not callable(made):
             raise BadRequest(
