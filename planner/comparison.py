@@ -23,7 +23,7 @@ from planner.errors import BadRequest
 from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.output.layout import table, wrap
-from planner.planning import captured_step
+from planner.planning import captured_step, refuse_states
 from planner.progress import Progress, silent
 from planner.request import DEFAULT_LIMITS, Request, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Solution, Status, solve
@@ -206,6 +206,7 @@ def compare(
         BadBudget, BadRequest, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
     """
     with requested(model, said, SingleOptions) as request:
+        refuse_states(request, "compare")
         methods = _checked(methods, request.host)
         budget_bytes = request.budget_bytes(budget)
         captured = captured_step(request)

@@ -15,7 +15,7 @@ from planner.graphs.hardware.host_tier import HostTier, tier_of
 Offload = bool | str | Mapping[str, Any] | HostTier | None
 """What ``offload=`` takes; for several devices only ``True`` and ``False``."""
 
-_KEYS = ("bytes", "directory", "bytes_per_second")
+_KEYS = ("bytes", "directory", "bytes_per_second", "states")
 _EXPECTED = (
     'expected True, the most bytes as a size ("64GB"), a directory for files (on a CPU), or a '
     f"mapping of {', '.join(_KEYS)}"
@@ -53,9 +53,17 @@ def host_tier(said: Offload, hardware: Device, *, measure: bool = False) -> Host
         if "bytes_per_second" in options:
             rate = float(options["bytes_per_second"])
             tier = replace(tier, to_host=rate, from_host=rate)
+        if "states" in options:
+            tier = replace(tier, states=_yes_or_no(options["states"]))
     except (BadBudget, ValueError, TypeError) as error:
         raise BadRequest(f"offload is {said!r}: {error}; {_EXPECTED}") from error
     return tier
+
+
+def _yes_or_no(said: Any) -> bool:
+    if not isinstance(said, bool):
+        raise TypeError(f"states are {said!r}, expected True or False")
+    return said
 
 
 def _key(said: str) -> str:

@@ -102,6 +102,7 @@ ORDER = (
         f"planner/{name}"
         for name in ("textbook", "running", "allocator_budget.py", "host_budget.py")
     ),
+    "planner/host_states.py",
     *(f"planner/{name}" for name in ("planning.py", "sharding")),
     *(
         f"planner/{name}"

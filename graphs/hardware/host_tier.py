@@ -34,7 +34,8 @@ class HostTier:
     """What a plan assumes of the way to the host and back.
 
     ``to_host`` and ``from_host`` are bytes/s, both at once; ``limit_bytes`` is the most that may be
-    there, ``None`` if nothing limits it. A CPU moves values to a file in ``directory``.
+    there, ``None`` if nothing limits it. A CPU moves values to a file in ``directory``. With
+    ``states`` those of the optimizer may wait there, too.
 
     Raises:
         ValueError: a rate or a limit that is not positive.
@@ -47,6 +48,7 @@ class HostTier:
     from_host: float
     limit_bytes: int | None = None
     directory: str | None = None
+    states: bool = False
 
     def __post_init__(self) -> None:
         for rate in (self.to_host, self.from_host):

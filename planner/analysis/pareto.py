@@ -26,7 +26,7 @@ from planner.graphs import Action, Graph
 from planner.output.layout import table, wrap
 from planner.plan.advice import infeasible
 from planner.plan.chunk_notes import described
-from planner.planning import captured_variant, plan_of, refuse_asked
+from planner.planning import captured_variant, plan_of, refuse_asked, refuse_states
 from planner.plans import Plan
 from planner.request import DEFAULT_LIMITS, Request, requested, takes
 from planner.solvers import Limits, MinimumBudget, Solution, Status
@@ -326,6 +326,7 @@ def pareto(
         raise ValueError(f"points={points} make no curve: ask for 2 or more")
     with requested(model, said, VariantOptions) as request:
         refuse_asked(request, "pareto")
+        refuse_states(request, "pareto")
         start = time.perf_counter()
         captured = captured_variant(request)
         spent = time.perf_counter() - start
