@@ -4,7 +4,8 @@ Models are captured on meta for a card of the table, and planned within five bud
 least that recomputation alone is known to reach and what the plain step holds: extra time as a
 fraction of the plain step of recomputation alone, of moving alone, of moving all that the backward
 pass reads as people do today (``torch.autograd.graph.save_on_cpu``: copies that the device waits
-for), and of a plan that chooses, with what is proved of it. Bytes are those of tensors; times are
+for), of per-block checkpointing with blocks' inputs on the host, and of a plan that chooses, with
+what is proved of it. Bytes are those of tensors; times are
 estimates, and links reach what ``graphs.hardware.host_tier`` assumes. Nothing is run.
 """
 
@@ -13,45 +14,43 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from benchmarks.models.unets import UNet
 from benchmarks.record import record, show
 from planner.graphs import (
     Action,
     Clock,
     Graph,
-    Phase,
-    Schedule,
-    Step,
-    Subject,
     plain_schedule,
     simulate,
 )
 from planner.graphs.hardware.devices import device
 from planner.graphs.hardware.host_tier import HostTier, tier_of
-from planner.graphs.host_memory import movable
 from planner.planning import captured_step
 from planner.request import request_of
 from planner.solvers import Limits, minimum_budget, solve
-from planner.solvers.model.problem import flatten
+from planner.solvers.baselines.moved_by_hand import admitted
 from planner.solvers.offload import solve_with_host
-from planner.solvers.search.transfers import gaps_of
 
 CARDS = ("A100-80GB", "H100-SXM", "GH200-96GB", "RTX-4090")
 """PCIe 4, PCIe 5, NVLink-C2C, and PCIe 4 beside less memory."""
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)
-LIMITS = Limits(seconds=20.0)
+LIMITS = Limits(seconds=15.0)
 
 
 @dataclass(frozen=True)
 class Row:
     """Extra times are fractions of the plain step; -1 is for what does not fit.
 
-    ``as_usual_peak_bytes`` is what moving everything holds, whatever the budget.
+    ``as_usual_peak_bytes`` is what moving everything holds, whatever the budget; ``blocks_`` is
+    per-block checkpointing of every block with blocks' inputs on the host, whose least peak is
+    ``blocks_least_bytes``.
     """
 
     model: str
@@ -63,6 +62,8 @@ class Row:
     moving_fraction: float
     as_usual_fraction: float
     as_usual_peak_bytes: int
+    blocks_fraction: float
+    blocks_least_bytes: int
     ours_fraction: float
     bound_fraction: float
     recomputing_bound_fraction: float
@@ -91,55 +92,50 @@ def gpt2() -> tuple[nn.Module, Tensor]:
     return LossAlone(transformers.GPT2LMHeadModel(config)), torch.zeros(8, 1024, dtype=torch.long)
 
 
-def llama() -> tuple[nn.Module, Tensor]:
-    """Return a Llama of 1.2 billion parameters in bfloat16 and 4 x 2,048 tokens."""
+def llama_8b() -> tuple[nn.Module, Tensor]:
+    """Return Llama-3-8B in bfloat16 and 2 x 4,096 tokens."""
     config = transformers.LlamaConfig(
-        vocab_size=32_000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
-        num_attention_heads=32, num_key_value_heads=4, use_cache=False,
+        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, use_cache=False,
     )  # fmt: skip
     made = LossAlone(transformers.LlamaForCausalLM(config).bfloat16())
-    return made, torch.zeros(4, 2048, dtype=torch.long)
+    return made, torch.zeros(2, 4096, dtype=torch.long)
 
 
-def resnet50() -> tuple[nn.Module, Tensor]:
-    """Return ResNet-50 (float32) with a mean for a loss, and 128 pictures."""
-    made = transformers.ResNetModel(transformers.ResNetConfig())
+class Mean(nn.Module):
+    """A model of pictures, with the mean square of what it returns first for a loss."""
 
-    class Mean(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = made
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
 
-        def forward(self, x: Tensor) -> Tensor:
-            loss: Tensor = self.body(x).pooler_output.square().mean()
-            return loss
-
-    return Mean(), torch.zeros(128, 3, 224, 224)
+    def forward(self, *given: Tensor) -> Tensor:
+        """Return the loss of one call."""
+        made = self.body(*given)[0]
+        loss: Tensor = made.square().mean()
+        return loss
 
 
-MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+def vit() -> tuple[nn.Module, Tensor]:
+    """Return ViT-L/16 (float32) and 64 pictures."""
+    config = transformers.ViTConfig(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    )
+    return Mean(transformers.ViTModel(config)), torch.zeros(64, 3, 224, 224)
+
+
+def unet() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Return a U-Net of 31 million parameters (float32) and 16 pictures of 512 x 512."""
+    labels = torch.zeros(16, 512, 512, dtype=torch.long)
+    return UNet((64, 128, 256, 512, 1024), labels=8), (torch.zeros(16, 3, 512, 512), labels)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "gpt2": gpt2,
-    "llama 1.2B": llama,
-    "resnet50": resnet50,
+    "llama-3-8b": llama_8b,
+    "vit-l": vit,
+    "unet": unet,
 }
-
-
-def as_usual(graph: Graph) -> Schedule:
-    """Move all that the backward pass reads, as soon as it is made, and back where it is read."""
-    turn = next(i for i, op in enumerate(graph.ops) if op.phase is Phase.BACKWARD)
-    gaps = gaps_of(flatten(graph), range(len(graph.ops)), movable(graph))
-    before: dict[int, list[Step]] = {}
-    for gap in gaps:
-        if gap.after < turn <= gap.before:
-            out = [Step(Action.OFFLOAD, gap.value), Step(Action.FREE, gap.value)]
-            before.setdefault(gap.after + 1, []).extend(out)
-            before.setdefault(gap.before, []).append(Step(Action.FETCH, gap.value))
-    steps: list[Step] = []
-    for step in plain_schedule(graph).steps:
-        if step.action.subject is Subject.OP:
-            steps += before.get(step.index, ())
-        steps.append(step)
-    return Schedule(tuple(steps))
 
 
 def rows_of(name: str, card: str, graph: Graph, tier: HostTier) -> list[Row]:
@@ -151,7 +147,10 @@ def rows_of(name: str, card: str, graph: Graph, tier: HostTier) -> list[Row]:
         tier: where its values may go.
     """
     plain = simulate(graph, plain_schedule(graph))
-    usual = simulate(graph, as_usual(graph), link_bytes_per_second=tier.rates)
+    [(usual_bytes, usual_seconds, _)] = admitted(
+        graph, "offload_all", replace(tier, limit_bytes=None)
+    )
+    blocks = admitted(graph, "checkpoint_offload", tier)
     least = minimum_budget(graph, limits=LIMITS).least_bytes
 
     def extra(seconds: float | None) -> float:
@@ -162,7 +161,7 @@ def rows_of(name: str, card: str, graph: Graph, tier: HostTier) -> list[Row]:
         budget = int(least + share * (plain.peak_bytes - least))
         alone = solve(graph, budget, limits=LIMITS)
         start = time.perf_counter()
-        found = solve_with_host(graph, budget, tier, limits=LIMITS)
+        found = solve_with_host(graph, budget, tier, limits=LIMITS, alone=alone)
         spent = time.perf_counter() - start
         schedule = found.solution.schedule
         assert schedule is not None, "recomputation alone is known to fit"
@@ -181,8 +180,10 @@ def rows_of(name: str, card: str, graph: Graph, tier: HostTier) -> list[Row]:
                 plain_bytes=plain.peak_bytes,
                 recomputing_fraction=extra(found.recomputing_seconds),
                 moving_fraction=extra(found.moving_seconds),
-                as_usual_fraction=extra(usual.seconds if usual.peak_bytes <= budget else None),
-                as_usual_peak_bytes=usual.peak_bytes,
+                as_usual_fraction=extra(usual_seconds if usual_bytes <= budget else None),
+                as_usual_peak_bytes=usual_bytes,
+                blocks_fraction=extra(min((t for b, t, _ in blocks if b <= budget), default=None)),
+                blocks_least_bytes=min((b for b, _, _ in blocks), default=-1),
                 ours_fraction=extra(trace.seconds),
                 bound_fraction=extra(found.solution.bound_seconds),
                 recomputing_bound_fraction=extra(alone.bound_seconds),

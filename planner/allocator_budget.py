@@ -20,6 +20,7 @@ from planner.graphs.hardware.columns import Device
 from planner.request import Request
 from planner.solvers import Limits, MinimumBudget, Solution, Status, minimum_budget, solve
 from planner.solvers.given_order import STOPPED
+from planner.solvers.least_with_host import least_with_host
 from planner.solvers.reorder import any_order_bound
 from planner.solvers.search.packing import packed
 from planner.solvers.tuning import PACKING_EVENTS
@@ -262,7 +263,7 @@ def runs(graph: Graph, schedule: Schedule, budget_bytes: int, request: Request) 
     """
     allocator = allocator_of(request.allocator, request.hardware)
     if allocator is None:
-        return simulate(graph, schedule).peak_bytes <= budget_bytes
+        return needed_bytes(graph, schedule, request) <= budget_bytes
     return runs_within(graph, schedule, budget_bytes, expandable=allocator == EXPANDABLE)
 
 
@@ -275,7 +276,8 @@ def needed_bytes(graph: Graph, schedule: Schedule, request: Request) -> int:
     """
     allocator = allocator_of(request.allocator, request.hardware)
     if allocator is None:
-        return simulate(graph, schedule).peak_bytes
+        rates = {} if request.host is None else request.host.rates
+        return simulate(graph, schedule, link_bytes_per_second=rates).peak_bytes
     return needs(graph, schedule, expandable=allocator == EXPANDABLE).needed_bytes
 
 
@@ -284,7 +286,13 @@ def least_budget(graph: Graph, request: Request) -> tuple[MinimumBudget, int]:
 
     Args:
         graph: the step.
-        request: on which device, with which allocator, within which limits.
+        request: on which device, with which allocator and host, within which limits.
     """
     least = minimum_budget(graph, limits=request.limits)
+    if request.host is not None:
+        moving = least_with_host(graph, request.host, least)
+        needed = needed_bytes(graph, moving.schedule, request)
+        if needed < needed_bytes(graph, least.schedule, request):
+            return moving, needed
+        least = replace(least, floor_bytes=moving.floor_bytes)
     return least, needed_bytes(graph, least.schedule, request)

@@ -19,18 +19,27 @@ from planner.byte_sizes import (
     format_percent,
     format_seconds,
 )
+from planner.errors import BadRequest
 from planner.graphs import Graph, plain_schedule, simulate
+from planner.graphs.hardware.host_tier import HostTier
 from planner.output.layout import table, wrap
-from planner.planning import captured_step
+from planner.planning import captured_step, refuse_states
 from planner.progress import Progress, silent
 from planner.request import DEFAULT_LIMITS, Request, checked_method, requested, takes
-from planner.solvers import SOLVERS, Limits, Status, solve
+from planner.solvers import SOLVERS, Limits, Solution, Status, solve
+from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH
+from planner.solvers.offload import solve_with_host
 from planner.step_options import SingleOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
+
+OURS = "offload"
+WITH_HOST = (OURS, *BY_HAND)
+"""What moves values, where ``offload=`` says that they may: what ``fit`` then does, and what people
+do without a plan."""
 
 PLANNED, EAGER = "plan", "eager"
 """On which footing a peak is: as a plan holds the step, or as torch does that runs it itself."""
@@ -189,14 +198,16 @@ def compare(
     Args:
         model: any ``nn.Module``, or a ``Request``.
         budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
-        methods: names of ``solvers.SOLVERS``; all of them by default.
+        methods: names of ``solvers.SOLVERS``, and with ``offload=`` of ``WITH_HOST``; all of them
+            by default.
         said: what else is to be said of the step: see ``Request``.
 
     Raises:
         BadBudget, BadRequest, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
     """
-    methods = _checked(methods)
     with requested(model, said, SingleOptions) as request:
+        refuse_states(request, "compare")
+        methods = _checked(methods, request.host)
         budget_bytes = request.budget_bytes(budget)
         captured = captured_step(request)
         return compare_graph(
@@ -206,6 +217,7 @@ def compare(
             limits=request.limits,
             tell=request.tell,
             eager=captured.eager,
+            host=request.host,
         )
 
 
@@ -217,46 +229,91 @@ def compare_graph(
     limits: Limits = DEFAULT_LIMITS,
     tell: Progress = silent,
     eager: Graph | None = None,
+    host: HostTier | None = None,
 ) -> Comparison:
     """Plan a captured step by several methods.
 
     Args:
         graph: the step.
         budget_bytes: the budget.
-        methods: names of ``solvers.SOLVERS``; all of them by default.
+        methods: names of ``solvers.SOLVERS``, and with a host of ``WITH_HOST``; all of them by
+            default.
         limits: for each method.
         tell: called with a sentence when a method begins.
         eager: the step as torch runs it itself, for methods that people use there; without it
             they are judged as plans.
+        host: where values may go. What is proved of schedules that move nothing then does not
+            count as proved.
 
     Raises:
         UnknownMethod: no solver has one of the names.
+        BadRequest: one of them moves values, and there is no host.
     """
     plain = simulate(graph, plain_schedule(graph))
     rows = []
-    for method in _checked(methods):
+    for method in _checked(methods, host):
         tell(f"solving {len(graph.ops):,} ops by {method}")
-        if eager is not None and method in RUN_BY_TORCH:
-            row = _row(eager, budget_bytes, method, limits)
-            rows.append(replace(row, footing=EAGER, bound_seconds=plain.seconds))
+        by_torch = eager is not None and (method in RUN_BY_TORCH or method in BY_HAND)
+        run = eager if eager is not None and by_torch else graph
+        if host is not None and method in WITH_HOST:
+            row = _moving_row(run, budget_bytes, method, limits, host)
         else:
-            rows.append(_row(graph, budget_bytes, method, limits))
+            row = _row(run, budget_bytes, method, limits)
+            row = row if host is None else replace(row, bound_seconds=plain.seconds)
+        rows.append(replace(row, footing=EAGER, bound_seconds=plain.seconds) if by_torch else row)
     rows.sort(key=lambda row: (math.inf if row.seconds is None else row.seconds, row.method))
     held = None if eager is None else simulate(eager, plain_schedule(eager)).peak_bytes
     return Comparison(budget_bytes, plain.peak_bytes, plain.seconds, tuple(rows), held)
 
 
-def _checked(methods: Sequence[str] | None) -> Sequence[str]:
+def _checked(methods: Sequence[str] | None, host: HostTier | None) -> Sequence[str]:
     if methods is None:
-        return sorted(SOLVERS)
-    return list(dict.fromkeys(checked_method(m) for m in methods))  # old names are others' now
+        return sorted(SOLVERS) + (list(WITH_HOST) if host is not None else [])
+    if host is None and (moving := [m for m in methods if m in WITH_HOST]):
+        raise BadRequest(f"{moving[0]} moves values to the host: say offload=, too")
+    named = (m if m in WITH_HOST else checked_method(m) for m in methods)
+    return list(dict.fromkeys(named))  # old names are others' now
+
+
+def _moving_row(
+    graph: Graph, budget_bytes: int, method: str, limits: Limits, host: HostTier
+) -> MethodResult:
+    """Return the row of a method that moves values."""
+    start = time.perf_counter()
+    if method == OURS:
+        found = solve_with_host(graph, budget_bytes, host, limits=limits).solution
+    else:
+        found = _by_hand(graph, budget_bytes, method, host)
+    return _result(graph, method, found, start, host)
+
+
+def _by_hand(graph: Graph, budget_bytes: int, method: str, host: HostTier) -> Solution:
+    """Return the quickest schedule of a family that fits."""
+    made = admitted(graph, method, host)
+    fits = [(seconds, schedule) for peak, seconds, schedule in made if peak <= budget_bytes]
+    if fits:
+        _, schedule = min(fits, key=lambda found: found[0])
+        return Solution(Status.FEASIBLE, schedule, graph.seconds, "")
+    message = "has no schedule for this graph, or the host no room for any"
+    if made:
+        least = min(peak for peak, _, _ in made)
+        message = f"the least peak is {least} bytes, over the budget of {budget_bytes}"
+    return Solution(Status.UNKNOWN, None, graph.seconds, f"{method}: {message}")
 
 
 def _row(graph: Graph, budget_bytes: int, method: str, limits: Limits) -> MethodResult:
     start = time.perf_counter()
     solution = solve(graph, budget_bytes, method=method, limits=limits)
-    spent = time.perf_counter() - start
-    trace = None if solution.schedule is None else simulate(graph, solution.schedule)
+    return _result(graph, method, solution, start)
+
+
+def _result(
+    graph: Graph, method: str, solution: Solution, start: float, host: HostTier | None = None
+) -> MethodResult:
+    spent, trace = time.perf_counter() - start, None
+    if solution.schedule is not None:
+        rates = {} if host is None else host.rates
+        trace = simulate(graph, solution.schedule, link_bytes_per_second=rates)
     return MethodResult(
         method=method,
         status=solution.status,

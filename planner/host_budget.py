@@ -16,6 +16,7 @@ from planner.graphs import Graph, Schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier, lies_in_memory
 from planner.request import Request
 from planner.solvers import Solution, Status
+from planner.solvers.api import floor_bytes
 from planner.solvers.offload import Offloading, solve_with_host
 
 _ROUNDS = 6
@@ -49,7 +50,7 @@ class _Asked:
 
 
 def solve_within_host(
-    graph: Graph, budget_bytes: int, request: Request, host: HostTier
+    graph: Graph, budget_bytes: int, request: Request, host: HostTier, *, thorough: bool = True
 ) -> MovedSolution:
     """Find a schedule that runs on a device of so many bytes and may move values to the host.
 
@@ -58,9 +59,10 @@ def solve_within_host(
         budget_bytes: what the device has for it.
         request: by which method, within which limits, on which device with which allocator.
         host: where values may go.
+        thorough: as for ``solve_within``.
     """
     start, seconds = time.perf_counter(), request.limits.seconds
-    alone = solve_within(graph, budget_bytes, request)
+    alone = solve_within(graph, budget_bytes, replace(request, offload=None), thorough=thorough)
     if alone.schedule is not None and alone.schedule.is_plain:
         return MovedSolution(alone, (f"{_MAY}, and need not: the step fits as it is",))
     request.tell("looking for values to move to the host while the device computes")
@@ -125,7 +127,10 @@ def _alone(asked: _Asked, alone: Solution, bound: float, reason: str) -> MovedSo
     said = f"{_MAY}, and do not: {reason}"
     if alone.schedule is None:
         message = "; ".join(filter(None, (alone.message, reason)))
-        return MovedSolution(replace(alone, message=message))
+        if floor_bytes(asked.graph) > asked.budget_bytes:
+            return MovedSolution(replace(alone, message=message))
+        # that nothing fits which moves nothing is no proof here
+        return MovedSolution(Solution(Status.UNKNOWN, None, bound, message))
     return MovedSolution(_judged(asked, alone, asked.seconds(alone.schedule), bound), (said,))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +11,12 @@ from planner.byte_sizes import parse_budget
 from planner.errors import BadBudget, BadRequest
 from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.host_tier import HostTier, tier_of
+from planner.graphs.hardware.tiers import Tier, tier_named
 
 Offload = bool | str | Mapping[str, Any] | HostTier | None
 """What ``offload=`` takes; for several devices only ``True`` and ``False``."""
 
-_KEYS = ("bytes", "directory", "bytes_per_second")
+_KEYS = ("bytes", "directory", "bytes_per_second", "states", "tier")
 _EXPECTED = (
     'expected True, the most bytes as a size ("64GB"), a directory for files (on a CPU), or a '
     f"mapping of {', '.join(_KEYS)}"
@@ -47,15 +48,36 @@ def host_tier(said: Offload, hardware: Device, *, measure: bool = False) -> Host
         raise BadRequest(f"offload is {found}; {_EXPECTED}")
     directory = options.get("directory")
     try:
-        tier = tier_of(hardware, None if directory is None else str(directory), measure=measure)
+        behind = options.get("tier")
+        if behind is not None and not isinstance(behind, Tier):
+            behind = tier_named(str(behind))
+        where = None if directory is None else str(directory)
+        tier = tier_of(hardware, where, measure=measure, behind=behind)
         if "bytes" in options:
             tier = replace(tier, limit_bytes=parse_budget(options["bytes"]))
         if "bytes_per_second" in options:
-            rate = float(options["bytes_per_second"])
-            tier = replace(tier, to_host=rate, from_host=rate)
+            out, back = _rates(options["bytes_per_second"])
+            tier = replace(tier, to_host=out, from_host=back)
+        if "states" in options:
+            tier = replace(tier, states=_yes_or_no(options["states"]))
     except (BadBudget, ValueError, TypeError) as error:
         raise BadRequest(f"offload is {said!r}: {error}; {_EXPECTED}") from error
     return tier
+
+
+def _rates(said: Any) -> tuple[float, float]:
+    """Return the rates there and back: one number for both, or a pair."""
+    if isinstance(said, str) or not isinstance(said, Sequence):
+        return float(said), float(said)
+    if len(said) != 2:
+        raise TypeError(f"bytes_per_second are {said!r}, expected a rate, or those there and back")
+    return float(said[0]), float(said[1])
+
+
+def _yes_or_no(said: Any) -> bool:
+    if not isinstance(said, bool):
+        raise TypeError(f"states are {said!r}, expected True or False")
+    return said
 
 
 def _key(said: str) -> str:

@@ -16,6 +16,7 @@ from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs import plain_schedule, simulate
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.host_budget import solve_within_host
+from planner.host_states import choices, solve_with_states
 from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import cut_short, infeasible
 from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
@@ -40,12 +41,16 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
 
     Raises:
         CaptureError: the step cannot be captured.
-        BadRequest: the engine does not run what the model is.
+        BadRequest: the engine does not run what the model is, or moves no values.
     """
     from planner.graphs.capture.placed import is_parallelized
     from planner.running.engines import engine_of  # torch: only where something is captured
 
     engine = engine_of(request.engine)
+    if request.host is not None and not engine.moves_values:
+        raise BadRequest(
+            f"offload= is not for engine={request.engine!r} so far: leave one of them out"
+        )
     if not engine.parallelized and is_parallelized(request.model):
         raise BadRequest(
             f"engine={request.engine!r} is for models that are on one device so far, and this one "
@@ -93,6 +98,23 @@ def refuse_asked(request: Request, what: str) -> None:
         )
 
 
+def refuse_states(request: Request, what: str) -> None:
+    """Refuse what does not choose how many states wait on the host.
+
+    Args:
+        request: what was said of the host.
+        what: is refused.
+
+    Raises:
+        BadRequest: states may be moved.
+    """
+    if request.host is not None and request.host.states:
+        raise BadRequest(
+            f"{what} does not move the states of an optimizer so far: leave offload's states out, "
+            "or plan with planner.fit, one budget and size at a time"
+        )
+
+
 def plan_step(request: Request, budget_bytes: int) -> StepPlan:
     """Capture a step and plan it within a budget of bytes: the best of its variants.
 
@@ -102,7 +124,6 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
     start = time.perf_counter()
-    _refuse_moving(request)
     if request.loss_chunks == 1:
         found = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
         whole, *_ = variants = list(found.values())
@@ -136,15 +157,6 @@ def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str
         f" Or compute the loss in chunks: with {how} the least budget known to work is "
         f"{format_both(needed)}{cut_short(least)}."
     )
-
-
-def _refuse_moving(request: Request) -> None:
-    from planner.running.engines import engine_of  # torch: only where something is captured
-
-    if request.host is not None and not engine_of(request.engine).moves_values:
-        raise BadRequest(
-            f"offload= is not for engine={request.engine!r} so far: leave one of them out"
-        )
 
 
 def _refuse_compiled(request: Request) -> None:
@@ -240,8 +252,12 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     if isinstance(found, StepPlan):
         return found
     request.tell("looking for the least budget that works")
-    least, needed = least_budget(captured.graph, request)
-    raise infeasible(captured.graph, budget_bytes, least, found, needed)
+    graph = captured.graph
+    if request.host is not None and request.host.states:
+        *_, last = choices(captured, request)
+        graph, request = last.graph, replace(request, offload=last.host)
+    least, needed = least_budget(graph, request)
+    raise infeasible(graph, budget_bytes, least, found, needed, host=request.host)
 
 
 def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPlan | str:
@@ -252,7 +268,12 @@ def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPla
     remarks: tuple[str, ...] = ()
     within = f"within {format_both(budget_bytes)} by {request.method}"
     request.tell(f"solving {len(graph.ops):,} ops {within}")
-    if request.host is not None:
+    states = None
+    if request.host is not None and request.host.states:
+        chosen = solve_with_states(captured, budget_bytes, request)
+        solution, remarks = chosen.moved.solution, chosen.moved.remarks
+        captured, states = replace(captured, graph=chosen.choice.graph), chosen.choice.states
+    elif request.host is not None:
         moved = solve_within_host(graph, budget_bytes, request, request.host)
         solution, remarks = moved.solution, moved.remarks
     elif (settle := engine_of(request.engine).settle) is not None:
@@ -263,7 +284,7 @@ def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPla
     if solution.schedule is None:
         return solution.message
     plan = plan_of(captured, request, budget_bytes, solution)
-    plan = replace(plan, remarks=(*plan.remarks, *remarks))
+    plan = replace(plan, remarks=(*plan.remarks, *remarks), states=states)
     return replace(plan, solve_seconds=time.perf_counter() - start)
 
 
@@ -352,10 +373,20 @@ def plan_again(
         "accumulate": bool(plan.signature["accumulate"]),
         "checks": plan.signature.get("checks", "keep"),
         "allocator": plan.allocator or "auto",
-        "offload": plan.host,
+        "offload": None if plan.host is None else replace(plan.host, states=False),
         "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),
         "dynamic": "off" if call.answers is None else plan.signature["dynamic"],
         "progress": "off",
     }
     again = plan_step(request_of(model, said), plan.budget_bytes)
-    return replace(again, optimizer=plan.optimizer)
+    again = replace(again, optimizer=plan.optimizer, host=plan.host)
+    if plan.states is None:
+        return again
+    return replace(
+        again,
+        states=replace(
+            plan.states,
+            kept_seconds=again.plain_seconds,
+            kept_peak_bytes=again.plain_peak_bytes + plan.states.moved_bytes,
+        ),
+    )

@@ -127,11 +127,32 @@ class Plan(_Told, StepPlan):
 
         return apply(self, model, on_mismatch=on_mismatch, loss=loss, replan=plan_again)
 
+    def offload_states(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
+        """Let a torch optimizer keep states on the host as the plan says; return the same one.
+
+        Its step is taken in parts from then on, with the states of each on the device meanwhile.
+        Call it where the optimizer is made, before a scheduler or a scaler is.
+
+        Args:
+            optimizer: of the model's parameters, which treats each of them by itself. A plan that
+                moves no states leaves it as it is.
+            model: planned or not.
+
+        Raises:
+            BadRequest: the optimizer cannot take its step in parts, or its step is wrapped already.
+            HostMemoryError: the host has no room for the states.
+        """
+        from planner.running.states_on_host import offload_states
+
+        return offload_states(optimizer, self, model)
+
     def compare(
         self, methods: Sequence[str] | None = None, *, limits: Limits = DEFAULT_LIMITS
     ) -> comparison.Comparison:
         """Run other methods on the same graph and budget; all that are registered by default."""
-        return comparison.compare_graph(self.graph, self.budget_bytes, methods, limits=limits)
+        return comparison.compare_graph(
+            self.graph, self.budget_bytes, methods, limits=limits, host=self.host
+        )
 
 
 class ShardedPlan(_Told, ShardedStepPlan):

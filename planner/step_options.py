@@ -37,7 +37,13 @@ class BatchOptions(TypedDict, total=False):
 ALLOCATORS = ("auto", SEGMENTS, EXPANDABLE)
 
 
-class StepOptions(BatchOptions, total=False):
+class MovableOptions(BatchOptions, total=False):
+    """The same, and whether the host may help."""
+
+    offload: Offload
+
+
+class StepOptions(MovableOptions, total=False):
     """What may be said of a step on any number of devices."""
 
     inputs: Any
@@ -64,7 +70,6 @@ class FitOptions(VariantOptions, total=False):
 
     method: str
     rewrites: Sequence[str]
-    offload: Offload
 
 
 class ShardedOptions(StepOptions, total=False):
@@ -75,7 +80,6 @@ class ShardedOptions(StepOptions, total=False):
     link: LinkSpec
     global_batch: int | None
     precisions: Sequence[str]
-    offload: Offload
     tensor_parallel: Any
 
 

@@ -53,6 +53,7 @@ def solve_with_host(
     method: str = "auto",
     limits: Limits | None = None,
     alone: Solution | None = None,
+    tightest: Schedule | None = None,
 ) -> Offloading:
     """Find a schedule within the budget that may move values to the host, too.
 
@@ -63,6 +64,7 @@ def solve_with_host(
         method: a name of ``SOLVERS``, for what is recomputed.
         limits: when to stop.
         alone: the solution within the budget that moves nothing, if it is known.
+        tightest: the schedule that holds least of those that move nothing, if it is known.
 
     Raises:
         ValueError: an unknown method; the message lists the valid ones.
@@ -76,7 +78,7 @@ def solve_with_host(
     (3.0, 1.0)
     """
     limits = limits or Limits()
-    search = _Search(HostProblem(graph, budget_bytes, tier), method, limits)
+    search = _Search(HostProblem(graph, budget_bytes, tier), method, limits, tightest)
     first = alone or solve(
         graph, budget_bytes, method=method, limits=limits.of_a_correction(limits.seconds / 3)
     )
@@ -97,9 +99,11 @@ def solve_with_host(
 class _Search:
     """The best schedule so far, and how long there is to look for better ones."""
 
-    def __init__(self, problem: HostProblem, method: str, limits: Limits) -> None:
+    def __init__(
+        self, problem: HostProblem, method: str, limits: Limits, tightest: Schedule | None
+    ) -> None:
         self.problem, self.graph, self.budget = problem, problem.graph, problem.budget_bytes
-        self.method, self.limits = method, limits
+        self.method, self.limits, self.tightest = method, limits, tightest
         held = held_bytes(problem.flat, range(problem.flat.n))
         self.plain_peak = int(held.max(initial=0))
         self.until = time.monotonic() + (1 - HOST_BOUND_SHARE) * limits.seconds
@@ -144,10 +148,11 @@ class _Search:
         """Return a budget that recomputation alone is known to fit, if this one is not."""
         if self.best is not None and not self.best.moves:
             return self.budget
-        limits = self.limits.of_a_correction(self.left_seconds / 2)
-        least = minimum_budget(self.graph, limits=limits)
-        self.move(least.schedule.order)
-        return int(least.least_bytes)
+        if (tightest := self.tightest) is None:
+            limits = self.limits.of_a_correction(self.left_seconds / 2)
+            tightest = minimum_budget(self.graph, limits=limits).schedule
+        self.move(tightest.order)
+        return simulate(self.graph, tightest).peak_bytes
 
     def _solve_for(self, targets: Iterable[int]) -> None:
         for target in targets:

@@ -280,3 +280,7 @@ HOST_POLISH_TRIES = 40
 """How many repeated runs are given up, one at a time, for more to be moved."""
 HOST_BOUND_SHARE = 0.15
 """The part of the seconds that is kept for the bound."""
+HOST_LEAST_PRECISION = 500
+"""The least budget with a host is searched to this part of the floor."""
+HOST_QUICK_SECONDS = 5.0
+"""What the bound may take in a search for the largest batch."""

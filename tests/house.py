@@ -88,7 +88,7 @@ ORDER = (
     *(f"solvers/{name}" for name in ("api.py", "tuning.py", "model", "bounds", "exact")),
     *(f"solvers/{name}" for name in ("baselines", "search", "minimum_budget.py")),
     *(f"solvers/{name}" for name in ("given_order.py", "reorder.py", "auto.py", "frontier.py")),
-    "solvers/offload.py",
+    *(f"solvers/{name}" for name in ("offload.py", "least_with_host.py", "frontier_with_host.py")),
     "solvers/__init__.py",
     *(
         f"planner/{name}"
@@ -102,6 +102,7 @@ ORDER = (
         f"planner/{name}"
         for name in ("textbook", "running", "allocator_budget.py", "host_budget.py")
     ),
+    "planner/host_states.py",
     *(f"planner/{name}" for name in ("planning.py", "sharding")),
     *(
         f"planner/{name}"

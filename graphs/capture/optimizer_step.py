@@ -260,7 +260,7 @@ def _give_gradients(fakes: Sequence[Tensor], meter: StorageMeter, *, second_orde
 def _build(optimizer: OptimizerLike, groups: list[dict[str, Any]]) -> Optimizer:
     fakes = groups[0]["params"]
     if isinstance(optimizer, Optimizer):
-        return _twin(optimizer, groups)
+        return twin_of(optimizer, groups)
     if isinstance(optimizer, str):
         named, keywords = named_optimizer(optimizer)
         return named(fakes, **keywords)
@@ -273,10 +273,14 @@ def _build(optimizer: OptimizerLike, groups: list[dict[str, Any]]) -> Optimizer:
     return built
 
 
-def _twin(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
+def twin_of(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
     """Copy an optimizer with everything it was told, but fake parameters and no state.
 
     Its hooks and what a scheduler wrapped around its step stay behind: they are not to be called.
+
+    Args:
+        optimizer: which is left as it is.
+        groups: of parameters, for the copy.
     """
     twin = object.__new__(type(optimizer))
     vars(twin).update({k: v for k, v in vars(optimizer).items() if k != "step"})

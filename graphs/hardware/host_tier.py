@@ -11,9 +11,10 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.graphs.hardware.columns import Device
+from planner.graphs.hardware.tiers import Tier, TierKind
 from planner.graphs.schedule import Clock
 
 LINK_EFFICIENCY = 0.8
@@ -34,7 +35,8 @@ class HostTier:
     """What a plan assumes of the way to the host and back.
 
     ``to_host`` and ``from_host`` are bytes/s, both at once; ``limit_bytes`` is the most that may be
-    there, ``None`` if nothing limits it. A CPU moves values to a file in ``directory``.
+    there, ``None`` if nothing limits it. A CPU moves values to a file in ``directory``. With
+    ``states`` those of the optimizer may wait there, too.
 
     Raises:
         ValueError: a rate or a limit that is not positive.
@@ -47,6 +49,7 @@ class HostTier:
     from_host: float
     limit_bytes: int | None = None
     directory: str | None = None
+    states: bool = False
 
     def __post_init__(self) -> None:
         for rate in (self.to_host, self.from_host):
@@ -65,22 +68,33 @@ class HostTier:
         return self.limit_bytes is None or host_bytes <= self.limit_bytes
 
 
-def tier_of(device: Device, directory: str | None = None, *, measure: bool = False) -> HostTier:
+def tier_of(
+    device: Device,
+    directory: str | None = None,
+    *,
+    measure: bool = False,
+    behind: Tier | None = None,
+) -> HostTier:
     """Return the host tier of a device by its row: pinned memory over its link; of a CPU, files.
 
     Args:
         device: whose values are to be moved.
         directory: of a CPU's files; by default that for temporary files.
         measure: time the files instead of assuming a rate, once a process.
+        behind: the disk that the directory lies on, or the memory that is pinned, whose figures
+            then are assumed, and the link's if those are lower.
 
     Raises:
-        ValueError: the row has no link to the host, or the directory is none.
+        ValueError: the row has no link to the host, the directory is none, or the device cannot
+            move values to what is behind.
 
     >>> from planner.graphs.hardware.devices import device
     >>> found = tier_of(device("A100-80GB"))
     >>> found.to_host / 1e9, found.limit_bytes / 1e9
     (24.8, 125.0)
     """
+    if behind is not None:
+        return _behind(tier_of(device, directory), behind)
     if device.name == "cpu":
         where = tempfile.gettempdir() if directory is None else os.path.abspath(directory)
         if not os.path.isdir(where):
@@ -102,6 +116,24 @@ def tier_of(device: Device, directory: str | None = None, *, measure: bool = Fal
     limit = None if host is None or node is None else int(HOST_SHARE * host / node.devices)
     rate = LINK_EFFICIENCY * device.host_link
     return HostTier(rate, rate, limit)
+
+
+def _behind(tier: HostTier, behind: Tier) -> HostTier:
+    """Return a tier with the figures of what is behind it."""
+    files = tier.directory is not None
+    if files is not (behind.kind is TierKind.DISK):
+        has = "files, which a disk holds" if files else "pinned memory of the host"
+        raise ValueError(f"this device moves values to {has}, and {behind.name!r} is none of that")
+    out, back = behind.write_bytes_per_second, behind.read_bytes_per_second
+    if not files:
+        out, back = min(out, tier.to_host), min(back, tier.from_host)
+    limits = (tier.limit_bytes, behind.size_bytes)
+    return replace(
+        tier,
+        to_host=out,
+        from_host=back,
+        limit_bytes=min(limit for limit in limits if limit is not None) if files else limits[1],
+    )
 
 
 def lies_in_memory(directory: str, mounts: str = "/proc/self/mounts") -> bool:

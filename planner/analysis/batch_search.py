@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 from planner.allocator_budget import runs, solve_within
 from planner.graphs import Graph, Phase, plain_schedule, simulate
 from planner.graphs.scaling import on_the_line, same_shape
+from planner.host_budget import solve_within_host
 from planner.request import Request
 from planner.solvers import Solution
 from planner.solvers.bounds.parametric import quick_bound
+from planner.solvers.bounds.with_host import may_take_with_host
+from planner.solvers.model.host_problem import HostProblem
 
 if TYPE_CHECKING:
     from planner.graphs.capture.training_step import Captured
@@ -66,17 +69,21 @@ class Batches:
     def solve(self, graph: Graph) -> Solution:
         """Solve a graph, unless it was."""
         if graph not in self.solved:
-            self.solved[graph] = solve_within(
-                graph, self.budget_bytes, self.request, thorough=False
-            )
+            budget, request, host = self.budget_bytes, self.request, self.request.host
+            if host is None:
+                self.solved[graph] = solve_within(graph, budget, request, thorough=False)
+            else:
+                moved = solve_within_host(graph, budget, request, host, thorough=False)
+                self.solved[graph] = moved.solution
         return self.solved[graph]
 
     def fits(self, graph: Graph) -> bool:
         """Tell whether a plan was found that fits and costs no more than allowed."""
         if not self.may_fit(graph) or (schedule := self.solve(graph).schedule) is None:
             return False
-        extra = simulate(graph, schedule).seconds - graph.seconds
-        return extra <= self.allowed_seconds(graph)
+        rates = {} if self.request.host is None else self.request.host.rates
+        trace = simulate(graph, schedule, link_bytes_per_second=rates)
+        return trace.seconds - graph.seconds <= self.allowed_seconds(graph)
 
     def fits_plain(self, graph: Graph) -> bool:
         """Tell whether the step fits when every op runs once."""
@@ -91,8 +98,10 @@ class Batches:
 
     def may_fit(self, graph: Graph) -> bool:
         """Tell whether the quickest of the bounds leaves it open."""
-        extra = quick_bound(graph, self.budget_bytes) - graph.seconds
-        return extra <= self.allowed_seconds(graph)
+        allowed, host = self.allowed_seconds(graph), self.request.host
+        if host is not None:
+            return may_take_with_host(HostProblem(graph, self.budget_bytes, host), allowed)
+        return quick_bound(graph, self.budget_bytes) - graph.seconds <= allowed
 
     def largest(self, holds: Callable[[Graph], bool]) -> int:
         """Return the last batch for which something holds, 0 if it holds for none.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from planner.analysis.pareto import Curve
 from planner.byte_sizes import format_bytes
@@ -19,7 +20,10 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 24, 48, 64
 SAMPLES = 480
 """Budgets at which the envelope is drawn."""
 OURS, PROVED, MUTED = "#1f5fbf", "#e9d8d4", "#57606a"
-COLOURS = ("#c77700", "#2e8b57", "#8e44ad", "#b03a6f", "#00838f", "#6d6d6d", "#d4502a")
+COLOURS = (
+    *("#c77700", "#2e8b57", "#8e44ad", "#b03a6f", "#00838f", "#6d6d6d", "#d4502a"),
+    *("#4a5d9e", "#8a6d1f"),
+)
 PLOT = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"'
 
 
@@ -100,7 +104,7 @@ def _ours(curve: Curve, scale: _Scale) -> Iterator[str]:
 
 
 def _rivals(curve: Curve, scale: _Scale) -> Iterator[str]:
-    for (_, marks), colour in zip(curve.rivals.items(), COLOURS, strict=False):
+    for (_, marks), colour in zip(curve.rivals.items(), cycle(COLOURS), strict=False):
         steps = [(m.peak_bytes, curve.fraction(m.seconds)) for m in marks]
         yield _stairs(scale, steps, f'stroke="{colour}" stroke-width="1.2"')
         for budget, overhead in steps:
@@ -121,7 +125,7 @@ def _legend(curve: Curve) -> Iterator[str]:
     entries = [(OURS, "planned", 3), (PROVED, "proved impossible", 12)]
     entries += [
         (colour, f"{name} ({'eager mode' if name in curve.run_by_torch else 'heuristic'})", 2)
-        for name, colour in zip(curve.rivals, COLOURS, strict=False)
+        for name, colour in zip(curve.rivals, cycle(COLOURS), strict=False)
     ]
     left, height = WIDTH - RIGHT - 200, 20 * len(entries) + 4
     yield (

@@ -16,10 +16,10 @@ from planner.analysis.batch_search import Batches
 from planner.byte_sizes import format_both, format_percent
 from planner.errors import BadBudget, BadRequest, CaptureError
 from planner.output.layout import wrap
-from planner.planning import captured_step, plan_captured, plan_of, refuse_asked
+from planner.planning import captured_step, plan_captured, plan_of, refuse_asked, refuse_states
 from planner.plans import Plan
 from planner.request import Request, requested, takes
-from planner.step_options import BatchOptions, StepOptions, check_said
+from planner.step_options import MovableOptions, StepOptions, check_said
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +82,7 @@ class MaxBatch:
         }
 
 
-@takes(BatchOptions)
+@takes(MovableOptions)
 def max_batch(
     model: nn.Module | Request,
     budget: str | float,
@@ -90,7 +90,7 @@ def max_batch(
     inputs: Callable[[int], Any],
     targets: Callable[[int], Any] | None = None,
     max_overhead: str | float = FORWARD,
-    **said: Unpack[BatchOptions],
+    **said: Unpack[MovableOptions],
 ) -> MaxBatch:
     """Find the largest batch whose plan fits a budget at a bearable cost.
 
@@ -116,7 +116,7 @@ def max_batch(
     True
     """
     allowed = parse_overhead(max_overhead)
-    check_said(said, BatchOptions)
+    check_said(said, MovableOptions)
     for name, made in (("inputs", inputs), ("targets", targets)):
         if made is not None and not callable(made):
             raise BadRequest(
@@ -125,6 +125,7 @@ def max_batch(
     first = {"inputs": inputs(1), "targets": None if targets is None else targets(1)}
     with requested(model, {**said, **first}, StepOptions) as request:
         refuse_asked(request, "max_batch")
+        refuse_states(request, "max_batch")
 
         def capture(batch: int) -> Captured:
             request.tell(f"batch {batch}")

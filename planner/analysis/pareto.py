@@ -22,16 +22,18 @@ from planner.byte_sizes import (
     format_seconds,
     parse_budget,
 )
-from planner.graphs import Graph
+from planner.graphs import Action, Graph
 from planner.output.layout import table, wrap
 from planner.plan.advice import infeasible
 from planner.plan.chunk_notes import described
-from planner.planning import captured_variant, plan_of, refuse_asked
+from planner.planning import captured_variant, plan_of, refuse_asked, refuse_states
 from planner.plans import Plan
 from planner.request import DEFAULT_LIMITS, Request, requested, takes
 from planner.solvers import Limits, MinimumBudget, Solution, Status
+from planner.solvers.baselines.moved_by_hand import BY_HAND
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH, Mark, rivals
 from planner.solvers.frontier import Frontier, frontier, refined
+from planner.solvers.frontier_with_host import frontier_with_host, refined_with_host
 from planner.step_options import VariantOptions
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class Curve:
     def run_by_torch(self) -> tuple[str, ...]:
         """The heuristics whose peaks are eager mode's."""
         known = self.captured.eager is not None
-        return tuple(name for name in self.rivals if known and name in RUN_BY_TORCH)
+        return tuple(n for n in self.rivals if known and (n in RUN_BY_TORCH or n in BY_HAND))
 
     @property
     def device(self) -> str:
@@ -116,6 +118,17 @@ class Curve:
             return None
         points = self.frontier.points
         return tuple(needed_bytes(self.graph, p.schedule, self.request) for p in points)
+
+    @cached_property
+    def moved_bytes(self) -> tuple[int, ...] | None:
+        """What each point moves to the host, ``None`` where nothing may move."""
+        if self.request.host is None:
+            return None
+        size = [value.size_bytes for value in self.graph.values]
+        return tuple(
+            sum(size[s.index] for s in p.schedule.steps if s.action is Action.OFFLOAD)
+            for p in self.frontier.points
+        )
 
     @property
     def least_bytes(self) -> int:
@@ -154,7 +167,7 @@ class Curve:
             first = self.frontier.points[0]
             least = MinimumBudget(first.peak_bytes, self.frontier.floor_bytes, first.schedule)
             needed = needed_bytes(self.graph, first.schedule, request)
-            raise infeasible(self.graph, budget_bytes, least, "", needed)
+            raise infeasible(self.graph, budget_bytes, least, "", needed, host=request.host)
         bound = min(self.frontier.bound_seconds(budget_bytes), point.seconds)
         close = point.seconds - bound <= DEFAULT_LIMITS.gap * self.graph.seconds
         status = Status.OPTIMAL if close else Status.FEASIBLE
@@ -208,6 +221,10 @@ class Curve:
             aligned, header = aligned + "r", [*header, "device needs"]
             needed = map(format_bytes, self.needed_bytes)
             rows = [(*row, said) for row, said in zip(rows, needed, strict=True)]
+        if self.moved_bytes is not None:
+            aligned, header = aligned + "r", [*header, "moved"]
+            moved = map(format_bytes, self.moved_bytes)
+            rows = [(*row, said) for row, said in zip(rows, moved, strict=True)]
         if self.rivals:
             aligned, header = aligned + "l", [*header, "best heuristic"]
             rows = [(*row, self._rival(p)) for row, p in zip(rows, self.points, strict=True)]
@@ -220,6 +237,9 @@ class Curve:
         if names := ", ".join(self.run_by_torch):
             foot += f". Peaks of {names} are eager mode's, those of other heuristics a plan's"
         foot += "".join(f". In this curve {told}" for told in described(self.captured.rewrite))
+        if (host := self.request.host) is not None:
+            out, back = (format_bytes(int(r)) for r in (host.to_host, host.from_host))
+            foot += f". Moved: to the host, at {out}/s there and {back}/s back"
         return "\n".join([title, known, body, wrap(foot, "", "")])
 
     def _cells(self, point: CurvePoint) -> tuple[str, ...]:
@@ -248,14 +268,16 @@ class Curve:
                     "budget_bytes": p.budget_bytes,
                     "peak_bytes": p.peak_bytes,
                     "needed_bytes": needed,
+                    **({} if moved is None else {"moved_bytes": moved}),
                     "seconds": p.seconds,
                     "overhead": p.overhead,
                     "bound_overhead": p.bound_overhead,
                     "gap": p.gap,
                 }
-                for p, needed in zip(
+                for p, needed, moved in zip(
                     self.points,
                     self.needed_bytes or [p.peak_bytes for p in self.points],
+                    self.moved_bytes or [None] * len(self.points),
                     strict=True,
                 )
             ],
@@ -304,6 +326,7 @@ def pareto(
         raise ValueError(f"points={points} make no curve: ask for 2 or more")
     with requested(model, said, VariantOptions) as request:
         refuse_asked(request, "pareto")
+        refuse_states(request, "pareto")
         start = time.perf_counter()
         captured = captured_variant(request)
         spent = time.perf_counter() - start
@@ -322,19 +345,25 @@ def curve_of(
         points: how many budgets.
         heuristics: set the schedules of the usual heuristics beside.
     """
-    graph, limits = captured.graph, request.limits
+    graph, limits, host = captured.graph, request.limits, request.host
     request.tell(f"solving {len(graph.ops):,} ops at {points} budgets")
     start = time.perf_counter()
-    found = frontier(graph, points, limits)
+    if host is None:
+        found = frontier(graph, points, limits)
+    else:
+        found = frontier_with_host(graph, host, points, limits)
     spent = time.perf_counter() - start
     marks: dict[str, tuple[Mark, ...]] = {}
     if heuristics:
         request.tell("running the usual heuristics")
         quick = Limits(seconds=RIVAL_SECONDS, seed=limits.seed)
-        marks = rivals(graph, list(_some(found)), quick, eager=captured.eager)
+        marks = rivals(graph, list(_some(found)), quick, eager=captured.eager, host=host)
         request.tell("solving where a heuristic comes between two points")
         share = replace(limits, seconds=limits.seconds / (2 * points))
-        found = refined(graph, found, _between(found, marks), share)
+        if host is None:
+            found = refined(graph, found, _between(found, marks), share)
+        else:
+            found = refined_with_host(graph, host, found, _between(found, marks), share)
     return Curve(captured, request, found, marks, solve_seconds=spent)
 
 

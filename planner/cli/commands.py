@@ -163,9 +163,16 @@ def explain(plan_path: Path, *, as_json: bool) -> None:
 @MODEL
 @BUDGET
 @shared
+@OFFLOAD
 @click.option("--method", "methods", multiple=True, help="A solver to run; repeatable.")
 def compare(
-    model: str, inputs: str | None, methods: tuple[str, ...], *, as_json: bool, **options: Any
+    model: str,
+    inputs: str | None,
+    methods: tuple[str, ...],
+    *,
+    offload: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Plan MODEL by several solvers, all of them by default."""
     with answering(as_json=as_json), on_terminal() as progress:
@@ -176,6 +183,7 @@ def compare(
             inputs=example.inputs,
             methods=methods or None,
             progress=progress,
+            **moved(offload),
             **arguments(**options),
         )
     tell(result, as_json=as_json)
@@ -246,6 +254,7 @@ def estimate(params: str | None, *, as_json: bool, **options: Any) -> None:
 @click.option("--heuristics", is_flag=True, help="Set the usual heuristics beside (slower).")
 @LOSS_CHUNKS
 @LOGITS
+@OFFLOAD
 @file_to_write("--plot", "Draw the curve here, as SVG, with the usual heuristics.")
 def pareto(
     model: str,
@@ -256,6 +265,7 @@ def pareto(
     heuristics: bool,
     loss_chunks: str,
     logits: str,
+    offload: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -270,6 +280,7 @@ def pareto(
             heuristics=heuristics or plot is not None,
             progress=progress,
             **chunked(loss_chunks, logits),
+            **moved(offload),
             **arguments(**options),
         )
         if plot is not None:
@@ -287,7 +298,10 @@ def pareto(
     show_default=True,
     help="0.33, '33%', or 'forward': what one more forward pass takes.",
 )
-def max_batch(model: str, inputs: str | None, *, as_json: bool, **options: Any) -> None:
+@OFFLOAD
+def max_batch(
+    model: str, inputs: str | None, *, offload: str | None, as_json: bool, **options: Any
+) -> None:
     """Find the largest batch of MODEL within a budget.
 
     --inputs names a function of the batch size. Without it, every tensor of the model's example
@@ -303,6 +317,7 @@ def max_batch(model: str, inputs: str | None, *, as_json: bool, **options: Any) 
             inputs=given or rebatched(_inputs(example)),
             max_overhead=overhead,
             progress=progress,
+            **moved(offload),
             **arguments(**options),
         )
     tell(result, as_json=as_json)

@@ -181,17 +181,17 @@ def chunked(loss_chunks: str, logits: str) -> dict[str, Any]:
     return {name: said for name, said in found.items() if said not in (1, KEEP)}
 
 
-def moved(offload: str | None, cluster: Mapping[str, Any]) -> dict[str, Any]:
+def moved(offload: str | None, cluster: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Turn what was said of the host into arguments of ``planner.fit``.
 
     Args:
         offload: "auto", a size or a directory; nothing if values stay.
-        cluster: what was said of several devices.
+        cluster: what was said of several devices, if that can be said.
 
     Raises:
         BadCluster: both were said.
 
-    >>> moved(None, {}), moved("auto", {}), moved("64GB", {})
+    >>> moved(None), moved("auto"), moved("64GB")
     ({}, {'offload': True}, {'offload': '64GB'})
     """
     if offload is None:

@@ -20,8 +20,9 @@ def moved_text(plan: StepPlan, rows: int) -> str:
         plan: of one device.
         rows: how many at most.
     """
+    states = _states_text(plan)
     if not plan.schedule.moves:
-        return ""
+        return states
     found = _moves(plan)
     count: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
@@ -36,7 +37,20 @@ def moved_text(plan: StepPlan, rows: int) -> str:
         more = sum(count[key] for key in tail)
         cells.append((f"{len(tail)} more rows", "", f"x{more}", format_bytes(left)))
     header = ("module", "made by", "values", "bytes")
-    return "\n".join([*_head(plan, found), table("llrr", header, cells)])
+    return "\n".join([*_head(plan, found), table("llrr", header, cells), *filter(None, [states])])
+
+
+def _states_text(plan: StepPlan) -> str:
+    """Tell which of the optimizer's states wait on the host; "" if none do."""
+    if (states := plan.states) is None:
+        return ""
+    step = plan.graph.ops[-1]
+    return (
+        f"States on the host: {format_both(states.moved_bytes)} of {plan.optimizer}, of "
+        f"{states.moved_parts} of the {len(states.parts)} parts of its step\n"
+        f"  which takes {format_seconds(step.seconds)}, copies included, and holds "
+        f"{format_bytes(step.workspace_bytes)} of them and its temporaries at once"
+    )
 
 
 def _head(plan: StepPlan, found: list[int]) -> list[str]:
@@ -73,9 +87,11 @@ def moved_summary(plan: StepPlan) -> dict[str, Any]:
     """Return the same as plain JSON types; nothing if nothing may move."""
     if plan.host is None:
         return {}
-    trace = plan.trace
+    trace, states = plan.trace, plan.states
+    of_states = {} if states is None else {"states_bytes": states.moved_bytes}
     return {
         "host": {
+            **of_states,
             "moved_values": len(_moves(plan)),
             "moved_bytes": sum(plan.graph.values[v].size_bytes for v in _moves(plan)),
             "host_bytes": host_layout(plan.graph, plan.schedule).size_bytes,
@@ -88,7 +104,7 @@ def moved_summary(plan: StepPlan) -> dict[str, Any]:
 
 def host_note(plan: StepPlan) -> Iterator[str]:
     """Say what the times of copies rest on, if something moves."""
-    if plan.host is None or not plan.schedule.moves:
+    if plan.host is None or not (plan.schedule.moves or plan.states):
         return
     out, back = (f"{format_bytes(int(r))}/s" for r in (plan.host.to_host, plan.host.from_host))
     if plan.host.directory is not None:

@@ -30,6 +30,7 @@ from planner.graphs.hardware.devices import cpu, device, in_table
 from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.schedule import action_of
 from planner.output import checksummed_json
+from planner.plan.states import StatesOnHost
 from planner.plan.step_plan import StepPlan
 from planner.solvers import Status
 
@@ -57,6 +58,19 @@ class Host(BaseModel):
     from_host: Rate
     limit_bytes: Annotated[int, Field(gt=0)] | None
     directory: str | None
+    states: bool = False
+
+
+class WaitingStates(BaseModel):
+    """What of an optimizer's states waits on the host."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    parts: list[list[str]]
+    moved_parts: Annotated[int, Field(gt=0)]
+    moved_bytes: Annotated[int, Field(gt=0)]
+    kept_seconds: Seconds
+    kept_peak_bytes: Annotated[int, Field(gt=0)]
 
 
 class Body(BaseModel):
@@ -83,6 +97,7 @@ class Body(BaseModel):
     solve_seconds: Seconds
     hardware: dict[str, Any] | None = None
     host: Host | None = None
+    states: WaitingStates | None = None
     signature: dict[str, Any]
     steps: Steps
     graph: dict[str, Any]
@@ -109,11 +124,21 @@ def body_of(plan: StepPlan) -> dict[str, Any]:
         "capture_seconds": plan.capture_seconds,
         "solve_seconds": plan.solve_seconds,
         "hardware": _own(plan.hardware),
-        **({} if plan.host is None else {"host": asdict(plan.host)}),
+        **({} if plan.host is None else {"host": _said(plan.host)}),
+        **({} if plan.states is None else {"states": _listed(plan.states)}),
         "signature": dict(plan.signature),
         "steps": steps_of(plan.schedule),
         "graph": graph_to_dict(plan.graph),
     }
+
+
+def _said(host: HostTier) -> dict[str, Any]:
+    """Write where values move to; what older packages do not know only where it is used."""
+    return {name: value for name, value in asdict(host).items() if name != "states" or value}
+
+
+def _listed(states: StatesOnHost) -> dict[str, Any]:
+    return asdict(states) | {"parts": [list(names) for names in states.parts]}
 
 
 def _own(hardware: Device | None) -> dict[str, Any] | None:
@@ -234,6 +259,7 @@ def schedule_of(steps: Steps, ops: int) -> Schedule:
 def _plan(fields: Body) -> StepPlan:
     graph = graph_from_dict(fields.graph)
     given = {"peak_bytes", "seconds", "steps", "graph", "status", "hardware", "host"}
+    given |= {"states"}
     own = None if fields.hardware is None else device_from_dict(fields.hardware, "hardware")
     return StepPlan(
         graph=graph,
@@ -241,5 +267,11 @@ def _plan(fields: Body) -> StepPlan:
         status=Status[fields.status],
         hardware=own,
         host=None if fields.host is None else HostTier(**fields.host.model_dump()),
+        states=None if fields.states is None else _states(fields.states),
         **fields.model_dump(exclude=given),
     )
+
+
+def _states(fields: WaitingStates) -> StatesOnHost:
+    body = fields.model_dump()
+    return StatesOnHost(**body | {"parts": tuple(map(tuple, body["parts"]))})

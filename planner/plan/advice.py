@@ -15,6 +15,7 @@ from planner.byte_sizes import format_both, format_bytes
 from planner.errors import InfeasibleBudget
 from planner.graphs import Graph, Kind, Phase, Schedule, live_at, simulate
 from planner.graphs.binding import Binding, binding
+from planner.graphs.hardware.host_tier import HostTier
 
 if TYPE_CHECKING:
     from planner.solvers import MinimumBudget
@@ -28,6 +29,8 @@ def infeasible(
     least: MinimumBudget,
     reason: str,
     needed_bytes: int | None = None,
+    *,
+    host: HostTier | None = None,
 ) -> InfeasibleBudget:
     """Make the error that says what was asked, what would work, what binds and what to try next.
 
@@ -37,8 +40,10 @@ def infeasible(
         least: the least budget known to work.
         reason: why no schedule was found, if it is known.
         needed_bytes: what the device needs for that schedule, if more than its tensors' bytes.
+        host: where it moves values to, if it does.
     """
-    trace = simulate(graph, least.schedule)
+    rates = {} if host is None else host.rates
+    trace = simulate(graph, least.schedule, link_bytes_per_second=rates)
     found = binding(graph, least.schedule, trace)
     least_bytes = needed_bytes or trace.peak_bytes
     asked, needed = format_both(budget_bytes), format_both(least_bytes)

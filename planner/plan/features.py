@@ -14,12 +14,16 @@ from planner.plan.step_plan import StepPlan
 TENSOR = "parallelism tensor"
 """Layers parted over ranks."""
 
+STATES = "states host"
+"""States of the optimizer that wait on the host."""
+
 FEATURES: dict[str, int] = {
     "engine op_by_op": 1,
     "engine inductor": 1,
     "rewrite as_captured": 1,
     "rewrite loss_chunks": 1,
     TENSOR: 1,
+    STATES: 1,
 }
 """The version that this package knows of each."""
 
@@ -49,4 +53,6 @@ def features_of(plan: StepPlan, schedules: Iterable[Schedule] = ()) -> dict[str,
     """Return what a plan makes use of, and the schedules of its units if it has any."""
     used = {step.action.name for s in (plan.schedule, *schedules) for step in s.steps}
     named = (f"engine {plan.engine}", f"rewrite {plan.rewrite.partition(' ')[0]}")
-    return {f"action {name}": 1 for name in sorted(used)} | {n: FEATURES.get(n, 1) for n in named}
+    states = () if plan.states is None else (STATES,)
+    found = {n: FEATURES.get(n, 1) for n in (*named, *states)}
+    return {f"action {name}": 1 for name in sorted(used)} | found

@@ -36,6 +36,7 @@ from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.devices import device
 from planner.graphs.hardware.host_tier import HostTier
 from planner.plan.stage import Stage
+from planner.plan.states import StatesOnHost
 from planner.solvers import Status
 
 
@@ -57,7 +58,8 @@ class StepPlan:
     fits the budget in less; nor, if the plan is ``reordered``, any in another order. ``signature``
     says what the plan is for; ``engine`` carries the schedule out, ``rewrite`` is the variant of
     the captured step that the graph is of, ``memory_model`` judged the bytes; with an ``allocator``
-    ("segments", "expandable segments") the budget is kept for what that needs. ``hardware`` has the
+    ("segments", "expandable segments") the budget is kept for what that needs. ``host`` is where
+    values may move to, ``states`` what of the optimizer's waits there. ``hardware`` has the
     figures of the device, ``loss`` is the callable given to ``fit``, which no file can hold; like
     ``message``, ``remarks`` and the seconds spent they do not count for equality.
 
@@ -81,6 +83,7 @@ class StepPlan:
     memory_model: str = EXACT.name
     allocator: str | None = None
     host: HostTier | None = None
+    states: StatesOnHost | None = None
     message: str = field(default="", compare=False)
     hardware: Device | None = field(default=None, compare=False, repr=False)
     loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
@@ -153,7 +156,7 @@ class StepPlan:
     @property
     def plain_peak_bytes(self) -> int:
         """The most the step holds when every op runs once; see ``eager_peak_bytes``, too."""
-        return self.plain_trace.peak_bytes
+        return self.plain_trace.peak_bytes if self.states is None else self.states.kept_peak_bytes
 
     @property
     def seconds(self) -> float:
@@ -163,7 +166,7 @@ class StepPlan:
     @property
     def plain_seconds(self) -> float:
         """Time of a step of plain training."""
-        return self.plain_trace.seconds
+        return self.plain_trace.seconds if self.states is None else self.states.kept_seconds
 
     @property
     def overhead(self) -> float:

@@ -6,6 +6,7 @@ that it is gone with the process, however that ends. Knows nothing of programs o
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 import weakref
@@ -62,6 +63,15 @@ class Files:
                 f"{self.directory!r}, which cannot be made there: {error.strerror or error}; free "
                 "as much, or plan with another directory or less of it (offload=)"
             ) from error
+
+    def shown(self, block: _File, size_bytes: int) -> mmap.mmap:
+        """Return the bytes of a file as memory, which takes none of the process's own.
+
+        Args:
+            block: the file.
+            size_bytes: how many it has.
+        """
+        return mmap.mmap(block.number, size_bytes)
 
     def settle(self) -> None:
         """Do nothing: whoever began a copy has waited for it, if need be when it was forgotten."""

@@ -44,6 +44,15 @@ class Pinned:
         weakref.finalize(made, _unpin, runtime, self.device, made.data_ptr()).atexit = False
         return made
 
+    def shown(self, block: Any, size_bytes: int) -> Any:
+        """Return the bytes of pinned memory.
+
+        Args:
+            block: pinned memory.
+            size_bytes: how many it has.
+        """
+        return block[:size_bytes].numpy()
+
     def settle(self) -> None:
         """Let copies out wait for all copies back: a block may be a new run's before an old one's
         last copy back has ended.

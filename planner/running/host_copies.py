@@ -33,6 +33,14 @@ class Way(Protocol):
             HostMemoryError: there is not as much.
         """
 
+    def shown(self, block: Any, size_bytes: int) -> Any:
+        """Return a buffer that shows the bytes of a block where they lie.
+
+        Args:
+            block: of this device's kind.
+            size_bytes: how many it has.
+        """
+
     def settle(self) -> None:
         """Let what is begun from now on come after all that was begun before."""
 
@@ -55,6 +63,24 @@ class Way(Protocol):
         """
 
 
+def way_of(device: torch.device, directory: str | None) -> Way:
+    """Return how values of a device are copied.
+
+    Args:
+        device: whose.
+        directory: of a CPU's files; by default that for temporary files.
+
+    Raises:
+        HostMemoryError: the device is none that values leave.
+    """
+    if device.type not in {"cpu", "cuda"}:
+        raise HostMemoryError(
+            f"the plan moves values to the host, which works on 'cuda' and 'cpu', and the model is "
+            f"on {device.type!r}: plan with offload=None"
+        )
+    return Files(directory) if device.type == "cpu" else Pinned(device)
+
+
 class HostMemory:
     """The blocks that the runs of a program take turns in; one is taken at once, to be sure of it.
 
@@ -64,11 +90,6 @@ class HostMemory:
 
     def __init__(self, size_bytes: int, device: torch.device, directory: str | None) -> None:
         self.size_bytes, self.device, self.directory = size_bytes, device, directory
-        if device.type not in {"cpu", "cuda"}:
-            raise HostMemoryError(
-                f"the plan moves values to the host, which works on 'cuda' and 'cpu', and the "
-                f"model is on {device.type!r}: plan with offload=None"
-            )
         self._begin()
 
     def opener(self) -> Callable[[], Lease]:
@@ -111,8 +132,7 @@ class HostMemory:
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        on_cpu = self.device.type == "cpu"
-        self.link: Way = Files(self.directory) if on_cpu else Pinned(self.device)
+        self.link = way_of(self.device, self.directory)
         self._free = [self.link.block(self.size_bytes)]
 
 

@@ -21,6 +21,7 @@ from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning
 from planner.running.out_of_memory import Account
+from planner.running.states_on_host import is_offloaded, storages_on_host
 
 
 def watch_optimizer(account: Account, model: nn.Module) -> None:
@@ -60,10 +61,20 @@ def _tell_unused() -> None:
 
 
 def _tell_states(plan: StepPlan, optimizer: Optimizer) -> None:
+    if plan.states is not None and not is_offloaded(optimizer):
+        warnings.warn(
+            f"the plan has {format_bytes(plan.states.moved_bytes)} of the optimizer's states on "
+            f"the host, and this {type(optimizer).__name__} keeps them on the device, beyond the "
+            "budget perhaps: call plan.offload_states(optimizer, model) where it is made",
+            PlannerWarning,
+            stacklevel=4,
+        )
+        return
     planned = sum(v.size_bytes for v in plan.graph.values if v.kind is Kind.OPTIMIZER)
     leaves = map(local_of, tree_leaves(list(optimizer.state.values())))
     held = {storage_key(x): x.untyped_storage().nbytes() for x in leaves if isinstance(x, Tensor)}
-    beyond = sum(held.values()) - planned
+    away = storages_on_host(optimizer)
+    beyond = sum(size for key, size in held.items() if key not in away) - planned
     if beyond > 0 and plan.peak_bytes + beyond > plan.budget_bytes:
         warnings.warn(
             f"the states of {type(optimizer).__name__} hold {format_bytes(beyond)} more than those "

@@ -28,6 +28,7 @@ from planner.graphs.torch_api.allocation_records import PeakRecord, measure_peak
 from planner.graphs.torch_api.pytree import tree_leaves
 from planner.graphs.torch_api.storages import storage_key
 from planner.running.engines import engine_of
+from planner.running.states_on_host import offload_states, storages_on_host
 from planner.verification.process_memory import (
     give_freed_memory_back,
     keep_freed_memory,
@@ -96,6 +97,8 @@ def run(trial: Trial, folder: Path, watch: Watch | None = None) -> Measurement:
     torch.set_num_threads(trial.threads)
     model, inputs = _build(trial)
     optimizer = make_optimizer(trial.optimizer, model)
+    if optimizer is not None and trial.plan is not None:
+        offload_states(optimizer, trial.plan, model)
     call = arguments_of(inputs, trial.targets)
     forward = _forward(trial, model, call)
 
@@ -237,4 +240,5 @@ def _static_bytes(model: nn.Module, optimizer: Optimizer | None, inputs: Iterabl
     tensors += [t for t in state if isinstance(t, Tensor)]
     here = (local_of(t) for t in tensors if t.device == home)
     storages = {storage_key(t): t.untyped_storage().nbytes() for t in here}
-    return sum(storages.values())
+    away = storages_on_host(optimizer) if optimizer else set()
+    return sum(size for key, size in storages.items() if key not in away)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from planner.graphs import Graph, schedule_from_order, simulate
+from planner.graphs.hardware.host_tier import HostTier
 from planner.solvers.api import Limits, solve
 from planner.solvers.baselines import blocks, checkpoint, chen_greedy, chen_sqrt
+from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.model.order_from_kept import order_from_kept
 from planner.solvers.model.problem import flatten, held_bytes
 
@@ -55,6 +57,7 @@ def rivals(
     limits: Limits | None = None,
     *,
     eager: Graph | None = None,
+    host: HostTier | None = None,
 ) -> dict[str, tuple[Mark, ...]]:
     """Return the best schedules of every family, by ascending peak; ``budgets`` to ask some at.
 
@@ -62,7 +65,9 @@ def rivals(
         graph: the step.
         budgets: in bytes.
         limits: when to stop.
-        eager: the step as torch runs it itself, on which ``RUN_BY_TORCH`` are judged.
+        eager: the step as torch runs it itself, on which ``RUN_BY_TORCH`` are judged, and those
+            of ``moved_by_hand``.
+        host: where values may go; without it nobody moves any.
 
     >>> from planner.graphs import Op, Phase, Value
     >>> ops = (Op("f", "f", (), (0,), 1.0), Op("loss", "g", (0,), (1,), 1.0),
@@ -77,7 +82,19 @@ def rivals(
     for name, made in RUN_BY_TORCH.items():
         run = graph if eager is None else eager
         found[name] = _front(run, made(run))
+    if host is not None:
+        for name in BY_HAND:
+            moved = admitted(graph if eager is None else eager, name, host)
+            found[name] = _unbeaten(Mark(peak, seconds) for peak, seconds, _ in moved)
     return {name: marks for name, marks in found.items() if marks}
+
+
+def _unbeaten(marks: Iterable[Mark]) -> tuple[Mark, ...]:
+    found: list[Mark] = []
+    for mark in sorted(marks):
+        if not found or mark.seconds < found[-1].seconds:
+            found.append(mark)
+    return tuple(found)
 
 
 def _asked(graph: Graph, name: str, budgets: Sequence[int], limits: Limits) -> Iterator[list[int]]:

@@ -48,11 +48,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from planner.solvers.api import floor_bytes
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.linear_program import Model, minimize
 from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import held_bytes
-from planner.solvers.tuning import HOST_BOUND_CUTS, HOST_BOUND_INTEGER_OPS, HOST_BOUND_MOMENTS
+from planner.solvers.tuning import (
+    HOST_BOUND_CUTS,
+    HOST_BOUND_INTEGER_OPS,
+    HOST_BOUND_MOMENTS,
+    HOST_QUICK_SECONDS,
+)
 
 TOLERANCE = 1e-5
 """What an integer program's value may be too high by, as a fraction: the solver's own tolerance."""
@@ -93,6 +99,28 @@ def bound_with_host(
     result = minimize(program.model, relax=not exhaustive, seconds=seconds)
     value = result.bound * (1 - TOLERANCE if exhaustive else 1.0)
     return min(known_extra, max(0.0, value) * program.unit)
+
+
+def may_take_with_host(problem: HostProblem, extra_seconds: float) -> bool:
+    """Tell whether it is not quickly proved that every schedule takes longer than so much more.
+
+    Args:
+        problem: as for ``bound_with_host``.
+        extra_seconds: beyond running every op once.
+
+    >>> from planner.graphs import Graph, Op, Value
+    >>> from planner.graphs.hardware.host_tier import HostTier
+    >>> ops = (Op("a", "f", (), (0,), 1.0), Op("b", "f", (0,), (1,), 5.0),
+    ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 2), (3,), 1.0))
+    >>> g = Graph(ops, tuple(Value(x, 2 if x == "b" else 1) for x in "abcd"))
+    >>> [may_take_with_host(HostProblem(g, b, HostTier(4.0, 4.0)), 0.2) for b in (2, 3, 4)]
+    [False, False, True]
+    """
+    if floor_bytes(problem.graph) > problem.budget_bytes:
+        return False
+    beyond = 2 * extra_seconds + 1e-9 * problem.graph.seconds
+    bound = bound_with_host(problem, beyond, seconds=HOST_QUICK_SECONDS)
+    return bound <= extra_seconds
 
 
 @dataclass

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.graphs.host_memory import host_layout
+from planner.solvers.model.gaps import Gap, gaps_of
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import Problem, held_bytes
-from planner.solvers.search.transfers import Gap, Moved, begin_seconds, gaps_of, placed
+from planner.solvers.search.transfers import Moved, begin_seconds, placed
 
 Rank = Callable[[Gap, int, NDArray[np.float64]], tuple[float, ...]]
 """Of a gap, for the position that holds most and the times at which positions begin; the least of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,22 +26,10 @@ from planner.graphs import (
     schedule_from_order,
     simulate,
 )
+from planner.solvers.model.gaps import Gap
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import Problem, held_bytes
 from planner.solvers.tuning import HOST_ROUNDS
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Gap:
-    """A value that no op touches between two positions of an order, and may be away meanwhile.
-
-    Its copy out may begin once position ``made`` has run, while ops still read the value.
-    """
-
-    made: int
-    after: int
-    before: int
-    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +40,6 @@ class Moved:
     gaps: tuple[Gap, ...]
     schedule: Schedule
     trace: Trace
-
-
-def gaps_of(problem: Problem, order: Sequence[int], movable: Collection[int]) -> list[Gap]:
-    """Return where values are held untouched while at least one op runs.
-
-    Args:
-        problem: the step, flattened.
-        order: the ops to run, repetitions included.
-        movable: the values that may be away.
-
-    >>> from planner.graphs import Op, Value
-    >>> from planner.solvers.model.problem import flatten
-    >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (), (1,)), Op("c", "f", (0, 1), (2,)))
-    >>> gaps_of(flatten(Graph(ops, tuple(Value(x, 1) for x in "abc"))), [0, 1, 2], {0, 1})
-    [Gap(made=0, after=0, before=2, value=0)]
-    """
-    found: list[Gap] = []
-    made: dict[int, int] = {}
-    touched: dict[int, int] = {}
-    for i, op in enumerate(order):
-        for v in problem.inputs[op]:
-            if v in movable and i - touched[v] > 1:
-                found.append(Gap(made[v], touched[v], i, v))
-                made[v] = i  # a second copy out begins after the first has come back
-            touched[v] = i
-        made.update(dict.fromkeys(problem.outputs[op], i))
-        touched.update(dict.fromkeys(problem.outputs[op], i))
-    return sorted(found)
 
 
 def begin_seconds(problem: Problem, order: Sequence[int]) -> NDArray[np.float64]:

@@ -191,11 +191,6 @@ def test_what_it_does_not_go_with_is_refused_by_name(said: dict[str, Any], match
         planner.fit(language_model(), "1GB", **{"offload": True, **SAID, **said})
 
 
-def test_other_questions_do_not_take_it() -> None:
-    with pytest.raises(planner.BadRequest, match="'offload' cannot be said here"):
-        planner.pareto(language_model(), inputs=batch(), offload=True)  # type: ignore[call-arg]
-
-
 def test_where_values_may_go(tmp_path: Path) -> None:
     card = device("A100-80GB")
     assert host_tier(False, card) is None

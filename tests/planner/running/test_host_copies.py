@@ -23,8 +23,8 @@ from planner.graphs.host_memory import host_layout, movable
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.running import copies_to_files, host_copies
 from planner.running.host_copies import HostMemory, send
+from planner.solvers.model.gaps import gaps_of
 from planner.solvers.model.problem import flatten
-from planner.solvers.search.transfers import gaps_of
 from tests.layers import SCENES
 from tests.training import Scene, assert_same, measured_peak, train
 

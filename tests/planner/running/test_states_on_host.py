@@ -1,0 +1,218 @@
+"""An optimizer whose states wait on the host: the same bits, less memory, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import planner
+from planner.graphs import Kind
+from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.graphs.torch_api.storages import storage_key
+from planner.running.states_on_host import is_offloaded, offload_states, storages_on_host
+from planner.solvers import Limits
+
+WIDTH, ROWS = 64, 32
+
+
+def mean_square(out: Tensor) -> Tensor:
+    return out.square().mean()
+
+
+SAID: dict[str, Any] = {
+    "loss": mean_square,
+    "progress": "off",
+    "limits": Limits(2.0),
+}
+HOST = {"states": True, "bytes_per_second": 4e9}
+Maker = Callable[[list[Tensor]], Optimizer]
+
+
+def build() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(8)))
+
+
+def batches(count: int) -> list[Tensor]:
+    made = torch.Generator().manual_seed(1)
+    return [torch.randn(ROWS, WIDTH, generator=made) for _ in range(count)]
+
+
+def adamw(parameters: list[Tensor]) -> Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+MAKERS: dict[str, Maker] = {
+    "adamw": adamw,
+    "amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-3, amsgrad=True),
+    "foreach": lambda p: torch.optim.AdamW(p, lr=1e-3, foreach=True),
+    "fused": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+}
+
+
+def tight(optimizer: Any, share: float = 0.0) -> planner.Plan:
+    """Plan within what the step holds with no state of the optimizer, and a share of them."""
+    said = {**SAID, "inputs": batches(1)[0], "optimizer": optimizer}
+    plain = planner.fit(build(), "1GB", **said)
+    held = sum(v.size_bytes for v in plain.graph.values if v.kind is Kind.OPTIMIZER)
+    budget = int(plain.plain_peak_bytes - (0.6 - share) * held)
+    return planner.fit(build(), budget, offload=HOST, **said)
+
+
+def train(maker: Maker, plan: planner.Plan | None, steps: int = 3) -> tuple[nn.Module, Optimizer]:
+    model = build()
+    optimizer = maker(list(model.parameters()))
+    if plan is not None:
+        assert offload_states(optimizer, plan, model) is optimizer
+    calls: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+    for x in batches(steps):
+        optimizer.zero_grad(set_to_none=True)
+        model(x).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+    assert len(calls) == steps  # a step in parts is one step to hooks
+    return model, optimizer
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_same_training_and_the_same_states(name: str) -> None:
+    plan = tight(MAKERS[name])
+    assert plan.states is not None
+    (one, plain), (other, moved) = train(MAKERS[name], None), train(MAKERS[name], plan)
+    assert same(one, other)
+    saved = io.BytesIO()
+    torch.save(moved.state_dict(), saved)
+    saved.seek(0)
+    for found in (moved.state_dict(), torch.load(saved)):
+        for number, states in plain.state_dict()["state"].items():
+            assert all(torch.equal(v, found["state"][number][k]) for k, v in states.items())
+
+
+def test_states_lie_on_the_host_between_steps_those_that_are_loaded_too() -> None:
+    plan = tight(adamw)
+    assert plan.states is not None
+    _, moved = train(adamw, plan)
+    saved = moved.state_dict()
+    assert is_offloaded(moved)
+    assert len(storages_on_host(moved)) == 2 * sum(
+        map(len, plan.states.parts[: plan.states.moved_parts])
+    )
+    other, again = train(adamw, plan, steps=1)
+    again.load_state_dict(saved)
+    states = [v for s in again.state.values() for v in s.values()]
+    assert storages_on_host(again) <= set(map(storage_key, states))
+    for x in batches(2):
+        other(x).square().mean().backward()
+        again.step()
+    assert len(storages_on_host(again)) == len(storages_on_host(moved))
+
+
+def test_measured_memory_falls_and_is_within_the_budget() -> None:
+    plan = tight(adamw)
+    model = build()
+    planned = plan.apply(model)
+    optimizer = adamw(list(planned.parameters()))
+    plan.offload_states(optimizer, planned)
+    x = batches(1)[0]
+
+    def step() -> None:
+        planned.zero_grad(set_to_none=True)
+        planned(x).backward()
+        optimizer.step()
+
+    step()
+    planned.zero_grad(set_to_none=True)
+    away = storages_on_host(optimizer)
+    states = [v for s in optimizer.state.values() for v in s.values()]
+    kept = [v for v in states if storage_key(v) not in away]
+    static = sum(t.untyped_storage().nbytes() for t in (*planned.parameters(), *kept, x))
+    measured = static + measure_peak(step).peak_bytes
+    assert plan.states is not None
+    assert measured <= plan.budget_bytes
+    assert measured == pytest.approx(plan.peak_bytes, rel=0.01)
+    assert plan.budget_bytes < plan.plain_peak_bytes
+
+
+@pytest.mark.parametrize("call", ["pwrite", "preadv"])
+def test_a_disk_that_fails_loses_nothing(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tight(adamw)
+    model, optimizer = train(adamw, plan, steps=1)
+    plain, whole = train(adamw, None, steps=1)
+    before = [p.clone() for p in model.parameters()]
+    for trained in (model, plain):
+        trained(batches(2)[1]).square().mean().backward()
+    own, calls = getattr(os, call), []
+
+    def failing(*args: Any) -> int:
+        calls.append(1)
+        if len(calls) == 7:
+            raise OSError(errno.ENOSPC if call == "pwrite" else errno.EIO, "the disk fails")
+        done: int = own(*args)
+        return done
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(planner.HostMemoryError, match="the disk fails"):
+        optimizer.step()
+    monkeypatch.undo()
+    whole.step()
+    # some parameters are stepped, the others as they were, each with the state that belongs to it
+    for p, q, old in zip(model.parameters(), plain.parameters(), before, strict=True):
+        stepped = torch.equal(p, q)
+        assert stepped or torch.equal(p, old)
+        moments = optimizer.state[p]["exp_avg"], whole.state[q]["exp_avg"]
+        assert torch.equal(*moments) is stepped
+    assert all(len(g["params"]) == 16 for g in optimizer.param_groups)
+
+
+def test_what_cannot_be_stepped_in_parts_is_refused() -> None:
+    plan, model = tight(adamw), build()
+    parameters = list(model.parameters())
+    with pytest.raises(planner.BadRequest, match="cannot take its step a part"):
+        offload_states(torch.optim.LBFGS(parameters), plan, model)
+
+    class Normed(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            own = [p for group in self.param_groups for p in group["params"]]
+            norm = torch.stack([p.grad.norm() for p in own]).norm()
+            for p in own:
+                p.data.add_(p.grad / norm, alpha=-0.1)
+
+    with pytest.raises(planner.BadRequest, match="does not treat each parameter by itself"):
+        offload_states(Normed(parameters, lr=0.1), plan, model)
+    scheduled = adamw(parameters)
+    torch.optim.lr_scheduler.StepLR(scheduled, 1)
+    with pytest.raises(planner.BadRequest, match="call offload_states first"):
+        offload_states(scheduled, plan, model)
+    with pytest.raises(planner.BadRequest, match="none of the parameters"):
+        offload_states(adamw(list(build().parameters())), plan, model)
+    assert plan.states is not None
+    less = replace(plan, states=replace(plan.states, moved_bytes=1))
+    with pytest.raises(planner.HostMemoryError, match="more states than"):
+        train(MAKERS["amsgrad"], less)
+
+
+def test_a_loop_that_forgets_is_told() -> None:
+    plan = tight(adamw)
+    planned = plan.apply(build())
+    optimizer = adamw(list(planned.parameters()))
+    planned(batches(1)[0]).backward()
+    with pytest.warns(planner.PlannerWarning, match="call plan.offload_states"):
+        optimizer.step()

@@ -1,0 +1,156 @@
+"""Planning with the optimizer's states on the host: what is chosen, said, saved and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import planner
+from planner.graphs import Kind
+from planner.graphs.capture.optimizer_parts import StatePart, state_parts
+from planner.graphs.hardware.devices import cpu, device
+from planner.graphs.hardware.host_tier import HostTier
+from planner.host_states import parted_bytes, parted_seconds
+from planner.planning import plan_again
+from planner.solvers import Limits
+from tests.forgery import edit
+from tests.planner.running.test_states_on_host import (
+    HOST,
+    SAID,
+    adamw,
+    batches,
+    build,
+    mean_square,
+    tight,
+)
+
+
+def said(**more: Any) -> dict[str, Any]:
+    return {**SAID, "inputs": batches(1)[0], **more}
+
+
+@pytest.fixture(scope="module")
+def plan() -> planner.Plan:
+    return tight("adamw")
+
+
+def test_states_move_only_where_that_pays(plan: planner.Plan) -> None:
+    assert plan.fits
+    assert plan.states is not None
+    assert plan.plain_peak_bytes > plan.budget_bytes
+    assert plan.overhead > 0
+    assert plan.bound_seconds <= plan.seconds
+    for offload in (None, {"bytes_per_second": 4e9}):
+        with pytest.raises(planner.InfeasibleBudget):
+            planner.fit(build(), plan.budget_bytes, offload=offload, **said())
+    whole = planner.fit(build(), "1GB", offload=HOST, **said())
+    assert whole.states is None
+    assert whole.overhead == 0
+    assert "the optimizer's states may wait on the host, and do not" in " ".join(str(whole).split())
+
+
+def test_fewer_states_move_where_that_is_enough(plan: planner.Plan) -> None:
+    less = tight("adamw", share=0.3)
+    assert less.states is not None
+    assert plan.states is not None
+    assert less.states.moved_bytes < plan.states.moved_bytes
+    assert less.seconds < plan.seconds
+
+
+def test_below_what_works_the_error_knows_the_states(plan: planner.Plan) -> None:
+    with pytest.raises(planner.InfeasibleBudget) as with_states:
+        planner.fit(build(), "100KB", offload=HOST, **said())
+    with pytest.raises(planner.InfeasibleBudget) as without:
+        planner.fit(build(), "100KB", **said())
+    assert with_states.value.least_bytes <= plan.budget_bytes < without.value.least_bytes
+    at_least = planner.fit(build(), with_states.value.least_bytes, offload=HOST, **said())
+    assert at_least.fits
+
+
+def test_the_text_the_file_and_another_size(plan: planner.Plan, tmp_path: Path) -> None:
+    text = " ".join(str(plan).split())
+    assert "States on the host: " in text
+    assert "plan.offload_states(optimizer, model)" in text
+    plan.save(tmp_path / "plan.json")
+    assert planner.load(tmp_path / "plan.json") == plan
+    edit(tmp_path / "plan.json", lambda body: body["states"].update(moved_parts=99))
+    with pytest.raises(planner.InvalidPlan, match="expected at least one"):
+        planner.load(tmp_path / "plan.json")
+
+
+def test_planned_again_it_keeps_them(plan: planner.Plan) -> None:
+    from planner.graphs.capture.call_arguments import arguments_of
+
+    again = plan_again(plan, build(), arguments_of(batches(1)[0], None), plan.loss)
+    assert again.states is not None
+    assert plan.states is not None
+    assert again.states.parts == plan.states.parts
+    assert again.peak_bytes == plan.peak_bytes
+
+
+def test_what_it_does_not_go_with_is_refused_by_name(plan: planner.Plan) -> None:
+    for ask in (planner.pareto, planner.compare):
+        given = () if ask is planner.pareto else ("1GB",)
+        with pytest.raises(planner.BadRequest, match="does not move the states"):
+            ask(build(), *given, offload=HOST, **said())
+    for optimizer in (None, "sgd"):
+        with pytest.raises(planner.BadRequest, match="and it has none"):
+            planner.fit(build(), plan.budget_bytes, offload=HOST, **said(optimizer=optimizer))
+    with pytest.raises(planner.BadRequest, match="expected True or False"):
+        planner.fit(build(), "1GB", offload={"states": "yes"}, **said())
+
+
+def test_parts_are_the_whole_and_hold_what_they_say() -> None:
+    weights = dict(build().named_parameters())
+    for optimizer in ("adamw", adamw(list(weights.values()))):
+        parts = state_parts(weights, optimizer, cpu(), count=5)
+        assert [n for part in parts for n in part.parameters] == list(weights)
+        assert len(parts) <= 5
+        assert sum(p.state_bytes for p in parts) == sum(8 * w.numel() + 4 for w in weights.values())
+
+
+def test_copies_hide_behind_what_is_computed_and_no_more() -> None:
+    parts = [StatePart((str(k),), 100, 7, 1.0) for k in range(10)]
+    quick, slow = HostTier(1e6, 1e6), HostTier(10.0, 10.0)
+    assert parted_seconds(parts, 10, quick) == pytest.approx(10.0, rel=1e-3)
+    assert parted_seconds(parts, 10, slow) >= 100.0  # each direction copies for that long
+    times = [parted_seconds(parts, count, slow) for count in range(11)]
+    assert times == sorted(times)
+    assert [parted_bytes(parts, count) for count in (0, 1, 2, 3, 10)] == [7, 107, 207, 307, 307]
+
+
+@pytest.mark.slow
+def test_verify_measures_it() -> None:
+    found = planner.verify(build(), tight("adamw"), batches(1)[0], loss=mean_square)
+    assert found.fits
+
+
+@pytest.mark.slow
+def test_a_card_on_which_states_alone_do_not_fit() -> None:
+    """Llama with the widths of 1B: its states are more than what the budget has beside weights."""
+    config = transformers.LlamaConfig(
+        vocab_size=32_000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=4,
+        num_attention_heads=32, num_key_value_heads=4, use_cache=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model: nn.Module = transformers.LlamaForCausalLM(config).train()
+        ids = torch.zeros(1, 512, dtype=torch.long)
+    given: dict[str, Any] = {
+        "inputs": {"input_ids": ids, "labels": ids},
+        "device": "A100-80GB",
+        "optimizer": "adamw",
+        "progress": "off",
+        "limits": Limits(20.0),
+    }
+    plain = planner.fit(model, "80GB", **given)
+    held = sum(v.size_bytes for v in plain.graph.values if v.kind is Kind.OPTIMIZER)
+    budget = int(plain.plain_peak_bytes - 0.5 * held)
+    assert device("A100-80GB").host_link
+    plan = planner.fit(model, budget, offload={"states": True}, **given)
+    assert plan.states is not None
+    assert plan.fits

@@ -1,0 +1,80 @@
+"""The curve with a host: attained, never below the brute optimum, its bound never above."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from planner.graphs import simulate
+from planner.graphs.hardware.host_tier import HostTier
+from planner.solvers import Limits, minimum_budget
+from planner.solvers.bounds.with_host import may_take_with_host
+from planner.solvers.frontier import frontier
+from planner.solvers.frontier_with_host import frontier_with_host, refined_with_host
+from planner.solvers.least_with_host import least_with_host
+from planner.solvers.model.host_problem import HostProblem
+from tests.brute_host import brute_host
+from tests.solvers.test_offload import drawn
+from tests.strategies import transformer
+
+LIMITS = Limits(seconds=1.0)
+SEEDS = range(6)
+
+
+def test_every_point_against_brute_force() -> None:
+    for seed in SEEDS:
+        problem, named = drawn(seed)
+        graph, tier = problem.graph, problem.tier
+        found = frontier_with_host(graph, tier, 4, LIMITS)
+        for point in found.points:
+            trace = simulate(graph, point.schedule, link_bytes_per_second=tier.rates)
+            assert trace.peak_bytes == point.peak_bytes <= point.budget_bytes, named
+            least = brute_host(graph, point.budget_bytes, tier)
+            assert point.bound_seconds <= least + 1e-5 * graph.seconds, named
+            assert point.seconds >= least - 1e-9, named
+        assert brute_host(graph, found.floor_bytes - 1, tier) == math.inf, named
+
+
+def test_the_quick_answer_of_the_bound_agrees_with_brute_force() -> None:
+    for seed in SEEDS:
+        problem, named = drawn(seed)
+        least = brute_host(problem.graph, problem.budget_bytes, problem.tier)
+        if least < math.inf:
+            extra = least - problem.graph.seconds
+            assert may_take_with_host(problem, extra + 1e-4 * problem.graph.seconds), named
+
+
+def test_less_works_with_a_host_and_no_budget_costs_more() -> None:
+    graph, tier = transformer(2), HostTier(1e9, 1e9)
+    alone = frontier(graph, points=4, limits=LIMITS)
+    found = frontier_with_host(graph, tier, 4, LIMITS)
+    assert found.points[0].budget_bytes < alone.points[0].budget_bytes
+    for point in alone.points:
+        own = found.at(point.budget_bytes)
+        assert own is not None
+    seconds = [p.seconds for p in found.points]
+    assert seconds == sorted(seconds, reverse=True)
+    assert found.points[-1].seconds == graph.seconds
+    middle = (found.points[0].budget_bytes + found.points[1].budget_bytes) // 2
+    more = refined_with_host(graph, tier, found, [middle, 1], LIMITS)
+    assert [p.budget_bytes for p in more.points].count(middle) == 1
+    assert len(more.points) == len(found.points) + 1
+
+
+def test_the_least_budget_is_attained() -> None:
+    graph, tier = transformer(2), HostTier(1e9, 1e9)
+    known = minimum_budget(graph, LIMITS)
+    least = least_with_host(graph, tier, known)
+    trace = simulate(graph, least.schedule, link_bytes_per_second=tier.rates)
+    assert trace.peak_bytes == least.least_bytes < known.least_bytes
+    assert least.floor_bytes <= least.least_bytes
+    none = least_with_host(graph, HostTier(1e9, 1e9, 1), known)
+    assert none.schedule == known.schedule
+
+
+def test_one_point_is_no_curve() -> None:
+    problem, _ = drawn(0)
+    with pytest.raises(ValueError, match="ask for 2 or more"):
+        frontier_with_host(problem.graph, problem.tier, 1)
+    assert not may_take_with_host(HostProblem(problem.graph, 1, problem.tier), 1e9)
