@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assemble
+from planner.graphs.capture.fused.closures import behind
 from planner.graphs.capture.fused.identity import written
 from planner.graphs.capture.fused.kernel_graph import Price, graph_to_plan
+from planner.graphs.capture.fused.prices import Workspace
 from planner.graphs.capture.fused.rewritten import rewritten
 from planner.graphs.capture.fused.stitched import Stitched, stitched
 from planner.graphs.graph import Graph
@@ -23,11 +25,15 @@ from planner.graphs.torch_api.inductor.scheduler import FusedKernel, Kernels, ke
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A step that a compiler is to run, the graph of its kernels and what it holds beside them."""
+    """A step that a compiler is to run, the graph of its kernels and what it holds beside them.
+
+    ``workspace`` is of kernels that are not fused.
+    """
 
     stitched: Stitched
     frame: Frame
     graph: Graph
+    workspace: Workspace
 
     def halves(self, schedule: Schedule) -> Halves:
         """Return forward and backward as a schedule runs them, for the compiler.
@@ -56,17 +62,20 @@ class Asked:
     written: str
 
 
-def compiled_step(step: JointStep, frame: Frame, price: Price) -> CompiledStep:
+def compiled_step(
+    step: JointStep, frame: Frame, price: Price, workspace: Workspace
+) -> CompiledStep:
     """Ask the compiler for the kernels of a step, and make the graph to plan on of them.
 
     Args:
         step: as Inductor hands it over.
         frame: what it holds beside its kernels.
         price: what a kernel costs.
+        workspace: what one that is not fused takes beside.
     """
     whole = stitched(step)
     kernels = kernels_of(whole.step, cut_by_tags(whole.step))
-    return CompiledStep(whole, frame, graph_to_plan(whole, *kernels, frame, price))
+    return CompiledStep(whole, frame, graph_to_plan(whole, *kernels, frame, price), workspace)
 
 
 def trace_of(graph: Graph) -> Trace:
@@ -78,7 +87,7 @@ def really_run(step: CompiledStep, first: Kernels, second: Kernels) -> Graph:
     """Return the graph of what a compiler's code of a step holds, line by line.
 
     Args:
-        step: whose code it is: workspaces are taken from its graph.
+        step: whose code it is.
         first, second: forward's and backward's.
     """
     count = step.stitched.step.forward_outputs
@@ -87,7 +96,7 @@ def really_run(step: CompiledStep, first: Kernels, second: Kernels) -> Graph:
     known = saved.keys() | step.frame.tangents.keys()  # what is no tensor is not
     given = {n: saved.get(n, n) for n in second.inputs if n in known}
     gradients = [_renamed(n, given) for n in second.outputs if n is not None]
-    workspace = _workspaces(step.graph)
+    workspace = _workspaces(step)
     return assemble(
         step.frame,
         _lines(first, {}, set(saved.values()) | set(outputs), workspace),
@@ -138,13 +147,17 @@ def _lines(
     return [*found, KernelCall(f"{'backward' if given else 'forward'}.end", "line", rest, {})]
 
 
-def _workspaces(graph: Graph) -> Callable[[FusedKernel | None], int]:
+def _workspaces(step: CompiledStep) -> Callable[[FusedKernel | None], int]:
     """Return what tells a kernel's workspace: the most of any for one that is not known."""
-    known = {graph.values[v].name: op.workspace_bytes for op in graph.ops for v in op.outputs}
-    worst = max(known.values(), default=0)
+    by_name = {n.name: n for n in step.stitched.graph.nodes}
+    stored = {by_name[v.name] for v in step.graph.values if v.name in by_name}
+    worst = max((op.workspace_bytes for op in step.graph.ops), default=0)
 
     def workspace(kernel: FusedKernel | None) -> int:
-        nodes = [b.node for b in kernel.makes] if kernel is not None else []
-        return next((known[n] for n in nodes if n in known), worst)
+        made = kernel.makes if kernel is not None else ()
+        nodes = [by_name[b.node] for b in made if b.node in by_name]
+        if kernel is None or not nodes:
+            return worst
+        return step.workspace([*nodes, *behind(nodes, stored)[0]], kernel)
 
     return workspace

@@ -6,7 +6,7 @@ what it makes at that same place. Knows what each kernel reads and makes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,8 @@ from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
 
 MARK = "remat_planner"
+Layouts = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+"""The shape and the strides of each of some tensors."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,16 @@ class Buffer:
 
 @dataclass(frozen=True)
 class FusedKernel:
-    """One kernel: the buffers it makes, and the names of the buffers and inputs it reads."""
+    """One kernel: the buffers it makes, and the names of the buffers and inputs it reads.
+
+    ``layouts`` are the shapes and strides of the tensors that a kernel outside is handed.
+    """
 
     name: str
     makes: tuple[Buffer, ...]
     reads: tuple[str, ...]
     external: bool
+    layouts: Layouts = ()
 
 
 @dataclass(frozen=True)
@@ -279,7 +285,8 @@ def _read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
         name, external = node.get_name(), bool(node.is_extern())
         buffers = [_buffer(b, renamed) for b in made[name]]
         kept = [b for b in buffers if external or b.name in renamed or b.name in made_in_memory]
-        found.append(FusedKernel(name, tuple(kept), reads[name], external))
+        layouts = _layouts(node.node) if external else ()
+        found.append(FusedKernel(name, tuple(kept), reads[name], external, layouts))
     strides = tuple(map(_stride, lowering.graph_outputs))
     inputs = tuple(lowering.graph_inputs)
     return Kernels(tuple(found), code.lines, inputs, outputs, returned, strides)
@@ -288,7 +295,19 @@ def _read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
 def _stride(out: Any) -> tuple[int, ...] | None:
     if not isinstance(out, IRNode) or not out.has_tensor_output():
         return None
-    return tuple(int(size) for size in out.get_stride())
+    return _numbers(out.get_stride())
+
+
+def _layouts(kernel: Any) -> Layouts:
+    """Return how the tensors lie that a kernel outside is handed, in order."""
+    handed = [
+        i for i in kernel.inputs if isinstance(i, IRNode) and i.maybe_get_stride() is not None
+    ]
+    return tuple((_numbers(i.get_size()), _numbers(i.get_stride())) for i in handed)
+
+
+def _numbers(sizes: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(map(int, sizes))
 
 
 def _returned(out: Any, renamed: dict[str, str]) -> str | None:
