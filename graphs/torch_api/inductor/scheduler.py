@@ -36,6 +36,7 @@ from torch._inductor.ir import (
     MultiOutputLayout,
     NoneAsConstantBuffer,
     NoneLayout,
+    Pointwise,
     ShapeAsConstantBuffer,
 )
 from torch._inductor.utils import get_dtype_size
@@ -44,6 +45,7 @@ from torch._inductor.virtualized import V
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
+from planner.graphs.torch_api.operators import OpOverload
 
 MARK = "remat_planner"
 Layouts = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
@@ -331,6 +333,22 @@ def _buffer(made: Any, renamed: dict[str, str]) -> Buffer:
     if name not in renamed and not isinstance(buffer.layout, (NoneLayout, MultiOutputLayout)):
         elements = V.graph.sizevars.optimization_hint(buffer.get_numel(), fallback=0)
         size = int(elements) * get_dtype_size(buffer.get_dtype())
-    origin = buffer.get_origin_node()
+    origin = buffer.get_origin_node() or _copied(buffer)
     custom = (origin.meta.get("custom") or {}) if origin is not None else {}
     return Buffer(name, size, custom.get(MARK))
+
+
+def _copied(buffer: Any) -> fx.Node | None:
+    """Return the node whose value a buffer holds for a kernel outside that wants it laid out so."""
+    if not isinstance(getattr(buffer, "data", None), Pointwise):
+        return None
+    origins = buffer.get_origins()
+    shape, dtype = _numbers(buffer.get_size()), buffer.get_dtype()
+    last = [n for n in origins if not any(user in origins for user in n.users)]
+    found = [
+        a
+        for a in (last[0].all_input_nodes if len(last) == 1 else ())
+        if a in origins and isinstance(value := a.meta.get("val"), Tensor)
+        if (tuple(value.shape), value.dtype) == (shape, dtype)
+    ]
+    return found[0] if len(found) == 1 and isinstance(last[0].target, OpOverload) else None
