@@ -7,6 +7,7 @@ parameters.
 from __future__ import annotations
 
 import transformers as hf
+from torch import Tensor
 
 from benchmarks.models.example import Example, Factory, classes, images, seeded, tokens
 from benchmarks.models.unets import DiffusionUNet, UNet
@@ -16,7 +17,7 @@ _SEQUENCE = 128
 _CLASSES = 10
 
 
-def _ids() -> dict[str, object]:
+def _ids() -> dict[str, Tensor]:
     ids = tokens(8, _SEQUENCE, _VOCABULARY)
     return {"input_ids": ids, "labels": ids}
 
@@ -119,9 +120,7 @@ def vit() -> Example:
 
 def resnet50() -> Example:
     """Build ResNet-50, all its layers, at an eighth of its width on small images."""
-    config = hf.ResNetConfig(
-        embedding_size=8, hidden_sizes=[32, 64, 128, 256], num_labels=_CLASSES
-    )
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[32, 64, 128, 256], num_labels=_CLASSES)
     model = seeded(lambda: hf.ResNetForImageClassification(config))
     return model, {"pixel_values": images(8, 64), "labels": classes(8, _CLASSES)}
 

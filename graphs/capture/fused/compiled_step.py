@@ -14,12 +14,12 @@ from planner.graphs.capture.fused.closures import behind
 from planner.graphs.capture.fused.identity import written
 from planner.graphs.capture.fused.kernel_graph import Price, graph_to_plan
 from planner.graphs.capture.fused.prices import Workspace
-from planner.graphs.capture.fused.rewritten import rewritten
+from planner.graphs.capture.fused.rewritten import keep_products_apart, rewritten
 from planner.graphs.capture.fused.stitched import Stitched, stitched
 from planner.graphs.graph import Graph
 from planner.graphs.schedule import Schedule, plain_schedule
 from planner.graphs.simulate import Trace, simulate
-from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, cut_by_tags
+from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of, cut_by_tags
 from planner.graphs.torch_api.inductor.scheduler import FusedKernel, Kernels, kernels_of
 
 
@@ -27,13 +27,15 @@ from planner.graphs.torch_api.inductor.scheduler import FusedKernel, Kernels, ke
 class CompiledStep:
     """A step that a compiler is to run, the graph of its kernels and what it holds beside them.
 
-    ``workspace`` is of kernels that are not fused.
+    ``workspace`` is of kernels that are not fused; ``plain`` are the kernels of the schedule that
+    repeats nothing, if they are known.
     """
 
     stitched: Stitched
     frame: Frame
     graph: Graph
     workspace: Workspace
+    plain: tuple[Kernels, Kernels] | None = None
 
     def halves(self, schedule: Schedule) -> Halves:
         """Return forward and backward as a schedule runs them, for the compiler.
@@ -41,6 +43,8 @@ class CompiledStep:
         Args:
             schedule: of the graph.
         """
+        if self._repeats_nothing(schedule):
+            return _plain(self.stitched)
         return cut_by_tags(rewritten(self.stitched, self.graph, schedule))
 
     def asked(self, schedule: Schedule) -> Asked:
@@ -50,8 +54,12 @@ class CompiledStep:
             schedule: of the graph.
         """
         halves = self.halves(schedule)
-        kernels = kernels_of(self.stitched.step, halves)
+        known = self.plain if self._repeats_nothing(schedule) else None
+        kernels = known or kernels_of(self.stitched.step, halves)
         return Asked(trace_of(really_run(self, *kernels)).peak_bytes, written(halves))
+
+    def _repeats_nothing(self, schedule: Schedule) -> bool:
+        return schedule.order == plain_schedule(self.graph).order
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,16 @@ def compiled_step(
         workspace: what one that is not fused takes beside.
     """
     whole = stitched(step)
-    kernels = kernels_of(whole.step, cut_by_tags(whole.step))
-    return CompiledStep(whole, frame, graph_to_plan(whole, *kernels, frame, price), workspace)
+    kernels = kernels_of(whole.step, _plain(whole))
+    graph = graph_to_plan(whole, *kernels, frame, price)
+    return CompiledStep(whole, frame, graph, workspace, kernels)
+
+
+def _plain(step: Stitched) -> Halves:
+    """Return forward and backward as they are when nothing but torch's free copies is repeated."""
+    module = copy_of(step.step.module)
+    keep_products_apart(module.graph)
+    return cut_by_tags(step.step.of(module))
 
 
 def trace_of(graph: Graph) -> Trace:

@@ -24,6 +24,7 @@ from torch._functorch._aot_autograd.graph_compile import collect_bw_donated_buff
 from torch._functorch._aot_autograd.schemas import ViewAndMutationMeta
 from torch._guards import detect_fake_mode, tracing
 from torch._inductor import compile_fx, config
+from torch._inductor.codegen.cpp import CppVecKernel
 from torch._inductor.compile_fx import (
     compile_fx_backward,
     compile_fx_inner,
@@ -39,6 +40,7 @@ from torch._inductor.ir import (
     Pointwise,
     ShapeAsConstantBuffer,
 )
+from torch._inductor.scheduler import SchedulerNode
 from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 
@@ -171,7 +173,7 @@ def _asked(
         found.append(kernels)
         raise _Asked
 
-    with _watched(module, told, given_up):
+    with _watched(module, told, given_up), _scalar_only():
         try:
             compiled(module, inputs)
         except Exception as error:
@@ -180,6 +182,21 @@ def _asked(
             if not found:
                 raise
     return found[0]
+
+
+@contextmanager
+def _scalar_only() -> Iterator[None]:
+    """Leave out the bodies of vectorized loops: what is held is decided by the scalar one, which
+    Inductor writes first.
+    """
+    write = SchedulerNode.codegen
+
+    def codegen(node: SchedulerNode, index_vars: Any) -> None:
+        if not isinstance(V.kernel, CppVecKernel):
+            write(node, index_vars)
+
+    with mock.patch.object(SchedulerNode, "codegen", codegen):
+        yield
 
 
 def innermost(error: BaseException) -> BaseException:
