@@ -28,7 +28,8 @@ class CompiledStep:
     """A step that a compiler is to run, the graph of its kernels and what it holds beside them.
 
     ``workspace`` is of kernels that are not fused; ``plain`` are the kernels of the schedule that
-    repeats nothing, if they are known.
+    repeats nothing, if they are known, and ``with_share`` is the step as torch's own
+    ``activation_memory_budget`` has it.
     """
 
     stitched: Stitched
@@ -36,6 +37,7 @@ class CompiledStep:
     graph: Graph
     workspace: Workspace
     plain: tuple[Kernels, Kernels] | None = None
+    with_share: Callable[[float], CompiledStep] | None = None
 
     def halves(self, schedule: Schedule) -> Halves:
         """Return forward and backward as a schedule runs them, for the compiler.
@@ -71,7 +73,7 @@ class Asked:
 
 
 def compiled_step(
-    step: JointStep, frame: Frame, price: Price, workspace: Workspace
+    step: JointStep, frame: Frame, price: Price, workspace: Workspace, share: float = 1.0
 ) -> CompiledStep:
     """Ask the compiler for the kernels of a step, and make the graph to plan on of them.
 
@@ -80,11 +82,13 @@ def compiled_step(
         frame: what it holds beside its kernels.
         price: what a kernel costs.
         workspace: what one that is not fused takes beside.
+        share: torch's own ``activation_memory_budget``.
     """
-    whole = stitched(step)
+    whole = stitched(step, share)
     kernels = kernels_of(whole.step, _plain(whole))
     graph = graph_to_plan(whole, *kernels, frame, price)
-    return CompiledStep(whole, frame, graph, workspace, kernels)
+    again = partial(compiled_step, step, frame, price, workspace)
+    return CompiledStep(whole, frame, graph, workspace, kernels, again)
 
 
 def _plain(step: Stitched) -> Halves:
