@@ -131,7 +131,8 @@ class Bench:
         plan_seconds: float = 0.0,
     ) -> Row:
         """Set a run beside Inductor's default."""
-        predicted = plan.peak_bytes - plan.graph.resident_bytes if plan else math.nan
+        fixed = found.peak_bytes - found.moving_bytes
+        predicted = plan.peak_bytes - fixed if plan else math.nan
         built = (plan_seconds + found.compile_seconds) / usual.compile_seconds
         return Row(
             model=self.name,

@@ -202,3 +202,33 @@ def test_a_plan_for_a_card_says_that_it_is_unchecked(plain: planner.Plan) -> Non
     plan = planner.fit(model, "8GB", inputs=x, device="a100-40gb", engine="inductor", **QUICK)
     assert any("unchecked" in remark for remark in plan.remarks)
     assert not any("unchecked" in remark for remark in plain.remarks)
+
+
+class Convolving(nn.Module):
+    """Two convolutions with batch norm: Inductor lays their images out channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 16, 3, padding=1, bias=False)
+        self.last = nn.Conv2d(16, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)).relu()).relu().square().mean()
+
+
+@pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize("share", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
+def test_convolutions_are_predicted_as_inductor_lays_them_out(share: float) -> None:
+    torch.manual_seed(0)
+    model, x = Convolving(), torch.randn(4, 4, 32, 32)
+    said = {"inputs": x, "engine": "inductor", **QUICK}
+    plan = planner.fit(model, "1GB", **said)
+    if share < 1:
+        with pytest.raises(planner.InfeasibleBudget) as failed:
+            planner.fit(model, budget(plan, share), **said)
+        plan = planner.fit(model, failed.value.least_bytes, **said)
+        assert plan.recomputed
+    peak, fixed = measured_bytes(plan.apply(model), x), static_bytes(model, x)
+    assert peak <= plan.peak_bytes
+    assert plan.peak_bytes - fixed <= 1.05 * (peak - fixed)
