@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
-from unittest import mock
 
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
@@ -48,6 +47,7 @@ from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
 from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.patches import Patches, patching
 
 MARK = "remat_planner"
 Layouts = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
@@ -173,7 +173,8 @@ def _asked(
         found.append(kernels)
         raise _Asked
 
-    with _watched(module, told, given_up), _scalar_only():
+    with _watched(module, told, given_up) as patches:
+        _scalar_only(patches)
         try:
             compiled(module, inputs)
         except Exception as error:
@@ -184,19 +185,17 @@ def _asked(
     return found[0]
 
 
-@contextmanager
-def _scalar_only() -> Iterator[None]:
+def _scalar_only(patches: Patches) -> None:
     """Leave out the bodies of vectorized loops: what is held is decided by the scalar one, which
     Inductor writes first.
     """
     write = SchedulerNode.codegen
 
     def codegen(node: SchedulerNode, index_vars: Any) -> None:
-        if not isinstance(V.kernel, CppVecKernel):
+        if not (patches.mine() and isinstance(V.kernel, CppVecKernel)):
             write(node, index_vars)
 
-    with mock.patch.object(SchedulerNode, "codegen", codegen):
-        yield
+    patches.attribute(SchedulerNode, "codegen", codegen)
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -228,27 +227,33 @@ def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
 @contextmanager
 def _watched(
     module: fx.GraphModule, told: Callable[[Kernels], None], given_up: list[int] | None = None
-) -> Iterator[None]:
-    """Tell the kernels of a graph once their code is written, and not compiled yet."""
+) -> Iterator[Patches]:
+    """Tell the kernels of a graph once their code is written, and not compiled yet.
+
+    Other threads compile meanwhile as ever.
+    """
     returned = _names(module)
     seen = False
 
     class Watched(GraphLowering):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            if given_up is not None:
+            if given_up is not None and patches.mine():
                 self.bw_donated_idxs = given_up
 
         def codegen(self) -> Any:
             nonlocal seen
             written = super().codegen()
+            if not patches.mine():
+                return written
             seen = True
             told(_read(self, returned))
             return written
 
     inputs = tuple(n.name for n in module.graph.find_nodes(op="placeholder"))
-    with mock.patch.object(compile_fx, "GraphLowering", Watched):
-        yield
+    with patching() as patches:
+        patches.attribute(compile_fx, "GraphLowering", Watched)
+        yield patches
     if not seen:  # a graph that computes nothing is not lowered
         told(Kernels((), (), inputs, returned, returned, (None,) * len(returned)))
 
