@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Unpack
@@ -19,11 +19,11 @@ from planner.byte_sizes import (
     format_percent,
     format_seconds,
 )
-from planner.errors import BadRequest
+from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.output.layout import table, wrap
-from planner.planning import captured_step, refuse_states
+from planner.planning import captured_step, plan_captured, refuse_states
 from planner.progress import Progress, silent
 from planner.request import DEFAULT_LIMITS, Request, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Solution, Status, solve
@@ -43,13 +43,14 @@ do without a plan."""
 
 PLANNED, EAGER = "plan", "eager"
 """On which footing a peak is: as a plan holds the step, or as torch does that runs it itself."""
+SAME_GRAPH = frozenset((PLANNED, EAGER))
 
 
 @dataclass(frozen=True, slots=True)
 class MethodResult:
     """What one method found. Without a schedule ``peak_bytes`` and ``seconds`` are ``None``.
 
-    ``footing`` says who holds the peak: "plan" or "eager".
+    ``footing`` says who holds the peak: "plan", "eager", or the name of a compiled engine.
     """
 
     method: str
@@ -84,18 +85,21 @@ class Comparison:
     @property
     def bound_seconds(self) -> float:
         """The best bound any method proved: it holds for all schedules that keep the order."""
-        return _best_bound(self.rows)
+        return _best_bound([row for row in self.rows if row.footing in SAME_GRAPH])
 
     def overhead(self, row: MethodResult) -> float | None:
-        """Extra time of a row as a fraction of the plain step."""
-        return None if row.seconds is None else self._over(row.seconds - self.plain_seconds)
+        """Extra time of a row as a fraction of the plain step; a compiled one may take less."""
+        if row.seconds is None:
+            return None
+        if row.footing in SAME_GRAPH or not self.plain_seconds:
+            return self._over(row.seconds - self.plain_seconds)
+        return row.seconds / self.plain_seconds - 1
 
     def gap(self, row: MethodResult) -> float | None:
         """Distance of a row from the best bound, as a fraction of the plain step."""
         if row.seconds is None:
             return None
-        rows = [r for r in self.rows if r.reordered] if row.reordered else self.rows
-        return self._over(row.seconds - _best_bound(rows))
+        return self._over(row.seconds - _best_bound(_bounding(self.rows, row)))
 
     def _over(self, seconds: float) -> float:
         return max(0.0, seconds / self.plain_seconds) if self.plain_seconds else 0.0
@@ -129,11 +133,19 @@ class Comparison:
     def _footing(self) -> str:
         eager = [row.method for row in self.rows if row.footing == EAGER]
         if eager:
-            return (
+            said = (
                 f"Peaks of {', '.join(eager)} are eager mode's, which runs it without a plan; the "
                 "others are a plan's"
             )
-        return "Peaks are a plan's; run by torch itself, a step usually holds more"
+        else:
+            said = "Peaks are a plan's; run by torch itself, a step usually holds more"
+        compiled = sorted({row.footing for row in self.rows} - SAME_GRAPH)
+        for engine in compiled:
+            said += (
+                f"\nHeld by {engine}: what its compiler says it allocates; its overheads are over "
+                "the plain step op by op, in estimated time, its gaps to bounds for its own kernels"
+            )
+        return said
 
     def _cells(self, row: MethodResult) -> tuple[str, ...]:
         overhead, gap = self.overhead(row), self.gap(row)
@@ -142,7 +154,7 @@ class Comparison:
             "yes" if row.fits else "no",
             "-" if row.peak_bytes is None else format_bytes(row.peak_bytes),
             row.footing,
-            "-" if overhead is None else f"+{format_percent(overhead)}",
+            "-" if overhead is None else _signed(overhead),
             "-" if gap is None else format_percent(gap),
             format_seconds(row.solve_seconds),
             row.status.name.lower(),
@@ -175,9 +187,25 @@ class Comparison:
         }
 
 
+def _bounding(rows: Iterable[MethodResult], row: MethodResult) -> list[MethodResult]:
+    """Return the rows whose bounds hold for a row: of the same graph, and for its order."""
+    compiled = row.footing not in SAME_GRAPH
+    same = [r for r in rows if (r.footing == row.footing if compiled else r.footing in SAME_GRAPH)]
+    return [r for r in same if r.reordered] if row.reordered else same
+
+
 def _best_bound(rows: Sequence[MethodResult]) -> float:
     finite = (row.bound_seconds for row in rows if math.isfinite(row.bound_seconds))
     return max(finite, default=0.0)
+
+
+def _signed(fraction: float) -> str:
+    """Write a fraction with its sign.
+
+    >>> _signed(0.25), _signed(-0.1)
+    ('+25.0%', '-10.0%')
+    """
+    return f"{'-' if fraction < 0 else '+'}{format_percent(abs(fraction))}"
 
 
 def _why(row: MethodResult) -> str:
@@ -191,26 +219,30 @@ def compare(
     budget: str | float,
     *,
     methods: Sequence[str] | None = None,
+    engines: Sequence[str] = (),
     **said: Unpack[SingleOptions],
 ) -> Comparison:
-    """Capture a training step once and plan it by several methods.
+    """Capture a training step once and plan it by several methods, and in other engines.
 
     Args:
         model: any ``nn.Module``, or a ``Request``.
         budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
         methods: names of ``solvers.SOLVERS``, and with ``offload=`` of ``WITH_HOST``; all of them
             by default.
+        engines: whose plans are set beside: with "inductor" also what it does by default, and
+            under torch's ``activation_memory_budget``, at each tenth that differs.
         said: what else is to be said of the step: see ``Request``.
 
     Raises:
-        BadBudget, BadRequest, UnknownMethod, UnknownDevice, CaptureError: as ``fit`` does.
+        BadBudget, BadRequest, UnknownMethod, UnknownEngine, UnknownDevice, CaptureError: as
+            ``fit`` does.
     """
     with requested(model, said, SingleOptions) as request:
         refuse_states(request, "compare")
         methods = _checked(methods, request.host)
         budget_bytes = request.budget_bytes(budget)
         captured = captured_step(request)
-        return compare_graph(
+        found = compare_graph(
             captured.graph,
             budget_bytes,
             methods,
@@ -219,6 +251,53 @@ def compare(
             eager=captured.eager,
             host=request.host,
         )
+        others = [
+            row
+            for name in engines
+            for row in _in_engine(replace(request, engine=name), budget_bytes)
+        ]
+    return replace(found, rows=tuple(sorted((*found.rows, *others), key=_cheapest)))
+
+
+def _in_engine(request: Request, budget_bytes: int) -> Iterator[MethodResult]:
+    """Yield the plan of a compiled engine, and what that engine does without one."""
+    from planner.running.engines import engine_of  # torch: only where something is captured
+
+    captured, start = captured_step(request), time.perf_counter()
+    try:
+        plan = plan_captured(captured, request, budget_bytes)
+    except InfeasibleBudget as error:
+        yield _unfit(f"{request.method} in {request.engine}", request.engine, str(error), start)
+    else:
+        yield MethodResult(
+            f"{request.method} in {request.engine}",
+            plan.status,
+            plan.peak_bytes,
+            plan.seconds,
+            plan.bound_seconds,
+            time.perf_counter() - start,
+            "",
+            footing=request.engine,
+        )
+    ways = engine_of(request.engine).own_ways
+    for way in ways(captured) if ways is not None else ():
+        if way.peak_bytes > budget_bytes:
+            needs = f"needs {format_both(way.peak_bytes)}"
+            yield _unfit(way.name, request.engine, needs, time.perf_counter())
+            continue
+        status = Status.FEASIBLE
+        row = MethodResult(way.name, status, way.peak_bytes, way.seconds, 0.0, 0.0, "")
+        yield replace(row, footing=request.engine)
+
+
+def _unfit(method: str, engine: str, why: str, start: float) -> MethodResult:
+    spent = time.perf_counter() - start
+    row = MethodResult(method, Status.INFEASIBLE, None, None, 0.0, spent, why)
+    return replace(row, footing=engine)
+
+
+def _cheapest(row: MethodResult) -> tuple[float, str]:
+    return math.inf if row.seconds is None else row.seconds, row.method
 
 
 def compare_graph(
@@ -261,7 +340,7 @@ def compare_graph(
             row = _row(run, budget_bytes, method, limits)
             row = row if host is None else replace(row, bound_seconds=plain.seconds)
         rows.append(replace(row, footing=EAGER, bound_seconds=plain.seconds) if by_torch else row)
-    rows.sort(key=lambda row: (math.inf if row.seconds is None else row.seconds, row.method))
+    rows.sort(key=_cheapest)
     held = None if eager is None else simulate(eager, plain_schedule(eager)).peak_bytes
     return Comparison(budget_bytes, plain.peak_bytes, plain.seconds, tuple(rows), held)
 

@@ -19,6 +19,7 @@ from planner.graphs.capture.call_arguments import Arguments, arguments
 from planner.graphs.capture.fused.compiled_step import CompiledStep, really_run, trace_of
 from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import identity
+from planner.graphs.capture.fused.prices import workspaces
 from planner.graphs.capture.fused.rewritten import UnknownValue
 from planner.graphs.capture.fused.stitched import stitched
 from planner.graphs.capture.guards.call import (
@@ -75,14 +76,15 @@ class _Planned:
                 f"{type(self.model).__name__} compiles to another step than the planned one; make "
                 "the plan again with planner.fit"
             )
+        hardware = plan.hardware or device(plan.device)
         frame = frame_of(
             step,
             self.model,
-            plan.hardware or device(plan.device),
+            hardware,
             optimizer=optimizer_of(plan.graph),
             accumulate=bool(plan.signature["accumulate"]),
         )
-        self.known = CompiledStep(whole, frame, plan.graph)
+        self.known = CompiledStep(whole, frame, plan.graph, workspaces(hardware, here=True))
         try:
             return self.known.halves(plan.schedule)
         except UnknownValue as error:

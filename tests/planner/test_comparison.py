@@ -13,6 +13,7 @@ from planner import UnknownMethod
 from planner.comparison import compare_graph
 from planner.plans import Plan
 from planner.solvers import SOLVERS, Limits
+from tests.compiled import Net
 
 MB = 10**6
 QUICK = Limits(seconds=5)
@@ -124,3 +125,28 @@ def test_compare_captures_a_model_once(make_net: Callable[[], nn.Module]) -> Non
     )
     assert [row.fits for row in found.rows] == [True, True]
     assert sum(text.startswith("capturing Net") for text in said) == 1
+
+
+def test_engines_are_set_beside_the_methods() -> None:
+    model, x = Net(depth=1), torch.randn(256, 32)
+    said = {"inputs": x, "optimizer": None, "limits": QUICK, "progress": "off"}
+    found = planner.compare(model, "1GB", methods=["auto", "plain"], engines=["inductor"], **said)
+    rows = {row.method: row for row in found.rows}
+    assert all(row.fits for row in found.rows)
+    planned, usual = rows["auto in inductor"], rows["inductor"]
+    assert planned.footing == usual.footing == "inductor"
+    assert usual.peak_bytes <= planned.peak_bytes  # that of a plan has a margin
+    assert planned.seconds == usual.seconds
+    assert found.overhead(planned) < 0
+    assert found.gap(planned) == 0
+    shares = [row for name, row in rows.items() if name.startswith("activation_memory_budget")]
+    assert shares
+    assert all(row.seconds >= usual.seconds for row in shares)
+    assert "Held by inductor" in str(found)
+
+
+def test_an_unknown_engine_beside_is_refused() -> None:
+    with pytest.raises(planner.UnknownEngine, match="valid engines"):
+        planner.compare(
+            Tower(), "1GB", methods=["plain"], engines=["xla"], inputs=torch.ones(2, 64)
+        )

@@ -15,22 +15,31 @@ from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assem
 from planner.graphs.capture.fused.closures import behind
 from planner.graphs.capture.fused.identity import written
 from planner.graphs.capture.fused.kernel_graph import Price, graph_to_plan
-from planner.graphs.capture.fused.rewritten import rewritten
+from planner.graphs.capture.fused.prices import Workspace
+from planner.graphs.capture.fused.rewritten import keep_products_apart, rewritten
 from planner.graphs.capture.fused.stitched import Stitched, stitched
 from planner.graphs.graph import Graph
 from planner.graphs.schedule import Schedule, plain_schedule
 from planner.graphs.simulate import Trace, simulate
-from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, cut_by_tags
+from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of, cut_by_tags
 from planner.graphs.torch_api.inductor.scheduler import FusedKernel, Kernels, kernels_of
 
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A step that a compiler is to run, the graph of its kernels and what it holds beside them."""
+    """A step that a compiler is to run, the graph of its kernels and what it holds beside them.
+
+    ``workspace`` is of kernels that are not fused; ``plain`` are the kernels of the schedule that
+    repeats nothing, if they are known, and ``with_share`` is the step as torch's own
+    ``activation_memory_budget`` has it.
+    """
 
     stitched: Stitched
     frame: Frame
     graph: Graph
+    workspace: Workspace
+    plain: tuple[Kernels, Kernels] | None = None
+    with_share: Callable[[float], CompiledStep] | None = None
 
     def halves(self, schedule: Schedule) -> Halves:
         """Return forward and backward as a schedule runs them, for the compiler.
@@ -38,6 +47,8 @@ class CompiledStep:
         Args:
             schedule: of the graph.
         """
+        if self._repeats_nothing(schedule):
+            return _plain(self.stitched)
         return cut_by_tags(rewritten(self.stitched, self.graph, schedule))
 
     def asked(self, schedule: Schedule) -> Asked:
@@ -47,8 +58,12 @@ class CompiledStep:
             schedule: of the graph.
         """
         halves = self.halves(schedule)
-        kernels = kernels_of(self.stitched.step, halves)
+        known = self.plain if self._repeats_nothing(schedule) else None
+        kernels = known or kernels_of(self.stitched.step, halves)
         return Asked(trace_of(really_run(self, *kernels)).peak_bytes, written(halves))
+
+    def _repeats_nothing(self, schedule: Schedule) -> bool:
+        return schedule.order == plain_schedule(self.graph).order
 
 
 @dataclass(frozen=True)
@@ -59,17 +74,30 @@ class Asked:
     written: str
 
 
-def compiled_step(step: JointStep, frame: Frame, price: Price) -> CompiledStep:
+def compiled_step(
+    step: JointStep, frame: Frame, price: Price, workspace: Workspace, share: float = 1.0
+) -> CompiledStep:
     """Ask the compiler for the kernels of a step, and make the graph to plan on of them.
 
     Args:
         step: as Inductor hands it over.
         frame: what it holds beside its kernels.
         price: what a kernel costs.
+        workspace: what one that is not fused takes beside.
+        share: torch's own ``activation_memory_budget``.
     """
-    whole = stitched(step)
-    kernels = kernels_of(whole.step, cut_by_tags(whole.step))
-    return CompiledStep(whole, frame, graph_to_plan(whole, *kernels, frame, price))
+    whole = stitched(step, share)
+    kernels = kernels_of(whole.step, _plain(whole))
+    graph = graph_to_plan(whole, *kernels, frame, price)
+    again = partial(compiled_step, step, frame, price, workspace)
+    return CompiledStep(whole, frame, graph, workspace, kernels, again)
+
+
+def _plain(step: Stitched) -> Halves:
+    """Return forward and backward as they are when nothing but torch's free copies is repeated."""
+    module = copy_of(step.step.module)
+    keep_products_apart(module.graph)
+    return cut_by_tags(step.step.of(module))
 
 
 @dataclass(frozen=True)
@@ -122,14 +150,14 @@ def really_run(step: CompiledStep, first: Kernels, second: Kernels) -> Graph:
     """Return the graph of what a compiler's code of a step holds, line by line.
 
     Args:
-        step: whose code it is: workspaces are taken from its graph.
+        step: whose code it is.
         first, second: forward's and backward's.
     """
     ends, given = ends_of_code(step, first, second), _given(step, first, second)
     outputs = list(dict.fromkeys(n for n in ends.outputs if n is not None))
     gradients = list(dict.fromkeys(n for n in ends.gradients if n is not None))
     saved = set(_saved(first, step.stitched.step.forward_outputs).values())
-    workspace = _workspaces(step.graph)
+    workspace = _workspaces(step)
     return assemble(
         step.frame,
         _lines(first, {}, saved | set(outputs), workspace),
@@ -187,13 +215,17 @@ def _lines(
     return [*found, KernelCall(f"{'backward' if given else 'forward'}.end", "line", rest, {})]
 
 
-def _workspaces(graph: Graph) -> Callable[[FusedKernel | None], int]:
+def _workspaces(step: CompiledStep) -> Callable[[FusedKernel | None], int]:
     """Return what tells a kernel's workspace: the most of any for one that is not known."""
-    known = {graph.values[v].name: op.workspace_bytes for op in graph.ops for v in op.outputs}
-    worst = max(known.values(), default=0)
+    by_name = {n.name: n for n in step.stitched.graph.nodes}
+    stored = {by_name[v.name] for v in step.graph.values if v.name in by_name}
+    worst = max((op.workspace_bytes for op in step.graph.ops), default=0)
 
     def workspace(kernel: FusedKernel | None) -> int:
-        nodes = [b.node for b in kernel.makes] if kernel is not None else []
-        return next((known[n] for n in nodes if n in known), worst)
+        made = kernel.makes if kernel is not None else ()
+        nodes = [by_name[b.node] for b in made if b.node in by_name]
+        if kernel is None or not nodes:
+            return worst
+        return step.workspace([*nodes, *behind(nodes, stored)[0]], kernel)
 
     return workspace

@@ -32,8 +32,8 @@ class KernelPrice:
     workspace_bytes: int
 
 
-Price = Callable[[Sequence[fx.Node], bool, int], KernelPrice]
-"""Prices a kernel: the nodes it computes, whether it is no fused one, the bytes it moves."""
+Price = Callable[[Sequence[fx.Node], FusedKernel, int], KernelPrice]
+"""Prices a kernel: the nodes it computes, how it computes them, the bytes it moves."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _call(
     nodes = [*made.nodes, *inside]
     kernels = [n for n in nodes if n.op == "call_function"]
     moved = sum(made.nodes.values()) + sum(_bytes(n) for n in read)
-    cost = price(kernels, made.kernel.external, moved)
+    cost = price(kernels, made.kernel, moved)
     main = max(made.nodes, key=lambda n: made.nodes[n])
     return KernelCall(
         main.name,

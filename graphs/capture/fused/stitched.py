@@ -33,13 +33,14 @@ class Stitched:
         return tuple(x if isinstance(x, fx.Node) else None for x in found)
 
 
-def stitched(step: JointStep) -> Stitched:
+def stitched(step: JointStep, share: float = 1.0) -> Stitched:
     """Put the halves of torch's own cut together again, every node tagged and marked.
 
     Args:
         step: as Inductor hands it over; it is not changed.
+        share: torch's own ``activation_memory_budget``.
     """
-    forward, backward = cut_by_torch(step)
+    forward, backward = cut_by_torch(step, share)
     graph, known = fx.Graph(), dict[str, fx.Node]()
     for node in step.module.graph.find_nodes(op="placeholder"):
         known[node.name] = graph.node_copy(node)

@@ -13,6 +13,7 @@ from uuid import uuid4
 import torch
 from functorch.compile import default_partition, min_cut_rematerialization_partition
 from torch import Tensor, fx
+from torch._functorch import config as functorch_config
 from torch._inductor import config
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
@@ -74,15 +75,21 @@ def cut_by_tags(step: JointStep) -> Halves:
     return forward, backward
 
 
-def cut_by_torch(step: JointStep) -> Halves:
-    """Cut a step as Inductor does by default: what costs nothing in a fused kernel runs again."""
-    forward, backward = min_cut_rematerialization_partition(
-        copy_of(step.module),
-        step.inputs,
-        "inductor",
-        num_fwd_outputs=step.forward_outputs,
-        static_lifetime_input_indices=list(step.static),
-    )
+def cut_by_torch(step: JointStep, share: float = 1.0) -> Halves:
+    """Cut a step as Inductor does by default: what costs nothing in a fused kernel runs again.
+
+    Args:
+        step: as Inductor hands it over; it is not changed.
+        share: torch's own ``activation_memory_budget``, of what is saved by default.
+    """
+    with functorch_config.patch(activation_memory_budget=share):
+        forward, backward = min_cut_rematerialization_partition(
+            copy_of(step.module),
+            step.inputs,
+            "inductor",
+            num_fwd_outputs=step.forward_outputs,
+            static_lifetime_input_indices=list(step.static),
+        )
     return forward, backward
 
 

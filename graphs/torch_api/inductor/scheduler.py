@@ -6,13 +6,12 @@ what it makes at that same place. Knows what each kernel reads and makes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
-from unittest import mock
 
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
@@ -24,6 +23,7 @@ from torch._functorch._aot_autograd.graph_compile import collect_bw_donated_buff
 from torch._functorch._aot_autograd.schemas import ViewAndMutationMeta
 from torch._guards import detect_fake_mode, tracing
 from torch._inductor import compile_fx, config
+from torch._inductor.codegen.cpp import CppVecKernel
 from torch._inductor.compile_fx import (
     compile_fx_backward,
     compile_fx_inner,
@@ -36,16 +36,22 @@ from torch._inductor.ir import (
     MultiOutputLayout,
     NoneAsConstantBuffer,
     NoneLayout,
+    Pointwise,
     ShapeAsConstantBuffer,
 )
+from torch._inductor.scheduler import SchedulerNode
 from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
+from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.patches import Patches, patching
 
 MARK = "remat_planner"
+Layouts = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+"""The shape and the strides of each of some tensors."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,16 @@ class Buffer:
 
 @dataclass(frozen=True)
 class FusedKernel:
-    """One kernel: the buffers it makes, and the names of the buffers and inputs it reads."""
+    """One kernel: the buffers it makes, and the names of the buffers and inputs it reads.
+
+    ``layouts`` are the shapes and strides of the tensors that a kernel outside is handed.
+    """
 
     name: str
     makes: tuple[Buffer, ...]
     reads: tuple[str, ...]
     external: bool
+    layouts: Layouts = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,8 @@ def _asked(
         found.append(kernels)
         raise _Asked
 
-    with _watched(module, told, given_up):
+    with _watched(module, told, given_up) as patches:
+        _scalar_only(patches)
         try:
             compiled(module, inputs)
         except Exception as error:
@@ -172,6 +183,19 @@ def _asked(
             if not found:
                 raise
     return found[0]
+
+
+def _scalar_only(patches: Patches) -> None:
+    """Leave out the bodies of vectorized loops: what is held is decided by the scalar one, which
+    Inductor writes first.
+    """
+    write = SchedulerNode.codegen
+
+    def codegen(node: SchedulerNode, index_vars: Any) -> None:
+        if not (patches.mine() and isinstance(V.kernel, CppVecKernel)):
+            write(node, index_vars)
+
+    patches.attribute(SchedulerNode, "codegen", codegen)
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -203,27 +227,33 @@ def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
 @contextmanager
 def _watched(
     module: fx.GraphModule, told: Callable[[Kernels], None], given_up: list[int] | None = None
-) -> Iterator[None]:
-    """Tell the kernels of a graph once their code is written, and not compiled yet."""
+) -> Iterator[Patches]:
+    """Tell the kernels of a graph once their code is written, and not compiled yet.
+
+    Other threads compile meanwhile as ever.
+    """
     returned = _names(module)
     seen = False
 
     class Watched(GraphLowering):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            if given_up is not None:
+            if given_up is not None and patches.mine():
                 self.bw_donated_idxs = given_up
 
         def codegen(self) -> Any:
             nonlocal seen
             written = super().codegen()
+            if not patches.mine():
+                return written
             seen = True
             told(_read(self, returned))
             return written
 
     inputs = tuple(n.name for n in module.graph.find_nodes(op="placeholder"))
-    with mock.patch.object(compile_fx, "GraphLowering", Watched):
-        yield
+    with patching() as patches:
+        patches.attribute(compile_fx, "GraphLowering", Watched)
+        yield patches
     if not seen:  # a graph that computes nothing is not lowered
         told(Kernels((), (), inputs, returned, returned, (None,) * len(returned)))
 
@@ -279,7 +309,8 @@ def _read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
         name, external = node.get_name(), bool(node.is_extern())
         buffers = [_buffer(b, renamed) for b in made[name]]
         kept = [b for b in buffers if external or b.name in renamed or b.name in made_in_memory]
-        found.append(FusedKernel(name, tuple(kept), reads[name], external))
+        layouts = _layouts(node.node) if external else ()
+        found.append(FusedKernel(name, tuple(kept), reads[name], external, layouts))
     strides = tuple(map(_stride, lowering.graph_outputs))
     inputs = tuple(lowering.graph_inputs)
     return Kernels(tuple(found), code.lines, inputs, outputs, returned, strides)
@@ -288,7 +319,19 @@ def _read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
 def _stride(out: Any) -> tuple[int, ...] | None:
     if not isinstance(out, IRNode) or not out.has_tensor_output():
         return None
-    return tuple(int(size) for size in out.get_stride())
+    return _numbers(out.get_stride())
+
+
+def _layouts(kernel: Any) -> Layouts:
+    """Return how the tensors lie that a kernel outside is handed, in order."""
+    handed = [
+        i for i in kernel.inputs if isinstance(i, IRNode) and i.maybe_get_stride() is not None
+    ]
+    return tuple((_numbers(i.get_size()), _numbers(i.get_stride())) for i in handed)
+
+
+def _numbers(sizes: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(map(int, sizes))
 
 
 def _returned(out: Any, renamed: dict[str, str]) -> str | None:
@@ -312,6 +355,22 @@ def _buffer(made: Any, renamed: dict[str, str]) -> Buffer:
     if name not in renamed and not isinstance(buffer.layout, (NoneLayout, MultiOutputLayout)):
         elements = V.graph.sizevars.optimization_hint(buffer.get_numel(), fallback=0)
         size = int(elements) * get_dtype_size(buffer.get_dtype())
-    origin = buffer.get_origin_node()
+    origin = buffer.get_origin_node() or _copied(buffer)
     custom = (origin.meta.get("custom") or {}) if origin is not None else {}
     return Buffer(name, size, custom.get(MARK))
+
+
+def _copied(buffer: Any) -> fx.Node | None:
+    """Return the node whose value a buffer holds for a kernel outside that wants it laid out so."""
+    if not isinstance(getattr(buffer, "data", None), Pointwise):
+        return None
+    origins = buffer.get_origins()
+    shape, dtype = _numbers(buffer.get_size()), buffer.get_dtype()
+    last = [n for n in origins if not any(user in origins for user in n.users)]
+    found = [
+        a
+        for a in (last[0].all_input_nodes if len(last) == 1 else ())
+        if a in origins and isinstance(value := a.meta.get("val"), Tensor)
+        if (tuple(value.shape), value.dtype) == (shape, dtype)
+    ]
+    return found[0] if len(found) == 1 and isinstance(last[0].target, OpOverload) else None

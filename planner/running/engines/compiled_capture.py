@@ -14,7 +14,7 @@ from planner.graphs.capture.call_arguments import Arguments, arguments_of
 from planner.graphs.capture.fused.compiled_step import compiled_step
 from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import identity
-from planner.graphs.capture.fused.prices import prices
+from planner.graphs.capture.fused.prices import prices, workspaces
 from planner.graphs.capture.guards.call import signature_of
 from planner.graphs.capture.optimizer_step import asked_step
 from planner.graphs.capture.rewrites import AS_CAPTURED
@@ -78,7 +78,8 @@ def captured_joint(
     frame = frame_of(step, model, device, optimizer=optimizer, accumulate=request.accumulate)
     request.tell("asking Inductor for its kernels")
     try:
-        found = compiled_step(step, frame, prices(device, here=True, costs=request.costs))
+        price = prices(device, here=True, costs=request.costs)
+        found = compiled_step(step, frame, price, workspaces(device, here=True))
     except GraphsCaptureError as error:
         raise CaptureError(str(error)) from error
     signature = signature_of(model, call, loss=request.loss is not None)

@@ -26,7 +26,7 @@ from planner.graphs.capture.fused.compiled_step import (
 )
 from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import identity
-from planner.graphs.capture.fused.prices import prices
+from planner.graphs.capture.fused.prices import prices, workspaces
 from planner.graphs.capture.guards.call import signature_of
 from planner.graphs.capture.step_function import swapped, unique_tensors
 from planner.graphs.capture.training_step import Captured
@@ -62,7 +62,7 @@ def captured_unit(unit: nn.Module, call: Arguments, request: Request) -> Capture
             step, given = _traced(unit, call, tensors)
             frame, values = _framed(step, unit, tensors, given, request)
             price = prices(request.hardware, here=True, costs=request.costs)
-            compiled = compiled_step(step, frame, price)
+            compiled = compiled_step(step, frame, price, workspaces(request.hardware, here=True))
             names = {n: values.index(t) for n, t in _members(unit).items()}
             places = tuple(map(values.index, tensors))
         except GraphsCaptureError as error:

@@ -6,7 +6,7 @@ file of this folder that enters itself, and a line in the folder's ``__init__``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,15 @@ class Applied:
 
 
 @dataclass(frozen=True)
+class OwnWay:
+    """What an engine holds and takes without a plan, under a setting of its own."""
+
+    name: str
+    peak_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Engine:
     """Two functions: the graph for a request and the name of a rewrite, and the program of a plan.
 
@@ -132,6 +141,8 @@ class Engine:
     forward: Callable[[StepPlan, nn.Module, Applied], Callable[..., Any]] | None = None
     settle: Callable[[Captured, int, Request], Settled] | None = None
     without_plan: Callable[[nn.Module, Callable[..., Any] | None], nn.Module] | None = None
+    own_ways: Callable[[Captured], Iterable[OwnWay]] | None = None
+    """What it makes of a captured step without a plan, for a table beside plans."""
 
 
 ENGINES: dict[str, Engine] = {}

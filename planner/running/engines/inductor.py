@@ -7,12 +7,12 @@ those of Inductor without a plan. Inductor, which is slow to import, is so where
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 
-from planner.graphs import Schedule
+from planner.graphs import Schedule, plain_schedule
 from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.training_step import Captured
 from planner.plan.step_plan import StepPlan
@@ -21,6 +21,7 @@ from planner.running.engines.engine import (
     Applied,
     CapturedUnit,
     Engine,
+    OwnWay,
     UnitsEngine,
     register_engine,
 )
@@ -30,6 +31,8 @@ UNITS = (
     "units are compiled by Inductor at their first call, those with one schedule once; what is "
     "around them runs as it does without a plan"
 )
+
+INDUCTOR = "inductor"
 
 
 def _captured(request: Request, rewrite: str) -> Captured:
@@ -72,14 +75,30 @@ def _without_plan(model: nn.Module, loss: Callable[..., Any] | None) -> nn.Modul
     return without_plan(model, loss)
 
 
+def _own_ways(captured: Captured) -> Iterator[OwnWay]:
+    """Ask Inductor what it holds by default, and under each tenth of torch's own budget."""
+    step = captured.compiled
+    assert step is not None, "a compiler's step"
+    assert step.with_share is not None, "it was captured"
+    known: dict[str, OwnWay] = {}
+    for tenth in range(10, -1, -1):
+        found = step if tenth == 10 else step.with_share(tenth / 10)
+        asked = found.asked(plain_schedule(found.graph))
+        name = INDUCTOR if tenth == 10 else f"activation_memory_budget {tenth / 10}"
+        if asked.written not in known:  # many tenths come to the same
+            known[asked.written] = OwnWay(name, asked.peak_bytes, found.graph.seconds)
+            yield known[asked.written]
+
+
 register_engine(
     Engine(
-        "inductor",
+        INDUCTOR,
         captured=_captured,
         sharded=True,
         units=UnitsEngine(_check, _captured_unit, _held_unit, _unit_remarks),
         forward=_forward,
         settle=settled,
         without_plan=_without_plan,
+        own_ways=_own_ways,
     )
 )

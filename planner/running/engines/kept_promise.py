@@ -23,6 +23,8 @@ EXCESS = "compiler's buffers beyond the plan's"
 ROUNDS = 6
 CLOSE = 0.985
 """A schedule that fills so much of the budget is not improved any more."""
+ENOUGH = 0.01
+"""Nor is one that costs so little of the plain step beyond the bound: to ask takes seconds."""
 MARGIN = 0.01
 """What is left free for what no compiler says: alignment, buffers of single numbers."""
 UNCHECKED = (
@@ -128,7 +130,8 @@ def _correct(search: _Search, first: Solution, request: Request) -> None:
         asked = search.ask(found.schedule)
         held = with_margin(search.captured, asked)
         over = held - budget
-        if over <= 0 and (held >= CLOSE * budget or asked.schedule.order == plain.order):
+        enough = asked.seconds - first.bound_seconds <= ENOUGH * graph.seconds
+        if over <= 0 and (enough or held >= CLOSE * budget or asked.schedule.order == plain.order):
             return
         if over > 0:
             request.tell(f"the compiler needs {over / budget:.1%} more than that: again")

@@ -202,3 +202,22 @@ def test_settings_with_a_partitioner_are_copied_and_nothing_is_cached() -> None:
     assert not draws_outside()
     with torch._inductor.config.patch(fallback_random=True):
         assert draws_outside()
+
+
+def test_layouts_are_those_that_a_kernel_outside_is_handed() -> None:
+    found = joint_step(loss, Strided(), torch.randn(2, 3, 12, 12))
+    assert found is not None
+    marked = found.of(copy_of(found.module))
+    for node in marked.module.graph.nodes:
+        mark(node, node.name)
+    forward, backward = kernels_of(marked, cut_by_torch(marked))
+    (image, strides), (weight, _), *_ = next(k for k in forward.kernels if k.external).layouts
+    assert (image, weight) == ((2, 3, 12, 12), (16, 3, 3, 3))
+    assert strides == (3 * 12 * 12, 1, 3 * 12, 3), "channels last, as Inductor has them"
+    assert all(k.layouts == () for k in forward.kernels if not k.external)
+    # the gradient that is laid out for a convolution's backward is the value of a node
+    handed = {name for k in backward.kernels if k.external for name in k.reads}
+    made = [b for k in backward.kernels if not k.external for b in k.makes if b.name in handed]
+    large = [b for b in made if b.size_bytes >= 4 * 2 * 8 * 8 * 8]
+    assert large
+    assert all(b.node is not None for b in large)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import planner
+from benchmarks.models.tiny import small_unet
 from benchmarks.stubs import stubs
 from planner.graphs.torch_api.inductor.compiler import compiled_by
 from planner.graphs.torch_api.inductor.partitioner import Partitioner, cut_by_torch
@@ -200,3 +201,41 @@ def test_a_plan_for_a_card_says_that_it_is_unchecked(plain: planner.Plan) -> Non
     plan = planner.fit(model, "8GB", inputs=x, device="a100-40gb", engine="inductor", **QUICK)
     assert any("unchecked" in remark for remark in plan.remarks)
     assert not any("unchecked" in remark for remark in plain.remarks)
+
+
+class Convolving(nn.Module):
+    """Two convolutions with batch norm: Inductor lays their images out channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 16, 3, padding=1, bias=False)
+        self.last = nn.Conv2d(16, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)).relu()).relu().square().mean()
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_convolutions_are_predicted_as_inductor_lays_them_out() -> None:
+    torch.manual_seed(0)
+    model, x = Convolving(), torch.randn(4, 4, 32, 32)
+    plan = planner.fit(model, "1GB", inputs=x, engine="inductor", **QUICK)
+    peak, fixed = measured_bytes(plan.apply(model), x), static_bytes(model, x)
+    assert peak <= plan.peak_bytes
+    assert plan.peak_bytes - fixed <= 1.05 * (peak - fixed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stubbed")
+def test_a_unet_is_predicted_at_its_least_budget() -> None:
+    model, inputs = small_unet()
+    said = {"inputs": inputs, "engine": "inductor", **QUICK}
+    with pytest.raises(planner.InfeasibleBudget) as failed:
+        planner.fit(model, static_bytes(model, *inputs.values()) + 2**18, **said)
+    plan = planner.fit(model, failed.value.least_bytes, **said)
+    assert plan.recomputed
+    calls = list(inputs.values())
+    peak, fixed = measured_bytes(plan.apply(model), *calls), static_bytes(model, *calls)
+    assert peak <= plan.peak_bytes
+    assert plan.peak_bytes - fixed <= 1.05 * (peak - fixed)
