@@ -76,6 +76,9 @@ class Files:
     def settle(self) -> None:
         """Do nothing: whoever began a copy has waited for it, if need be when it was forgotten."""
 
+    def finish(self) -> None:
+        """Do nothing: whoever waits for a copy is the host."""
+
     def out(self, block: _File, offset: int, source: Tensor) -> Callable[[], None]:
         """Begin to write bytes; return what waits for the end.
 

@@ -1,8 +1,9 @@
 """Bytes of CUDA tensors to pinned memory of the host and back, one stream for each direction.
 
-The compute stream waits, never the host. What a copy reads or writes is freed only after the
-compute stream has been told to wait for it, so that the allocator may give the memory away at once:
-whatever is put there is ordered after the copy. Knows nothing of programs or schedules.
+The compute stream waits, and the host only where it is to read what went out. What a copy reads or
+writes is freed only after the compute stream has been told to wait for it, so that the allocator
+may give the memory away at once: whatever is put there is ordered after the copy. Knows nothing of
+programs or schedules.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ class Pinned:
         last copy back has ended.
         """
         self._out.wait_stream(self._back)
+
+    def finish(self) -> None:
+        """Let the host wait for all copies out."""
+        self._out.synchronize()
 
     def out(self, block: Any, offset: int, source: Tensor) -> Callable[[], None]:
         """Begin to copy bytes out; return what lets the compute stream wait for the end.

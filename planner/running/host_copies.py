@@ -44,6 +44,9 @@ class Way(Protocol):
     def settle(self) -> None:
         """Let what is begun from now on come after all that was begun before."""
 
+    def finish(self) -> None:
+        """Let the host wait until all that went out is there, for whoever reads it then."""
+
     def out(self, block: Any, offset: int, source: Tensor) -> Callable[[], None]:
         """Begin to copy bytes out; return what waits for the end.
 

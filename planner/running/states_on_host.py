@@ -214,11 +214,13 @@ class _HostStates:
                 _end(before)
         finally:
             _end([*coming, *leaving])
+            self.way.finish()  # a checkpoint may read them now
 
     def send_all(self) -> None:
         """Let all states of the first parts go to the host, and wait for that."""
         for k in range(self.moved):
             _end(self._send(k))
+        self.way.finish()
 
     def _groups_of_parts(self) -> Iterator[set[int]]:
         """Yield the parameters of each part, and of what the plan does not know at last."""

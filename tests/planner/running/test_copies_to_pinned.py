@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import planner
-from planner.running import copies_to_pinned
+from planner.plan.states import StatesOnHost
+from planner.running import copies_to_pinned, states_on_host
 from planner.running.copies_to_pinned import Pinned
 from planner.running.host_copies import HostMemory
 
@@ -36,6 +40,7 @@ class _Streams:
             wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"),
             wait_event=lambda event: self.log.append(f"{name} waits for {event}"),
             record_event=recorded,
+            synchronize=lambda: self.log.append(f"the host waits for {name}"),
         )
 
     @contextmanager
@@ -100,6 +105,25 @@ def test_a_new_run_waits_for_what_an_old_one_left(monkeypatch: pytest.MonkeyPatc
     streams.patch(monkeypatch)
     Pinned(DEVICE).settle()
     assert streams.log == ["out waits for back"]
+
+
+def test_states_are_there_when_a_step_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint reads pinned memory at once, which no stream keeps it from."""
+    streams = _Streams()
+    streams.patch(monkeypatch)
+    monkeypatch.setattr(states_on_host, "device_of", lambda model: DEVICE)
+    model = nn.Linear(8, 8)
+    optimizer = torch.optim.Adam(model.parameters())
+    states = StatesOnHost((("weight",), ("bias",)), 2, 2**16, 1.0, 1)
+    plan: Any = SimpleNamespace(states=states, host=None)
+    states_on_host.offload_states(optimizer, plan, model)
+    model(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    copied = [line for line in streams.log if line.startswith(("copies on out", "the host"))]
+    assert copied[-1] == "the host waits for out"
+    assert "copies on out" in copied
+    del optimizer
+    gc.collect()  # its memory is unpinned while that is patched
 
 
 def test_a_cuda_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
