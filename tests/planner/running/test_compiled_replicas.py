@@ -20,6 +20,7 @@ from benchmarks.stubs import stubs
 from planner.progress import PlannerWarning
 from tests.compiled import QUICK, Net, static_bytes, step
 from tests.planner.running.collectives import steady_peak
+from tests.planner.sharding.compiled_ranks import apart
 from tests.planner.sharding.ranks import run_ranks
 
 WIDTH, ROWS = 192, 256
@@ -87,7 +88,7 @@ def train(model: nn.Module, x: Tensor, rank: int) -> list[Tensor]:
 
 def replicas(plan: planner.Plan, rank: int, folder: Path) -> dict[str, Any]:
     """Train by Inductor's default and by a plan, and measure the latter."""
-    del folder
+    apart(rank, folder)
     wrapped: Callable[..., nn.Module] = partial(DistributedDataParallel, bucket_cap_mb=BUCKET_MB)
     x = inputs(rank)
     usual = train(wrapped(torch.compile(wide(DEPTH), dynamic=False)), x, rank)
