@@ -20,25 +20,25 @@ from benchmarks.stubs import stubs
 from planner.progress import PlannerWarning
 from tests.compiled import QUICK, Net, static_bytes, step
 from tests.planner.running.collectives import steady_peak
+from tests.planner.sharding.compiled_ranks import apart
 from tests.planner.sharding.ranks import run_ranks
 
-WIDTH, DEPTH, ROWS = 192, 1, 64
-BUCKET_MB = 1
-LARGE = 4096
+WIDTH, ROWS = 192, 256
+DEPTH, BUCKET_MB = 3, 1
 
 
-def wide() -> Net:
+def wide(depth: int) -> Net:
     """Make a model whose gradients do not go into one bucket."""
     torch.manual_seed(0)
-    return Net(WIDTH, DEPTH)
+    return Net(WIDTH, depth)
 
 
-def inputs(rank: int, rows: int = LARGE) -> Tensor:
-    return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(1 + rank))
+def inputs(rank: int) -> Tensor:
+    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1 + rank))
 
 
-def planned(budget: str | int, x: Tensor) -> planner.Plan:
-    return planner.fit(wide(), budget, inputs=x, engine="inductor", **QUICK)
+def planned(budget: str | int, depth: int) -> planner.Plan:
+    return planner.fit(wide(depth), budget, inputs=inputs(0), engine="inductor", **QUICK)
 
 
 @pytest.fixture
@@ -53,9 +53,8 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("alone")
 def test_buckets_do_not_cut_a_planned_step() -> None:
-    x = inputs(0, ROWS)
-    plan = planned("1GB", x)
-    model = DistributedDataParallel(plan.apply(wide()), bucket_cap_mb=BUCKET_MB)
+    x, plan = inputs(0), planned("1GB", 1)
+    model = DistributedDataParallel(plan.apply(wide(1)), bucket_cap_mb=BUCKET_MB)
     optimizer = torch.optim.SGD(model.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("error", PlannerWarning)
@@ -69,10 +68,10 @@ def test_buckets_do_not_cut_a_planned_step() -> None:
 def test_a_backend_says_that_buckets_cut_the_step() -> None:
     backend = planner.backend("1GB", **QUICK)
     model = DistributedDataParallel(
-        torch.compile(wide(), backend=backend, dynamic=False), bucket_cap_mb=BUCKET_MB
+        torch.compile(wide(1), backend=backend, dynamic=False), bucket_cap_mb=BUCKET_MB
     )
     with pytest.raises(BackendCompilerFailed, match="optimize_ddp = False"):
-        model(inputs(0, ROWS))
+        model(inputs(0))
 
 
 def train(model: nn.Module, x: Tensor, rank: int) -> list[Tensor]:
@@ -89,12 +88,12 @@ def train(model: nn.Module, x: Tensor, rank: int) -> list[Tensor]:
 
 def replicas(plan: planner.Plan, rank: int, folder: Path) -> dict[str, Any]:
     """Train by Inductor's default and by a plan, and measure the latter."""
-    del folder
+    apart(rank, folder)
     wrapped: Callable[..., nn.Module] = partial(DistributedDataParallel, bucket_cap_mb=BUCKET_MB)
     x = inputs(rank)
-    usual = train(wrapped(torch.compile(wide(), dynamic=False)), x, rank)
+    usual = train(wrapped(torch.compile(wide(DEPTH), dynamic=False)), x, rank)
     torch._dynamo.reset()
-    model = wrapped(plan.apply(wide()))
+    model = wrapped(plan.apply(wide(DEPTH)))
     ours = train(model, x, rank)
     model.zero_grad(set_to_none=True)
 
@@ -111,9 +110,9 @@ def replicas(plan: planner.Plan, rank: int, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_replicas_train_as_with_inductors_default_in_every_bit() -> None:
-    large = planned("1GB", inputs(0))
+    large = planned("1GB", DEPTH)
     fixed = large.graph.resident_bytes
-    plan = planned(int(fixed + 0.7 * (large.plain_peak_bytes - fixed)), inputs(0))
+    plan = planned(int(fixed + 0.7 * (large.plain_peak_bytes - fixed)), DEPTH)
     assert plan.recomputed
     for rank in run_ranks(partial(replicas, plan), timeout_seconds=600):
         assert rank is not None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -59,13 +61,23 @@ def counted() -> Iterator[list[int]]:
         yield counts
 
 
-def trained(plan: ShardedStepPlan, rank: int) -> dict[str, RankMeasurement | int]:
+def apart(rank: int, folder: Path) -> None:
+    """Let this rank keep what it compiles to itself: two that write one file read it half written.
+
+    Args:
+        rank, folder: this process's, and of all of them.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"inductor_{rank}")
+
+
+def trained(plan: ShardedStepPlan, rank: int, folder: Path) -> dict[str, RankMeasurement | int]:
     """Train by Inductor's default and by a plan; return both, and what was compiled for the plan.
 
     Args:
         plan: whose configuration both have.
-        rank: this process's.
+        rank, folder: this process's, and of all of them.
     """
+    apart(rank, folder)
     shared = (made, plan.configuration, plan.units)
     torch._dynamo.reset()
     usual = measure_rank(ShardedTrial(*shared, steps=2, engine="inductor"), rank)

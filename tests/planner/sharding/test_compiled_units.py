@@ -123,15 +123,10 @@ def plans() -> dict[str, planner.ShardedPlan]:
 @pytest.fixture(scope="module")
 def found(plans: dict[str, planner.ShardedPlan]) -> dict[str, list[Any]]:
     def on_ranks(name: str) -> list[Any]:
-        job: Callable[..., Any] = functools.partial(_train, plans[name])
+        job: Callable[..., Any] = functools.partial(trained, plans[name])
         return run_ranks(job, timeout_seconds=600)
 
     return {name: on_ranks(name) for name in plans}
-
-
-def _train(plan: planner.ShardedPlan, rank: int, folder: Path) -> dict[str, Any]:
-    del folder
-    return trained(plan, rank)
 
 
 @pytest.mark.slow
