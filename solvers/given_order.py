@@ -3,10 +3,9 @@
 Solves the master at few cuts, relaxed and then integer, for a bound and a plan (``time_cuts``);
 builds an order, makes it fit and prunes it, sees where it overshot, adds cuts there, until bound
 and cost meet or nothing moves. Large graphs begin with relaxations alone (``relaxed_masters``),
-which seldom leave more to do. What gap is left is for the baselines, a local search, and for
-stretches of the order solved alone (``stretches``). Tiny graphs are ``state_search``'s. Effort is
-counted, not timed, so that the answer does not depend on the machine, short of
-``limits.seconds``.
+which seldom leave more to do. What gap is left is for plans from blocks (``block_plans``), the
+baselines and a local search. Tiny graphs are ``state_search``'s. Effort is counted, not timed, so
+that the answer does not depend on the machine, short of ``limits.seconds``.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import exact, search_states
 from planner.solvers.minimum_budget import least_order, proven_floor
 from planner.solvers.model.problem import flatten, held_bytes
+from planner.solvers.search.block_plans import plan_blocks
 from planner.solvers.search.incumbent import Search
 from planner.solvers.search.initial import least_checkpointed
 from planner.solvers.search.polish import polish
 from planner.solvers.search.relaxed_masters import run_relaxed
-from planner.solvers.search.stretches import improve_stretches
 from planner.solvers.search.time_cuts import fine_target, run_cuts
 from planner.solvers.search.walk_down import walk_down
 from planner.solvers.tuning import (
@@ -42,11 +41,11 @@ from planner.solvers.tuning import (
     INTEGER_OPS,
     JUDGING_SHARE,
     LARGE_OPS,
-    STRETCHES_SHARE,
+    POLISH_WORK,
     TINY_OPS,
     WORTH_BASELINES_GAP,
+    WORTH_BLOCKS_GAP,
     WORTH_INTEGERS_GAP,
-    WORTH_STRETCHES_GAP,
     WORTH_SWEEPS_GAP,
     WORTH_WALKING_GAP,
 )
@@ -81,9 +80,8 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     cuts = _relax(search, limits)
     if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor)
-    _walk(search, limits)
-    if search.problem.n > LARGE_OPS:
-        _improve(search, WORTH_WALKING_GAP, share=STRETCHES_SHARE)
+    if not _plan_blocks(search, graph, limits):
+        _walk(search, limits)
     _cut(search, limits, cuts)
     if search.bound < math.inf:
         _compare(search, graph, limits)
@@ -92,7 +90,6 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.bound == math.inf:
         return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
     _polish(search, limits)
-    _improve(search, WORTH_STRETCHES_GAP)
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
         found = f"nothing found that fits; the least peak found is {least} bytes"
@@ -149,6 +146,16 @@ def _start(search: Search, graph: Graph, floor: int) -> int:
     return least
 
 
+def _plan_blocks(search: Search, graph: Graph, limits: Limits) -> bool:
+    """Try plans from blocks where relaxations left the gap wide; say whether one is the best."""
+    if not (LARGE_OPS < search.problem.n <= INTEGER_OPS and search.bound < math.inf):
+        return False
+    before = search.extra
+    if search.gap > WORTH_BLOCKS_GAP:
+        plan_blocks(search, graph, limits, target=max(WORTH_BLOCKS_GAP, limits.gap))
+    return search.extra < before
+
+
 def _walk(search: Search, limits: Limits) -> None:
     """Walk plans for larger budgets down where relaxations left the gap wide."""
     if LARGE_OPS < search.problem.n <= INTEGER_OPS and WORTH_WALKING_GAP < search.gap < math.inf:
@@ -192,15 +199,8 @@ def _polish(search: Search, limits: Limits) -> None:
         polish(search, target=fine_target(search, limits), deadline=search.deadline)
     elif search.problem.n <= INTEGER_OPS:
         target = max(WORTH_BASELINES_GAP, limits.gap)
-        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
-
-
-def _improve(search: Search, worth: float, *, share: float = 1.0) -> None:
-    """Solve stretches of the best order on their own, where the gap left is worth it."""
-    if search.problem.n <= INTEGER_OPS and worth < search.gap < math.inf:
-        now = time.monotonic()
-        until = now + share * max(0.0, search.deadline - now)
-        improve_stretches(search, target=worth, deadline=until)
+        work = POLISH_WORK if search.gap > WORTH_BLOCKS_GAP else BRIEF_POLISH_WORK
+        polish(search, target=target, work=work, deadline=search.deadline)
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
