@@ -78,10 +78,10 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if (floor := proven_floor(graph)) > budget_bytes:
         return _infeasible(f"outputs of ops that cannot run twice raise the floor to {floor} bytes")
     cuts = _relax(search, limits)
-    if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
+    rounded = search.order is not None
+    if not rounded and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor)
-    if not _plan_blocks(search, graph, limits):
-        _walk(search, limits)
+    _leap(search, graph, limits, rounded=rounded)
     _cut(search, limits, cuts)
     if search.bound < math.inf:
         _compare(search, graph, limits)
@@ -146,19 +146,32 @@ def _start(search: Search, graph: Graph, floor: int) -> int:
     return least
 
 
-def _plan_blocks(search: Search, graph: Graph, limits: Limits) -> bool:
-    """Try plans from blocks where relaxations left the gap wide; say whether one is the best."""
-    if not (LARGE_OPS < search.problem.n <= INTEGER_OPS and search.bound < math.inf):
-        return False
-    before = search.extra
+def _leap(search: Search, graph: Graph, limits: Limits, *, rounded: bool) -> None:
+    """Try plans of another kind where relaxations left the gap wide; one that is better is enough.
+
+    Where no relaxation was ``rounded`` to a plan that fits, nor would those of larger budgets be.
+    """
+    leaps = [_walk, _plan_blocks] if rounded else [_plan_blocks, _walk]
+    if not LARGE_OPS < search.problem.n <= INTEGER_OPS:
+        return
+    for leap in leaps:
+        before = search.extra
+        if search.bound < math.inf:
+            leap(search, graph, limits)
+        if search.extra < before:
+            return
+
+
+def _plan_blocks(search: Search, graph: Graph, limits: Limits) -> None:
+    """Plan what is handed between blocks first."""
     if search.gap > WORTH_BLOCKS_GAP:
         plan_blocks(search, graph, limits, target=max(WORTH_BLOCKS_GAP, limits.gap))
-    return search.extra < before
 
 
-def _walk(search: Search, limits: Limits) -> None:
-    """Walk plans for larger budgets down where relaxations left the gap wide."""
-    if LARGE_OPS < search.problem.n <= INTEGER_OPS and WORTH_WALKING_GAP < search.gap < math.inf:
+def _walk(search: Search, graph: Graph, limits: Limits) -> None:
+    """Walk plans for larger budgets down."""
+    del graph
+    if search.gap > WORTH_WALKING_GAP:
         walk_down(search, lambda larger: _relax(larger, limits))
 
 
@@ -199,8 +212,9 @@ def _polish(search: Search, limits: Limits) -> None:
         polish(search, target=fine_target(search, limits), deadline=search.deadline)
     elif search.problem.n <= INTEGER_OPS:
         target = max(WORTH_BASELINES_GAP, limits.gap)
-        work = POLISH_WORK if search.gap > WORTH_BLOCKS_GAP else BRIEF_POLISH_WORK
-        polish(search, target=target, work=work, deadline=search.deadline)
+        wide = search.gap > WORTH_BLOCKS_GAP
+        work = POLISH_WORK if wide else BRIEF_POLISH_WORK
+        polish(search, target=target, work=work, evict=not wide, deadline=search.deadline)
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:

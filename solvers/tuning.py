@@ -163,11 +163,11 @@ BLOCK_ROUNDS = 12
 """How often parts that do not fit are granted more."""
 BLOCK_MORE = 0.002
 """The least that they are granted more, as a part of the budget."""
-BLOCK_GAP = 1e-2
+BLOCK_GAP = 3e-3
 """The gap of a stretch, as a fraction of its own seconds, that is left."""
 BLOCK_WORK = 200_000
 """What an integer master of a stretch may cost, in the unit of ``solve_master``."""
-BLOCK_POLISH_WORK = 5_000
+BLOCK_POLISH_WORK = 20_000
 """The effort of the local search in a stretch."""
 WORTH_BLOCKS_GAP = 0.02
 """The gap above which they are tried."""

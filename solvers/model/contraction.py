@@ -67,7 +67,9 @@ class Contraction:
                 outputs=tuple(number[v] for v in part.outputs),
                 seconds=sum(p.seconds[o] for o in (*part.again, *part.ops)),
                 workspace_bytes=max(0, demand - handed),
-                recomputable=all(p.recomputable[p.maker[v]] for v in part.outputs),
+                recomputable=all(
+                    p.recomputable[o] or self.fixed.issuperset(p.outputs[o]) for o in part.ops
+                ),
             )
 
         ops = tuple(merged(part, demand) for part, demand in zip(self.parts, demands, strict=True))
@@ -93,7 +95,8 @@ class Contraction:
             if first:
                 own = {v for o in part.ops for v in self.graph.ops[o].outputs}
                 read = {v for o in part.ops for v in self.graph.ops[o].inputs}
-                runs = [*ops_to_make(self.graph, sorted(read - own), live), *part.ops]
+                again = ops_to_make(self.graph, sorted(read - own), live)
+                runs = [*leanest(self.problem, again, read | kept), *part.ops]
             else:
                 wanted = kept.intersection(part.outputs)
                 runs = ops_to_make(self.graph, sorted(wanted), live - wanted)
@@ -210,3 +213,31 @@ def _floor_and_peak(
         peak = max(peak, problem.workspace[o] + held)
         held -= sum(sizes[v] for v in touched if last[v] == i)
     return floor, peak
+
+
+def leanest(problem: Problem, ops: Sequence[int], later: Collection[int]) -> list[int]:
+    """Return ops in the order in which the next one always adds the fewest bytes to what is held.
+
+    Args:
+        problem: the step, flattened.
+        ops: what runs, each once.
+        later: what is read after them, too.
+    """
+    made = {v for o in ops for v in problem.outputs[o]}
+    readers = {v: {o for o in ops if v in problem.inputs[o]} for v in made}
+    left, found = set(ops), list[int]()
+
+    def added(o: int) -> int:
+        freed = (v for v in problem.inputs[o] if readers.get(v) == {o} and v not in later)
+        return sum(problem.sizes[v] for v in problem.outputs[o]) - sum(
+            problem.sizes[v] for v in freed
+        )
+
+    while left:
+        ready = [o for o in left if all(problem.maker[v] not in left for v in problem.inputs[o])]
+        best = min(ready, key=lambda o: (added(o), o))
+        left.remove(best)
+        found.append(best)
+        for v in problem.inputs[best]:
+            readers.get(v, set()).discard(best)
+    return found
