@@ -41,7 +41,6 @@ from planner.solvers.tuning import (
     INTEGER_OPS,
     JUDGING_SHARE,
     LARGE_OPS,
-    POLISH_WORK,
     TINY_OPS,
     WORTH_BASELINES_GAP,
     WORTH_BLOCKS_GAP,
@@ -163,9 +162,12 @@ def _leap(search: Search, graph: Graph, limits: Limits, *, rounded: bool) -> Non
 
 
 def _plan_blocks(search: Search, graph: Graph, limits: Limits) -> None:
-    """Plan what is handed between blocks first."""
+    """Plan what is handed between blocks first, and improve such a plan by small steps."""
     if search.gap > WORTH_BLOCKS_GAP:
-        plan_blocks(search, graph, limits, target=max(WORTH_BLOCKS_GAP, limits.gap))
+        before, target = search.extra, max(WORTH_BLOCKS_GAP, limits.gap)
+        plan_blocks(search, graph, limits, target=target)
+        if search.extra < before:
+            polish(search, target=target, evict=False, deadline=search.deadline)
 
 
 def _walk(search: Search, graph: Graph, limits: Limits) -> None:
@@ -212,9 +214,7 @@ def _polish(search: Search, limits: Limits) -> None:
         polish(search, target=fine_target(search, limits), deadline=search.deadline)
     elif search.problem.n <= INTEGER_OPS:
         target = max(WORTH_BASELINES_GAP, limits.gap)
-        wide = search.gap > WORTH_BLOCKS_GAP
-        work = POLISH_WORK if wide else BRIEF_POLISH_WORK
-        polish(search, target=target, work=work, evict=not wide, deadline=search.deadline)
+        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:
