@@ -20,7 +20,7 @@ from planner.solvers.model.problem import Problem, flatten
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """Consecutive ops, and those of the forward pass to run ``again`` before them.
 
     ``inputs`` and ``outputs`` are values handed over between parts. The most that its ops hold when
@@ -42,7 +42,7 @@ class Contraction:
 
     graph: Graph
     problem: Problem
-    parts: tuple[Part, ...]
+    parts: tuple[StepPart, ...]
     fixed: frozenset[int]
 
     @property
@@ -58,7 +58,7 @@ class Contraction:
         """
         p, number = self.problem, {v: i for i, v in enumerate(self.handed)}
 
-        def merged(part: Part, demand: int) -> Op:
+        def merged(part: StepPart, demand: int) -> Op:
             handed = sum(p.sizes[v] for v in {*part.inputs, *part.outputs})
             return Op(
                 name="",
@@ -119,7 +119,7 @@ def _live_after(small: Graph, order: Sequence[int]) -> list[set[int]]:
 
 
 def contract(graph: Graph, starts: Sequence[int]) -> Contraction:
-    """Part a step.
+    """StepPart a step.
 
     Args:
         graph: the step.
@@ -154,7 +154,7 @@ def contract(graph: Graph, starts: Sequence[int]) -> Contraction:
             if any(u == problem.n or part_of[u] != k for u in problem.uses[v])
         )
         floor, peak = _floor_and_peak(problem, (*again, *ops), inputs, outputs)
-        parts.append(Part(ops, again, inputs, outputs, floor, peak))
+        parts.append(StepPart(ops, again, inputs, outputs, floor, peak))
     known = {v for part in parts for v in part.outputs}
     assert all(known.issuperset(part.inputs) for part in parts)
     return Contraction(graph, problem, tuple(parts), fixed)
