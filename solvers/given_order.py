@@ -3,9 +3,10 @@
 Solves the master at few cuts, relaxed and then integer, for a bound and a plan (``time_cuts``);
 builds an order, makes it fit and prunes it, sees where it overshot, adds cuts there, until bound
 and cost meet or nothing moves. Large graphs begin with relaxations alone (``relaxed_masters``),
-which seldom leave more to do. What gap is left is for plans from blocks (``block_plans``), the
-baselines and a local search. Tiny graphs are ``state_search``'s. Effort is counted, not timed, so
-that the answer does not depend on the machine, short of ``limits.seconds``.
+which seldom leave more to do. What gap is left is for plans from blocks (``block_plans``) or from
+larger budgets (``walk_down``, ``stretches``), for the baselines and a local search. Tiny graphs are
+``state_search``'s. Effort is counted, not timed, so that the answer does not depend on the machine,
+short of ``limits.seconds``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from planner.solvers.search.incumbent import Search
 from planner.solvers.search.initial import least_checkpointed
 from planner.solvers.search.polish import polish
 from planner.solvers.search.relaxed_masters import run_relaxed
+from planner.solvers.search.stretches import improve_stretches
 from planner.solvers.search.time_cuts import fine_target, run_cuts
 from planner.solvers.search.walk_down import walk_down
 from planner.solvers.tuning import (
@@ -171,10 +173,11 @@ def _plan_blocks(search: Search, graph: Graph, limits: Limits) -> None:
 
 
 def _walk(search: Search, graph: Graph, limits: Limits) -> None:
-    """Walk plans for larger budgets down."""
+    """Walk plans for larger budgets down, and solve stretches of the best on their own."""
     del graph
     if search.gap > WORTH_WALKING_GAP:
         walk_down(search, lambda larger: _relax(larger, limits))
+        improve_stretches(search, limits, target=WORTH_WALKING_GAP)
 
 
 def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> None:

@@ -150,6 +150,18 @@ PINS_THINNED = 3
 POLISH_WORK = 200_000
 """The effort: neighbours tried times their length in ops, some five seconds."""
 
+# search/stretches.py
+STRETCH_RUNS = (64, 160)
+"""How many runs of ops a stretch has, about: short ones first."""
+STRETCH_WORTH = 1e-3
+"""What must run again in a stretch, as a fraction of the step, for it to be solved."""
+STRETCH_GAP = 1e-3
+"""The gap of a stretch, as a fraction of its own seconds, that is left."""
+STRETCH_WORK = 100_000
+"""What an integer master of a stretch may cost, in the unit of ``solve_master``."""
+STRETCH_POLISH_WORK = 20_000
+"""The effort of the local search in each stretch."""
+
 # search/block_plans.py
 BLOCK_LEVELS = 3
 """How deep modules are nested that are taken for blocks."""

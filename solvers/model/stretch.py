@@ -3,7 +3,8 @@
 What is held where it begins, what must be held where it ends and all that runs before and after
 stay as they are. Every op that runs in the stretch is a first run there, be it one of the whole
 order or not: memory while layers are recomputed is then as exact, in masters and bounds, as that of
-a forward pass.
+a forward pass. An op that runs before and after one of its inputs is made anew reads the first copy
+here, so that now and then an order holds more than the whole does, never less.
 """
 
 from __future__ import annotations
