@@ -47,6 +47,7 @@ from planner.solvers.tuning import (
     WORTH_BASELINES_GAP,
     WORTH_BLOCKS_GAP,
     WORTH_INTEGERS_GAP,
+    WORTH_STRETCHES_GAP,
     WORTH_SWEEPS_GAP,
     WORTH_WALKING_GAP,
 )
@@ -212,12 +213,14 @@ def _compare(search: Search, graph: Graph, limits: Limits) -> None:
 
 
 def _polish(search: Search, limits: Limits) -> None:
-    """Improve the best order by small steps, with less effort on large graphs."""
+    """Improve the best order by small steps, less on large graphs, then stretch by stretch."""
     if search.problem.n <= LARGE_OPS:
         polish(search, target=fine_target(search, limits), deadline=search.deadline)
     elif search.problem.n <= INTEGER_OPS:
         target = max(WORTH_BASELINES_GAP, limits.gap)
         polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
+    if search.problem.n <= INTEGER_OPS:
+        improve_stretches(search, limits, target=max(WORTH_STRETCHES_GAP, limits.gap))
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:

@@ -162,6 +162,9 @@ STRETCH_WORK = 100_000
 STRETCH_POLISH_WORK = 20_000
 """The effort of the local search in each stretch."""
 
+WORTH_STRETCHES_GAP = 0.02
+"""The gap above which they are solved in the end."""
+
 # search/block_plans.py
 BLOCK_LEVELS = 3
 """How deep modules are nested that are taken for blocks."""

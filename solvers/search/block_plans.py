@@ -113,7 +113,8 @@ def _plan(search: Search, step: Contraction, stretches: _Stretches, grant: float
         if not found:
             return
         if all(local is not None for local in found):
-            search.take([o for local in found if local is not None for o in local])
+            whole = [o for local in found if local is not None for o in local]
+            search.offer(whole, evict=False)
             return
         first = list(dict.fromkeys(chosen))
         short = [first[i] for i, local in enumerate(found) if local is None]

@@ -89,7 +89,7 @@ def _sweep(search: Search, limits: Limits, runs: int, offset: int) -> None:
             better = _better(search, limits, stretch(problem, order, start, stop), order)
             order[start:stop] = better
             left = [at + len(better) - (stop - start) for at in left]
-    search.take(order)
+    search.offer(order, evict=False)
 
 
 def _repeated_seconds(problem: Problem, order: Sequence[int], start: int, stop: int) -> float:
