@@ -25,7 +25,7 @@ class StepPart:
 
     ``inputs`` and ``outputs`` are values handed over between parts. The most that its ops hold when
     each runs once is ``peak_bytes``, and no single one fits below ``floor_bytes``; both leave out
-    what is resident and what others hold.
+    what is resident and what others hold, and are at least what is handed over.
     """
 
     ops: range
@@ -66,7 +66,7 @@ class Contraction:
                 inputs=tuple(number[v] for v in part.inputs),
                 outputs=tuple(number[v] for v in part.outputs),
                 seconds=sum(p.seconds[o] for o in (*part.again, *part.ops)),
-                workspace_bytes=max(0, demand - handed),
+                workspace_bytes=demand - handed,
                 recomputable=all(
                     p.recomputable[o] or self.fixed.issuperset(p.outputs[o]) for o in part.ops
                 ),
@@ -153,7 +153,11 @@ def contract(graph: Graph, starts: Sequence[int]) -> Contraction:
             if v in read and v not in fixed and (o >= turn or v in handed)
             if any(u == problem.n or part_of[u] != k for u in problem.uses[v])
         )
-        floor, peak = _floor_and_peak(problem, (*again, *ops), inputs, outputs)
+        handed_bytes = sum(problem.sizes[v] for v in {*inputs, *outputs})
+        floor, peak = (
+            max(handed_bytes, most)
+            for most in _floor_and_peak(problem, (*again, *ops), inputs, outputs)
+        )
         parts.append(StepPart(ops, again, inputs, outputs, floor, peak))
     known = {v for part in parts for v in part.outputs}
     assert all(known.issuperset(part.inputs) for part in parts)
