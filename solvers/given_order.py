@@ -3,10 +3,10 @@
 Solves the master at few cuts, relaxed and then integer, for a bound and a plan (``time_cuts``);
 builds an order, makes it fit and prunes it, sees where it overshot, adds cuts there, until bound
 and cost meet or nothing moves. Large graphs begin with relaxations alone (``relaxed_masters``),
-which seldom leave more to do. What gap is left is for the baselines, a local search, and for
-stretches of the order solved alone (``stretches``). Tiny graphs are ``state_search``'s. Effort is
-counted, not timed, so that the answer does not depend on the machine, short of
-``limits.seconds``.
+which seldom leave more to do. What gap is left is for plans from blocks (``block_plans``) or from
+larger budgets (``walk_down``, ``stretches``), for the baselines and a local search. Tiny graphs are
+``state_search``'s. Effort is counted, not timed, so that the answer does not depend on the machine,
+short of ``limits.seconds``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import exact, search_states
 from planner.solvers.minimum_budget import least_order, proven_floor
 from planner.solvers.model.problem import flatten, held_bytes
+from planner.solvers.search.block_plans import plan_blocks
 from planner.solvers.search.incumbent import Search
 from planner.solvers.search.initial import least_checkpointed
 from planner.solvers.search.polish import polish
@@ -42,9 +43,9 @@ from planner.solvers.tuning import (
     INTEGER_OPS,
     JUDGING_SHARE,
     LARGE_OPS,
-    STRETCHES_SHARE,
     TINY_OPS,
     WORTH_BASELINES_GAP,
+    WORTH_BLOCKS_GAP,
     WORTH_INTEGERS_GAP,
     WORTH_STRETCHES_GAP,
     WORTH_SWEEPS_GAP,
@@ -79,11 +80,10 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if (floor := proven_floor(graph)) > budget_bytes:
         return _infeasible(f"outputs of ops that cannot run twice raise the floor to {floor} bytes")
     cuts = _relax(search, limits)
-    if search.order is None and search.bound < math.inf and search.problem.n > LARGE_OPS:
+    rounded = search.order is not None
+    if not rounded and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor)
-    _walk(search, limits)
-    if search.problem.n > LARGE_OPS:
-        _improve(search, WORTH_WALKING_GAP, share=STRETCHES_SHARE)
+    _leap(search, graph, limits, rounded=rounded)
     _cut(search, limits, cuts)
     if search.bound < math.inf:
         _compare(search, graph, limits)
@@ -92,7 +92,6 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.bound == math.inf:
         return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
     _polish(search, limits)
-    _improve(search, WORTH_STRETCHES_GAP)
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
         found = f"nothing found that fits; the least peak found is {least} bytes"
@@ -149,10 +148,37 @@ def _start(search: Search, graph: Graph, floor: int) -> int:
     return least
 
 
-def _walk(search: Search, limits: Limits) -> None:
-    """Walk plans for larger budgets down where relaxations left the gap wide."""
-    if LARGE_OPS < search.problem.n <= INTEGER_OPS and WORTH_WALKING_GAP < search.gap < math.inf:
+def _leap(search: Search, graph: Graph, limits: Limits, *, rounded: bool) -> None:
+    """Try plans of another kind where relaxations left the gap wide; one that is better is enough.
+
+    Where no relaxation was ``rounded`` to a plan that fits, nor would those of larger budgets be.
+    """
+    leaps = [_walk, _plan_blocks] if rounded else [_plan_blocks, _walk]
+    if not LARGE_OPS < search.problem.n <= INTEGER_OPS:
+        return
+    for leap in leaps:
+        before = search.extra
+        if search.bound < math.inf:
+            leap(search, graph, limits)
+        if search.extra < before:
+            return
+
+
+def _plan_blocks(search: Search, graph: Graph, limits: Limits) -> None:
+    """Plan what is handed between blocks first, and improve such a plan by small steps."""
+    if search.gap > WORTH_BLOCKS_GAP:
+        before, target = search.extra, max(WORTH_BLOCKS_GAP, limits.gap)
+        plan_blocks(search, graph, limits, target=target)
+        if search.extra < before:
+            polish(search, target=target, evict=False, deadline=search.deadline)
+
+
+def _walk(search: Search, graph: Graph, limits: Limits) -> None:
+    """Walk plans for larger budgets down, and solve stretches of the best on their own."""
+    del graph
+    if search.gap > WORTH_WALKING_GAP:
         walk_down(search, lambda larger: _relax(larger, limits))
+        improve_stretches(search, limits, target=WORTH_WALKING_GAP)
 
 
 def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> None:
@@ -187,20 +213,14 @@ def _compare(search: Search, graph: Graph, limits: Limits) -> None:
 
 
 def _polish(search: Search, limits: Limits) -> None:
-    """Improve the best order by small steps, with less effort on large graphs."""
+    """Improve the best order by small steps, less on large graphs, then stretch by stretch."""
     if search.problem.n <= LARGE_OPS:
         polish(search, target=fine_target(search, limits), deadline=search.deadline)
     elif search.problem.n <= INTEGER_OPS:
         target = max(WORTH_BASELINES_GAP, limits.gap)
         polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
-
-
-def _improve(search: Search, worth: float, *, share: float = 1.0) -> None:
-    """Solve stretches of the best order on their own, where the gap left is worth it."""
-    if search.problem.n <= INTEGER_OPS and worth < search.gap < math.inf:
-        now = time.monotonic()
-        until = now + share * max(0.0, search.deadline - now)
-        improve_stretches(search, target=worth, deadline=until)
+    if search.problem.n <= INTEGER_OPS:
+        improve_stretches(search, limits, target=max(WORTH_STRETCHES_GAP, limits.gap))
 
 
 def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -> float:

@@ -153,22 +153,39 @@ POLISH_WORK = 200_000
 # search/stretches.py
 STRETCH_RUNS = (64, 160)
 """How many runs of ops a stretch has, about: short ones first."""
-STRETCH_ROUNDS = 6
-"""How many masters are asked for a plan of one stretch."""
-STRETCH_RELAXED_ROUNDS = 2
-"""How many of the first are relaxed."""
-STRETCH_AIMS = (0.98, 0.95)
-"""Parts of the budget that relaxed plans of a stretch are made for, too."""
+STRETCH_WORTH = 1e-3
+"""What must run again in a stretch, as a fraction of the step, for it to be solved."""
+STRETCH_GAP = 1e-3
+"""The gap of a stretch, as a fraction of its own seconds, that is left."""
 STRETCH_WORK = 100_000
 """What an integer master of a stretch may cost, in the unit of ``solve_master``."""
 STRETCH_POLISH_WORK = 20_000
 """The effort of the local search in each stretch."""
-STRETCH_GAP = 1e-4
-"""The gap of a stretch, as a fraction of the step, that is left."""
-STRETCH_WORTH = 1e-3
-"""What must run again in a stretch, as a fraction of the step, for it to be solved."""
+
 WORTH_STRETCHES_GAP = 0.02
-"""The gap above which stretches are solved in the end."""
+"""The gap above which they are solved in the end."""
+
+# search/block_plans.py
+BLOCK_LEVELS = 3
+"""How deep modules are nested that are taken for blocks."""
+BLOCKS_TOGETHER = (1, 2, 3)
+"""How many neighbouring blocks count as one."""
+MOST_BLOCKS = 32
+"""The most blocks of a small graph."""
+BLOCK_GRANTS = (0.0, 0.25)
+"""How much of what a part holds above the least it may, were nothing in it to run twice."""
+BLOCK_ROUNDS = 12
+"""How often parts that do not fit are granted more."""
+BLOCK_MORE = 0.002
+"""The least that they are granted more, as a part of the budget."""
+BLOCK_GAP = 3e-3
+"""The gap of a stretch, as a fraction of its own seconds, that is left."""
+BLOCK_WORK = 200_000
+"""What an integer master of a stretch may cost, in the unit of ``solve_master``."""
+BLOCK_POLISH_WORK = 20_000
+"""The effort of the local search in a stretch."""
+WORTH_BLOCKS_GAP = 0.02
+"""The gap above which they are tried."""
 
 # search/free_moves.py
 MOVES_AHEAD = (1, 2, 4, 12)
@@ -215,8 +232,6 @@ LEAST_HALVINGS = 5
 # given_order.py
 CUTS_SHARE = 0.62
 """The integer masters' part of the seconds; the baselines and the local search have the rest."""
-STRETCHES_SHARE = 0.4
-"""The part of the seconds left before integer masters of a large graph that stretches may take."""
 START_SHARE = 0.4
 """The part of the seconds that is kept for orders that hold little while nothing fits yet."""
 JUDGING_SHARE = 0.03

@@ -45,7 +45,6 @@ def solve_master(
     seed: int = 0,
     shared: bool = False,
     pinned: frozenset[int] = frozenset(),
-    start: frozenset[int] | None = None,
 ) -> MasterResult:
     """Solve the master.
 
@@ -64,9 +63,8 @@ def solve_master(
         shared: let ops that look alike share the columns of a relaxation; of many equal layers the
             first are then those that recompute.
         pinned: values held at every cut; the bound is then one on plans that do.
-        start: all that may be held at the first cut; the bound is then one on such plans.
     """
-    master = MasterProgram(problem, windows(problem, cuts, tiny), tiny, pinned, start)
+    master = MasterProgram(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):
         return MasterResult(None, math.inf)
     model = master.model(budget, bursts)

@@ -54,10 +54,8 @@ class MasterProgram:
         frames: list[Window],
         tiny: frozenset[int],
         pinned: frozenset[int],
-        start: frozenset[int] | None = None,
     ) -> None:
         self.problem, self.frames, self.tiny, self.pinned = problem, frames, tiny, pinned
-        self.start = start
         self.unit = max(problem.seconds, default=0.0) or 1.0
         self.held: list[dict[int, int]] = []
         self.redone: list[dict[int, int]] = []
@@ -91,10 +89,6 @@ class MasterProgram:
             if ops:
                 self._burst(model, k, ops, budget)
         self.instead = dominated(self.problem, self.frames, bursts, self.tiny)
-        if self.start is not None:
-            self.instead[0] = {}
-            for v in self.held[0].keys() - self.start:
-                model.upper[self.held[0][v]] = 0.0
         for held, instead in zip(self.held, self.instead, strict=True):
             for v in instead.keys() - self.pinned:
                 model.upper[held[v]] = 0.0

@@ -19,7 +19,6 @@ def overshoots(
     *,
     repeated: bool = True,
     most: int = MOST_NEW_CUTS,
-    first: int = 0,
 ) -> list[int]:
     """Return the first runs at which an order overshoots most, each a little apart, no old cuts.
 
@@ -30,7 +29,6 @@ def overshoots(
         cuts: the ops that are cuts already.
         repeated: count a repeated run as the op that first runs next.
         most: how many at most.
-        first: the op that first runs next where the order begins; those before have run.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
@@ -40,7 +38,7 @@ def overshoots(
     ([3], [2])
     """
     held = held_bytes(problem, order)
-    bases = _bases(order, problem.n, first)
+    bases = _bases(order, problem.n)
     apart = max(1, problem.n // CUTS_APART)
     found: list[int] = []
     for i in sorted(np.flatnonzero(held > budget).tolist(), key=lambda i: (-held[i], i)):
@@ -52,13 +50,13 @@ def overshoots(
     return found
 
 
-def _bases(order: Sequence[int], n: int, first: int) -> list[int]:
+def _bases(order: Sequence[int], n: int) -> list[int]:
     """Return for each position the op that it runs first or, if repeated, that first runs next."""
     bases: list[int] = []
-    frontier = first - 1
+    frontier = -1
     for op in order:
         frontier = max(frontier, op)
-        bases.append(op if op == frontier >= first else min(frontier + 1, n - 1))
+        bases.append(op if op == frontier else min(frontier + 1, n - 1))
     return bases
 
 
@@ -69,7 +67,6 @@ def bursts(
     cuts: Sequence[int],
     *,
     most: int = MOST_NEW_BURSTS,
-    first: int = 0,
 ) -> list[tuple[int, int]]:
     """Return the repeated runs at which an order overshoots most, each with the cut before it.
 
@@ -79,7 +76,6 @@ def bursts(
         budget: in bytes.
         cuts: the ops at whose first runs the windows begin.
         most: how many at most.
-        first: as for ``overshoots``.
 
     >>> from planner.graphs import Graph, Op, Value
     >>> from planner.solvers.model.problem import flatten
@@ -90,7 +86,7 @@ def bursts(
     """
     held = held_bytes(problem, order)
     worst: dict[tuple[int, int], int] = {}
-    frontier = first - 1
+    frontier = -1
     for i, op in enumerate(order):
         if op <= frontier and held[i] > budget and (k := bisect_right(cuts, frontier)):
             burst = (op, cuts[k - 1])

@@ -24,6 +24,7 @@ def polish(
     *,
     target: float = 0.0,
     work: int = POLISH_WORK,
+    evict: bool = True,
     deadline: float = math.inf,
 ) -> None:
     """Improve the best order of a search until no neighbour does, or the work is spent.
@@ -31,7 +32,8 @@ def polish(
     Args:
         search: what is known; it takes in what is found.
         target: the gap, as a fraction of the step, at which to stop.
-        work: checks of an integer search times the entries of its matrix.
+        work: the neighbours that may be tried times their length in ops.
+        evict: as for ``Search.offer``; without, a neighbour takes half the time.
         deadline: of ``time.monotonic``.
 
     >>> from planner.graphs import Graph, Op, Value
@@ -53,7 +55,7 @@ def polish(
             if search.gap <= target or work <= 0 or search.over(deadline):
                 return
             before, work = search.extra, work - len(order)
-            search.offer(order)
+            search.offer(order, evict=evict)
             if improved := search.extra < before:
                 break
             refused.add(key)

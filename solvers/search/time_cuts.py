@@ -38,19 +38,22 @@ def fine_target(search: Search, limits: Limits) -> float:
     return min(limits.gap, FINE_GAP * max(1.0, search.problem.n / FINE_OPS))
 
 
-def run_cuts(search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
+def run_cuts(
+    search: Search, limits: Limits, cuts: Sequence[int] = (), *, most_work: int = MOST_WORK
+) -> None:
     """Raise the bound and lower the cost with masters at more and more cuts until they meet.
 
     Args:
         search: what is known; it takes in what is found.
         limits: when to stop.
         cuts: the ops at whose first runs the windows begin.
+        most_work: what the last integer master may cost.
     """
     search.offer(range(search.problem.n))
     if search.problem.n:
         run = _CutRun(search, limits, cuts)
         run.relaxations()
-        run.integers()
+        run.integers(most_work)
 
 
 class _CutRun:
@@ -83,15 +86,15 @@ class _CutRun:
             if not self._add(order):
                 return
 
-    def integers(self) -> None:
+    def integers(self, most_work: int) -> None:
         """Solve integer masters, with more cuts or bursts each time, or more effort."""
-        work = FIRST_WORK
+        work = min(FIRST_WORK, most_work)
         for _ in range(INTEGER_ROUNDS):
             if self.done:
                 return
             order = self._solve(self.search.budget, work=work)
             if not self._add(order):
-                if self.done or work >= MOST_WORK or self.search.gap <= self.limits.gap:
+                if self.done or work >= most_work or self.search.gap <= self.limits.gap:
                     return
                 work *= WORK_GROWTH
 
