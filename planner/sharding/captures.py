@@ -15,12 +15,14 @@ from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
 from planner.request import Request
 from planner.sharding.configurations import WHOLE, Parted, parted_as
+from planner.sharding.least_states import least_states, states_of
 from planner.sharding.parted.growth import Growing, growing
 from planner.sharding.parted.ways import Ways
 from planner.sharding.samples import samples_in, with_samples
-from planner.sharding.search import Space
+from planner.sharding.space import Space
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.step_graph.sharded_step import ShardedStep
+from planner.sharding.step_graph.step_rules import States
 from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 
 
@@ -108,7 +110,14 @@ class Captures:
             lambda c: self.step(c, cluster),
             lambda c: self._quick_seconds(c, whole=whole),
             self.impossible,
+            lambda c: least_states(self._states, c),
         )
+
+    @cached_property
+    def _states(self) -> States:
+        request = self.request
+        accelerated = request.hardware.name != "cpu"
+        return states_of(request.model, request.optimizer, accelerated=accelerated)
 
     def _quick_seconds(self, c: Configuration, *, whole: bool) -> float:
         """Return a bound on a step that needs no capture of these layers at this micro-batch.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from planner.byte_sizes import format_both
 from planner.errors import BadRequest, PlannerError
 from planner.graphs import Kind
+from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.plan.step_plan import StepPlan
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Verification:
 
 def verify(
     model: nn.Module | Factory,
-    plan: StepPlan,
+    plan: StepPlan | ShardedStepPlan,
     inputs: Any = None,
     *,
     loss: Callable[..., Any] | None = None,
@@ -93,6 +94,7 @@ def verify(
     optimizer: Any = "plan",
     steps: int = 5,
     seed: int = 0,
+    tensor_parallel: Any = None,
 ) -> Verification:
     """Train a model plain and planned, each in a fresh process, and compare.
 
@@ -104,15 +106,31 @@ def verify(
     Args:
         model: what the plan was made for, or a function that makes it. One that is parallelized
             over ranks is always given as a function, which is called on each of them.
-        plan: to be checked.
+        plan: to be checked. One for several ranks of a CPU runs on as many processes of this
+            machine, over gloo, if the model is given as a function and its output is, or has, the
+            loss.
         inputs, loss, targets: as for ``fit``.
         optimizer: as for ``fit``; "plan" stands for the one the plan was made for.
         steps: how many steps are timed, after three that warm up and measure memory.
         seed: of parameters and random ops.
+        tensor_parallel: for a plan over several ranks, as for ``apply``.
 
     Raises:
         VerificationFailed: the model does not survive pickling, or a process died.
     """
+    if isinstance(plan, ShardedStepPlan):
+        if loss is not None or targets is not None or optimizer != "plan":
+            raise BadRequest(
+                "loss=, targets= and optimizer= are for plans for one device; over several the "
+                "model's output is, or has, the loss, and the optimizer is the plan's"
+            )
+        from planner.verification.verify_sharded import verify_sharded
+
+        return verify_sharded(
+            model, plan, inputs, steps=steps, seed=seed, tensor_parallel=tensor_parallel
+        )
+    if tensor_parallel is not None:
+        raise BadRequest("tensor_parallel= is for a plan over several ranks; this is for one")
     if not isinstance(plan, StepPlan):
         raise BadRequest(
             f"the plan is a {type(plan).__name__}; expected verify(model, plan, inputs), the plan "
@@ -177,7 +195,7 @@ def conclude(plan: StepPlan, plain: Run, planned: Run) -> Verification:
         planned=planned.measured,
         predicted_bytes=plan.peak_bytes - kept,  # no tensor's, so no measurement has it
         budget_bytes=plan.budget_bytes - kept,
-        loss=compare_tensors(_losses(plain), _losses(planned)),
+        loss=compare_tensors(losses_of(plain.measured), losses_of(planned.measured)),
         gradients=compare_tensors(left["gradients"], right["gradients"]),
         parameters=compare_tensors(left["parameters"], right["parameters"]),
         buffers=compare_tensors(left["buffers"], right["buffers"]),
@@ -242,10 +260,11 @@ def _receive(folder: Path) -> Measurement:
     return run(trial, folder)
 
 
-def _losses(run: Run) -> dict[str, Tensor]:
+def losses_of(measured: Measurement) -> dict[str, Tensor]:
+    """Return the losses of a run by the number of their step."""
     import torch
 
-    return {f"step {i + 1}": torch.tensor(x) for i, x in enumerate(run.measured.losses)}
+    return {f"step {i + 1}": torch.tensor(x) for i, x in enumerate(measured.losses)}
 
 
 def _render(found: Verification) -> str:

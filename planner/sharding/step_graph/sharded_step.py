@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, UnitPlan
+from planner.sharding.step_graph.least_held import least_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class ShardedStep:
 
     ``root_backward`` is the first op of the backward pass. ``host_bytes`` is what one rank keeps
     in its host's memory. ``row_wise`` are units that are tables looked up where their rows are.
+    ``padding_bytes`` is what buffers hold beyond parameters, because ranks do not divide these.
+    ``activations`` are values that grow with the samples of a micro-batch.
     """
 
     graph: Graph
@@ -56,6 +59,16 @@ class ShardedStep:
     root_backward: int
     host_bytes: int
     row_wise: frozenset[int] = frozenset()
+    padding_bytes: int = 0
+    activations: frozenset[int] = frozenset()
+
+    def floor_bytes(self, times: int = 1) -> int:
+        """Return what every schedule that torch can run holds at some moment.
+
+        Args:
+            times: with so many times the samples in a micro-batch.
+        """
+        return least_held(self, times)
 
     def realize(self, order: Sequence[int]) -> Realized:
         """Project an order of the step's ops on its units and rebuild what torch runs."""
