@@ -22,7 +22,7 @@ from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.space import Space
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.step_graph.sharded_step import ShardedStep
-from planner.sharding.step_graph.step_rules import States
+from planner.sharding.step_graph.step_rules import ModelStates
 from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 
 
@@ -114,7 +114,7 @@ class Captures:
         )
 
     @cached_property
-    def _states(self) -> States:
+    def _states(self) -> ModelStates:
         request = self.request
         accelerated = request.hardware.name != "cpu"
         return states_of(request.model, request.optimizer, accelerated=accelerated)

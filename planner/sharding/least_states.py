@@ -12,10 +12,12 @@ from planner.graphs.capture.optimizer_step import OptimizerLike
 from planner.graphs.capture.placed import local_of
 from planner.plan.configuration import Configuration
 from planner.sharding.step_graph.optimizer_pass import optimizer_of
-from planner.sharding.step_graph.step_rules import States, StepRules
+from planner.sharding.step_graph.step_rules import ModelStates, StepRules
 
 
-def states_of(model: nn.Module, optimizer: OptimizerLike | None, *, accelerated: bool) -> States:
+def states_of(
+    model: nn.Module, optimizer: OptimizerLike | None, *, accelerated: bool
+) -> ModelStates:
     """Add up parameters, gradients and what the optimizer keeps of a whole model.
 
     Args:
@@ -27,7 +29,7 @@ def states_of(model: nn.Module, optimizer: OptimizerLike | None, *, accelerated:
         OptimizerError: its step cannot be run without data.
 
     >>> states_of(nn.Linear(9, 10, bias=False), "adamw_loop", accelerated=False)
-    States(parameters=360, gradients=360, optimizer=724)
+    ModelStates(parameters=360, gradients=360, optimizer=724)
     """
     named = list(model.named_parameters())
     trained = [(name, local_of(p)) for name, p in named if p.requires_grad]
@@ -36,14 +38,14 @@ def states_of(model: nn.Module, optimizer: OptimizerLike | None, *, accelerated:
         for _, group in groupby(trained, key=lambda item: _block(item[0]))
     ]
     step = optimizer_of(parts, optimizer, accelerated=accelerated)
-    return States(
+    return ModelStates(
         sum(_bytes(local_of(p)) for _, p in named),
         sum(_bytes(p) for _, p in trained),
         step.state_bytes,
     )
 
 
-def least_states(states: States, c: Configuration) -> int:
+def least_states(states: ModelStates, c: Configuration) -> int:
     """Return bytes that a rank holds of states at the least; it has a share of every layer.
 
     Args:

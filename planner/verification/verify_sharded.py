@@ -14,7 +14,7 @@ from planner.sharding.samples import samples_in, with_samples
 from planner.verification.difference import compare_tensors
 from planner.verification.ranks import RankMeasurement, ShardedTrial, run_ranks
 from planner.verification.training_run import Measurement
-from planner.verification.verify import Verification, VerificationFailed, losses_of
+from planner.verification.verification import Verification, VerificationFailed, losses_of
 
 if TYPE_CHECKING:
     from planner.plan.configuration import Configuration

@@ -8,23 +8,22 @@ kept, or what that is made of. A solver's order need not know that; what torch r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from planner.graphs import Graph, Kind
 from planner.solvers.bounds.kept_for_backward import kept_for_backward
 
-if TYPE_CHECKING:
-    from planner.sharding.step_graph.sharded_step import ShardedStep
+Halves = tuple[frozenset[int], frozenset[int]]
+"""The ops of a unit's forward and of its backward."""
 
 
 @dataclass(frozen=True)
 class _Unit:
     """The ops of a unit in the step, and the values that count as kept for it alone."""
 
-    index: int
+    kind: Hashable
     forward: frozenset[int]
     backward: frozenset[int]
     kept: dict[int, int]
@@ -40,24 +39,31 @@ class _Unit:
         return range(max(self.forward) + 1, min(self.backward))
 
 
-def least_held(step: ShardedStep, times: int = 1) -> int:
+def least_held(
+    graph: Graph,
+    units: Mapping[Hashable, Sequence[Halves]],
+    activations: Collection[int] = frozenset(),
+    times: int = 1,
+) -> int:
     """Return bytes that every schedule torch can run of a step holds at some moment.
 
     Each op needs its own, and what cannot be made again is live until it was read; beside that
     every unit whose backward is to come keeps what that needs, more of it with more samples.
 
     Args:
-        step: one rank's.
+        graph: of one rank's step.
+        units: the ops of each, by its kind.
+        activations: values that grow with the samples of a micro-batch.
         times: how many times as many samples a micro-batch has.
     """
-    graph, units = step.graph, list(_units(step))
-    owner = {v: unit for unit in units for v in unit.kept}
+    found = list(_units(graph, units))
+    owner = {v: unit for unit in found for v in unit.kept}
     held = [0] * (len(graph.ops) + 1)
     known: dict[object, int] = {}
-    for unit in units:
-        key = step.kind_of[unit.index], unit.pattern(graph)
+    for unit in found:
+        key = unit.kind, unit.pattern(graph)
         if key not in known:
-            cost = {v: n * times if v in step.activations else n for v, n in unit.kept.items()}
+            cost = {v: n * times if v in activations else n for v, n in unit.kept.items()}
             known[key] = kept_for_backward(graph, unit.forward, unit.backward, cost)
         held[unit.waits.start] += known[key]
         held[unit.waits.stop] -= known[key]
@@ -69,21 +75,14 @@ def least_held(step: ShardedStep, times: int = 1) -> int:
     )
 
 
-def _units(step: ShardedStep) -> Iterator[_Unit]:
+def _units(graph: Graph, units: Mapping[Hashable, Sequence[Halves]]) -> Iterator[_Unit]:
     """Yield the units that keep something; what several read, or the root, counts for none."""
-    halves = {
-        u: (
-            frozenset(op for op in layout.ops[: layout.forward_ops] if op is not None),
-            frozenset(op for op in layout.ops[layout.forward_ops :] if op is not None),
-        )
-        for u, layout in enumerate(step.layouts)
-        if u not in step.row_wise
-    }
-    inside = {op: u for u, (forward, backward) in halves.items() for op in (*forward, *backward)}
-    graph = step.graph
-    for u, (forward, backward) in halves.items():
+    numbered = enumerate((kind, halves) for kind, alike in units.items() for halves in alike)
+    listed = [(u, kind, *halves) for u, (kind, halves) in numbered]
+    inside = {op: u for u, _, *halves in listed for half in halves for op in half}
+    for u, kind, forward, backward in listed:
         if forward and backward and max(forward) < min(backward):
-            yield _Unit(u, forward, backward, _kept(graph, forward, u, inside))
+            yield _Unit(kind, forward, backward, _kept(graph, forward, u, inside))
 
 
 def _kept(graph: Graph, forward: Collection[int], u: int, inside: dict[int, int]) -> dict[int, int]:

@@ -7,13 +7,14 @@ reductions around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, UnitPlan
-from planner.sharding.step_graph.least_held import least_held
+from planner.sharding.step_graph.least_held import Halves, least_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +69,30 @@ class ShardedStep:
         Args:
             times: with so many times the samples in a micro-batch.
         """
-        return least_held(self, times)
+        units: defaultdict[Hashable, list[Halves]] = defaultdict(list)
+        for u, layout in enumerate(self.layouts):
+            if u not in self.row_wise:
+                halves = layout.ops[: layout.forward_ops], layout.ops[layout.forward_ops :]
+                forward, backward = (frozenset(op for op in h if op is not None) for h in halves)
+                units[self.kind_of[u]].append((forward, backward))
+        return least_held(self.graph, units, self.activations, times)
 
     def realize(self, order: Sequence[int]) -> Realized:
         """Project an order of the step's ops on its units and rebuild what torch runs."""
         runs: dict[int, list[int]] = {}
         for position, op in enumerate(order):
             runs.setdefault(op, []).append(position)
-        plans = []
+        plans, schedules = [], dict[tuple[int, tuple[int, ...]], Schedule]()
         for u, path in enumerate(self.units):
             layout, graph = self.layouts[u], self.kinds[self.kind_of[u]]
             if u in self.row_wise:
                 plain = plain_schedule(graph)
                 plans.append(UnitPlan(path, self.kind_of[u], plain))
                 continue
-            schedule = schedule_from_order(graph, _unit_order(layout, runs))
+            own = tuple(_unit_order(layout, runs))
+            if (made := self.kind_of[u], own) not in schedules:  # layers are mostly alike
+                schedules[made] = schedule_from_order(graph, own)
+            schedule = schedules[made]
             kept = bool(layout.gather) and len(runs[layout.gather[0]]) == 1
             plans.append(UnitPlan(path, self.kind_of[u], schedule, kept))
         return self.realize_units(plans)

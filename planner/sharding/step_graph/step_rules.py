@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class States:
+class ModelStates:
     """Bytes of a whole model's states; ``gradients`` are those of what it trains."""
 
     parameters: int
@@ -60,7 +60,7 @@ class StepRules:
     hold: Callable[[Draft], None]
     gather: Callable[[Draft, int, int | None, float], tuple[int, ...]]
     reduce: Callable[[Draft, int, Sequence[int]], None]
-    least_states: Callable[[States, Configuration], int]
+    least_states: Callable[[ModelStates, Configuration], int]
     row_wise_seconds: Callable[[Draft, int], tuple[float, float] | None] = lambda draft, unit: None
     late_without_inputs: bool = False
     copies_gradients: bool = False

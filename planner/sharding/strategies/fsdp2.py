@@ -31,7 +31,7 @@ from planner.sharding.step_graph.parameter_groups import (
     shard_shape,
 )
 from planner.sharding.step_graph.row_wise_lookup import exchange_of
-from planner.sharding.step_graph.step_rules import States, StepRules
+from planner.sharding.step_graph.step_rules import ModelStates, StepRules
 from planner.sharding.wrapping import Wrapping, optimizer_of_all
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _gloo_reserve_bytes(units: Sequence[ParameterGroup], root: ParameterGroup) -
     return sum(flats[-2:])
 
 
-def _least_states(states: States, c: Configuration) -> int:
+def _least_states(states: ModelStates, c: Configuration) -> int:
     """Count shards without padding; gradients only where later micro-steps add to them."""
     if c.offload:
         return 0

@@ -13,7 +13,7 @@ from planner.graphs.hardware.collectives import broadcast_seconds
 from planner.output.exporters.launch import Launch
 from planner.plan.configuration import Configuration
 from planner.plan.strategy import Spread, UnitStage, register_strategy
-from planner.sharding.step_graph.step_rules import States
+from planner.sharding.step_graph.step_rules import ModelStates
 from planner.sharding.strategies.ddp import DDP, STEP, WEIGHT, WRAPPING
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     return parts
 
 
-def _least_states(states: States, c: Configuration) -> int:
+def _least_states(states: ModelStates, c: Configuration) -> int:
     """Count the fullest rank's part of the optimizer's state as no less than the mean."""
     return states.parameters + states.gradients + states.optimizer // c.data_ranks
 
