@@ -101,6 +101,16 @@ def test_why_layers_cannot_be_parted_is_said_where_nothing_fits() -> None:
         fitted("1MB", **options)
 
 
+def test_what_a_pipeline_would_hold_is_said_where_no_degree_fits() -> None:
+    said = TensorParallel(styles(), degrees=(1, 2))
+    with pytest.raises(InfeasibleBudget) as refused:
+        fitted("1MB", global_batch=4, optimizer=None, tensor_parallel=said)
+    assert "On paper a pipeline of" in str(refused.value)
+    with pytest.raises(InfeasibleBudget) as refused:
+        fitted("100KB", global_batch=4, optimizer=None, tensor_parallel=said)
+    assert "No pipeline would do either" in str(refused.value)
+
+
 def test_where_states_alone_fill_the_device_parts_are_not_looked_at() -> None:
     """They are over all ranks anyway."""
     told: list[str] = []
