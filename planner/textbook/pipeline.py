@@ -121,14 +121,14 @@ def pipeline_text(whole: OneStage, room_bytes: int, most: int = MOST_STAGES) -> 
         most: how many stages there can be.
 
     >>> print(pipeline_text(OneStage(10, 40, 5), 15))
-    No pipeline would do either: states and one layer alone take 15 B of 15 B
+    No pipeline of up to 64 stages would do either: states and what one layer takes are 15 B of 15 B
     """
     alone = whole.states_bytes + whole.working_bytes
     found = least_pipeline(whole, room_bytes, most)
     if found is None:
         return (
-            f"No pipeline would do either: states and one layer alone take {format_bytes(alone)} "
-            f"of {format_bytes(room_bytes)}"
+            f"No pipeline of up to {most} stages would do either: states and what one layer takes "
+            f"are {format_bytes(alone)} of {format_bytes(room_bytes)}"
         )
     return stages_text(found)
 

@@ -46,8 +46,9 @@ def test_the_least_pipeline_fits_and_no_smaller_one_does(room: int) -> None:
     ]
     if found is None:
         assert not tried
-        assert "No pipeline would do either" in pipeline_text(whole, room, 8)
+        assert "No pipeline of up to 8 stages" in pipeline_text(whole, room, 8)
         return
+    assert f"a pipeline of {len(found.stages)} stages would do" in pipeline_text(whole, room, 8)
     stages = min(tried)[0]
     most = max(sent for s, sent in tried if s == stages)
     assert (len(found.stages), found.micro_batches) == (stages, most)
