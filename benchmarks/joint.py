@@ -32,8 +32,10 @@ from planner.sharding.configurations import configurations
 from planner.sharding.fit_sharded import plan_found
 from planner.sharding.pricing import Planned, price_recipes
 from planner.sharding.recipes import Recipe
-from planner.sharding.search import Full, Space, explore, full
+from planner.sharding.search import explore
+from planner.sharding.space import Space
 from planner.sharding.stage_first import stage_first
+from planner.sharding.too_full import Full, full
 from planner.solvers import Limits
 
 
@@ -197,7 +199,7 @@ def best_recipes(space: Space, budget_bytes: int) -> dict[Recipe, Planned]:
         if any(known.rules_out(c) for known in ruled):
             continue
         step = space.open(c)
-        if (too_much := full(step.graph, c, budget_bytes)) is not None:
+        if (too_much := full(step, c, budget_bytes)) is not None:
             ruled.append(too_much)
         for planned in price_recipes(c, step):
             assert planned.recipe is not None

@@ -1,17 +1,17 @@
 """Tensor parallelism as a choice: ``python -m benchmarks.tensor_parallel [MODEL[@SEQUENCE] ...]``.
 
 Llama 3 on meta, one sample for each H100, in bfloat16 with float32 master weights: what the search
-over all degrees chooses, its gap and its seconds, beside the best of every fixed degree, with and
-without sequence parallelism. What the search captured serves the fixed degrees, too, so that only
-the row "searched" has the seconds of a plan made alone.
+over all degrees chooses, its gap and its seconds, beside every fixed recipe (a stage of ZeRO and a
+way to checkpoint) with layers in 1, 2, 4 and 8 parts, with and without sequence parallelism, states
+sharded over all ranks, one sample at a time. The word ``searched`` among the arguments
+leaves the recipes out.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,17 @@ from torch import nn
 from benchmarks.record import record, show
 from planner.graphs.hardware.cluster import Cluster
 from planner.make_cluster import make_cluster
+from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 from planner.request import Request, request_of
 from planner.sharding import strategies  # noqa: F401 (it enters them)
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import Parted, configurations
 from planner.sharding.fit_sharded import explored
+from planner.sharding.margin import margin_of
 from planner.sharding.parted.ways import ways_of
-from planner.sharding.search import SearchResult
+from planner.sharding.pricing import price_recipes
+from planner.sharding.space import SearchResult
 from planner.solvers import Limits
 from planner.tensor_parallel import TensorParallel
 
@@ -57,7 +61,9 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Row:
-    """The best of one degree, or of all that were searched."""
+    """What was chosen among all, or a fixed recipe.
+
+    ``cpu_seconds`` are the planning process's own: what it takes where nothing else runs."""
 
     model: str
     devices: int
@@ -67,8 +73,10 @@ class Row:
     peak_bytes: int | None
     milliseconds_a_sample: float | None
     gap_fraction: float | None
-    finished: bool
-    planning_seconds: float
+    fits: bool
+    finished: bool | None
+    planning_seconds: float | None
+    cpu_seconds: float | None
 
 
 def llama(size: Size) -> nn.Module:
@@ -107,8 +115,8 @@ def request_for(name: str, sequence: int, said: Callable[[str], None]) -> Reques
     return request_of(llama(SIZES[name]), options)
 
 
-def rows(name: str, sequence: int) -> Iterator[Row]:
-    """Search all degrees, then each by itself."""
+def rows(name: str, sequence: int, *, recipes: bool) -> Iterator[Row]:
+    """Search all degrees, then price what is fixed."""
     start = time.perf_counter()
 
     def said(sentence: str) -> None:
@@ -117,19 +125,19 @@ def rows(name: str, sequence: int) -> Iterator[Row]:
     request = request_for(name, sequence, said)
     cluster = make_cluster(request.hardware, request.world_size)
     shop = Captures(request, ways_of(request.model, TensorParallel(), cluster))
-    row = functools.partial(_row, name, sequence)
-    yield row("searched", *_found(shop, cluster, tuple(shop.ways.styles)))
-    for way in shop.ways.styles:
-        kind = "TP+SP" if way.sequence else "TP"
-        label = "none" if way.ranks == 1 else f"{kind} {way.ranks}"
-        yield row(label, *_found(shop, cluster, (way,)))
+    budget = request.budget_bytes(BUDGET)
+    before = time.process_time()
+    found = _searched(shop, cluster, budget)
+    yield _row(name, sequence, found, time.perf_counter() - start, time.process_time() - before)
+    room = budget - margin_of(request, budget).size_bytes
+    for way in shop.ways.styles if recipes else ():
+        yield from _recipes(name, sequence, shop, way, room)
 
 
-def _found(shop: Captures, cluster: Cluster, ways: Sequence[Parted]) -> tuple[SearchResult, float]:
-    start = time.perf_counter()
+def _searched(shop: Captures, cluster: Cluster, budget: int) -> SearchResult:
     among = [
         c
-        for way in ways
+        for way in shop.ways.styles
         for c in configurations(
             cluster.world_size,
             cluster.world_size,
@@ -139,37 +147,68 @@ def _found(shop: Captures, cluster: Cluster, ways: Sequence[Parted]) -> tuple[Se
             parted=way,
         )
     ]
-    budget = shop.request.budget_bytes(BUDGET)
-    found, _ = explored(shop.request, shop.space(cluster, among), budget)
-    return found, time.perf_counter() - start
+    return explored(shop.request, shop.space(cluster, among), budget)[0]
 
 
-def _row(name: str, sequence: int, label: str, found: SearchResult, seconds: float) -> Row:
+def _row(name: str, sequence: int, found: SearchResult, seconds: float, cpu: float) -> Row:
     best, devices = found.best, SIZES[name].devices
+    seen = best or found.closest
     return Row(
         model=f"Llama 3 {name}",
         devices=devices,
         sequence=sequence,
-        layers_parted=label,
-        configuration=str((best or found.closest).configuration) if best else "nothing fits",
-        peak_bytes=(best or found.closest).peak_bytes,
+        layers_parted=f"searched: {seen.configuration.tensor_parallel or 'none'}",
+        configuration=str(seen.configuration),
+        peak_bytes=seen.peak_bytes,
         milliseconds_a_sample=best.seconds / devices * 1e3 if best else None,
         gap_fraction=max(0.0, 1 - found.bound_seconds / best.seconds) if best else None,
+        fits=best is not None,
         finished=found.finished,
         planning_seconds=seconds,
+        cpu_seconds=cpu,
     )
+
+
+def _recipes(name: str, sequence: int, shop: Captures, way: Parted, room: int) -> Iterator[Row]:
+    """Price every recipe of a way to part layers."""
+    cluster = shop.request.cluster(shop.request.world_size)
+    devices = cluster.world_size
+    c = Configuration(
+        Strategy.FSDP,
+        devices // way.ranks,
+        accumulation=way.ranks,
+        precision="bfloat16",
+        tensor_ranks=way.ranks,
+        sequence_parallel=way.sequence,
+    )
+    for planned in price_recipes(c, shop.step(c, cluster)):
+        yield Row(
+            model=f"Llama 3 {name}",
+            devices=devices,
+            sequence=sequence,
+            layers_parted=c.tensor_parallel or "none",
+            configuration=f"{c}, {planned.recipe}",
+            peak_bytes=planned.peak_bytes,
+            milliseconds_a_sample=planned.seconds / devices * 1e3,
+            gap_fraction=None,
+            fits=planned.peak_bytes <= room,
+            finished=None,
+            planning_seconds=None,
+            cpu_seconds=None,
+        )
 
 
 def main() -> None:
     """Run what is named, all by default; print the table and write the CSV."""
-    chosen = [text.partition("@") for text in sys.argv[1:] or SIZES]
+    named = [text for text in sys.argv[1:] if text != "searched"]
+    chosen = [text.partition("@") for text in named or SIZES]
     found = [
         row
         for name, _, length in chosen
         for sequence in ([int(length)] if length else SEQUENCES)
-        for row in rows(name, sequence)
+        for row in rows(name, sequence, recipes="searched" not in sys.argv)
     ]
-    show("Tensor parallelism: searched, and every fixed degree", found)
+    show("Tensor parallelism: searched, and every fixed recipe", found)
     print(record("tensor_parallel", found))
 
 

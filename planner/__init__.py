@@ -39,7 +39,8 @@ from planner.request import Request
 from planner.solvers import Limits, Status
 from planner.tensor_parallel import TensorParallel
 from planner.textbook.estimate import Estimate, estimate
-from planner.verification.verify import Verification, verify
+from planner.verification.verification import Verification
+from planner.verification.verify import verify
 
 __all__ = [
     "BadBudget",

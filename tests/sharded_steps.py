@@ -13,6 +13,7 @@ from planner.graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_fro
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.strategy import Strategy
 from planner.sharding.step_graph.sharded_step import Realized
+from planner.solvers import floor_bytes
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class FakeStep:
     graph: Graph
     units: tuple[str, ...]
     host_bytes: int = 0
+    padding_bytes: int = 0
+
+    def floor_bytes(self, times: int = 1) -> int:
+        return floor_bytes(self.graph)
 
     def realize(self, order: Sequence[int]) -> Realized:
         gathers = {op.module: i for i, op in enumerate(self.graph.ops) if op.target == "all_gather"}

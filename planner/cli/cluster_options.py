@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from planner.cli.options import Command, declared
-from planner.errors import BadCluster
+from planner.errors import BadCluster, BadRequest
 from planner.plan.configuration import PRECISIONS
+from planner.tensor_parallel import IF_NEEDED, SEARCHED
 
 _OPTIONS = (
     click.option(
@@ -40,6 +41,12 @@ _OPTIONS = (
         help="What compute may run in; repeatable. float32 is the model as it is.",
     ),
     click.option("--no-offload", is_flag=True, help="Never move states to the host."),
+    click.option(
+        "--tensor-parallel",
+        metavar="HOW",
+        help="Part layers over ranks of a node: if_needed (default), auto (compares degrees), off, "
+        "or a number of ranks. By the model's own styles (tp_plan).",
+    ),
 )
 
 
@@ -50,6 +57,7 @@ CLUSTER = (
     "global_batch",
     "precisions",
     "no_offload",
+    "tensor_parallel",
 )
 """The names under which a command gets them."""
 
@@ -67,6 +75,7 @@ def cluster_arguments(
     global_batch: int | None,
     precisions: Sequence[str],
     no_offload: bool,
+    tensor_parallel: str | None = None,
 ) -> dict[str, Any]:
     """Turn the options into arguments of ``planner.fit``.
 
@@ -76,9 +85,11 @@ def cluster_arguments(
         global_batch: samples of a step over all devices.
         precisions: what compute may run in.
         no_offload: whether states stay on the devices.
+        tensor_parallel: a word, or a number as digits; nothing leaves the default.
 
     Raises:
         BadCluster: more than one unnamed link, or options of several devices for one.
+        BadRequest: another word for ``tensor_parallel``.
 
     >>> cluster_arguments(world_size=8, devices_per_node=None, links=["host=25GB/s"],
     ...                   global_batch=64, precisions=[], no_offload=True)["link"]
@@ -90,6 +101,7 @@ def cluster_arguments(
         "--global-batch": global_batch,
         "--precision": precisions,
         "--no-offload": no_offload,
+        "--tensor-parallel": tensor_parallel,
     }
     if world_size == 1:
         if used := [name for name, value in given.items() if value]:
@@ -102,7 +114,19 @@ def cluster_arguments(
         "global_batch": global_batch,
         "precisions": tuple(precisions) or ("float32",),
         "offload": not no_offload,
+        **_parted(tensor_parallel),
     }
+
+
+def _parted(said: str | None) -> dict[str, Any]:
+    if said is None:
+        return {}
+    known = {"off": False, SEARCHED: SEARCHED, IF_NEEDED: IF_NEEDED}
+    if said not in known and not said.isdecimal():
+        raise BadRequest(
+            f"--tensor-parallel {said!r}: expected {', '.join(known)}, or a number of ranks"
+        )
+    return {"tensor_parallel": int(said) if said.isdecimal() else known[said]}
 
 
 def _link(links: Sequence[str]) -> str | dict[str, str] | None:

@@ -5,6 +5,7 @@ Knows what each command is called, takes and ends in. Knows nothing of how answe
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ from planner.model_argument import Example, load_example, load_function
 from planner.output.exporters import EXPORTERS
 from planner.output.exporters import export as write_plan
 from planner.output.layout import wrap
-from planner.plans import load, load_plan
+from planner.plans import Plan, load
 from planner.progress import on_terminal
 from planner.request_defaults import example_inputs
 from planner.textbook.estimate import estimate as run_estimate
@@ -196,15 +197,16 @@ def compare(
 @click.option("--inputs", metavar="SPEC", help="path.py:function that returns the inputs.")
 @JSON
 def verify(model: str, plan_path: Path, inputs: str | None, *, as_json: bool) -> None:
-    """Run MODEL plain and planned, and compare."""
+    """Run MODEL plain and planned, and compare; on all ranks, if PLAN is for several of a CPU."""
     from planner.verification.verify import verify as run_verify
 
     with answering(as_json=as_json), on_terminal() as progress:
-        plan = load_plan(plan_path)
+        plan = load(plan_path)
         progress(f"loading {model}")
         example = load_example(model, inputs)
         progress("running the plain and the planned step")
-        result = run_verify(example.model, plan, _inputs(example))
+        given = example.model if isinstance(plan, Plan) else functools.partial(_made, model, inputs)
+        result = run_verify(given, plan, _inputs(example))
     tell(result, as_json=as_json)
     finish(fits=result.fits)
 
@@ -325,6 +327,12 @@ def max_batch(
 
 def _inputs(example: Example) -> Any:
     return example_inputs(example.model) if example.inputs is None else example.inputs
+
+
+def _made(spec: str, inputs_spec: str | None) -> tuple[Any, Any]:
+    """Return a model and its inputs, in whatever process this is called."""
+    example = load_example(spec, inputs_spec)
+    return example.model, _inputs(example)
 
 
 def _listed(notes: Sequence[str]) -> str:

@@ -149,6 +149,10 @@ def tensor_notes(plan: ShardedStepPlan) -> Iterator[str]:
         f"{c.tensor_ranks} of {c.data_ranks} of each batch; their collectives count in full, "
         "nothing hides them"
     )
+    yield (
+        "a pipeline is not needed, as it fits with layers parted within a node; where nothing "
+        "does, fit says what the stages of one would hold"
+    )
     if not (plan.tensor and plan.tensor.declared):
         yield "the styles of the layers are not in the plan: pass tensor_parallel= to apply, too"
 

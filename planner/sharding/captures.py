@@ -17,12 +17,14 @@ from planner.request import Request
 from planner.running.engines import engine_of
 from planner.sharding.configurations import WHOLE, Parted, parted_as
 from planner.sharding.held import AsCompiled, AsPlanned, Holds
+from planner.sharding.least_states import least_states, states_of
 from planner.sharding.parted.growth import Growing, growing
 from planner.sharding.parted.ways import Ways
 from planner.sharding.samples import samples_in, with_samples
-from planner.sharding.search import Space
+from planner.sharding.space import Space
 from planner.sharding.step_graph.assembly import assemble
 from planner.sharding.step_graph.sharded_step import ShardedStep
+from planner.sharding.step_graph.step_rules import ModelStates
 from planner.sharding.wrapped.unit_captures import ModelCapture, UnitsOf, capture_units
 
 
@@ -122,6 +124,7 @@ class Captures:
             lambda c: self._quick_seconds(c, whole=whole),
             self.impossible,
             self.holds(cluster).bytes_of,
+            lambda c: least_states(self._states, c),
         )
 
     @cached_property
@@ -136,6 +139,12 @@ class Captures:
             return AsCompiled(units, self.captured, cluster, request.optimizer)
 
         return on
+
+    @cached_property
+    def _states(self) -> ModelStates:
+        request = self.request
+        accelerated = request.hardware.name != "cpu"
+        return states_of(request.model, request.optimizer, accelerated=accelerated)
 
     def _quick_seconds(self, c: Configuration, *, whole: bool) -> float:
         """Return a bound on a step that needs no capture of these layers at this micro-batch.

@@ -23,6 +23,7 @@ from planner.sharding.captures import Captures
 from planner.sharding.configurations import WHOLE, Parted, configurations
 from planner.sharding.held import with_excess
 from planner.sharding.margin import NO_MARGIN, Margin, margin_of, widened
+from planner.sharding.on_paper import one_stage
 from planner.sharding.parted.ways import Ways, ways_of
 from planner.sharding.pricing import (
     CanRealize,
@@ -34,10 +35,12 @@ from planner.sharding.pricing import (
 )
 from planner.sharding.reasons import alternatives, tensor_parallelism
 from planner.sharding.samples import samples_in
-from planner.sharding.search import SearchResult, Space, explore
+from planner.sharding.search import explore
+from planner.sharding.space import SearchResult, Space
 from planner.solvers import Limits, Status
 from planner.solvers.tuning import ANY_GAP
 from planner.tensor_parallel import TensorParallel, tensor_parallel_of
+from planner.textbook.pipeline import pipeline_text
 
 ANY_SCHEDULE = Limits(seconds=5.0, gap=ANY_GAP)
 """Limits for finding out whether one device fits at all, which many numbers are asked for."""
@@ -308,6 +311,9 @@ def fits_nowhere(
         "least as many samples; then lower precision (precisions=('bfloat16',)), or optimizer "
         f"offload{'; or reserve=, which says otherwise what is kept free' if kept else ''}."
     )
+    if any(o.configuration.tensor_ranks > 1 for o in found.outcomes):
+        most = max(1, len(closest.units))
+        text += f" {pipeline_text(one_stage(closest), budget_bytes - kept, most)}."
     if unparted:
         text += f" Layers cannot be parted over ranks, either: {unparted}"
     found_at = binding(closest.graph, closest.schedule, closest.trace)

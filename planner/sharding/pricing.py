@@ -35,6 +35,13 @@ class CanRealize(Protocol):
     def host_bytes(self) -> int:
         """What one rank holds on its host."""
 
+    def floor_bytes(self, times: int = 1) -> int:
+        """Return what all that really runs holds at some moment, of so many times the samples."""
+
+    @property
+    def padding_bytes(self) -> int:
+        """By how much less a step may hold, beside its states, that shards over fewer ranks."""
+
     def realize(self, order: Sequence[int]) -> Realized:
         """Return what an order decides for each unit, and the schedule that then really runs."""
 

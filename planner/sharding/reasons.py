@@ -13,7 +13,7 @@ from planner.sharding.configurations import parted_as
 from planner.sharding.parted.parallelize import described
 from planner.sharding.parted.ways import Ways
 from planner.sharding.pricing import Planned
-from planner.sharding.search import Outcome, SearchResult
+from planner.sharding.space import Outcome, SearchResult
 
 _WHY = {
     "compute": "compute takes",

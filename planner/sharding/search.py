@@ -8,16 +8,15 @@ least bound left over holds for all of them.
 
 from __future__ import annotations
 
-import heapq
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from planner.byte_sizes import format_bytes
 from planner.errors import CaptureError
-from planner.graphs import Graph, Kind
 from planner.plan.configuration import Configuration
-from planner.plan.time_parts import Spent, spent
+from planner.plan.time_parts import spent
 from planner.sharding.pricing import (
     CanRealize,
     Needs,
@@ -27,7 +26,9 @@ from planner.sharding.pricing import (
     price_recipes,
     what_fills,
 )
-from planner.solvers import Limits, floor_bytes, lower_bound
+from planner.sharding.space import Outcome, SearchResult, Space
+from planner.sharding.too_full import Full, alike, full
+from planner.solvers import Limits, lower_bound
 from planner.solvers.bounds.parametric import quick_bound
 from planner.solvers.minimum_budget import proven_floor
 
@@ -36,62 +37,6 @@ _HOST_LATER = 1.02
 
 _SHOWN = 2
 """How many further configurations of each way to shard are priced to show its best one."""
-
-
-@dataclass(frozen=True)
-class Space:
-    """The configurations, a bound on forward and backward of a whole step, and how to open one.
-
-    What the optimizer does must not depend on the micro-batch. What a step holds must not fall with
-    larger micro-batches, gradients that are accumulated aside, nor with smaller groups of ranks.
-    ``quick_seconds`` is a bound that takes no capture; what it rules out is never captured.
-    ``impossible`` says why a configuration cannot be captured, if it cannot. ``holds`` is what a
-    plan holds as it really runs, no less than its tensors.
-    """
-
-    configurations: tuple[Configuration, ...]
-    floor_seconds: Callable[[Configuration], float]
-    open: Callable[[Configuration], CanRealize]
-    quick_seconds: Callable[[Configuration], float] = lambda c: 0.0
-    impossible: Callable[[Configuration], str] = lambda c: ""
-    holds: Needs = peak_of
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What is known of a configuration when the search ends.
-
-    No schedule of it that fits takes less than ``bound_seconds``. ``seconds`` are those of the
-    fastest plan seen that fits, ``None`` if none was; ``peak_bytes`` is that plan's, or the lowest
-    seen, ``None`` if its memory was never looked at. ``spent`` splits the seconds, of every op once
-    if no plan fits. ``fills`` says what fills the device at the lowest peak seen. ``solved`` says
-    that the solver was asked; ``impossible`` why there is no such step.
-    """
-
-    configuration: Configuration
-    bound_seconds: float
-    seconds: float | None = None
-    peak_bytes: int | None = None
-    spent: Spent | None = None
-    fills: str = ""
-    solved: bool = False
-    impossible: str = ""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What the search ends with.
-
-    ``bound_seconds`` holds for every configuration; ``recipes`` are the fixed ones of the best;
-    ``closest`` is the plan with the lowest peak, whether it fits or not.
-    """
-
-    best: Planned | None
-    bound_seconds: float
-    outcomes: tuple[Outcome, ...]
-    recipes: tuple[Planned, ...]
-    closest: Planned
-    finished: bool
 
 
 def explore(
@@ -123,19 +68,19 @@ def explore(
     search = _Search(
         space, budget_bytes, needs=needs, method=method, limits=limits or Limits(), tell=tell
     )
-    for parted in (False, True):  # what is known of whole layers rules out most of the others
-        if among := [c for c in space.configurations if (c.tensor_ranks > 1) == parted]:
-            search.open_all(among)
-            search.solve_all()
+    groups = _groups(space.configurations)
+    for among in groups:
+        search.open_all(among)
+        search.solve_all(last=among is groups[-1])
     search.show_all()
-    if search.closest is None:
-        assert search.outcomes, "a space has configurations"
-        raise CaptureError(next(o.impossible for o in search.outcomes.values()))
+    search.see_one()
+    assert search.closest is not None
     outcomes, best = tuple(search.outcomes[c] for c in space.configurations), search.best
     bound = min(outcome.bound_seconds for outcome in outcomes)
     if best is None:
         return SearchResult(None, bound, outcomes, (), search.closest, search.finished)
-    priced = tuple(price_recipes(best.configuration, space.open(best.configuration)))
+    step = search.steps.get(best.configuration) or space.open(best.configuration)
+    priced = tuple(price_recipes(best.configuration, step))
     bound = min(bound, best.seconds)
     return SearchResult(best, bound, outcomes, priced, search.closest, search.finished)
 
@@ -163,11 +108,12 @@ class _Search:
         self.outcomes: dict[Configuration, Outcome] = {}
         self.optimizer: dict[Configuration, float] = {}
         self.full: list[Full] = []
+        self.bounded: set[Configuration] = set()
 
     def open_all(self, among: Sequence[Configuration]) -> None:
         """Open what its floor does not rule out, those that hold least first."""
         for c in sorted(among, key=_holds_least):
-            if self._is_ruled_out(c):
+            if self._is_ruled_out(c) or self._is_too_large(c):
                 continue
             quick = self.space.quick_seconds(c) + self._optimizer_seconds(c)
             if quick >= self._enough():
@@ -181,39 +127,53 @@ class _Search:
             if floor < self._incumbent():
                 self._open(c)
 
-    def solve_all(self) -> None:
+    def solve_all(self, *, last: bool = True) -> None:
         """Solve what is most promising; then bound, then solve what may still be faster.
 
-        Always what has the least bound; the first even if the time is over by then. Where states
-        are on the host, a configuration waits for those on the device that are about as good.
+        Always what has the least bound; the first even if the time is over by then. While nothing
+        is known to fit, what was seen to hold least comes first, those that are not the last leave
+        half of the time to others, and the last get as much again. Where states are on the host, a
+        configuration waits for those on the device that are about as good.
+
+        Args:
+            last: there are no others to open.
         """
         self.finished = True
-        deadline, bounded = time.monotonic() + self.seconds, set[Configuration]()
-        index = {c: i for i, c in enumerate(self.space.configurations)}
-        queue = [(self._promise(c), index[c], c) for c in self.steps]
-        heapq.heapify(queue)
-        while queue:
-            _, i, c = heapq.heappop(queue)
-            if self.outcomes[c].bound_seconds >= self._enough():
-                continue
-            left = deadline - time.monotonic()
+        start = time.monotonic()
+        while (c := self._next()) is not None:
+            spent_seconds = time.monotonic() - start
+            left = self.seconds - spent_seconds
+            if self.best is None:
+                left += self.limits.seconds if last else -self.seconds / 2
             first = not any(outcome.solved for outcome in self.outcomes.values())
-            if left <= 0 and not first and self.best is not None:
-                enough = self._enough()
-                self.finished = all(
-                    o.solved or o.bound_seconds >= enough for o in self.outcomes.values()
-                )
+            if left <= 0 and not first:
+                self.finished = False
                 break
             least = self.limits.seconds / 2 if first else 1.0
             limits = replace(self.limits, seconds=max(least, left))
-            if first or (not self.outcomes[c].solved and (c in bounded or left <= 0)):
+            if first or (not self.outcomes[c].solved and c in self.bounded):
                 self._solve(c, limits)
             else:
-                bounded.add(c)
+                self.bounded.add(c)
                 self._bound(c, limits)
-            if not (c in bounded and self.outcomes[c].solved):
-                heapq.heappush(queue, (self._promise(c), i, c))
-        self.seconds = max(0.0, deadline - time.monotonic())
+        self.seconds = max(0.0, self.seconds - (time.monotonic() - start))
+
+    def _next(self) -> Configuration | None:
+        """Return what to bound or solve next, if anything may still be faster."""
+        enough, index = self._enough(), {c: i for i, c in enumerate(self.steps)}
+        among = [
+            c
+            for c in self.steps
+            if self.outcomes[c].bound_seconds < enough
+            and not (c in self.bounded and self.outcomes[c].solved)
+        ]
+        if self.best is None:
+            return min(among, key=lambda c: (self._peak(c), index[c]), default=None)
+        return min(among, key=lambda c: (self._promise(c), index[c]), default=None)
+
+    def _peak(self, c: Configuration) -> tuple[bool, float]:
+        outcome = self.outcomes[c]
+        return outcome.solved, math.inf if outcome.peak_bytes is None else outcome.peak_bytes
 
     def show_all(self) -> None:
         """Open what may be the fastest of each way to shard, until it is known or seems to be.
@@ -238,6 +198,19 @@ class _Search:
                 if not self._is_ruled_out(c):
                     self._open(c)
 
+    def see_one(self) -> None:
+        """Open what holds least if nothing was opened, so that it is known how close it comes.
+
+        Raises:
+            CaptureError: all configurations are impossible.
+        """
+        if self.closest is not None:
+            return
+        possible = [c for c in self.outcomes if not self.outcomes[c].impossible]
+        if not possible:
+            raise CaptureError(next(o.impossible for o in self.outcomes.values()))
+        self._open(min(possible, key=lambda c: (self.space.least_bytes(c), _holds_least(c))))
+
     def _optimizer_seconds(self, c: Configuration) -> float:
         """Return what the optimizer takes at least, as far as it is known.
 
@@ -256,12 +229,23 @@ class _Search:
 
     def _is_ruled_out(self, c: Configuration) -> bool:
         """Tell whether what holds no more does not fit, and remember it."""
-        less = next((f.configuration for f in self.full if f.rules_out(c)), None)
+        less = next((f for f in self.full if f.rules_out(c)), None)
         if less is None:
             return False
-        peak, fills = self.outcomes[less].peak_bytes, self.outcomes[less].fills
-        fills = f"{less} does not fit: {fills}"
+        seen = self.outcomes[less.seen]
+        peak, fills = seen.peak_bytes, f"{less.seen} does not fit: {seen.fills}"
+        if less.micro_batch > less.seen.micro_batch:
+            peak, fills = None, f"{less.seen} fits, but what units keep of as many samples does not"
         self.outcomes[c] = Outcome(c, math.inf, peak_bytes=peak, fills=fills)
+        return True
+
+    def _is_too_large(self, c: Configuration) -> bool:
+        """Tell whether what a configuration holds from end to end does not fit."""
+        held = self.space.least_bytes(c)
+        if held <= self.budget_bytes:
+            return False
+        fills = f"model states alone hold {format_bytes(held)}"
+        self.outcomes[c] = Outcome(c, math.inf, peak_bytes=held, fills=fills)
         return True
 
     def _incumbent(self) -> float:
@@ -279,8 +263,9 @@ class _Search:
         """Assemble the graph of a configuration and try the recipes on it."""
         self.tell(f"opening {c}")
         step, known = self.space.open(c), self.outcomes[c]
-        graph, floor = step.graph, proven_floor(step.graph)
-        assert graph.seconds >= known.bound_seconds * (1 - 1e-9), "the floor is no bound"
+        graph, floor = step.graph, max(proven_floor(step.graph), step.floor_bytes())
+        if known.bound_seconds < math.inf:
+            assert graph.seconds >= known.bound_seconds * (1 - 1e-9), "the floor is no bound"
         fits = floor <= self.budget_bytes
         bound = quick_bound(graph, self.budget_bytes) if fits else math.inf
         tried = list(price_recipes(c, step)) if fits else [next(price_recipes(c, step))]
@@ -296,7 +281,8 @@ class _Search:
         )
         self.optimizer[c.way] = outcome.spent.optimizer if outcome.spent else 0.0
         self._take(c, outcome, best, least)
-        if (too_much := full(graph, c, self.budget_bytes)) is not None:
+        larger = {o.micro_batch for o in self.space.configurations if alike(o) == alike(c)}
+        if (too_much := full(step, c, self.budget_bytes, sorted(larger))) is not None:
             self.full.append(too_much)
         if bound < self._incumbent():
             self.steps[c] = step
@@ -345,47 +331,20 @@ def _seconds(planned: Planned) -> float:
     return planned.seconds
 
 
+def _groups(configurations: Sequence[Configuration]) -> list[list[Configuration]]:
+    """Group configurations in the order in which they are looked at.
+
+    First those with whole layers; then the others by degree, micro-batch by micro-batch: what is
+    known of the ones before may spare captures of the later ones.
+    """
+    found: dict[tuple[int, ...], list[Configuration]] = {}
+    for c in sorted(configurations, key=_holds_least):
+        parted = c.tensor_ranks > 1
+        key = _holds_least(c)[:3] if parted else ()
+        found.setdefault(key, []).append(c)
+    return list(found.values())
+
+
 def _holds_least(c: Configuration) -> tuple[int, ...]:
     """Order configurations: whole layers first, then by what holds less."""
-    return (c.tensor_ranks, c.sequence_parallel, c.micro_batch, -c.shard_ranks)
-
-
-@dataclass(frozen=True)
-class Full:
-    """A configuration that cannot fit, and whether its states alone are too much."""
-
-    configuration: Configuration
-    by_states: bool
-
-    def rules_out(self, c: Configuration) -> bool:
-        """Say whether another holds at least as much: as large shards or larger, more samples.
-
-        Shards never grow with more ranks; the buffers they are gathered in may, by padding.
-        """
-        mine = self.configuration
-        alike = _kind(c) == _kind(mine)
-        larger = c.shard_ranks == mine.shard_ranks
-        larger = larger or (self.by_states and c.shard_ranks < mine.shard_ranks)
-        return alike and larger and c.micro_batch >= mine.micro_batch
-
-
-def _kind(c: Configuration) -> tuple[object, ...]:
-    """Return what two configurations have to share for one to hold at least what the other does."""
-    return (c.strategy, c.precision, c.offload, c.tensor_ranks, c.sequence_parallel)
-
-
-def full(graph: Graph, c: Configuration, budget_bytes: int) -> Full | None:
-    """Say whether some op alone needs more than the budget, with one sample or with more.
-
-    What larger micro-batches may not hold is left out: gradients kept between micro-steps.
-
-    Args:
-        graph: of one rank's step.
-        c: what it was assembled for.
-        budget_bytes: of each rank.
-    """
-    kept = [v for v in graph.resident if graph.values[v].kind is Kind.GRADIENT]
-    spared = sum(graph.values[v].size_bytes for v in kept) if c.accumulation > 1 else 0
-    if floor_bytes(graph) - spared <= budget_bytes:
-        return None
-    return Full(c, by_states=graph.resident_bytes - spared > budget_bytes)
+    return (c.tensor_ranks, not c.sequence_parallel, c.micro_batch, -c.shard_ranks)

@@ -19,7 +19,7 @@ from planner.sharding.pricing import (
     keeping_gathered,
     plan_step,
 )
-from planner.sharding.search import Space
+from planner.sharding.space import Space
 from planner.sharding.step_graph.sharded_step import Realized
 from planner.solvers import Limits
 
@@ -102,6 +102,13 @@ class _Kept:
     @property
     def host_bytes(self) -> int:
         return self.step.host_bytes
+
+    def floor_bytes(self, times: int = 1) -> int:
+        return self.step.floor_bytes(times)
+
+    @property
+    def padding_bytes(self) -> int:
+        return self.step.padding_bytes
 
     def realize(self, order: Sequence[int]) -> Realized:
         return self.step.realize(order)

@@ -14,14 +14,22 @@ from planner.byte_sizes import parse_budget, parse_count
 from planner.errors import BadBudget, BadEstimate, UnknownDevice
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.hardware.devices import device as find_device
+from planner.tensor_parallel import DEGREES
 from planner.textbook import formulas
 from planner.textbook.activations import ATTENTION, FUSED, Tokens
 from planner.textbook.architecture import Architecture, of_config, of_module, of_spec
 from planner.textbook.estimate_text import render
-from planner.textbook.estimated import Activations, Estimated, StageStates, Weights
+from planner.textbook.estimated import (
+    Activations,
+    Estimated,
+    PartedLayers,
+    StageStates,
+    Weights,
+)
 from planner.textbook.families import FAMILIES
 from planner.textbook.formulas import Stack
 from planner.textbook.model_activations import Given, LayeredModel, activations, described
+from planner.textbook.pipeline import OneStage, least_pipeline
 
 if TYPE_CHECKING:
     from torch import nn
@@ -142,11 +150,48 @@ def _filled(e: Estimate, stages: tuple[int, ...]) -> Estimate:
         e = replace(e, cache_bytes=e.cache_token_bytes * e.seq * e.batch)
     if e.seq is not None and (model := described(e.architecture)) is not None:
         e = replace(e, family=model.family.name, activations=_activations(e, model, e.seq))
-    return replace(
+    e = replace(
         e,
         weights=tuple(_weights(e, name, bits) for name, bits in formulas.WEIGHT_BITS.items()),
         stages=tuple(_stage(e, stage) for stage in stages),
     )
+    return _parted(e) if e.activations else e
+
+
+def _parted(e: Estimate) -> Estimate:
+    """Add degrees of tensor parallelism where whole layers do not fit, and else a pipeline.
+
+    All is counted at stage 3 over all devices and with full recomputation, where least is held.
+    """
+    whole = _one_stage(e, 1)
+    usable = e.memory_bytes - e.reserve_bytes
+    if _peak(whole) <= usable:
+        return e
+    heads = [n for n in (e.architecture.heads, e.architecture.kv_heads) if n]
+    degrees = [d for d in DEGREES if e.gpus % d == 0 and all(n % d == 0 for n in heads)]
+    held = [(d, _peak(_one_stage(e, d))) for d in degrees]
+    rows = tuple(PartedLayers(d, peak, peak <= usable) for d, peak in held)
+    if any(row.fits for row in rows):
+        return replace(e, parted=rows)
+    found = least_pipeline(_one_stage(e, degrees[-1]), usable, e.architecture.layers or 1)
+    return replace(e, parted=rows, pipeline=found)
+
+
+def _one_stage(e: Estimate, degree: int) -> OneStage:
+    """Return what a device holds of one micro-batch, all layers parted over so many."""
+    a, full = e.architecture, e.activations[-1]
+    frozen = a.parameters - a.trainable
+    states = formulas.model_states(
+        a.trainable, frozen, stage=3, precision=e.precision, optimizer=e.optimizer
+    )
+    kept = full.total_bytes - full.cast_bytes
+    return OneStage(
+        states.on(e.gpus), kept // degree, (full.peak_bytes - full.total_bytes) // degree
+    )
+
+
+def _peak(whole: OneStage) -> int:
+    return whole.states_bytes + whole.kept_bytes + whole.working_bytes
 
 
 def _described(

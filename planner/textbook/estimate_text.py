@@ -13,13 +13,15 @@ from planner.textbook.activations import FUSED
 from planner.textbook.estimated import Estimated
 from planner.textbook.families import FAMILIES
 from planner.textbook.formulas import Stack, stage_limit
+from planner.textbook.pipeline import stages_text
 
 _SHARDS = ("nothing", "optimizer state", "+ gradients", "+ parameters")
 
 
 def render(e: Estimated) -> str:
     """Write what an estimate found, the weights first, and what it rests on last."""
-    sections = (_head(e), _weights(e), _stages(e), _devices(e), _activations(e), _notes(e))
+    tables = (_weights(e), _stages(e), _devices(e), _activations(e), _parted(e))
+    sections = (_head(e), *tables, _notes(e))
     return "\n\n".join(section for section in sections if section)
 
 
@@ -131,6 +133,35 @@ def _activations(e: Estimated) -> str:
         )
         text += f"\n{wrap(said, '  ', '  ')}"
     return text
+
+
+def _parted(e: Estimated) -> str:
+    """Say what parted layers would hold where whole ones do not fit, and else a pipeline."""
+    if not e.parted:
+        return ""
+    title = (
+        f"Layers parted over devices of a node, stage 3 over all {e.gpus:,}, full recomputation, "
+        f"{_tokens(e)}"
+    )
+    rows = [
+        (
+            "whole" if row.degree == 1 else str(row.degree),
+            format_both(row.peak_bytes),
+            "yes" if row.fits else "no",
+        )
+        for row in e.parted
+    ]
+    text = f"{title}\n{table('lrl', ('parted over', 'at the peak', 'fits'), rows)}"
+    if any(row.fits for row in e.parted):
+        return text
+    return f"{text}\n{wrap(_pipeline(e), '  ', '  ')}"
+
+
+def _pipeline(e: Estimated) -> str:
+    said = f"nothing fits with layers parted over {e.parted[-1].degree}"
+    if e.pipeline is None:
+        return f"{said}, and no pipeline would do: take more devices or fewer tokens"
+    return f"{said}: a pipeline would be needed. {stages_text(e.pipeline)}"
 
 
 def _missing(e: Estimated) -> str:

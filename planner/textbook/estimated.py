@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from planner.textbook.architecture import Architecture
+from planner.textbook.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,19 @@ class StageStates:
 
 
 @dataclass(frozen=True, slots=True)
+class PartedLayers:
+    """What a device holds at stage 3 with full recomputation, layers parted over ``degree`` ranks.
+
+    The devices that part a layer see the same samples; activations of each are taken to be parted
+    evenly, as with sequence parallelism.
+    """
+
+    degree: int
+    peak_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Estimated:
     """Everything that was asked and found."""
 
@@ -72,6 +86,8 @@ class Estimated:
     weights: tuple[Weights, ...]
     stages: tuple[StageStates, ...]
     activations: tuple[Activations, ...]
+    parted: tuple[PartedLayers, ...] = ()
+    pipeline: Pipeline | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON types."""

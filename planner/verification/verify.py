@@ -9,25 +9,21 @@ import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.byte_sizes import format_both
 from planner.errors import BadRequest, PlannerError
 from planner.graphs import Kind
+from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.plan.step_plan import StepPlan
+from planner.verification.verification import Verification, VerificationFailed, losses_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from planner.verification.difference import Difference
     from planner.verification.training_run import Factory, Measurement, Trial
-
-
-class VerificationFailed(PlannerError, RuntimeError):
-    """A training run could not be carried out in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,54 +34,9 @@ class Run:
     tensors: Mapping[str, Mapping[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What plain and planned training needed, and whether they agree."""
-
-    plain: Measurement
-    planned: Measurement
-    predicted_bytes: int
-    budget_bytes: int
-    loss: Difference
-    gradients: Difference
-    parameters: Difference
-    buffers: Difference
-
-    @property
-    def fits(self) -> bool:
-        """Whether the measured peak is within the budget."""
-        return self.planned.peak_bytes <= self.budget_bytes
-
-    @property
-    def identical(self) -> bool:
-        """Whether losses, gradients, parameters and buffers agree in every bit."""
-        compared = (self.loss, self.gradients, self.parameters, self.buffers)
-        return all(difference.identical for difference in compared)
-
-    @property
-    def prediction_error(self) -> float:
-        """How far the predicted peak is above the measured one, as a fraction of it."""
-        return self.predicted_bytes / self.planned.peak_bytes - 1
-
-    @property
-    def time_ratio(self) -> float:
-        """Time of a planned step over that of a plain one."""
-        return self.planned.seconds / self.plain.seconds
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all of it as plain dicts, lists and numbers."""
-        derived = ("fits", "identical", "prediction_error", "time_ratio")
-        found = asdict(self) | {name: getattr(self, name) for name in derived}
-        return found | {"baseline": found["plain"], "patched": found["planned"]}  # until 0.3
-
-    def __str__(self) -> str:
-        """Answer first: does it fit, does it agree, what does it cost."""
-        return _render(self)
-
-
 def verify(
     model: nn.Module | Factory,
-    plan: StepPlan,
+    plan: StepPlan | ShardedStepPlan,
     inputs: Any = None,
     *,
     loss: Callable[..., Any] | None = None,
@@ -93,6 +44,7 @@ def verify(
     optimizer: Any = "plan",
     steps: int = 5,
     seed: int = 0,
+    tensor_parallel: Any = None,
 ) -> Verification:
     """Train a model plain and planned, each in a fresh process, and compare.
 
@@ -104,15 +56,31 @@ def verify(
     Args:
         model: what the plan was made for, or a function that makes it. One that is parallelized
             over ranks is always given as a function, which is called on each of them.
-        plan: to be checked.
+        plan: to be checked. One for several ranks of a CPU runs on as many processes of this
+            machine, over gloo, if the model is given as a function and its output is, or has, the
+            loss.
         inputs, loss, targets: as for ``fit``.
         optimizer: as for ``fit``; "plan" stands for the one the plan was made for.
         steps: how many steps are timed, after three that warm up and measure memory.
         seed: of parameters and random ops.
+        tensor_parallel: for a plan over several ranks, as for ``apply``.
 
     Raises:
         VerificationFailed: the model does not survive pickling, or a process died.
     """
+    if isinstance(plan, ShardedStepPlan):
+        if loss is not None or targets is not None or optimizer != "plan":
+            raise BadRequest(
+                "loss=, targets= and optimizer= are for plans for one device; over several the "
+                "model's output is, or has, the loss, and the optimizer is the plan's"
+            )
+        from planner.verification.verify_sharded import verify_sharded
+
+        return verify_sharded(
+            model, plan, inputs, steps=steps, seed=seed, tensor_parallel=tensor_parallel
+        )
+    if tensor_parallel is not None:
+        raise BadRequest("tensor_parallel= is for a plan over several ranks; this is for one")
     if not isinstance(plan, StepPlan):
         raise BadRequest(
             f"the plan is a {type(plan).__name__}; expected verify(model, plan, inputs), the plan "
@@ -177,7 +145,7 @@ def conclude(plan: StepPlan, plain: Run, planned: Run) -> Verification:
         planned=planned.measured,
         predicted_bytes=plan.peak_bytes - kept,  # no tensor's, so no measurement has it
         budget_bytes=plan.budget_bytes - kept,
-        loss=compare_tensors(_losses(plain), _losses(planned)),
+        loss=compare_tensors(losses_of(plain.measured), losses_of(planned.measured)),
         gradients=compare_tensors(left["gradients"], right["gradients"]),
         parameters=compare_tensors(left["parameters"], right["parameters"]),
         buffers=compare_tensors(left["buffers"], right["buffers"]),
@@ -240,37 +208,3 @@ def _receive(folder: Path) -> Measurement:
     trial: Trial = torch.load(folder / "trial.pt", weights_only=False)
     (folder / "trial.pt").unlink()  # it may hold a whole model
     return run(trial, folder)
-
-
-def _losses(run: Run) -> dict[str, Tensor]:
-    import torch
-
-    return {f"step {i + 1}": torch.tensor(x) for i, x in enumerate(run.measured.losses)}
-
-
-def _render(found: Verification) -> str:
-    fits = "fits" if found.fits else "DOES NOT FIT"
-    agree = "bit-identical" if found.identical else "NOT bit-identical"
-    plain, planned = found.plain, found.planned
-    lines = [
-        f"{fits}: measured peak {format_both(planned.peak_bytes)} of the budget "
-        f"{format_both(found.budget_bytes)}; results {agree}",
-        f"  predicted peak   {format_both(found.predicted_bytes)} "
-        f"({found.prediction_error:+.2%} of measured)",
-        f"  plain training   {format_both(plain.peak_bytes)}, {plain.seconds:.3f} s a step",
-        f"  planned          {format_both(planned.peak_bytes)}, {planned.seconds:.3f} s a step "
-        f"({found.time_ratio - 1:+.1%})",
-    ]
-    if planned.high_water_bytes and plain.high_water_bytes:
-        lines.append(
-            f"  seen by system   {format_both(plain.high_water_bytes)} plain, "
-            f"{format_both(planned.high_water_bytes)} planned"
-        )
-    for what in ("loss", "gradients", "parameters", "buffers"):
-        gap: Difference = getattr(found, what)
-        if not gap.identical:
-            lines.append(
-                f"  {what} differ by {gap.absolute:.3g} ({gap.relative:.3g} relative), "
-                f"most in {gap.name}"
-            )
-    return "\n".join(lines)

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.joint import best_recipes
 from planner.sharding.configurations import configurations
 from planner.sharding.pricing import Planned, price_recipes
-from planner.sharding.search import Space
+from planner.sharding.space import Space
 from tests.sharded_steps import Sizes, step
 
 

@@ -34,6 +34,15 @@ WORDS: dict[str, Callable[[], ParallelStyle]] = {
 }
 """What a word of transformers is in torch."""
 
+EXPERT_WORDS = ("ep_router", "grouped_gemm", "moe_identity_expert", "moe_tp_experts")
+"""Styles of experts, which are parted or all-reduced by hooks and in-place collectives."""
+
+_EXPERTS_SAID = (
+    ". Experts stay whole in each layer, sharded as all parameters are: part attention alone by "
+    "styles of your own, tensor_parallel={'model.layers.*.self_attn.q_proj': ColwiseParallel(), "
+    "...}"
+)
+
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
@@ -76,6 +85,7 @@ def declared(model: nn.Module) -> Declared:
         raise CaptureError(
             f"{type(model).__name__} declares {unknown[0]!r} for {where!r}, a style of "
             f"transformers that is not planned so far; known are {', '.join(WORDS)}"
+            f"{_EXPERTS_SAID if unknown[0] in EXPERT_WORDS else ''}"
         )
     plain: dict[str, ParallelStyle] = {p: WORDS[w]() for p, w in words.items()}
     stacks = list(_stacks(model, words))

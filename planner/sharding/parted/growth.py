@@ -46,7 +46,7 @@ def _growing(unit: UnitCapture, cluster: Cluster, ranks: int) -> Growing:
         return Growing(0.0, 0.0)
     start = all_reduce_seconds(0.0, ranks, cluster)  # none of the others starts later
     compute = collectives = 0.0
-    large = _activations(unit)
+    large = activations(unit)
     for op in unit.own_ops():
         share = _share(unit.graph, op, large)
         if op.phase is Phase.COMMUNICATION:
@@ -74,10 +74,13 @@ def _share(graph: Graph, op: Op, large: set[int]) -> float:
     return sum(graph.values[v].size_bytes for v in values & large) / whole if whole else 0.0
 
 
-def _activations(unit: UnitCapture) -> set[int]:
+def activations(unit: UnitCapture) -> set[int]:
     """Return the values that are made of inputs or gradients of outputs, and are no weight's.
 
     A value as large as a parameter from which only gradients of parameters are made is one's.
+
+    Args:
+        unit: or the root.
     """
     graph, weights = unit.graph, {p.value for p in unit.parameters}
     made = {v for v in graph.resident if v not in weights and graph.values[v].size_bytes}

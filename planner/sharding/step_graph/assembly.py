@@ -9,9 +9,12 @@ order of things; what is gathered and reduced is the strategy's.
 
 from __future__ import annotations
 
+import functools
+
 from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
+from planner.sharding.parted.growth import activations
 from planner.sharding.step_graph.backward_pass import backward
 from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.forward_pass import forward
@@ -60,6 +63,8 @@ def assemble(
         root_backward=draft.turn,
         host_bytes=_host_bytes(draft, step),
         row_wise=frozenset(draft.row_wise),
+        padding_bytes=_padding_bytes(draft, rules),
+        activations=_activations(draft),
     )
 
 
@@ -75,6 +80,35 @@ def _groups(draft: Draft, rules: StepRules) -> None:
         if exchange is not None:
             draft.row_wise[i], draft.seconds[i] = exchange, GroupSeconds(0.0, 0.0)
             draft.compute[i] = exchange
+
+
+def _activations(draft: Draft) -> frozenset[int]:
+    """Return what is made of samples in units, and what enters them."""
+    of_kind = [activations(kind) for kind in draft.captures.kinds]
+    found = {
+        draft.maps[u][v]
+        for u, kind in enumerate(draft.captures.kind_of)
+        if u not in draft.row_wise
+        for v in of_kind[kind]
+        if v in draft.maps[u]
+    }
+    return frozenset(found)
+
+
+def _padding_bytes(draft: Draft, rules: StepRules) -> int:
+    """Return what all buffers together hold more than they would if the ranks divided everything.
+
+    Copies that are made of parameters parted otherwise than in rows are among it.
+    """
+    if rules.parameter_ranks(draft.configuration.spread) == 1:
+        return 0
+    grain, added = draft.cluster.device.granularity_bytes, 0
+    whole = functools.cache(lambda parameters: group_of(parameters, 1, grain))
+    for i, capture in draft.captures_by_index():
+        group, least = draft.groups[i], whole(capture.parameters)
+        buffers = group.flat + group.gathered + group.reduced + group.padded + group.rearranged
+        added += max(0, buffers - least.flat - least.gathered - least.reduced)
+    return added
 
 
 def _host_bytes(draft: Draft, step: OptimizerStep) -> int:

@@ -5,11 +5,16 @@ The order of things is torch's; the ops around a unit are the strategy's.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from planner.graphs import Phase
 from planner.sharding.step_graph.builder import ROOT, Draft
 from planner.sharding.step_graph.row_wise_lookup import look_up
 from planner.sharding.step_graph.sharded_step import Layout
 from planner.sharding.step_graph.step_rules import StepRules
+
+if TYPE_CHECKING:
+    from planner.sharding.wrapped.boundary import UnitCapture
 
 
 def forward(draft: Draft, rules: StepRules) -> None:
@@ -54,12 +59,22 @@ def _unit_forward(draft: Draft, u: int, gather: tuple[int, ...]) -> None:
     for v, r in zip(capture.inputs, call.inputs, strict=True):
         mapped[v] = draft.maps[ROOT][r]
     indices: list[int | None] = []
-    for op in capture.graph.ops:
+    for index, op in enumerate(capture.graph.ops):
         if op.target == "tangent":
             break
-        indices.append(draft.own(u, op, again=True))
+        indices.append(draft.own(u, op, again=not _is_for_others(capture, index)))
     for v, r in zip(capture.outputs, call.outputs, strict=True):
         draft.maps[ROOT][r] = mapped[v]
     if gather:
         draft.op(f"used.{draft.name(u)}", (draft.weights[u],))
     draft.layouts.append(Layout(tuple(indices), len(indices), gather))
+
+
+def _is_for_others(capture: UnitCapture, index: int) -> bool:
+    """Tell an op whose results only others read, which the unit never has to make again.
+
+    Others read what the unit returned once: no second run of its ops is there for them.
+    """
+    graph = capture.graph
+    made, border = graph.ops[index].outputs, {*capture.outputs}
+    return bool(made) and all(v in border and not graph.consumers[v] for v in made)

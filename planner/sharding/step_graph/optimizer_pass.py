@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby, islice
 
 from planner.graphs import Kind, Op, Phase
 from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep, optimizer_step
 from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.step_rules import StepRules
-from planner.sharding.wrapped.boundary import Parameter
 
 HOST_BYTES_PER_SECOND = 20e9
 """What one rank gets of its host's memory, when the optimizer runs there: assumed, on the safe side
@@ -24,9 +25,8 @@ def add_optimizer(draft: Draft, rules: StepRules, optimizer: OptimizerLike | Non
         rules: of the strategy.
         optimizer: a name or a class; none adds nothing.
     """
-    trained = [p for _, c in draft.captures_by_index() for p in c.parameters if p.trainable]
-    part = rules.optimizer_part(trained, draft.configuration.spread)
-    step = _optimizer_of(part, optimizer, accelerated=draft.cluster.device.name != "cpu")
+    accelerated = draft.cluster.device.name != "cpu"
+    step = optimizer_of(_parts(draft, rules), optimizer, accelerated=accelerated)
     if optimizer is None:
         return step
     if step.state_bytes and not draft.elsewhere:
@@ -47,24 +47,79 @@ def add_optimizer(draft: Draft, rules: StepRules, optimizer: OptimizerLike | Non
     return step
 
 
-def _optimizer_of(
-    parameters: Sequence[Parameter], optimizer: OptimizerLike | None, *, accelerated: bool
+Described = tuple[tuple[tuple[int, ...], int], ...]
+"""Shapes of parameters and bytes of an element."""
+
+
+def _parts(draft: Draft, rules: StepRules) -> list[Described]:
+    """Return what the fullest rank's optimizer sees: of root and units each, if it sees of all."""
+    groups = [[p for p in c.parameters if p.trainable] for _, c in draft.captures_by_index()]
+    trained = [p for group in groups for p in group]
+    part = rules.optimizer_part(trained, draft.configuration.spread)
+    seen = iter([(p.shape, p.itemsize) for p in part])
+    if len(part) != len(trained):  # whole parameters are handed out
+        return [tuple(seen)]
+    return [tuple(islice(seen, len(group))) for group in groups if group]
+
+
+def optimizer_of(
+    parts: Sequence[Described], optimizer: OptimizerLike | None, *, accelerated: bool
 ) -> OptimizerStep:
-    """Run the optimizer on fakes; an accelerator's default is foreach, also for ``DTensor``."""
-    if isinstance(optimizer, str) and accelerated and "_" not in optimizer:
+    """Run the optimizer on fakes; an accelerator's default is foreach, also for ``DTensor``.
+
+    Units that follow each other and are alike add alike to what one of torch's own optimizers
+    holds, which takes parameters one by one or in lists: a few of them show how much. Where they
+    do not, and for all other optimizers, all are run.
+
+    Args:
+        parts: what the root and each unit have, in order.
+        optimizer: a name or a class; none is no step.
+        accelerated: it does not run on a CPU.
+    """
+    if not isinstance(optimizer, str):
+        return _optimizer_step(sum(parts, ()), optimizer)  # type: ignore[arg-type] # all can be hashed
+    if accelerated and "_" not in optimizer:
         optimizer = f"{optimizer}_foreach"
-    described = tuple((p.shape, p.itemsize) for p in parameters)
-    return _optimizer_step(described, optimizer)  # type: ignore[arg-type] # all can be hashed
+    runs = [(part, len(list(alike))) for part, alike in groupby(parts)]
+    return _folded(runs, optimizer) or _optimizer_step(sum(parts, ()), optimizer)
 
 
-@functools.lru_cache(maxsize=64)
-def _optimizer_step(
-    described: tuple[tuple[tuple[int, ...], int], ...], optimizer: OptimizerLike | None
-) -> OptimizerStep:
+_SHOWN = 2
+"""How many alike units that follow each other are run at least, to see what another one adds."""
+_FIELDS = ("state_bytes", "workspace_bytes", "moved_bytes", "calls")
+
+
+def _folded(runs: Sequence[tuple[Described, int]], optimizer: str) -> OptimizerStep | None:
+    """Return the step of all units, seen of a few; none where that does not tell.
+
+    It tells where a third one and a fourth add the same.
+    """
+    few = [min(count, _SHOWN) for _, count in runs]
+
+    def step(counts: Sequence[int]) -> OptimizerStep:
+        shown = (part * n for (part, _), n in zip(runs, counts, strict=True))
+        return _optimizer_step(sum(shown, ()), optimizer)
+
+    found = first = step(few)
+    for i, (_, count) in enumerate(runs):
+        if count <= _SHOWN:
+            continue
+        more = [step([n + (j == i) * m for j, n in enumerate(few)]) for m in (1, 2)]
+        for field in _FIELDS:
+            before, one, two = (getattr(s, field) for s in (first, *more))
+            if two - one != one - before:
+                return None
+            added = (one - before) * (count - _SHOWN)
+            found = replace(found, **{field: getattr(found, field) + added})
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _optimizer_step(parameters: Described, optimizer: OptimizerLike | None) -> OptimizerStep:
     import torch
 
     dtypes = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
-    fakes = [torch.empty(s, dtype=dtypes[size], device="meta") for s, size in described]
+    fakes = [torch.empty(s, dtype=dtypes[size], device="meta") for s, size in parameters]
     return optimizer_step(fakes, optimizer, device="cpu")
 
 

@@ -7,12 +7,14 @@ reductions around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, UnitPlan
+from planner.sharding.step_graph.least_held import Halves, least_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class ShardedStep:
 
     ``root_backward`` is the first op of the backward pass. ``host_bytes`` is what one rank keeps
     in its host's memory. ``row_wise`` are units that are tables looked up where their rows are.
+    ``padding_bytes`` is what buffers hold beyond parameters, because ranks do not divide these.
+    ``activations`` are values that grow with the samples of a micro-batch.
     """
 
     graph: Graph
@@ -56,20 +60,40 @@ class ShardedStep:
     root_backward: int
     host_bytes: int
     row_wise: frozenset[int] = frozenset()
+    padding_bytes: int = 0
+    activations: frozenset[int] = frozenset()
+
+    def floor_bytes(self, times: int = 1) -> int:
+        """Return what every schedule that torch can run holds at some moment.
+
+        Args:
+            times: with so many times the samples in a micro-batch.
+        """
+        units: defaultdict[Hashable, list[Halves]] = defaultdict(list)
+        for u, layout in enumerate(self.layouts):
+            if u not in self.row_wise:
+                halves = layout.ops[: layout.forward_ops], layout.ops[layout.forward_ops :]
+                forward, backward = (frozenset(op for op in h if op is not None) for h in halves)
+                units[self.kind_of[u]].append((forward, backward))
+        return least_held(self.graph, units, self.activations, times)
 
     def realize(self, order: Sequence[int]) -> Realized:
         """Project an order of the step's ops on its units and rebuild what torch runs."""
         runs: dict[int, list[int]] = {}
         for position, op in enumerate(order):
             runs.setdefault(op, []).append(position)
-        plans = []
+        plans, schedules = [], dict[tuple[int, tuple[int, ...]], Schedule]()
         for u, path in enumerate(self.units):
             layout, graph = self.layouts[u], self.kinds[self.kind_of[u]]
             if u in self.row_wise:
                 plain = plain_schedule(graph)
                 plans.append(UnitPlan(path, self.kind_of[u], plain))
                 continue
-            schedule = schedule_from_order(graph, _unit_order(layout, runs))
+            own = tuple(_unit_order(layout, runs))
+            key = self.kind_of[u], own
+            if key not in schedules:  # layers are mostly alike
+                schedules[key] = schedule_from_order(graph, own)
+            schedule = schedules[key]
             kept = bool(layout.gather) and len(runs[layout.gather[0]]) == 1
             plans.append(UnitPlan(path, self.kind_of[u], schedule, kept))
         return self.realize_units(plans)

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.graphs.hardware.cluster import Cluster
+from planner.plan.configuration import Configuration
 from planner.plan.strategy import Spread
 from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.parameter_groups import GroupSeconds, ParameterGroup
 
 if TYPE_CHECKING:
     from planner.sharding.wrapped.boundary import Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStates:
+    """Bytes of a whole model's states; ``gradients`` are those of what it trains."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class StepRules:
             ``draft.weights``; returns those that may run again. It gets the group, the one used
             before, and the seconds of compute that may hide them.
         reduce: adds the ops that reduce a group's gradients, which it gets as values.
+        least_states: what a rank holds of parameters, gradients and the optimizer's state from end
+            to end at the least; it gets the bytes of all of each, and the configuration.
         row_wise_seconds: what it takes to look up the rows of a table where they are and to bring
             its gradients there, forward and backward; ``None`` where it has to be gathered.
         late_without_inputs: a group from which no gradient goes on is let go of and reduced when
@@ -48,6 +60,7 @@ class StepRules:
     hold: Callable[[Draft], None]
     gather: Callable[[Draft, int, int | None, float], tuple[int, ...]]
     reduce: Callable[[Draft, int, Sequence[int]], None]
+    least_states: Callable[[ModelStates, Configuration], int]
     row_wise_seconds: Callable[[Draft, int], tuple[float, float] | None] = lambda draft, unit: None
     late_without_inputs: bool = False
     copies_gradients: bool = False

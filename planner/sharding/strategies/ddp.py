@@ -102,6 +102,7 @@ STEP = StepRules(
     hold=_hold,
     gather=_gather,
     reduce=_reduce,
+    least_states=lambda states, c: states.parameters + states.gradients + states.optimizer,
     copies_gradients=True,
 )
 

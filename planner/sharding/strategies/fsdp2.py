@@ -31,7 +31,7 @@ from planner.sharding.step_graph.parameter_groups import (
     shard_shape,
 )
 from planner.sharding.step_graph.row_wise_lookup import exchange_of
-from planner.sharding.step_graph.step_rules import StepRules
+from planner.sharding.step_graph.step_rules import ModelStates, StepRules
 from planner.sharding.wrapping import Wrapping, optimizer_of_all
 
 if TYPE_CHECKING:
@@ -138,6 +138,14 @@ def _gloo_reserve_bytes(units: Sequence[ParameterGroup], root: ParameterGroup) -
     """
     flats = sorted([*(max(g.flat for g in units),) * 2, root.flat]) if units else [root.flat]
     return sum(flats[-2:])
+
+
+def _least_states(states: ModelStates, c: Configuration) -> int:
+    """Count shards without padding; gradients only where later micro-steps add to them."""
+    if c.offload:
+        return 0
+    kept = states.gradients if c.accumulation > 1 else 0
+    return (states.parameters + states.optimizer + kept) // c.shard_ranks
 
 
 def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[int, ...]:
@@ -293,6 +301,7 @@ FSDP2 = register_strategy(
                 hold=_hold,
                 gather=_gather,
                 reduce=_reduce,
+                least_states=_least_states,
                 row_wise_seconds=_row_wise_seconds,
                 # FSDPState._root_post_backward_final_callback
                 late_without_inputs=True,

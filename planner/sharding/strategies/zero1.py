@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.collectives import broadcast_seconds
 from planner.output.exporters.launch import Launch
+from planner.plan.configuration import Configuration
 from planner.plan.strategy import Spread, UnitStage, register_strategy
+from planner.sharding.step_graph.step_rules import ModelStates
 from planner.sharding.strategies.ddp import DDP, STEP, WEIGHT, WRAPPING
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ def partition(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     return parts
 
 
+def _least_states(states: ModelStates, c: Configuration) -> int:
+    """Count the fullest rank's part of the optimizer's state as no less than the mean."""
+    return states.parameters + states.gradients + states.optimizer // c.data_ranks
+
+
 def _broadcast_seconds(parameter_bytes: int, spread: Spread, cluster: Cluster) -> float:
     """Every rank sends its part of the parameters to all."""
     return broadcast_seconds(parameter_bytes, spread.world_size, cluster)
@@ -82,7 +89,12 @@ ZERO1 = register_strategy(
         spreads=_spreads,
         check=_check,
         parts=(
-            replace(STEP, optimizer_part=_fullest, after_update_seconds=_broadcast_seconds),
+            replace(
+                STEP,
+                optimizer_part=_fullest,
+                after_update_seconds=_broadcast_seconds,
+                least_states=_least_states,
+            ),
             replace(WRAPPING, make_optimizer=_make_optimizer),
             _LAUNCH,
         ),

@@ -73,6 +73,15 @@ def test_show_a_plan_that_does_not_fit(plan: Plan, tmp_path: Path) -> None:
     assert result.stdout.startswith("DOES NOT FIT")
 
 
+def test_how_layers_are_parted_is_said(spec: str) -> None:
+    several = ("fit", spec, "--budget", "1GB", "--world-size", "2")
+    assert run(*several, "--tensor-parallel", "off").exit_code == 0
+    _refused(run(*several, "--tensor-parallel", "perhaps"), "if_needed, or a number of ranks")
+    _refused(run(*several, "--tensor-parallel", "2"), "Net declares no tensor parallelism")
+    alone = run("fit", spec, "--budget", "1GB", "--tensor-parallel", "2")
+    _refused(alone, "--tensor-parallel is for several devices")
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"format": "remat-planner-plan", "version": 9}'])
 def test_show_a_bad_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.json").write_text(text)

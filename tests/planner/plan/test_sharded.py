@@ -22,7 +22,8 @@ from planner.plan.strategy import Strategy
 from planner.plans import Plan, load_plan
 from planner.sharding.configurations import configurations
 from planner.sharding.reasons import alternatives
-from planner.sharding.search import Space, explore
+from planner.sharding.search import explore
+from planner.sharding.space import Space
 from planner.solvers import Limits, Status
 from tests.forgery import edit
 from tests.sharded_steps import Sizes, step

@@ -12,7 +12,8 @@ from planner.plan.configuration import Configuration
 from planner.plan.strategy import Strategy
 from planner.sharding.configurations import configurations
 from planner.sharding.pricing import Planned, plan_step, price_recipes
-from planner.sharding.search import SearchResult, Space, explore
+from planner.sharding.search import explore
+from planner.sharding.space import SearchResult, Space
 from planner.sharding.step_graph.sharded_step import Realized
 from planner.solvers import Limits, lower_bound, minimum_budget
 from tests.sharded_steps import FakeStep, Sizes, step

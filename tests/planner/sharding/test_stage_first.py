@@ -7,7 +7,8 @@ import pytest
 from planner.plan.configuration import Configuration
 from planner.sharding.configurations import configurations
 from planner.sharding.pricing import keeping_gathered
-from planner.sharding.search import Space, explore
+from planner.sharding.search import explore
+from planner.sharding.space import Space
 from planner.sharding.stage_first import stage_first, state_bytes
 from planner.solvers import Limits, solve
 from tests.sharded_steps import Sizes, step

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from planner.verification.difference import compare_tensors
 from planner.verification.training_run import Trial, scalar_of
-from planner.verification.verify import Run, VerificationFailed, run_alone
+from planner.verification.verification import VerificationFailed
+from planner.verification.verify import Run, run_alone
 
 WIDTH, BATCH = 256, 4096
 

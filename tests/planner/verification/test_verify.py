@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import planner
 from planner.verification.difference import Difference
 from planner.verification.training_run import Measurement
-from planner.verification.verify import Run, Verification, VerificationFailed, conclude, verify
+from planner.verification.verification import Verification, VerificationFailed
+from planner.verification.verify import Run, conclude, verify
 
 GIGA = 10**9
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 import planner
 from planner.errors import (
@@ -101,11 +102,17 @@ def test_why_layers_cannot_be_parted_is_said_where_nothing_fits() -> None:
         fitted("1MB", **options)
 
 
+def test_what_a_pipeline_would_hold_is_said_where_no_degree_fits() -> None:
+    said = TensorParallel(styles(), degrees=(1, 2))
+    with pytest.raises(InfeasibleBudget, match="No pipeline of up to"):
+        fitted("800KB", global_batch=4, optimizer=None, tensor_parallel=said)
+
+
 def test_where_states_alone_fill_the_device_parts_are_not_looked_at() -> None:
     """They are over all ranks anyway."""
     told: list[str] = []
     needed = TensorParallel(styles(), degrees=(1, 2), only_if_needed=True)
-    with pytest.raises(InfeasibleBudget, match="states alone"):
+    with pytest.raises(InfeasibleBudget, match="proved for every configuration"):
         fitted("100KB", global_batch=4, tensor_parallel=needed, progress=told.append)
     assert not any("parted" in sentence for sentence in told)
 
@@ -141,6 +148,38 @@ def test_a_model_of_transformers_whose_first_weight_is_parted() -> None:
     assert isinstance(plan, planner.ShardedPlan)
     assert plan.configuration.tensor_ranks == 2
     assert "impossible" not in plan.explain()
+
+
+def mixtral() -> nn.Module:
+    config = transformers.MixtralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        use_cache=False,
+    )
+    model: nn.Module = transformers.MixtralForCausalLM(config).train()
+    return model
+
+
+def test_experts_are_refused_by_name_and_attention_is_parted_by_ones_own_styles() -> None:
+    ids = torch.zeros(2, 16, dtype=torch.long)
+    options = step(
+        inputs={"input_ids": ids, "labels": ids}, loss=lambda output: output.loss, world_size=2,
+        global_batch=2, limits=Limits(seconds=5.0),
+    )  # fmt: skip
+    with pytest.raises(BadRequest, match=r"'moe_tp_experts'.*part attention alone by styles"):
+        planner.fit(mixtral(), "1GB", tensor_parallel=2, **options)
+    attention = "model.layers.*.self_attn."
+    own = {f"{attention}{n}_proj": ColwiseParallel() for n in "qkv"}
+    own[f"{attention}o_proj"] = RowwiseParallel()
+    said = TensorParallel(own, degrees=(2,))
+    plan = planner.fit(mixtral(), "1GB", tensor_parallel=said, **options)
+    assert isinstance(plan, planner.ShardedPlan)
+    assert plan.configuration.tensor_ranks == 2
 
 
 def test_more_ranks_than_heads_cannot_share_them() -> None:
