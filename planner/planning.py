@@ -23,6 +23,7 @@ from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
 from planner.solvers import Limits, Solution, Status
+from planner.solvers.api import floor_bytes
 from planner.solvers.minimum_budget import proven_floor
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int)
     Raises:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
-    floors = {v.rewrite: proven_floor(v.graph) for v in variants if len(variants) > 1}
+    floor = proven_floor if request.host is None else floor_bytes  # what moves may go below
+    floors = {v.rewrite: floor(v.graph) for v in variants if len(variants) > 1}
     ahead = [v for v in variants if floors.get(v.rewrite, 0) <= budget_bytes]
     ahead.sort(key=lambda v: v.graph.seconds)
     limits = request.limits

@@ -255,14 +255,14 @@ def _check_moved(request: Request, host: HostTier | None) -> None:
     """Refuse what values cannot be moved with so far."""
     if host is None:
         return
-    together = {
-        "loss_chunks=": request.loss_chunks != 1,
-        "rewrites=": tuple(request.rewrites) != ("as_captured",),
-        "accumulate=True": request.accumulate,
-        "a model that is parallelized over ranks": _parallelized(request.model),
-    }
-    if refused := [name for name, used in together.items() if used]:
-        raise BadRequest(f"offload= does not go with {refused[0]} so far: leave one of them out")
+    if _parallelized(request.model):
+        raise BadRequest(
+            "offload= does not go with a model that is parallelized over ranks so far: leave it out"
+        )
+    if host.states and request.accumulate:
+        raise BadRequest(
+            "offload's states do not go with accumulate=True so far: leave one of them out"
+        )
 
 
 def said_in(request: Request) -> dict[str, Any]:

@@ -95,6 +95,10 @@ def test_below_the_least_budget_the_error_knows_the_host(curve: Curve) -> None:
     with pytest.raises(planner.InfeasibleBudget) as raised:
         curve.plan(curve.least_bytes - 1)
     assert raised.value.least_bytes == curve.least_bytes
+
+
+@pytest.mark.slow
+def test_the_least_budget_is_less_with_a_host() -> None:
     with pytest.raises(planner.InfeasibleBudget) as fitted:
         planner.fit(Tower(), "100KB", inputs=rows(), offload=RATE, **SAID)
     with pytest.raises(planner.InfeasibleBudget) as alone:
@@ -124,13 +128,23 @@ def test_what_moves_values_needs_to_be_told_so() -> None:
         planner.compare(Tower(), "1GB", methods=["offload"], inputs=rows(), **SAID)
     with pytest.raises(planner.BadRequest, match="engine='inductor'"):
         planner.pareto(Tower(), inputs=rows(), offload=True, engine="inductor", **SAID)
-    with pytest.raises(planner.BadRequest, match="does not go with loss_chunks="):
-        planner.pareto(Tower(), inputs=rows(), offload=True, loss_chunks=2, **SAID)
 
 
 def test_a_plan_compares_with_its_host(curve: Curve) -> None:
     found = curve.plan(curve.least_bytes).compare(["offload_all", "plain"], limits=Limits(1.0))
     assert {row.method for row in found.rows} == {"offload_all", "plain"}
+
+
+def test_kept_gradients_go_with_it(curve: Curve) -> None:
+    said = {**SAID, "inputs": rows(), "accumulate": True, "limits": Limits(1.0)}
+    plan = planner.fit(Tower(), int(1.2 * curve.least_bytes), offload=RATE, **said)
+    assert plan.schedule.moves
+    plain, planned = Tower(), plan.apply(Tower())
+    for _ in range(2):
+        loss(plain(rows())).backward()
+        planned(rows()).backward()
+    pairs = zip(plain.parameters(), planned.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def mean_square(out: Tensor) -> Tensor:
 SAID: dict[str, Any] = {
     "loss": mean_square,
     "progress": "off",
-    "limits": Limits(2.0),
+    "limits": Limits(1.0),
 }
 HOST = {"states": True, "bytes_per_second": 4e9}
 Maker = Callable[[list[Tensor]], Optimizer]
@@ -92,7 +92,10 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    "name",
+    ["momentum", *(pytest.param(n, marks=pytest.mark.slow) for n in MAKERS if n != "momentum")],
+)
 def test_the_same_training_and_the_same_states(name: str) -> None:
     plan = tight(MAKERS[name])
     assert plan.states is not None
