@@ -19,6 +19,7 @@ from planner.graphs.torch_api.inductor.compiler import (
     joint_step,
     plain_errors,
 )
+from planner.graphs.torch_api.inductor.inductor_kernels import mark
 from planner.graphs.torch_api.inductor.partitioner import (
     Halves,
     JointStep,
@@ -28,7 +29,7 @@ from planner.graphs.torch_api.inductor.partitioner import (
     cut_by_torch,
     draws_outside,
 )
-from planner.graphs.torch_api.inductor.scheduler import kernels_of, mark
+from planner.graphs.torch_api.inductor.scheduler import kernels_of
 
 LOGGER = logging.getLogger(__name__)
 
