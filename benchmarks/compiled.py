@@ -224,7 +224,7 @@ def main() -> None:
             for row in rows_of(bench, sweep=said.sweep and not said.stubs):
                 rows.append(row)
                 print(row, file=sys.stderr, flush=True)
-            path = record("compiled_stubs" if said.stubs else "compiled", rows)
+                path = record("compiled_stubs" if said.stubs else "compiled", rows)
     show("compiled", rows)
     print(path)
     broken = [row for row in rows if not row.kept]

@@ -203,7 +203,7 @@ def _signed(fraction: float) -> str:
     """Write a fraction with its sign.
 
     >>> _signed(0.25), _signed(-0.1)
-    ('+25.0%', '-10.0%')
+    ('+25.00%', '-10.00%')
     """
     return f"{'-' if fraction < 0 else '+'}{format_percent(abs(fraction))}"
 

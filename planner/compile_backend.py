@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from planner.graphs.capture.fused.compiled_step import CompiledStep
     from planner.graphs.capture.training_step import Captured
     from planner.graphs.torch_api.inductor.compiler import HandedGraph
+    from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
     from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep
-    from planner.graphs.torch_api.inductor.scheduler import Kernels
 
 
 class BackendOptions(BatchOptions, total=False):

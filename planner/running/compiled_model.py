@@ -32,8 +32,8 @@ from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.training_step import optimizer_of
 from planner.graphs.hardware.devices import device
 from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code, traced_whole
+from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
-from planner.graphs.torch_api.inductor.scheduler import Kernels
 from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
 from planner.running.engines.engine import Applied

@@ -21,8 +21,9 @@ from planner.graphs.capture.fused.stitched import Stitched, stitched
 from planner.graphs.graph import Graph
 from planner.graphs.schedule import Schedule, plain_schedule
 from planner.graphs.simulate import Trace, simulate
+from planner.graphs.torch_api.inductor.inductor_kernels import FusedKernel, Kernels
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of, cut_by_tags
-from planner.graphs.torch_api.inductor.scheduler import FusedKernel, Kernels, kernels_of
+from planner.graphs.torch_api.inductor.scheduler import kernels_of
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from planner.graphs.capture.fused.origin import module_of, source_of
 from planner.graphs.capture.fused.stitched import Stitched
 from planner.graphs.capture.node_kinds import is_random, target_name
 from planner.graphs.graph import Graph
-from planner.graphs.torch_api.inductor.scheduler import FusedKernel, Kernels
+from planner.graphs.torch_api.inductor.inductor_kernels import FusedKernel, Kernels
 from planner.graphs.torch_api.operators import OpOverload, overwritten
 
 

@@ -17,7 +17,7 @@ from planner.graphs.costs.registry import cost_model
 from planner.graphs.costs.roofline import OpCost, op_cost, roofline_seconds
 from planner.graphs.costs.workspace import estimate_workspace
 from planner.graphs.hardware.devices import Device
-from planner.graphs.torch_api.inductor.scheduler import FusedKernel, Layouts
+from planner.graphs.torch_api.inductor.inductor_kernels import FusedKernel, Layouts
 from planner.graphs.torch_api.operators import OpOverload
 
 Workspace = Callable[[Sequence[fx.Node], FusedKernel], int]

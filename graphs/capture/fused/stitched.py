@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from planner.graphs.torch_api.inductor.inductor_kernels import mark
 from planner.graphs.torch_api.inductor.partitioner import JointStep, cut_by_torch, tag
-from planner.graphs.torch_api.inductor.scheduler import mark
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What planning for ``torch.compile`` needs of Dynamo, AOTAutograd and Inductor, and has no name.
 
-``scheduler`` asks Inductor which kernels and buffers it will make of a graph, without generating
-code; ``partitioner`` is its documented hook, ``custom_partitioner_fn``; ``compiler`` calls it.
+``scheduler`` asks Inductor which kernels and buffers it will make of a graph, without compiling
+any, and ``inductor_kernels`` reads them; ``partitioner`` is its documented hook,
+``custom_partitioner_fn``; ``compiler`` calls it.
 """
 
 import warnings

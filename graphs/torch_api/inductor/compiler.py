@@ -22,8 +22,9 @@ from torch._guards import CompileContext
 from torch._inductor.compile_fx import compile_fx
 
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
-from planner.graphs.torch_api.inductor.scheduler import SETTINGS, Kernels, innermost, watching
+from planner.graphs.torch_api.inductor.scheduler import SETTINGS, innermost, watching
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -1,14 +1,13 @@
 """The kernels and buffers that Inductor will make of a graph, asked of itself.
 
 Asking goes the way of compiling, up to where code is written and would be compiled; compiling tells
-what it makes at that same place. Knows what each kernel reads and makes.
+what it makes at that same place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,73 +29,13 @@ from torch._inductor.compile_fx import (
     create_compiler_config_extra,
 )
 from torch._inductor.graph import GraphLowering
-from torch._inductor.ir import (
-    IRNode,
-    MultiOutput,
-    MultiOutputLayout,
-    NoneAsConstantBuffer,
-    NoneLayout,
-    Pointwise,
-    ShapeAsConstantBuffer,
-)
 from torch._inductor.scheduler import SchedulerNode
-from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
+from planner.graphs.torch_api.inductor.inductor_kernels import Kernels, read
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
-from planner.graphs.torch_api.operators import OpOverload
 from planner.graphs.torch_api.patches import Patches, patching
-
-MARK = "remat_planner"
-Layouts = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-"""The shape and the strides of each of some tensors."""
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Memory that a kernel makes; ``node`` is the marked node whose value it holds, if one's."""
-
-    name: str
-    size_bytes: int
-    node: str | None
-
-
-@dataclass(frozen=True)
-class FusedKernel:
-    """One kernel: the buffers it makes, and the names of the buffers and inputs it reads.
-
-    ``layouts`` are the shapes and strides of the tensors that a kernel outside is handed.
-    """
-
-    name: str
-    makes: tuple[Buffer, ...]
-    reads: tuple[str, ...]
-    external: bool
-    layouts: Layouts = ()
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """The kernels of a graph, in order, and what the lines of code around them hold.
-
-    ``outputs`` are the names of the memory, made or an input's, that the graph returns, ``None``
-    for what is no tensor; ``returned`` those of its nodes; ``strides`` how they lie in memory.
-    """
-
-    kernels: tuple[FusedKernel, ...]
-    code: tuple[CodeLine, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str | None, ...]
-    returned: tuple[str | None, ...]
-    strides: tuple[tuple[int, ...] | None, ...]
-
-
-def mark(node: fx.Node, name: str) -> None:
-    """Let a node be known by a name in what the passes of the compiler make of it."""
-    node.meta["custom"] = {**(node.meta.get("custom") or {}), MARK: name}
-
 
 SETTINGS: dict[str, Any] = {
     "allow_buffer_reuse": False,
@@ -247,7 +186,7 @@ def _watched(
             if not patches.mine():
                 return written
             seen = True
-            told(_read(self, returned))
+            told(read(self, returned))
             return written
 
     inputs = tuple(n.name for n in module.graph.find_nodes(op="placeholder"))
@@ -282,95 +221,3 @@ def _restrided(value: Any, stride: tuple[int, ...] | None, mode: Any) -> Any:
         return value
     with mode:
         return value.as_strided(value.shape, stride)
-
-
-def _read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
-    scheduler = lowering.scheduler
-    renamed: dict[str, str] = scheduler.mutation_real_name
-    code = code_of(lowering)
-    returns = tuple(_returned(out, renamed) for out in lowering.graph_outputs)
-    outputs = tuple(None if n is None else code.lies_in.get(n, n) for n in returns)
-    made: dict[str, list[Any]] = {}  # kernel -> its buffers, those it returns in a tuple included
-    owner: dict[str, str] = {}  # buffer -> its kernel
-    nodes = []
-    for node in scheduler.nodes:
-        name = node.get_name()
-        if isinstance(node.node, MultiOutput):
-            (whole,) = node.node.inputs
-            name = owner[whole.get_name()]  # type: ignore[union-attr]
-        else:
-            nodes.append(node)
-        made.setdefault(name, []).extend(node.get_outputs())
-        owner |= {buffer.get_name(): name for buffer in node.get_outputs()}
-    reads = {node.get_name(): _reads(node, renamed, owner) for node in nodes}
-    made_in_memory = {name for line in code.lines for name, _ in line.takes} | code.lies_in.keys()
-    found = []
-    for node in nodes:
-        name, external = node.get_name(), bool(node.is_extern())
-        buffers = [_buffer(b, renamed) for b in made[name]]
-        kept = [b for b in buffers if external or b.name in renamed or b.name in made_in_memory]
-        layouts = _layouts(node.node) if external else ()
-        found.append(FusedKernel(name, tuple(kept), reads[name], external, layouts))
-    strides = tuple(map(_stride, lowering.graph_outputs))
-    inputs = tuple(lowering.graph_inputs)
-    return Kernels(tuple(found), code.lines, inputs, outputs, returned, strides)
-
-
-def _stride(out: Any) -> tuple[int, ...] | None:
-    if not isinstance(out, IRNode) or not out.has_tensor_output():
-        return None
-    return _numbers(out.get_stride())
-
-
-def _layouts(kernel: Any) -> Layouts:
-    """Return how the tensors lie that a kernel outside is handed, in order."""
-    handed = [
-        i for i in kernel.inputs if isinstance(i, IRNode) and i.maybe_get_stride() is not None
-    ]
-    return tuple((_numbers(i.get_size()), _numbers(i.get_stride())) for i in handed)
-
-
-def _numbers(sizes: Iterable[Any]) -> tuple[int, ...]:
-    return tuple(map(int, sizes))
-
-
-def _returned(out: Any, renamed: dict[str, str]) -> str | None:
-    """Return the name of the buffer or input that an output is, or lies in."""
-    if isinstance(out, (NoneAsConstantBuffer, ShapeAsConstantBuffer)):
-        return None
-    name: str = out.get_name()
-    return renamed.get(name, name)
-
-
-def _reads(node: Any, renamed: dict[str, str], owner: dict[str, str]) -> tuple[str, ...]:
-    """Return what a kernel reads of others, what it writes into included."""
-    names = [renamed.get(d.name, d.name) for d in node.read_writes.reads]
-    names += [renamed[b.get_name()] for b in node.get_outputs() if b.get_name() in renamed]
-    return tuple(n for n in dict.fromkeys(names) if owner.get(n) != node.get_name())
-
-
-def _buffer(made: Any, renamed: dict[str, str]) -> Buffer:
-    name, buffer = made.get_name(), made.node
-    size = 0
-    if name not in renamed and not isinstance(buffer.layout, (NoneLayout, MultiOutputLayout)):
-        elements = V.graph.sizevars.optimization_hint(buffer.get_numel(), fallback=0)
-        size = int(elements) * get_dtype_size(buffer.get_dtype())
-    origin = buffer.get_origin_node() or _copied(buffer)
-    custom = (origin.meta.get("custom") or {}) if origin is not None else {}
-    return Buffer(name, size, custom.get(MARK))
-
-
-def _copied(buffer: Any) -> fx.Node | None:
-    """Return the node whose value a buffer holds for a kernel outside that wants it laid out so."""
-    if not isinstance(getattr(buffer, "data", None), Pointwise):
-        return None
-    origins = buffer.get_origins()
-    shape, dtype = _numbers(buffer.get_size()), buffer.get_dtype()
-    last = [n for n in origins if not any(user in origins for user in n.users)]
-    found = [
-        a
-        for a in (last[0].all_input_nodes if len(last) == 1 else ())
-        if a in origins and isinstance(value := a.meta.get("val"), Tensor)
-        if (tuple(value.shape), value.dtype) == (shape, dtype)
-    ]
-    return found[0] if len(found) == 1 and isinstance(last[0].target, OpOverload) else None

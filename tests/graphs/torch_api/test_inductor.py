@@ -5,21 +5,27 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import threading
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.codegen.cpp import CppVecKernel
+from torch._inductor.scheduler import SchedulerNode
+from torch._inductor.virtualized import V
 
 from benchmarks.stubs import stubs
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.inductor import code_lines
+from planner.graphs.torch_api.inductor import code_lines, scheduler
 from planner.graphs.torch_api.inductor.compiler import (
     compiled_by,
     joint_step,
     joint_step_with_inputs,
     plain_errors,
 )
+from planner.graphs.torch_api.inductor.inductor_kernels import mark
 from planner.graphs.torch_api.inductor.partitioner import (
     Halves,
     JointStep,
@@ -29,7 +35,8 @@ from planner.graphs.torch_api.inductor.partitioner import (
     cut_by_torch,
     draws_outside,
 )
-from planner.graphs.torch_api.inductor.scheduler import kernels_of, mark
+from planner.graphs.torch_api.inductor.scheduler import kernels_of
+from planner.graphs.torch_api.patches import patching
 
 LOGGER = logging.getLogger(__name__)
 
@@ -221,3 +228,23 @@ def test_layouts_are_those_that_a_kernel_outside_is_handed() -> None:
     large = [b for b in made if b.size_bytes >= 4 * 2 * 8 * 8 * 8]
     assert large
     assert all(b.node is not None for b in large)
+
+
+def test_bodies_are_left_out_in_the_thread_that_asks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[object] = []
+    monkeypatch.setattr(SchedulerNode, "codegen", lambda node, _: written.append(node))
+
+    def write() -> None:
+        with V.set_kernel_handler(CppVecKernel.__new__(CppVecKernel)):
+            SchedulerNode.codegen(cast(SchedulerNode, "a node"), ())
+
+    with patching() as patches:
+        scheduler._scalar_only(patches)
+        write()
+        assert written == []
+        other = threading.Thread(target=write)
+        other.start()
+        other.join()
+        assert written == ["a node"]
+    write()
+    assert written == ["a node"] * 2
