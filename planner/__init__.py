@@ -7,9 +7,10 @@
 ``fit`` makes a ``Plan``; ``Plan.apply`` makes a model that follows it.
 """
 
+from planner.analysis.curve import Curve, CurvePoint
 from planner.analysis.curve_picture import render_curve_svg
 from planner.analysis.max_batch import MaxBatch, max_batch
-from planner.analysis.pareto import Curve, CurvePoint, pareto
+from planner.analysis.pareto import pareto
 from planner.byte_sizes import parse_budget
 from planner.comparison import Comparison, compare
 from planner.compile_backend import backend

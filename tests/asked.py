@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from planner.analysis import pareto
+from planner.analysis.curve import Curve
 from planner.graphs.capture.training_step import Captured
 from planner.planning import captured_step, plan_captured
 from planner.plans import Plan
@@ -29,6 +30,6 @@ def plan_graph(captured: Any, budget_bytes: int, **said: Any) -> Plan:
     return Plan.of(plan_captured(captured, request(**said), budget_bytes))
 
 
-def curve_of(captured: Any, points: int, *, heuristics: bool = False, **said: Any) -> pareto.Curve:
+def curve_of(captured: Any, points: int, *, heuristics: bool = False, **said: Any) -> Curve:
     """Find the curve of a captured step."""
     return pareto.curve_of(captured, request(**said), points, heuristics=heuristics)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from planner.analysis.pareto import Curve
+from planner.analysis.curve import Curve
 from planner.byte_sizes import format_bytes
 from planner.output.svg import GRID, INK, document, line, text, ticks
 

@@ -118,6 +118,17 @@ def _whole_step(held: _HostStates) -> Callable[..., Any]:
     return Optimizer.profile_hook_step(step)
 
 
+_STEP_ERRORS = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a foreign step may raise when it is given what it does not take."""
+
+
 def _require_separable(optimizer: Optimizer) -> None:
     """Refuse an optimizer that steps parameters otherwise together than apart, on two small ones.
 
@@ -125,18 +136,19 @@ def _require_separable(optimizer: Optimizer) -> None:
         BadRequest: it does, or cannot be stepped like that.
     """
     found = []
+    home = optimizer.param_groups[0]["params"][0].device
     for parts in ([[0, 1]], [[0], [1]]):
         made = torch.Generator().manual_seed(0)
-        small = [nn.Parameter(torch.randn(4, 4, generator=made)) for _ in range(2)]
+        small = [nn.Parameter(torch.randn(4, 4, generator=made).to(home)) for _ in range(2)]
         options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
         tries = [twin_of(optimizer, [{**options, "params": [small[i] for i in p]}]) for p in parts]
         for _ in range(2):
             for p in small:
-                p.grad = torch.randn(4, 4, generator=made)
+                p.grad = torch.randn(4, 4, generator=made).to(home)
             try:
                 for one in tries:
                     _own_step(one)()
-            except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            except _STEP_ERRORS as error:
                 raise BadRequest(
                     f"{type(optimizer).__name__} cannot take its step a part of the parameters at "
                     f"a time: {error}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from planner.analysis.pareto import Curve
+from planner.analysis.curve import Curve
 from planner.graphs import Graph, Kind, Op, Phase, Schedule, Value, schedule_from_order, simulate
 from planner.plans import Plan
 from planner.solvers import Status

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import planner
+from planner.analysis.curve import Curve
 from planner.analysis.curve_picture import render_curve_svg
-from planner.analysis.pareto import Curve
 from planner.cli import cli
 from planner.comparison import WITH_HOST
 from planner.graphs import simulate

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 
 import planner
-from planner.analysis.pareto import Curve
+from planner.analysis.curve import Curve
 
 Golden = Callable[[str, str], None]
 SVG = "{http://www.w3.org/2000/svg}"

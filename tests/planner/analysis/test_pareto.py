@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import planner
-from planner.analysis.pareto import Curve
+from planner.analysis.curve import Curve
 from planner.byte_sizes import format_percent
 from planner.cli import cli
 from planner.output.layout import WIDTH

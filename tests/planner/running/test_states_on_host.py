@@ -190,6 +190,8 @@ def test_what_cannot_be_stepped_in_parts_is_refused() -> None:
     parameters = list(model.parameters())
     with pytest.raises(planner.BadRequest, match="cannot take its step a part"):
         offload_states(torch.optim.LBFGS(parameters), plan, model)
+    with pytest.raises(planner.BadRequest, match="cannot take its step a part"):
+        offload_states(torch.optim.AdamW(parameters, capturable=True), plan, model)
 
     class Normed(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
