@@ -35,7 +35,7 @@ def test_parted_layers_are_trained_on_their_ranks(plan: planner.ShardedPlan) -> 
     found = planner.verify(example, plan, steps=1, tensor_parallel=PARTED)
     assert found.identical
     assert found.fits
-    # one rank alone shards nothing, and torch gathers and reduces in fewer buffers than are counted
+    # over a single data-parallel rank it is predicted too high, why is not known
     assert 0 <= found.prediction_error < 0.05
     assert found.planned.peak_bytes < found.plain.peak_bytes
     assert "bit-identical" in str(found)
