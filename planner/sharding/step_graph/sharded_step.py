@@ -90,10 +90,10 @@ class ShardedStep:
                 plans.append(UnitPlan(path, self.kind_of[u], plain))
                 continue
             own = tuple(_unit_order(layout, runs))
-            key = self.kind_of[u], own
-            if key not in schedules:  # layers are mostly alike
-                schedules[key] = schedule_from_order(graph, own)
-            schedule = schedules[key]
+            alike = self.kind_of[u], own
+            if alike not in schedules:  # as most layers are
+                schedules[alike] = schedule_from_order(graph, own)
+            schedule = schedules[alike]
             kept = bool(layout.gather) and len(runs[layout.gather[0]]) == 1
             plans.append(UnitPlan(path, self.kind_of[u], schedule, kept))
         return self.realize_units(plans)
