@@ -18,7 +18,7 @@ from planner.errors import BadRequest
 from planner.graphs import Graph, Kind, Phase, plain_schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.host_budget import MovedSolution, solve_within_host
-from planner.plan.states import StatesOnHost
+from planner.plan.states import StatesOnHost, room_bytes
 from planner.request import Request
 from planner.solvers import Status
 
@@ -131,19 +131,17 @@ def choices(captured: Captured, request: Request) -> Iterator[WithStates]:
     yield WithStates(graph, host)
     for count in dict.fromkeys(round(share * len(parts)) for share in SHARES):
         moved = _away_bytes(parts[:count])
-        if moved <= 0 or not host.admits(moved):
+        room = room_bytes(moved, sum(len(part.parameters) for part in parts[:count]))
+        if moved <= 0 or not host.admits(room):
             continue
         names = tuple(part.parameters for part in parts)
         states = StatesOnHost(names, count, moved, plain.seconds, plain.peak_bytes)
-        left = None if host.limit_bytes is None else host.limit_bytes - moved
-        if left != 0:
-            yield WithStates(
-                _moved(graph, parts, count, host), replace(host, limit_bytes=left), states
-            )
+        left = None if host.limit_bytes is None else max(1, host.limit_bytes - room)
+        yield WithStates(_moved(graph, parts, count, host), replace(host, limit_bytes=left), states)
 
 
 def _parts(captured: Captured, request: Request) -> tuple[StatePart, ...]:
-    from planner.graphs.capture.optimizer_parts import state_parts
+    from planner.graphs.capture.optimizer_parts import state_parts, stepped_by
 
     graph = captured.graph
     held = sum(v.size_bytes for v in graph.values if v.kind is Kind.OPTIMIZER)
@@ -153,6 +151,13 @@ def _parts(captured: Captured, request: Request) -> tuple[StatePart, ...]:
             "that out, or say which optimizer= is used"
         )
     trained = {n: p for n, p in request.model.named_parameters() if p.requires_grad}
+    if (stepped := stepped_by(request.optimizer)) is not None:
+        trained = {n: p for n, p in trained.items() if id(p) in stepped}
+    if not trained:
+        raise BadRequest(
+            f"optimizer= is a {request.optimizer_name} that steps none of the model's parameters; "
+            "pass one that does, or its name"
+        )
     kernels = str(captured.signature.get("kernels", "cpu"))
     parts = state_parts(trained, request.optimizer, request.hardware, kernels=kernels, count=PARTS)
     parted = sum(part.state_bytes for part in parts)

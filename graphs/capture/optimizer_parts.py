@@ -66,6 +66,17 @@ def state_parts(
     return tuple(found)
 
 
+def stepped_by(optimizer: OptimizerLike) -> set[int] | None:
+    """Return the ids of the parameters that an optimizer steps; ``None`` for a kind of optimizer.
+
+    Args:
+        optimizer: as for ``optimizer_step``.
+    """
+    if not isinstance(optimizer, Optimizer):
+        return None
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
 def _split(sizes: Mapping[str, int], count: int) -> list[tuple[str, ...]]:
     total, done, parts = sum(sizes.values()), 0, list[list[str]]()
     for name, size in sizes.items():

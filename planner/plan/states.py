@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.graphs.host_memory import ALIGNMENT
+
+_MOST_STATES = 4
+"""Tensors of state that a parameter may have: places are aligned, and each may waste some."""
+
+
+def room_bytes(moved_bytes: int, parameters: int) -> int:
+    """Return what states may take on the host, each at a place of its own.
+
+    Args:
+        moved_bytes: of the states.
+        parameters: whose they are.
+
+    >>> room_bytes(1000, 2)
+    1512
+    """
+    return moved_bytes + ALIGNMENT * _MOST_STATES * parameters
+
 
 @dataclass(frozen=True)
 class StatesOnHost:
@@ -22,6 +40,11 @@ class StatesOnHost:
     moved_bytes: int
     kept_seconds: float
     kept_peak_bytes: int
+
+    @property
+    def room_bytes(self) -> int:
+        """What the states may take on the host, each at a place of its own."""
+        return room_bytes(self.moved_bytes, sum(map(len, self.parts[: self.moved_parts])))
 
     def __post_init__(self) -> None:
         if not 0 < self.moved_parts <= len(self.parts):

@@ -8,7 +8,9 @@ Every part is the optimizer's own step on fewer parameters: no bit changes.
 
 from __future__ import annotations
 
+import copy
 import math
+import operator
 import os
 import types
 import weakref
@@ -55,32 +57,55 @@ def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Op
             none of the model's.
         HostMemoryError: the host has no room for the states.
     """
+    if not isinstance(optimizer, Optimizer) or not isinstance(model, nn.Module):
+        raise BadRequest(
+            f"offload_states was given a {type(optimizer).__name__} and a {type(model).__name__}: "
+            "expected the optimizer, then the model"
+        )
     if plan.states is None:
         return optimizer
+    if is_offloaded(optimizer):
+        raise BadRequest("the optimizer keeps states on the host already: make another one")
     if "step" in vars(optimizer):
         raise BadRequest(
             "the optimizer's step is wrapped already, by a scheduler perhaps: call offload_states "
             "first"
         )
-    by_name = dict(model.named_parameters())
+    parts = _parameters_of(plan, model)
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    parts = [[by_name[n] for n in names if n in by_name] for names in plan.states.parts]
     if not any(id(p) in stepped for part in parts for p in part):
         raise BadRequest("the optimizer steps none of the parameters that the plan is for")
-    _require_separable(optimizer)
+    _require_separable(optimizer, device_of(model))
     directory = None if plan.host is None else plan.host.directory
-    moved = parts[: plan.states.moved_parts]
-    room = plan.states.moved_bytes + ALIGNMENT * _MOST_STATES * sum(map(len, moved))
     way = way_of(device_of(model), directory)
-    _ADOPTED[optimizer] = held = _HostStates(optimizer, parts, len(moved), way, room)
+    moved = plan.states.moved_parts
+    _ADOPTED[optimizer] = held = _HostStates(optimizer, parts, moved, way, plan.states.room_bytes)
     optimizer.step = types.MethodType(_whole_step(held), optimizer)  # type: ignore[method-assign]
-    optimizer.register_load_state_dict_post_hook(lambda _: held.send_all())
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: held.taken_out(state))
+    optimizer.register_load_state_dict_post_hook(lambda _: held.put_in())
     held.send_all()
     return optimizer
 
 
-_MOST_STATES = 4
-"""Tensors of state that a parameter may have: places are aligned, and each may waste some."""
+def _parameters_of(plan: StepPlan, model: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the parameters of every part of a plan.
+
+    Raises:
+        BadRequest: the model lacks some, or has them in other shapes.
+    """
+    assert plan.states is not None, "there is a plan for them"
+    by_name = dict(model.named_parameters())
+    shapes = {name: tuple(shape) for name, shape, *_ in plan.signature.get("parameters", ())}
+    for name in (n for names in plan.states.parts for n in names):
+        found = by_name.get(name)
+        if found is None or tuple(found.shape) != shapes.get(name, tuple(found.shape)):
+            has = "has none" if found is None else f"has one of shape {tuple(found.shape)}"
+            raise BadRequest(
+                f"the plan is for a model with a parameter {name!r} of shape {shapes.get(name)}, "
+                f"and this one {has}: give offload_states the model that was planned, not a part "
+                "of it or what wraps it"
+            )
+    return [[by_name[n] for n in names] for names in plan.states.parts]
 
 
 def storages_on_host(optimizer: Optimizer) -> set[Any]:
@@ -129,36 +154,72 @@ _STEP_ERRORS = (
 """What a foreign step may raise when it is given what it does not take."""
 
 
-def _require_separable(optimizer: Optimizer) -> None:
+def _require_separable(optimizer: Optimizer, device: torch.device) -> None:
     """Refuse an optimizer that steps parameters otherwise together than apart, on two small ones.
 
     Raises:
         BadRequest: it does, or cannot be stepped like that.
     """
-    found = []
-    home = optimizer.param_groups[0]["params"][0].device
-    for parts in ([[0, 1]], [[0], [1]]):
-        made = torch.Generator().manual_seed(0)
-        small = [nn.Parameter(torch.randn(4, 4, generator=made).to(home)) for _ in range(2)]
-        options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-        tries = [twin_of(optimizer, [{**options, "params": [small[i] for i in p]}]) for p in parts]
-        for _ in range(2):
-            for p in small:
-                p.grad = torch.randn(4, 4, generator=made).to(home)
-            try:
-                for one in tries:
-                    _own_step(one)()
-            except _STEP_ERRORS as error:
-                raise BadRequest(
-                    f"{type(optimizer).__name__} cannot take its step a part of the parameters at "
-                    f"a time: {error}"
-                ) from error
-        found.append(small)
-    if not all(torch.equal(a, b) for a, b in zip(*found, strict=True)):
-        raise BadRequest(
-            f"{type(optimizer).__name__} does not treat each parameter by itself, so that its step "
-            "cannot be taken in parts: plan without offload's states"
-        )
+    for group in optimizer.param_groups:
+        options = {k: v for k, v in group.items() if k != "params"}
+        try:
+            whole = _tried(optimizer, options, device, [[0, 1]])
+            parted = _tried(optimizer, options, device, [[0], [1]])
+        except Exception as error:
+            raise BadRequest(
+                f"{type(optimizer).__name__} cannot take its step a part of the parameters at a "
+                f"time: {type(error).__name__}: {error}"
+            ) from error
+        if not _equal(whole, parted):
+            raise BadRequest(
+                f"{type(optimizer).__name__} does not treat each parameter by itself, or counts "
+                "steps for all of them: its step cannot be taken in parts; plan without offload's "
+                "states"
+            )
+
+
+def _tried(
+    optimizer: Optimizer, options: dict[str, Any], device: torch.device, parts: list[list[int]]
+) -> list[Any]:
+    """Return all that is left after three steps with two small parameters, in such parts."""
+    made = torch.Generator().manual_seed(0)
+    small = [nn.Parameter(torch.randn(4, 4, generator=made).to(device)) for _ in range(2)]
+    twin = twin_of(optimizer, [{**copy.deepcopy(options), "params": small}])
+    own = {k: v for k, v in vars(twin).items() if k not in {"state", "param_groups"}}
+    vars(twin).update(_copied(own))
+    for _ in range(3):
+        for p in small:
+            p.grad = torch.randn(4, 4, generator=made).to(device)
+        for part in parts:
+            with _only(twin, {id(small[i]) for i in part}):
+                _own_step(twin)()
+    states = [twin.state.get(p, {}) for p in small]
+    left = {k: v for k, v in vars(twin).items() if k in own}
+    return [small, states, [{**g, "params": 0} for g in twin.param_groups], left]
+
+
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    """Copy what can be copied: the optimizer itself is not to change."""
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = copy.deepcopy(value)
+        except Exception:  # noqa: BLE001 - a lock, a handle: left as it is
+            found[name] = value
+    return found
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Compare trees of tensors and plain values; what cannot be told apart is equal."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        keys = one.keys() == getattr(other, "keys", dict)()
+        return keys and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    plain = isinstance(one, int | float | complex | str | bytes | None)
+    return bool(one == other) if plain else True
 
 
 def _own_step(optimizer: Optimizer) -> Callable[[], Any]:
@@ -168,11 +229,17 @@ def _own_step(optimizer: Optimizer) -> Callable[[], Any]:
     return types.MethodType(bare, optimizer)
 
 
+def _moves(state: Any) -> bool:
+    """Tell what goes to the host from the count of steps."""
+    return isinstance(state, Tensor) and state.numel() > 1
+
+
 @dataclass
 class _Place:
-    """Where a state lies on the host, and the tensor that shows it there."""
+    """Where a state lies on the host, for how many bytes, and the tensor that shows it there."""
 
     offset: int
+    capacity: int
     shown: Tensor
 
 
@@ -192,7 +259,9 @@ class _HostStates:
         self.block, self.process = way.block(size_bytes), os.getpid()
         self.buffer = way.shown(self.block, size_bytes)
         self.places: dict[tuple[int, str], _Place] = {}
-        self.used = 0
+        self.room = _Room(size_bytes)
+        self.out: dict[int, dict[str, Any]] = {}
+        self.widened = False
 
     @property
     def optimizer(self) -> Optimizer:
@@ -204,7 +273,8 @@ class _HostStates:
         """Take a step of every part, with its states on the device meanwhile.
 
         Raises:
-            HostMemoryError: a copy failed. What was stepped is stepped; no state is lost.
+            HostMemoryError: a copy failed. Some parameters have taken the step then, and others
+                have not; no state is lost, and each parameter's is its own.
         """
         if self.process != os.getpid():
             raise HostMemoryError(
@@ -216,9 +286,8 @@ class _HostStates:
         try:
             coming = self._fetch(0)
             for k, own in enumerate(self._groups_of_parts()):
-                now, coming = coming, []
+                _end(coming)
                 coming = self._fetch(k + 1)
-                _end(now)
                 with _only(self.optimizer, own):
                     one_by_one()
                 before, leaving = leaving, []
@@ -231,6 +300,48 @@ class _HostStates:
     def send_all(self) -> None:
         """Let all states of the first parts go to the host, and wait for that."""
         for k in range(self.moved):
+            _end(self._send(k))
+        self.way.finish()
+
+    def taken_out(self, loaded: dict[str, Any]) -> dict[str, Any] | None:
+        """Take what waits on the host out of states to be loaded: all at once may be too much.
+
+        Args:
+            loaded: what ``load_state_dict`` was given, which is left as it is.
+        """
+        groups = self.optimizer.param_groups
+        pairs = [
+            (p, number)
+            for group, saved in zip(groups, loaded["param_groups"], strict=False)
+            for p, number in zip(group["params"], saved["params"], strict=False)
+        ]
+        ours = {id(p) for part in self.parts[: self.moved] for p in part}
+        states, self.out = dict(loaded["state"]), {}
+        for p, number in pairs:
+            own = states.get(number)
+            if id(p) in ours and isinstance(own, dict):
+                self.out[id(p)] = {k: self._apart(v) for k, v in own.items() if _moves(v)}
+                states[number] = {k: v for k, v in own.items() if not _moves(v)}
+        return {**loaded, "state": states}
+
+    def _apart(self, loaded: Tensor) -> Tensor:
+        """Copy what lies on the host where others will: a state dict of this very optimizer."""
+        begin = torch.frombuffer(self.buffer, dtype=torch.uint8, count=1).data_ptr()
+        ours = not loaded.is_cuda and begin <= loaded.data_ptr() < begin + self.size
+        return loaded.clone() if ours else loaded
+
+    def put_in(self) -> None:
+        """Let what was taken out go to the host, a part at a time, cast as torch casts states."""
+        out, self.out = self.out, {}
+        self.places, self.room = {}, _Room(self.size)
+        loaded = [value for states in out.values() for value in states.values()]
+        # an optimizer may make them wide again, as torch's casts to the parameters' dtype did not
+        self.widened = sum(map(_aligned, map(_widest, loaded))) <= self.size
+        for k in range(self.moved):
+            for p in self.parts[k]:
+                for name, value in out.get(id(p), {}).items():
+                    dtype = p.dtype if p.is_floating_point() else value.dtype
+                    self.optimizer.state[p][name] = value.to(p.device, dtype, copy=True)
             _end(self._send(k))
         self.way.finish()
 
@@ -248,7 +359,7 @@ class _HostStates:
     def _states(self, k: int) -> Iterator[tuple[Tensor, str, Tensor]]:
         for p in self.parts[k] if k < self.moved else ():
             for name, value in self.optimizer.state.get(p, {}).items():
-                if isinstance(value, Tensor) and value.numel() > 1:  # not the count of steps
+                if _moves(value):
                     yield p, name, value
 
     def _fetch(self, k: int) -> list[_Copy]:
@@ -272,7 +383,7 @@ class _HostStates:
             place = self.places.get((id(p), name))
             if place is not None and place.shown is value:
                 continue  # it was not fetched
-            if place is None or place.shown.stride() != value.stride():
+            if place is None or not _alike(place.shown, value):
                 place = self._place(p, name, value)
             wait = self.way.out(self.block, place.offset, _bytes(value))
             begun.append(_Copy(self.optimizer.state[p], name, place.shown, wait, held=value))
@@ -285,19 +396,76 @@ class _HostStates:
                 f"the state {name!r} of a parameter is a part of {size} bytes that others may "
                 "read, which cannot be moved: plan without offload's states"
             )
-        begin = self.places[id(p), name].offset if (id(p), name) in self.places else self.used
-        end = begin + math.ceil(size / ALIGNMENT) * ALIGNMENT
-        if end > self.size:
-            raise HostMemoryError(
-                f"the optimizer has more states than the {self.size} bytes that the plan has room "
-                "for on the host: pass the optimizer that is used as optimizer= to planner.fit"
-            )
-        self.used = max(self.used, end)
+        before = self.places.get((id(p), name))
+        if before is not None and size <= before.capacity:
+            begin, capacity = before.offset, before.capacity
+        else:
+            if before is not None:
+                self.room.give_back(before.offset, before.capacity)
+            capacity = max(size, _widest(value) if self.widened else 0)
+            found = self.room.take(capacity)
+            if found is None:
+                raise HostMemoryError(
+                    f"the optimizer has more states than the {self.size} bytes that the plan has "
+                    "room for on the host: pass the optimizer that is used as optimizer= to "
+                    "planner.fit"
+                )
+            begin = found
         raw = torch.frombuffer(self.buffer, dtype=torch.uint8, count=size, offset=begin)
         shown = torch.empty(0, dtype=value.dtype)
         shown = shown.set_(raw.untyped_storage(), 0, value.shape, value.stride())
-        self.places[id(p), name] = place = _Place(begin, shown)
+        self.places[id(p), name] = place = _Place(begin, capacity, shown)
         return place
+
+
+class _Room:
+    """Which bytes of a block are free: places of any size are taken, and given back."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.free = [(0, size_bytes)]
+
+    def take(self, size_bytes: int) -> int | None:
+        """Return where so many bytes begin, the first that are free; ``None`` if there are none.
+
+        >>> room = _Room(256)
+        >>> room.take(100), room.take(100), room.take(1)
+        (0, 128, None)
+        >>> room.give_back(0, 100)
+        >>> room.take(128), room.free
+        (0, [])
+        """
+        wanted = _aligned(size_bytes)
+        for i, (begin, size) in enumerate(self.free):
+            if wanted <= size:
+                rest = (begin + wanted, size - wanted)
+                self.free[i : i + 1] = [rest] if rest[1] else []
+                return begin
+        return None
+
+    def give_back(self, begin: int, size_bytes: int) -> None:
+        """Free what was taken, and join it with what is free beside it."""
+        joined: list[tuple[int, int]] = []
+        for at, size in sorted([*self.free, (begin, _aligned(size_bytes))]):
+            if joined and sum(joined[-1]) == at:
+                joined[-1] = joined[-1][0], joined[-1][1] + size
+            else:
+                joined.append((at, size))
+        self.free = joined
+
+
+def _aligned(size_bytes: int) -> int:
+    return max(1, math.ceil(size_bytes / ALIGNMENT)) * ALIGNMENT
+
+
+def _widest(state: Tensor) -> int:
+    """Return the bytes of a state, were it at least in single precision."""
+    return state.numel() * max(4 if state.is_floating_point() else 1, state.element_size())
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Tell whether the bytes of one are those of the other."""
+    form = operator.attrgetter("dtype", "shape")
+    return bool(form(one) == form(other) and one.stride() == other.stride())
 
 
 @dataclass
@@ -319,14 +487,14 @@ def _end(copies: Sequence[_Copy]) -> None:
         HostMemoryError: of the first that failed.
     """
     failed: HostMemoryError | None = None
-    for copy in copies:
+    for each in copies:
         try:
-            copy.wait()
+            each.wait()
         except HostMemoryError as error:
             failed = failed or error
         else:
-            copy.state[copy.name] = copy.then
-        copy.held = None
+            each.state[each.name] = each.then
+        each.held = None
     if failed is not None:
         raise failed
 

@@ -154,3 +154,23 @@ def test_a_card_on_which_states_alone_do_not_fit() -> None:
     plan = planner.fit(model, budget, offload={"states": True}, **given)
     assert plan.states is not None
     assert plan.fits
+
+
+def test_a_limit_that_the_states_fill(plan: planner.Plan) -> None:
+    """Nothing else may move then, and the file is no larger than was said."""
+    assert plan.states is not None
+    room = plan.states.room_bytes
+    limited = planner.fit(build(), plan.budget_bytes, offload={**HOST, "bytes": room}, **said())
+    assert limited.states is not None
+    assert limited.states.room_bytes <= room
+
+
+def test_an_optimizer_of_some_parameters_or_of_none(plan: planner.Plan) -> None:
+    model = build()
+    some = adamw(list(model[4:].parameters()))  # type: ignore[index]
+    host = {**HOST, "bytes": "1GB"}
+    half = planner.fit(model, "1GB", offload=host, **said(optimizer=some))
+    assert half.fits
+    other = adamw(list(build().parameters()))
+    with pytest.raises(planner.PlannerError, match=r"steps none|none of"):
+        planner.fit(model, "1GB", offload=host, **said(optimizer=other))

@@ -214,6 +214,119 @@ def test_what_cannot_be_stepped_in_parts_is_refused() -> None:
         train(MAKERS["amsgrad"], less)
 
 
+class Counting(Optimizer):
+    """Momentum whose correction counts steps of all parameters: in the group, or by itself."""
+
+    def __init__(self, parameters: list[Tensor], where: str) -> None:
+        super().__init__(parameters, {"lr": 0.1, "steps": 0})
+        self.where, self.steps = where, torch.zeros(())
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["steps"] += self.where == "group"
+            self.steps += self.where == "itself"
+            for p in group["params"]:
+                state = self.state[p]
+                state.setdefault("mean", torch.zeros_like(p)).mul_(0.9).add_(p.grad, alpha=0.1)
+                count = group["steps"] + float(self.steps)
+                p.data.add_(state["mean"] / (1 - 0.9**count), alpha=-group["lr"])
+
+
+@pytest.mark.parametrize("where", ["group", "itself"])
+def test_steps_counted_for_all_are_not_counted_by_parts(where: str) -> None:
+    """And trying that changes nothing of the optimizer."""
+    model, plan = build(), tight("momentum")
+    optimizer = Counting(list(model.parameters()), where)
+    with pytest.raises(planner.BadRequest, match="counts steps for all"):
+        offload_states(optimizer, plan, model)
+    assert optimizer.steps == optimizer.param_groups[0]["steps"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_states_of_another_dtype_have_places_of_their_own(dtype: torch.dtype) -> None:
+    """Wider or narrower than what was there, they lie over no other and are read as they are."""
+    found = []
+    for plan in (None, tight("momentum")):
+        model = build()
+        optimizer: Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if plan is not None:
+            room = replace(plan.states, moved_bytes=3 * plan.states.moved_bytes)
+            offload_states(optimizer, replace(plan, states=room), model)
+        for i, x in enumerate(batches(4)):
+            if i == 2:
+                model.to(dtype)
+                optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.zero_grad()
+            model(x.to(model[0].weight.dtype)).square().mean().backward()  # type: ignore[union-attr, arg-type]
+            optimizer.step()
+        found.append((model, optimizer.state_dict()["state"]))
+    (one, plain), (other, moved) = found
+    assert same(one, other)
+    for number, states in plain.items():
+        assert torch.equal(states["momentum_buffer"], moved[number]["momentum_buffer"])
+
+
+class Wide(torch.optim.SGD):
+    """Keeps its momentum in single precision, whatever it is loaded in."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                held = self.state[p].get("momentum_buffer")
+                mean = torch.zeros_like(p, dtype=torch.float32) if held is None else held.float()
+                self.state[p]["momentum_buffer"] = mean = mean.mul(0.9).add(p.grad.float())
+                p.data.add_(mean.to(p.dtype), alpha=-0.1)
+
+
+def test_states_that_torch_narrows_when_they_are_loaded_have_room_to_be_wide_again() -> None:
+    found = []
+    for plan in (None, tight("momentum")):
+        model = build().bfloat16()
+        optimizer: Optimizer = Wide(model.parameters(), lr=0.1)
+        for i, x in enumerate(batches(4)):
+            if i == 2:
+                saved, optimizer = optimizer.state_dict(), Wide(model.parameters(), lr=0.1)
+                if plan is not None:
+                    offload_states(optimizer, plan, model)
+                optimizer.load_state_dict(saved)
+            optimizer.zero_grad()
+            model(x.bfloat16()).square().mean().backward()
+            optimizer.step()
+        found.append(model)
+    assert same(*found)
+
+
+def test_what_is_loaded_comes_a_part_at_a_time() -> None:
+    plan = tight("adamw")
+    model, saved = train(adamw, None)
+    state = saved.state_dict()
+    before = {k: dict(v) for k, v in state["state"].items()}
+    fresh = adamw(list(model.parameters()))
+    offload_states(fresh, plan, model)
+    held = sum(t.nbytes for s in state["state"].values() for t in s.values())
+    record = measure_peak(lambda: fresh.load_state_dict(state))
+    assert record.peak_bytes < held / 2
+    for number, states in before.items():
+        assert states.keys() == state["state"][number].keys(), "what was given is left alone"
+        for name, value in states.items():
+            assert torch.equal(fresh.state_dict()["state"][number][name], value)
+    assert storages_on_host(fresh)
+
+
+def test_models_that_were_not_planned_are_refused() -> None:
+    plan, model = tight("momentum"), build()
+    part = nn.Sequential(*list(model)[:2])  # type: ignore[call-overload]
+    wide = nn.Sequential(*(nn.Linear(2 * WIDTH, 2 * WIDTH) for _ in range(8)))
+    for wrong, reason in ((part, "has none"), (wide, r"one of shape \(128, 128\)")):
+        with pytest.raises(planner.BadRequest, match=reason):
+            offload_states(adamw(list(wrong.parameters())), plan, wrong)
+    with pytest.raises(planner.BadRequest, match="expected the optimizer, then the model"):
+        offload_states(model, plan, adamw(list(model.parameters())))  # type: ignore[arg-type]
+    once = offload_states(adamw(list(model.parameters())), plan, model)
+    with pytest.raises(planner.BadRequest, match="on the host already"):
+        offload_states(once, plan, model)
+
+
 def test_a_loop_that_forgets_is_told() -> None:
     plan = tight(adamw)
     planned = plan.apply(build())
