@@ -8,14 +8,11 @@ Every part is the optimizer's own step on fewer parameters: no bit changes.
 
 from __future__ import annotations
 
-import copy
-import math
 import operator
 import os
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +22,11 @@ from torch.optim import Optimizer
 
 from planner.errors import BadRequest, HostMemoryError
 from planner.graphs.capture.guards.call import device_of
-from planner.graphs.capture.optimizer_step import twin_of
-from planner.graphs.host_memory import ALIGNMENT
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
 from planner.running.host_copies import Way, way_of
+from planner.running.host_room import Room, aligned
+from planner.running.separable_step import only, own_step, require_separable
 
 
 def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Optimizer:
@@ -75,7 +72,7 @@ def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Op
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in stepped for part in parts for p in part):
         raise BadRequest("the optimizer steps none of the parameters that the plan is for")
-    _require_separable(optimizer, device_of(model))
+    require_separable(optimizer, device_of(model))
     directory = None if plan.host is None else plan.host.directory
     way = way_of(device_of(model), directory)
     moved = plan.states.moved_parts
@@ -154,81 +151,6 @@ _STEP_ERRORS = (
 """What a foreign step may raise when it is given what it does not take."""
 
 
-def _require_separable(optimizer: Optimizer, device: torch.device) -> None:
-    """Refuse an optimizer that steps parameters otherwise together than apart, on two small ones.
-
-    Raises:
-        BadRequest: it does, or cannot be stepped like that.
-    """
-    for group in optimizer.param_groups:
-        options = {k: v for k, v in group.items() if k != "params"}
-        try:
-            whole = _tried(optimizer, options, device, [[0, 1]])
-            parted = _tried(optimizer, options, device, [[0], [1]])
-        except Exception as error:
-            raise BadRequest(
-                f"{type(optimizer).__name__} cannot take its step a part of the parameters at a "
-                f"time: {type(error).__name__}: {error}"
-            ) from error
-        if not _equal(whole, parted):
-            raise BadRequest(
-                f"{type(optimizer).__name__} does not treat each parameter by itself, or counts "
-                "steps for all of them: its step cannot be taken in parts; plan without offload's "
-                "states"
-            )
-
-
-def _tried(
-    optimizer: Optimizer, options: dict[str, Any], device: torch.device, parts: list[list[int]]
-) -> list[Any]:
-    """Return all that is left after three steps with two small parameters, in such parts."""
-    made = torch.Generator().manual_seed(0)
-    small = [nn.Parameter(torch.randn(4, 4, generator=made).to(device)) for _ in range(2)]
-    twin = twin_of(optimizer, [{**copy.deepcopy(options), "params": small}])
-    own = {k: v for k, v in vars(twin).items() if k not in {"state", "param_groups"}}
-    vars(twin).update(_copied(own))
-    for _ in range(3):
-        for p in small:
-            p.grad = torch.randn(4, 4, generator=made).to(device)
-        for part in parts:
-            with _only(twin, {id(small[i]) for i in part}):
-                _own_step(twin)()
-    states = [twin.state.get(p, {}) for p in small]
-    left = {k: v for k, v in vars(twin).items() if k in own}
-    return [small, states, [{**g, "params": 0} for g in twin.param_groups], left]
-
-
-def _copied(values: dict[str, Any]) -> dict[str, Any]:
-    """Copy what can be copied: the optimizer itself is not to change."""
-    found = {}
-    for name, value in values.items():
-        try:
-            found[name] = copy.deepcopy(value)
-        except Exception:  # noqa: BLE001 - a lock, a handle: left as it is
-            found[name] = value
-    return found
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Compare trees of tensors and plain values; what cannot be told apart is equal."""
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        keys = one.keys() == getattr(other, "keys", dict)()
-        return keys and all(_equal(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    plain = isinstance(one, int | float | complex | str | bytes | None)
-    return bool(one == other) if plain else True
-
-
-def _own_step(optimizer: Optimizer) -> Callable[[], Any]:
-    """Return the step of an optimizer's class, without the hooks around it."""
-    whole = type(optimizer).step
-    bare = getattr(whole, "__wrapped__", whole)
-    return types.MethodType(bare, optimizer)
-
-
 def _moves(state: Any) -> bool:
     """Tell what goes to the host from the count of steps."""
     return isinstance(state, Tensor) and state.numel() > 1
@@ -259,7 +181,7 @@ class _HostStates:
         self.block, self.process = way.block(size_bytes), os.getpid()
         self.buffer = way.shown(self.block, size_bytes)
         self.places: dict[tuple[int, str], _Place] = {}
-        self.room = _Room(size_bytes)
+        self.room = Room(size_bytes)
         self.out: dict[int, dict[str, Any]] = {}
         self.widened = False
 
@@ -281,14 +203,14 @@ class _HostStates:
                 "the states of an optimizer wait on the host for another process: this one is a "
                 "fork of it; call offload_states after the fork"
             )
-        one_by_one, coming = _own_step(self.optimizer), list[_Copy]()
+        one_by_one, coming = own_step(self.optimizer), list[_Copy]()
         leaving: list[_Copy] = []
         try:
             coming = self._fetch(0)
             for k, own in enumerate(self._groups_of_parts()):
                 _end(coming)
                 coming = self._fetch(k + 1)
-                with _only(self.optimizer, own):
+                with only(self.optimizer, own):
                     one_by_one()
                 before, leaving = leaving, []
                 leaving = self._send(k)
@@ -333,10 +255,10 @@ class _HostStates:
     def put_in(self) -> None:
         """Let what was taken out go to the host, a part at a time, cast as torch casts states."""
         out, self.out = self.out, {}
-        self.places, self.room = {}, _Room(self.size)
+        self.places, self.room = {}, Room(self.size)
         loaded = [value for states in out.values() for value in states.values()]
         # an optimizer may make them wide again, as torch's casts to the parameters' dtype did not
-        self.widened = sum(map(_aligned, map(_widest, loaded))) <= self.size
+        self.widened = sum(map(aligned, map(_widest, loaded))) <= self.size
         for k in range(self.moved):
             for p in self.parts[k]:
                 for name, value in out.get(id(p), {}).items():
@@ -418,45 +340,6 @@ class _HostStates:
         return place
 
 
-class _Room:
-    """Which bytes of a block are free: places of any size are taken, and given back."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self.free = [(0, size_bytes)]
-
-    def take(self, size_bytes: int) -> int | None:
-        """Return where so many bytes begin, the first that are free; ``None`` if there are none.
-
-        >>> room = _Room(256)
-        >>> room.take(100), room.take(100), room.take(1)
-        (0, 128, None)
-        >>> room.give_back(0, 100)
-        >>> room.take(128), room.free
-        (0, [])
-        """
-        wanted = _aligned(size_bytes)
-        for i, (begin, size) in enumerate(self.free):
-            if wanted <= size:
-                rest = (begin + wanted, size - wanted)
-                self.free[i : i + 1] = [rest] if rest[1] else []
-                return begin
-        return None
-
-    def give_back(self, begin: int, size_bytes: int) -> None:
-        """Free what was taken, and join it with what is free beside it."""
-        joined: list[tuple[int, int]] = []
-        for at, size in sorted([*self.free, (begin, _aligned(size_bytes))]):
-            if joined and sum(joined[-1]) == at:
-                joined[-1] = joined[-1][0], joined[-1][1] + size
-            else:
-                joined.append((at, size))
-        self.free = joined
-
-
-def _aligned(size_bytes: int) -> int:
-    return max(1, math.ceil(size_bytes / ALIGNMENT)) * ALIGNMENT
-
-
 def _widest(state: Tensor) -> int:
     """Return the bytes of a state, were it at least in single precision."""
     return state.numel() * max(4 if state.is_floating_point() else 1, state.element_size())
@@ -503,20 +386,6 @@ def _bytes(x: Tensor) -> Tensor:
     made = torch.empty(0, dtype=torch.uint8, device=x.device)
     storage = x.untyped_storage()
     return made.set_(storage, 0, (storage.nbytes(),), (1,))
-
-
-@contextmanager
-def _only(optimizer: Optimizer, own: set[int]) -> Iterator[None]:
-    """Let an optimizer have some of its parameters alone."""
-    whole: list[tuple[dict[str, Any], list[Tensor]]] = []
-    for group in optimizer.param_groups:
-        whole.append((group, group["params"]))
-        group["params"] = [p for p in group["params"] if id(p) in own]
-    try:
-        yield
-    finally:
-        for group, params in whole:
-            group["params"] = params
 
 
 _ADOPTED: weakref.WeakKeyDictionary[Optimizer, _HostStates] = weakref.WeakKeyDictionary()
