@@ -80,6 +80,8 @@ def joint_step_with_inputs(
     return (told[0], handed[0]) if told else None
 
 
+MANY_SIZES = 2**16
+"""How many steps Dynamo may compile of one code: by default it gives up after eight."""
 _LOGS = re.compile(r"(debug|info|warn|warning|error|critical|exception|log)(_\w+)?$")
 
 
@@ -87,13 +89,15 @@ _LOGS = re.compile(r"(debug|info|warn|warning|error|critical|exception|log)(_\w+
 def traced_whole() -> Iterator[None]:
     """Let Dynamo trace steps that log, whose lines it leaves out, and raise errors as they were.
 
-    A step inside ``DistributedDataParallel`` is not cut where its buckets end.
+    A step inside ``DistributedDataParallel`` is not cut where its buckets end. Each size of a call is
+    compiled by itself, however many there are.
     """
     # methods that libraries add, such as transformers' warning_once, included
     lines = {call for name, call in vars(logging.Logger).items() if _LOGS.match(name)}
     ignored = {*dynamo_config.ignore_logging_functions, *lines}
     whole = {"ignore_logging_functions": ignored, "optimize_ddp": False}
-    with dynamo_config.patch(whole), plain_errors():
+    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), MANY_SIZES)
+    with dynamo_config.patch({**whole, **limits}), plain_errors():
         yield
 
 

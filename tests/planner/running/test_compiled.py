@@ -239,3 +239,13 @@ def test_a_unet_is_predicted_at_its_least_budget() -> None:
     peak, fixed = measured_bytes(plan.apply(model), *calls), static_bytes(model, *calls)
     assert peak <= plan.peak_bytes
     assert plan.peak_bytes - fixed <= 1.05 * (peak - fixed)
+
+
+@pytest.mark.slow
+def test_more_sizes_than_dynamo_compiles_by_default() -> None:
+    model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32))
+    said: dict[str, Any] = {"loss": torch.mean, "optimizer": None, "engine": "inductor"}
+    plan = planner.fit(model, "1MB", inputs=torch.randn(96, 32), **said)
+    planned = plan.apply(model)
+    for rows in range(96, 84, -1):
+        planned(torch.randn(rows, 32)).backward()
