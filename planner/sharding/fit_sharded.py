@@ -202,7 +202,7 @@ def plan_found(
         cluster=cluster,
         units=best.units,
         kinds=holds.kinds_of(captured),
-        alternatives=alternatives(found, budget_bytes - margin.size_bytes),
+        alternatives=alternatives(found, budget_bytes - margin.size_bytes, holds.bytes_of),
         host_bytes=best.host_bytes * cluster.devices_per_node,
         margin_bytes=margin.size_bytes,
         nccl_bytes=margin.nccl_bytes,

@@ -12,7 +12,7 @@ from planner.plan.time_parts import Spent, spent
 from planner.sharding.configurations import parted_as
 from planner.sharding.parted.parallelize import described
 from planner.sharding.parted.ways import Ways
-from planner.sharding.pricing import Planned
+from planner.sharding.pricing import Needs, Planned, peak_of
 from planner.sharding.space import Outcome, SearchResult
 
 _WHY = {
@@ -40,12 +40,15 @@ def why_slower(mine: Spent, best: Spent, samples: int) -> str:
     return f"slower: {_WHY[part]} {format_seconds(more[part] / samples)} more a sample"
 
 
-def alternatives(found: SearchResult, budget_bytes: int) -> tuple[Alternative, ...]:
+def alternatives(
+    found: SearchResult, budget_bytes: int, holds: Needs = peak_of
+) -> tuple[Alternative, ...]:
     """List every configuration but the best one, and the recipes of the best one's, best first.
 
     Args:
         found: how the search ended.
         budget_bytes: what was searched within.
+        holds: what a plan holds as it really runs, no less than its tensors.
     """
     assert found.best is not None
     best = found.best
@@ -54,7 +57,9 @@ def alternatives(found: SearchResult, budget_bytes: int) -> tuple[Alternative, .
         for outcome in found.outcomes
         if outcome.configuration != best.configuration and not outcome.impossible
     ]
-    rows += [_recipe(p, best, budget_bytes) for p in found.recipes if p.recipe != best.recipe]
+    rows += [
+        _recipe(p, best, budget_bytes, holds) for p in found.recipes if p.recipe != best.recipe
+    ]
     return tuple(sorted(rows, key=lambda a: (a.seconds_per_sample, str(a.configuration))))
 
 
@@ -108,8 +113,11 @@ def _rejected(outcome: Outcome, best: Planned) -> Alternative:
     return replace(row, reason=reason)
 
 
-def _recipe(planned: Planned, best: Planned, budget_bytes: int) -> Alternative:
-    c, over = planned.configuration, planned.peak_bytes - budget_bytes
+def _recipe(planned: Planned, best: Planned, budget_bytes: int, holds: Needs) -> Alternative:
+    c, peak_bytes = planned.configuration, planned.peak_bytes
+    if peak_bytes <= budget_bytes:  # else a compiler need not be asked
+        peak_bytes = holds(planned)
+    over = peak_bytes - budget_bytes
     mine = spent(planned.graph, planned.schedule)
     slower = why_slower(mine, spent(best.graph, best.schedule), c.global_batch)
     return Alternative(
@@ -117,7 +125,7 @@ def _recipe(planned: Planned, best: Planned, budget_bytes: int) -> Alternative:
         recipe=str(planned.recipe),
         fits=over <= 0,
         planned=True,
-        peak_bytes=planned.peak_bytes,
+        peak_bytes=peak_bytes,
         seconds_per_sample=planned.seconds / c.global_batch,
         bound_seconds_per_sample=planned.seconds / c.global_batch,
         reason=slower if over <= 0 else f"does not fit: {format_bytes(over)} over the budget",
