@@ -151,7 +151,7 @@ def _start(search: Search, graph: Graph, floor: int) -> int:
 def _leap(search: Search, graph: Graph, limits: Limits, *, rounded: bool) -> None:
     """Try plans of another kind where relaxations left the gap wide; one that is better is enough.
 
-    Where no relaxation was ``rounded`` to a plan that fits, nor would those of larger budgets be.
+    Where no relaxation was ``rounded`` to a plan that fits, those of larger budgets seldom are.
     """
     leaps = [_walk, _plan_blocks] if rounded else [_plan_blocks, _walk]
     if not LARGE_OPS < search.problem.n <= INTEGER_OPS:

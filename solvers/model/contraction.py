@@ -119,7 +119,7 @@ def _live_after(small: Graph, order: Sequence[int]) -> list[set[int]]:
 
 
 def contract(graph: Graph, starts: Sequence[int]) -> Contraction:
-    """StepPart a step.
+    """Part a step.
 
     Args:
         graph: the step.

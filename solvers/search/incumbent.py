@@ -33,10 +33,12 @@ class Search:
 
     @property
     def gap(self) -> float:
-        """The distance from bound to cost as a fraction of the step."""
+        """The distance from bound to cost as a fraction of the step; of one that takes no time, all
+        or nothing.
+        """
         if self.extra <= self.bound:
             return 0.0
-        return (self.extra - self.bound) / self.base
+        return (self.extra - self.bound) / self.base if self.base else math.inf
 
     def over(self, deadline: float = math.inf, *, needed: float = 0.0) -> bool:
         """Say whether a deadline, or that of the whole search, has come, and note it if so.

@@ -6,8 +6,16 @@ import math
 
 import pytest
 
-from planner.graphs import Graph, simulate
-from planner.solvers import SOLVERS, Limits, Status, binding_op, floor_bytes, solve
+from planner.graphs import Graph, Op, Value, simulate
+from planner.solvers import (
+    SOLVERS,
+    Limits,
+    Status,
+    binding_op,
+    floor_bytes,
+    minimum_budget,
+    solve,
+)
 from tests.brute import brute
 from tests.solvers.instances import INSTANCES
 from tests.strategies import chain, random_graph
@@ -52,3 +60,18 @@ def test_one_byte_less_than_plain_costs_a_chain_one_step(length: int) -> None:
     below = solve(graph, length + 1, method="milp", limits=EXACTLY)
     assert below.schedule is not None
     assert simulate(graph, below.schedule).seconds == graph.seconds + 1
+
+
+@pytest.mark.parametrize("length", [4, 24])
+def test_a_step_that_takes_no_time(length: int) -> None:
+    """Nothing is gained or lost by running again: whatever fits is the best."""
+    ops = [Op(f"f{i}", "f", (i - 1,) if i else (), (i,)) for i in range(length)]
+    for i in reversed(range(length)):
+        made = 2 * length - 1 - i
+        reads = (i,) if i == length - 1 else (made - 1, i)
+        ops.append(Op(f"b{i}", "b", reads, (made,), recomputable=False))
+    graph = Graph(tuple(ops), tuple(Value(f"v{i}", 10) for i in range(2 * length)))
+    least = minimum_budget(graph)
+    assert least.least_bytes == least.floor_bytes == 30
+    assert solve(graph, 30).status is Status.OPTIMAL
+    assert solve(graph, 19).status is Status.INFEASIBLE
