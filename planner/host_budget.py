@@ -24,7 +24,7 @@ _LEAST_STEP = 0.004
 _LEAST_SHARE = 0.5
 """Recomputation alone is planned as it is without offload, and may take all of the seconds; then so
 large a part of them is added."""
-_MAY = "values may move to the host (offload=)"
+_BESIDE = "beside the optimizer's states"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,13 @@ class _Asked:
     budget_bytes: int
     request: Request
     host: HostTier
+    kept_seconds: float | None = None
+
+    @property
+    def may(self) -> str:
+        """What is allowed, in words; states of the optimizer that are there are not its values."""
+        beside = "" if self.kept_seconds is None else f" {_BESIDE}"
+        return f"values may move to the host{beside} (offload=)"
 
     def seconds(self, schedule: Schedule) -> float:
         """Return the time of a schedule."""
@@ -50,7 +57,13 @@ class _Asked:
 
 
 def solve_within_host(
-    graph: Graph, budget_bytes: int, request: Request, host: HostTier, *, thorough: bool = True
+    graph: Graph,
+    budget_bytes: int,
+    request: Request,
+    host: HostTier,
+    *,
+    thorough: bool = True,
+    kept_seconds: float | None = None,
 ) -> MovedSolution:
     """Find a schedule that runs on a device of so many bytes and may move values to the host.
 
@@ -60,15 +73,19 @@ def solve_within_host(
         request: by which method, within which limits, on which device with which allocator.
         host: where values may go.
         thorough: as for ``solve_within``.
+        kept_seconds: where the graph is of a step with states of its optimizer on the host, what
+            the plain step takes with all on the device.
     """
     start, seconds = time.perf_counter(), request.limits.seconds
     alone = solve_within(graph, budget_bytes, replace(request, offload=None), thorough=thorough)
+    asked = _Asked(graph, budget_bytes, request, host, kept_seconds)
     if alone.schedule is not None and alone.schedule.is_plain:
-        return MovedSolution(alone, (f"{_MAY}, and need not: the step fits as it is",))
+        how = "as it is" if kept_seconds is None else "with those there"
+        return MovedSolution(alone, (f"{asked.may}, and need not: the step fits {how}",))
     request.tell("looking for values to move to the host while the device computes")
     left = max(_LEAST_SHARE * seconds, seconds - (time.perf_counter() - start))
     limits = replace(request.limits, seconds=left)
-    asked = _Asked(graph, budget_bytes, replace(request, limits=limits), host)
+    asked = replace(asked, request=replace(request, limits=limits))
     moved, bound = _through_allocator(asked, alone)
     if moved is None or (schedule := moved.solution.schedule) is None:
         return _alone(asked, alone, graph.seconds, "nothing that moves was found to fit")
@@ -77,7 +94,7 @@ def solve_within_host(
     if before is not None and before <= after:
         return _alone(asked, alone, bound, "it would be no quicker")
     solution = _judged(asked, moved.solution, after, bound)
-    said = _compared(graph, before, moved.moving_seconds)
+    said = _compared(asked, before, moved.moving_seconds)
     in_memory = host.directory is not None and lies_in_memory(host.directory)
     return MovedSolution(solution, (said, _IN_MEMORY) if in_memory else (said,))
 
@@ -124,7 +141,7 @@ def _through_allocator(asked: _Asked, alone: Solution) -> tuple[Offloading | Non
 
 def _alone(asked: _Asked, alone: Solution, bound: float, reason: str) -> MovedSolution:
     """Return what recomputation alone does, with a bound for schedules that move values, too."""
-    said = f"{_MAY}, and do not: {reason}"
+    said = f"{asked.may}, and do not: {reason}"
     if alone.schedule is None:
         message = "; ".join(filter(None, (alone.message, reason)))
         if floor_bytes(asked.graph) > asked.budget_bytes:
@@ -146,14 +163,18 @@ def _judged(asked: _Asked, found: Solution, seconds: float, bound: float) -> Sol
     return replace(found, bound_seconds=bound, status=status)
 
 
-def _compared(graph: Graph, recomputing: float | None, moving: float | None) -> str:
-    """Say what each choice alone would cost."""
+def _compared(asked: _Asked, recomputing: float | None, moving: float | None) -> str:
+    """Say what each choice alone would cost, of the step with nothing on the host."""
+    kept = asked.kept_seconds
+    plain = asked.graph.seconds if kept is None else kept
+    beside = "" if kept is None else f"{_BESIDE}, "
 
     def cost(seconds: float | None) -> str:
         if seconds is None:
             return "was not found to fit"
-        return f"would take +{format_percent(seconds / graph.seconds - 1)} of the plain step"
+        return f"would take +{format_percent(seconds / plain - 1)} of the plain step"
 
     return (
-        f"recomputing alone {cost(recomputing)}, and moving values to the host alone {cost(moving)}"
+        f"{beside}recomputing alone {cost(recomputing)}, and moving values to the host alone "
+        f"{cost(moving)}"
     )

@@ -76,7 +76,9 @@ def solve_with_states(captured: Captured, budget_bytes: int, request: Request) -
         if choice.states is not None:
             request.tell(f"with {format_both(choice.states.moved_bytes)} of states on the host")
         asked = replace(request, limits=limits, offload=choice.host)
-        found = Chosen(choice, solve_within_host(choice.graph, budget_bytes, asked, choice.host))
+        kept = None if choice.states is None else choice.states.kept_seconds
+        moved = solve_within_host(choice.graph, budget_bytes, asked, choice.host, kept_seconds=kept)
+        found = Chosen(choice, moved)
         solution = found.moved.solution
         bounds.append(solution.bound_seconds)
         if solution.schedule is None:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order, simulate
+from planner.graphs.hardware.host_tier import HostTier
 from planner.solvers.api import Limits, Status, solve
 from planner.solvers.bounds.parametric import Line, supporting_line
 from planner.solvers.minimum_budget import minimum_budget
@@ -105,8 +106,27 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     share = replace(limits, gap=gap, seconds=POINTS_SHARE * limits.seconds / points)
     least = minimum_budget(graph, limits=replace(limits, seconds=LEAST_SHARE * limits.seconds))
     budgets = spaced(least.least_bytes, simulate(graph, plain_schedule(graph)).peak_bytes, points)
-    found = [_solved(graph, b, least.schedule, share) for b in budgets]
+    found = solved_at(graph, budgets, least.schedule, share)
     return _assembled(graph, found, (), least.floor_bytes, share.seconds)
+
+
+def solved_at(
+    graph: Graph, budgets: Iterable[int], fallback: Schedule, limits: Limits
+) -> list[Point]:
+    """Solve at each budget, and let every point try its neighbours' schedules.
+
+    Args:
+        graph: the step.
+        budgets: in bytes, ascending; the fallback fits each.
+        fallback: a schedule whose first runs keep the graph's order.
+        limits: for each budget.
+
+    >>> from planner.graphs import Op, Value
+    >>> g = Graph((Op("a", "f", (), (0,), 1.0),), (Value("a", 3),))
+    >>> [(p.budget_bytes, p.seconds) for p in solved_at(g, [3, 4], plain_schedule(g), Limits())]
+    [(3, 1.0), (4, 1.0)]
+    """
+    return _improved(graph, [_solved(graph, b, fallback, limits) for b in budgets])
 
 
 def refined(graph: Graph, known: Frontier, budgets: Iterable[int], limits: Limits) -> Frontier:
@@ -131,15 +151,43 @@ def refined(graph: Graph, known: Frontier, budgets: Iterable[int], limits: Limit
         if (point := known.at(budget)) is not None and point.budget_bytes != budget
     ]
     points = sorted((*known.points, *fresh), key=lambda p: p.budget_bytes)
-    return _assembled(graph, points, known.lines, known.floor_bytes, limits.seconds)
+    improved = _improved(graph, points)
+    return _assembled(graph, improved, known.lines, known.floor_bytes, limits.seconds)
+
+
+def offered(
+    graph: Graph, known: Frontier, schedules: Iterable[Schedule], host: HostTier | None = None
+) -> Frontier:
+    """Return a frontier none of whose points is slower than a schedule that fits it.
+
+    What is proved stays: schedules whose first runs leave the graph's order are passed over.
+
+    Args:
+        graph: the step.
+        known: what was found before.
+        schedules: of the graph, found by whatever means; the host has room for what they move.
+        host: where they move values to.
+
+    >>> found = frontier(g := Graph((), ()), points=2)
+    >>> offered(g, found, [plain_schedule(g)]) == found
+    True
+    """
+    rates, points = {} if host is None else host.rates, list(known.points)
+    for schedule in filter(_keeps_order, schedules):
+        trace = simulate(graph, schedule, link_bytes_per_second=rates)
+        for i, p in enumerate(points):
+            if trace.peak_bytes <= p.budget_bytes and trace.seconds < p.seconds:
+                bound = min(p.bound_seconds, trace.seconds)
+                points[i] = Point(p.budget_bytes, trace.peak_bytes, trace.seconds, bound, schedule)
+    return replace(known, points=tuple(points))
 
 
 def _assembled(
     graph: Graph, points: list[Point], lines: tuple[Line, ...], floor: int, seconds: float
 ) -> Frontier:
-    """Let the points share what was found and proved at each; draw lines if there are none."""
+    """Let the points share what was proved at each; draw lines if there are none."""
     lines = lines or _lines(graph, points, seconds)
-    bare = Frontier(tuple(_improved(graph, points)), lines, floor, graph.seconds)
+    bare = Frontier(tuple(points), lines, floor, graph.seconds)
     return replace(bare, points=tuple(_bounded(bare)))
 
 

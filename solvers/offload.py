@@ -54,6 +54,7 @@ def solve_with_host(
     limits: Limits | None = None,
     alone: Solution | None = None,
     tightest: Schedule | None = None,
+    larger: Sequence[tuple[int, Schedule]] = (),
 ) -> Offloading:
     """Find a schedule within the budget that may move values to the host, too.
 
@@ -65,6 +66,8 @@ def solve_with_host(
         limits: when to stop.
         alone: the solution within the budget that moves nothing, if it is known.
         tightest: the schedule that holds least of those that move nothing, if it is known.
+        larger: larger budgets, and a schedule known for each, for what is too much in it to be
+            moved; without any such budgets are solved for.
 
     Raises:
         ValueError: an unknown method; the message lists the valid ones.
@@ -88,7 +91,7 @@ def solve_with_host(
         return Offloading(first, None, None)
     recomputing = None if first.schedule is None else search.take_schedule(first.schedule)
     unrepeated = search.move(range(len(graph.ops)))
-    search.run()
+    search.run(larger)
     return Offloading(
         search.solution(first),
         recomputing,
@@ -135,11 +138,15 @@ class _Search:
             self.best, self.moved, self.seconds = made.schedule, made, made.trace.seconds
         return made
 
-    def run(self) -> None:
+    def run(self, larger: Sequence[tuple[int, Schedule]] = ()) -> None:
         """Search for the budget that recomputation is best for, then give up single runs."""
         low = max(self.budget, self._least())
         span = self.plain_peak - low
-        self._solve_for(low + span * k // HOST_TARGETS for k in range(HOST_TARGETS))
+        for target, schedule in larger:
+            if not self.late:
+                self._moved_for(target, schedule)
+        if not larger:
+            self._solve_for(low + span * k // HOST_TARGETS for k in range(HOST_TARGETS))
         for _ in range(HOST_REFINEMENTS):
             self._solve_for(self._beside_best())
         self._polish()
@@ -160,8 +167,13 @@ class _Search:
                 continue
             limits = replace(self.limits.of_a_correction(self.left_seconds), reorder=False)
             found = solve(self.graph, target, method=self.method, limits=limits)
-            made = None if found.schedule is None else self.move(found.schedule.order)
-            self.at[target] = math.inf if made is None else made.trace.seconds
+            self._moved_for(target, found.schedule)
+
+    def _moved_for(self, target: int, schedule: Schedule | None) -> None:
+        """Move what is too much in a schedule for a larger budget."""
+        made = None if schedule is None else self.move(schedule.order)
+        seconds = math.inf if made is None else made.trace.seconds
+        self.at[target] = min(seconds, self.at.get(target, math.inf))
 
     def _beside_best(self) -> list[int]:
         """Return budgets half way between the best one and its neighbours."""

@@ -293,6 +293,8 @@ HOST_REFINEMENTS = 3
 """How often such budgets are sought between those beside the best."""
 HOST_POLISH_TRIES = 40
 """How many repeated runs are given up, one at a time, for more to be moved."""
+HOST_ALONE_SHARE = 0.4
+"""A curve's part of the seconds for recomputation alone, which is solved first."""
 HOST_BOUND_SHARE = 0.15
 """The part of the seconds that is kept for the bound."""
 HOST_LEAST_PRECISION = 500

@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from planner.analysis.curve import Curve
+from planner.graphs import Schedule
+from planner.graphs.hardware.host_tier import HostTier
 from planner.planning import captured_variant, refuse_asked, refuse_states
 from planner.request import Request, requested, takes
 from planner.solvers import Limits
-from planner.solvers.baselines.pareto_marks import Mark, rivals
-from planner.solvers.frontier import Frontier, frontier, refined
+from planner.solvers.baselines.pareto_marks import Mark, rivals, without_a_plan
+from planner.solvers.frontier import Frontier, frontier, offered, refined
 from planner.solvers.frontier_with_host import frontier_with_host, refined_with_host
 from planner.step_options import VariantOptions
 
@@ -99,7 +101,19 @@ def curve_of(
             found = refined(graph, found, _between(found, marks), share)
         else:
             found = refined_with_host(graph, host, found, _between(found, marks), share)
+        found = offered(graph, found, _schedules(captured, host, marks), host)
+        marks = {n: tuple(replace(m, schedule=None) for m in front) for n, front in marks.items()}
     return Curve(captured, request, found, marks, solve_seconds=spent)
+
+
+def _schedules(
+    captured: Captured, host: HostTier | None, marks: Mapping[str, tuple[Mark, ...]]
+) -> Iterator[Schedule]:
+    """Yield the schedules of the heuristics, those that were judged in eager mode as a plan's."""
+    fronts = dict(marks)
+    if captured.eager is not None:
+        fronts |= without_a_plan(captured.graph, host)
+    yield from (m.schedule for front in fronts.values() for m in front if m.schedule is not None)
 
 
 def _between(found: Frontier, marks: Mapping[str, tuple[Mark, ...]]) -> Iterator[int]:

@@ -113,7 +113,11 @@ def host_note(plan: StepPlan) -> Iterator[str]:
         where = "to pinned memory of the host"
     limit = plan.host.limit_bytes
     known = "how much the host has is not known" if limit is None else f"{format_both(limit)} there"
+    if not plan.schedule.moves:
+        yield f"states of the optimizer move {where} at {out} there and {back} back, of {known}"
+        return
+    what = "values" if plan.states is None else "values and states of the optimizer"
     yield (
-        f"values move {where} at {out} there and {back} back, of {known}, for each step under way; "
+        f"{what} move {where} at {out} there and {back} back, of {known}, for each step under way; "
         "the device waits for a copy where the plan relies on its end: the peak holds at any rate"
     )

@@ -169,7 +169,8 @@ def memory_table(plan: StepPlan) -> str:
     rows.append(("total", *(format_bytes(sum(plan.memory[p].values())) for p in phases)))
     plain = phase_peaks(plan.graph, plan.plain, plan.plain_trace)
     held = plan.plain_trace.live_bytes
-    rows.append(("plain total", *(format_bytes(int(held[plain[p]])) for p in phases)))
+    of = "plain total" if plan.states is None else "plain, states moved"
+    rows.append((of, *(format_bytes(int(held[plain[p]])) for p in phases)))
     header = ("category", *(p.value for p in phases))
     return f"Memory when each phase holds most\n{table('l' + 'r' * len(phases), header, rows)}"
 

@@ -8,9 +8,9 @@ some budgets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from planner.graphs import Graph, schedule_from_order, simulate
+from planner.graphs import Graph, Schedule, schedule_from_order, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.solvers.api import Limits, solve
 from planner.solvers.baselines import blocks, checkpoint, chen_greedy, chen_sqrt
@@ -24,10 +24,14 @@ MEASURED = ("revolve", "lp_rounding")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mark:
-    """A schedule of a family: what it holds at most, and how long it takes."""
+    """A schedule of a family: what it holds at most, and how long it takes.
+
+    ``schedule`` is of the graph that it was judged on, ``None`` where it was not kept.
+    """
 
     peak_bytes: int
     seconds: float
+    schedule: Schedule | None = field(default=None, compare=False, repr=False)
 
 
 def _blocks(graph: Graph) -> Iterator[list[int]]:
@@ -79,14 +83,26 @@ def rivals(
     found = {name: _front(graph, orders(graph)) for name, orders in FAMILIES.items()}
     for name in MEASURED:
         found[name] = _front(graph, _asked(graph, name, budgets, limits or Limits()))
-    for name, made in RUN_BY_TORCH.items():
-        run = graph if eager is None else eager
-        found[name] = _front(run, made(run))
+    found |= without_a_plan(graph if eager is None else eager, host)
+    return {name: marks for name, marks in found.items() if marks}
+
+
+def without_a_plan(graph: Graph, host: HostTier | None) -> dict[str, tuple[Mark, ...]]:
+    """Return the best schedules of the families that people use without a plan.
+
+    Args:
+        graph: the step that they are judged on.
+        host: where values may go; without it nobody moves any.
+
+    >>> from planner.graphs import Op
+    >>> without_a_plan(Graph((Op("f", "f", (), ()),), ()), None)
+    {'checkpoint': ()}
+    """
+    found = {name: _front(graph, made(graph)) for name, made in RUN_BY_TORCH.items()}
     if host is not None:
         for name in BY_HAND:
-            moved = admitted(graph if eager is None else eager, name, host)
-            found[name] = _unbeaten(Mark(peak, seconds) for peak, seconds, _ in moved)
-    return {name: marks for name, marks in found.items() if marks}
+            found[name] = _unbeaten(Mark(*moved) for moved in admitted(graph, name, host))
+    return found
 
 
 def _unbeaten(marks: Iterable[Mark]) -> tuple[Mark, ...]:
@@ -114,6 +130,7 @@ def _front(graph: Graph, orders: Iterable[Sequence[int]]) -> tuple[Mark, ...]:
     found: list[Mark] = []
     for _, seconds, order in tried:
         if not found or seconds < found[-1].seconds:
-            trace = simulate(graph, schedule_from_order(graph, order))
-            found.append(Mark(trace.peak_bytes, trace.seconds))
+            schedule = schedule_from_order(graph, order)
+            trace = simulate(graph, schedule)
+            found.append(Mark(trace.peak_bytes, trace.seconds, schedule))
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import transformers
 from torch import nn
 
 import planner
-from planner.graphs import Kind
+from planner.byte_sizes import format_bytes
+from planner.graphs import Kind, plain_schedule, simulate
 from planner.graphs.capture.optimizer_parts import StatePart, state_parts
 from planner.graphs.hardware.devices import cpu, device
 from planner.graphs.hardware.host_tier import HostTier
+from planner.host_budget import solve_within_host
 from planner.host_states import parted_bytes, parted_seconds
 from planner.planning import plan_again
+from planner.request import request_of
 from planner.solvers import Limits
 from tests.forgery import edit
 from tests.planner.running.test_states_on_host import (
@@ -28,6 +32,7 @@ from tests.planner.running.test_states_on_host import (
     mean_square,
     tight,
 )
+from tests.strategies import unet
 
 
 def said(**more: Any) -> dict[str, Any]:
@@ -52,6 +57,42 @@ def test_states_move_only_where_that_pays(plan: planner.Plan) -> None:
     assert whole.states is None
     assert whole.overhead == 0
     assert "the optimizer's states may wait on the host, and do not" in " ".join(str(whole).split())
+
+
+def test_the_text_keeps_states_and_values_apart(plan: planner.Plan) -> None:
+    assert not plan.schedule.moves
+    text = " ".join(str(plan).split())
+    need_not = "values may move to the host beside the optimizer's states (offload=), and need not"
+    assert f"{need_not}: the step fits with those there" in text
+    assert "states of the optimizer move to" in text
+    assert "values move" not in text
+    rows = str(plan).splitlines()
+    plain = next(row for row in rows if row.startswith("  plain, states moved"))
+    assert "plain total" not in text
+    most = format_bytes(plan.plain_trace.peak_bytes)
+    assert most in plain
+    assert most != format_bytes(plan.plain_peak_bytes)
+    assert f"Plain peak {format_bytes(plan.plain_peak_bytes)}" in text
+    kept = str(planner.fit(build(), "1GB", offload=HOST, **said()))
+    assert "plain total" in kept
+
+
+def test_what_each_choice_would_cost_is_said_of_the_step_with_all_states_on_the_device() -> None:
+    graph, host = unet(3), HostTier(50.0, 50.0)
+    budget = simulate(graph, plain_schedule(graph)).peak_bytes * 8 // 10
+    request = request_of(build(), {**SAID, "inputs": batches(1)[0]})
+    said = []
+    for kept in (None, graph.seconds / 2):
+        moved = solve_within_host(graph, budget, request, host, kept_seconds=kept)
+        assert moved.solution.schedule is not None
+        said.append(moved.remarks[0])
+    plain, beside = (
+        [float(percent) for percent in re.findall(r"\+([\d.]+)% of the plain step", text)]
+        for text in said
+    )
+    assert len(plain) == len(beside) == 2
+    assert beside == pytest.approx([100 + 2 * percent for percent in plain], abs=0.05)
+    assert said[1].startswith("beside the optimizer's states, recomputing alone would take")
 
 
 def test_fewer_states_move_where_that_is_enough(plan: planner.Plan) -> None:

@@ -79,6 +79,14 @@ def test_it_says_what_moves(curve: Curve) -> None:
     assert "moved_bytes" not in without.to_json()["points"][0]
 
 
+def test_no_heuristic_is_better_than_a_point(curve: Curve) -> None:
+    overheads = [p.overhead for p in curve.points]
+    assert overheads == sorted(overheads, reverse=True)
+    for point in curve.points:
+        best = curve.best_rival(point.budget_bytes)
+        assert best is None or best[1] >= point.overhead - 1e-9
+
+
 def test_a_plan_of_the_curve_runs_within_its_budget(curve: Curve) -> None:
     plan = curve.plan(curve.least_bytes)
     assert plan.schedule.moves
