@@ -40,7 +40,7 @@ from planner.sharding.space import SearchResult, Space
 from planner.solvers import Limits, Status
 from planner.solvers.tuning import ANY_GAP
 from planner.tensor_parallel import TensorParallel, tensor_parallel_of
-from planner.textbook.pipeline import pipeline_text
+from planner.textbook.pipeline import pipeline_text, possible_stages
 
 ANY_SCHEDULE = Limits(seconds=5.0, gap=ANY_GAP)
 """Limits for finding out whether one device fits at all, which many numbers are asked for."""
@@ -312,8 +312,9 @@ def fits_nowhere(
         f"offload{'; or reserve=, which says otherwise what is kept free' if kept else ''}."
     )
     if any(o.configuration.tensor_ranks > 1 for o in found.outcomes):
-        most = max(1, len(closest.units))
-        text += f" {pipeline_text(one_stage(closest), budget_bytes - kept, most)}."
+        own = closest.configuration
+        possible = possible_stages(own.world_size // own.tensor_ranks, len(closest.units))
+        text += f" {pipeline_text(one_stage(closest), budget_bytes - kept, possible)}."
     if unparted:
         text += f" Layers cannot be parted over ranks, either: {unparted}"
     found_at = binding(closest.graph, closest.schedule, closest.trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -19,6 +20,10 @@ def states_of(
     model: nn.Module, optimizer: OptimizerLike | None, *, accelerated: bool
 ) -> ModelStates:
     """Add up parameters, gradients and what the optimizer keeps of a whole model.
+
+    Of torch's own optimizers a share of the state is no more than the state of a share: it grows as
+    the elements do, or slower. Of another (a matrix for each side of a weight, say) that is not
+    known, and nothing is counted.
 
     Args:
         model: what is trained.
@@ -37,12 +42,11 @@ def states_of(
         tuple((tuple(p.shape), p.element_size()) for _, p in group)
         for _, group in groupby(trained, key=lambda item: _block(item[0]))
     ]
-    step = optimizer_of(parts, optimizer, accelerated=accelerated)
-    return ModelStates(
-        sum(_bytes(local_of(p)) for _, p in named),
-        sum(_bytes(p) for _, p in trained),
-        step.state_bytes,
-    )
+    kept = 0
+    if _is_of_torch(optimizer):
+        kept = optimizer_of(parts, optimizer, accelerated=accelerated).state_bytes
+    held = sum(_bytes(local_of(p)) for _, p in named)
+    return ModelStates(held, sum(_bytes(p) for _, p in trained), kept)
 
 
 def least_states(states: ModelStates, c: Configuration) -> int:
@@ -53,6 +57,14 @@ def least_states(states: ModelStates, c: Configuration) -> int:
         c: how it is spread.
     """
     return c.strategy.part(StepRules).least_states(states, c) // c.tensor_ranks
+
+
+def _is_of_torch(optimizer: OptimizerLike | None) -> bool:
+    if isinstance(optimizer, str):
+        return True
+    kind = optimizer.func if isinstance(optimizer, partial) else optimizer
+    made = kind if isinstance(kind, type) else type(kind)
+    return made.__module__.startswith("torch.optim.")
 
 
 def _block(name: str) -> str:

@@ -35,8 +35,8 @@ class CanRealize(Protocol):
     def host_bytes(self) -> int:
         """What one rank holds on its host."""
 
-    def floor_bytes(self, times: int = 1) -> int:
-        """Return what all that really runs holds at some moment, of so many times the samples."""
+    def floor_bytes(self) -> int:
+        """Return what all that really runs holds at some moment."""
 
     @property
     def padding_bytes(self) -> int:

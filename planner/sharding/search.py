@@ -27,7 +27,7 @@ from planner.sharding.pricing import (
     what_fills,
 )
 from planner.sharding.space import Outcome, SearchResult, Space
-from planner.sharding.too_full import Full, alike, full
+from planner.sharding.too_full import Full, full
 from planner.solvers import Limits, lower_bound
 from planner.solvers.bounds.parametric import quick_bound
 from planner.solvers.minimum_budget import proven_floor
@@ -233,10 +233,8 @@ class _Search:
         if less is None:
             return False
         seen = self.outcomes[less.seen]
-        peak, fills = seen.peak_bytes, f"{less.seen} does not fit: {seen.fills}"
-        if less.micro_batch > less.seen.micro_batch:
-            peak, fills = None, f"{less.seen} fits, but what units keep of as many samples does not"
-        self.outcomes[c] = Outcome(c, math.inf, peak_bytes=peak, fills=fills)
+        fills = f"{less.seen} does not fit: {seen.fills}"
+        self.outcomes[c] = Outcome(c, math.inf, peak_bytes=seen.peak_bytes, fills=fills)
         return True
 
     def _is_too_large(self, c: Configuration) -> bool:
@@ -281,8 +279,7 @@ class _Search:
         )
         self.optimizer[c.way] = outcome.spent.optimizer if outcome.spent else 0.0
         self._take(c, outcome, best, least)
-        larger = {o.micro_batch for o in self.space.configurations if alike(o) == alike(c)}
-        if (too_much := full(step, c, self.budget_bytes, sorted(larger))) is not None:
+        if (too_much := full(step, c, self.budget_bytes)) is not None:
             self.full.append(too_much)
         if bound < self._incumbent():
             self.steps[c] = step

@@ -103,8 +103,8 @@ class _Kept:
     def host_bytes(self) -> int:
         return self.step.host_bytes
 
-    def floor_bytes(self, times: int = 1) -> int:
-        return self.step.floor_bytes(times)
+    def floor_bytes(self) -> int:
+        return self.step.floor_bytes()
 
     @property
     def padding_bytes(self) -> int:

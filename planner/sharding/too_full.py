@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.graphs import Kind
@@ -13,15 +12,13 @@ from planner.solvers import floor_bytes
 
 @dataclass(frozen=True)
 class Full:
-    """A micro-batch of a configuration that cannot fit, and by how much the least it holds is over.
+    """A configuration that cannot fit, and by how much the least it holds is over.
 
-    ``seen`` is the configuration that was assembled, maybe with fewer samples. ``by_states`` says
-    that its states alone are too much; ``padding_bytes`` is what it holds in buffers that are
-    padded for its ranks.
+    ``by_states`` says that its states alone are too much; ``padding_bytes`` is what it holds in
+    buffers that are padded for its ranks.
     """
 
     seen: Configuration
-    micro_batch: int
     excess_bytes: int
     by_states: bool
     padding_bytes: int = 0
@@ -35,7 +32,7 @@ class Full:
         same = alike(c) == alike(mine)
         larger = self.by_states or self.excess_bytes > self.padding_bytes
         larger = c.shard_ranks == mine.shard_ranks or (larger and c.shard_ranks < mine.shard_ranks)
-        return same and larger and c.micro_batch >= self.micro_batch
+        return same and larger and c.micro_batch >= mine.micro_batch
 
 
 def alike(c: Configuration) -> tuple[object, ...]:
@@ -47,10 +44,8 @@ def alike(c: Configuration) -> tuple[object, ...]:
     return (c.strategy, c.precision, c.offload, c.tensor_ranks, c.sequence_parallel)
 
 
-def full(
-    step: CanRealize, c: Configuration, budget_bytes: int, larger: Sequence[int] = ()
-) -> Full | None:
-    """Say from how many samples on what a step holds at least is too much, if it is.
+def full(step: CanRealize, c: Configuration, budget_bytes: int) -> Full | None:
+    """Say whether what a step holds at least is too much, as it is then with more samples.
 
     What larger micro-batches may not hold is left out: gradients kept between micro-steps.
 
@@ -58,17 +53,10 @@ def full(
         step: one rank's.
         c: what it was assembled for.
         budget_bytes: of each rank.
-        larger: micro-batches that are asked for, too, in order.
     """
     graph = step.graph
     kept = [v for v in graph.resident if graph.values[v].kind is Kind.GRADIENT]
     spared = sum(graph.values[v].size_bytes for v in kept) if c.accumulation > 1 else 0
     by_states = graph.resident_bytes - spared > budget_bytes
-    held = floor_bytes(graph) - spared
-    for samples in dict.fromkeys((c.micro_batch, *larger)):
-        if samples % c.micro_batch or samples < c.micro_batch:
-            continue
-        excess = max(held, step.floor_bytes(samples // c.micro_batch) - spared) - budget_bytes
-        if excess > 0:
-            return Full(c, samples, excess, by_states, step.padding_bytes)
-    return None
+    excess = max(floor_bytes(graph), step.floor_bytes()) - spared - budget_bytes
+    return Full(c, excess, by_states, step.padding_bytes) if excess > 0 else None

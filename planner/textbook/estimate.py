@@ -29,7 +29,7 @@ from planner.textbook.estimated import (
 from planner.textbook.families import FAMILIES
 from planner.textbook.formulas import Stack
 from planner.textbook.model_activations import Given, LayeredModel, activations, described
-from planner.textbook.pipeline import OneStage, least_pipeline
+from planner.textbook.pipeline import OneStage, least_pipeline, possible_stages
 
 if TYPE_CHECKING:
     from torch import nn
@@ -173,7 +173,8 @@ def _parted(e: Estimate) -> Estimate:
     rows = tuple(PartedLayers(d, peak, peak <= usable) for d, peak in held)
     if any(row.fits for row in rows):
         return replace(e, parted=rows)
-    found = least_pipeline(_one_stage(e, degrees[-1]), usable, e.architecture.layers or 1)
+    possible = possible_stages(e.gpus // degrees[-1], e.architecture.layers or 1)
+    found = least_pipeline(_one_stage(e, degrees[-1]), usable, possible)
     return replace(e, parted=rows, pipeline=found)
 
 

@@ -13,6 +13,7 @@ devices idle for (P - 1) / (M + P - 1) of the time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.byte_sizes import format_both, format_bytes, format_percent
@@ -86,21 +87,35 @@ def pipeline_of(whole: OneStage, stages: int, micro_batches: int) -> Pipeline:
     return Pipeline(tuple(found), micro_batches)
 
 
-def least_pipeline(whole: OneStage, room_bytes: int, most: int = MOST_STAGES) -> Pipeline | None:
+def possible_stages(devices: int, layers: int) -> list[int]:
+    """Return the numbers of stages that a pipeline can have: each has as many devices, and a layer.
+
+    Args:
+        devices: for all layers, or groups of them over which each layer is parted.
+        layers: of the model.
+
+    >>> possible_stages(16, 12), possible_stages(1, 12)
+    ([2, 4, 8], [])
+    """
+    most = min(devices, layers, MOST_STAGES)
+    return [n for n in range(2, most + 1) if devices % n == 0]
+
+
+def least_pipeline(whole: OneStage, room_bytes: int, possible: Sequence[int]) -> Pipeline | None:
     """Return the fewest stages, with the most micro-batches at a time, that fit; none may.
 
     Args:
         whole: what a device holds without a pipeline.
         room_bytes: of each device.
-        most: how many stages there can be, such as the layers.
+        possible: how many stages there can be, in ascending order.
 
-    >>> found = least_pipeline(OneStage(10, 40, 5), 30)
+    >>> found = least_pipeline(OneStage(10, 40, 5), 30, [2, 3, 4])
     >>> len(found.stages), found.micro_batches, found.peak_bytes
     (3, 1, 29)
-    >>> least_pipeline(OneStage(10, 40, 5), 15) is None
+    >>> least_pipeline(OneStage(10, 40, 5), 15, [2, 3, 4]) is None
     True
     """
-    for stages in range(2, most + 1):
+    for stages in possible:
         found = None
         for micro_batches in range(1, stages + 1):
             tried = pipeline_of(whole, stages, micro_batches)
@@ -112,23 +127,27 @@ def least_pipeline(whole: OneStage, room_bytes: int, most: int = MOST_STAGES) ->
     return None
 
 
-def pipeline_text(whole: OneStage, room_bytes: int, most: int = MOST_STAGES) -> str:
+def pipeline_text(whole: OneStage, room_bytes: int, possible: Sequence[int]) -> str:
     """Say what a pipeline would hold where nothing fits without one, in a few sentences.
 
     Args:
         whole: what a device holds without a pipeline.
         room_bytes: of each device.
-        most: how many stages there can be.
+        possible: how many stages there can be, in ascending order.
 
-    >>> print(pipeline_text(OneStage(10, 40, 5), 15))
-    No pipeline of up to 64 stages would do either: states and what one layer takes are 15 B of 15 B
+    >>> print(pipeline_text(OneStage(10, 40, 5), 15, [2, 4]))
+    No pipeline of up to 4 stages would do either: states and what one layer takes are 15 B of 15 B
+    >>> print(pipeline_text(OneStage(10, 40, 5), 15, []))
+    Nor can there be a pipeline: its stages would need devices of their own
     """
+    if not possible:
+        return "Nor can there be a pipeline: its stages would need devices of their own"
     alone = whole.states_bytes + whole.working_bytes
-    found = least_pipeline(whole, room_bytes, most)
+    found = least_pipeline(whole, room_bytes, possible)
     if found is None:
         return (
-            f"No pipeline of up to {most} stages would do either: states and what one layer takes "
-            f"are {format_bytes(alone)} of {format_bytes(room_bytes)}"
+            f"No pipeline of up to {possible[-1]} stages would do either: states and what one "
+            f"layer takes are {format_bytes(alone)} of {format_bytes(room_bytes)}"
         )
     return stages_text(found)
 

@@ -86,7 +86,7 @@ def activations(unit: UnitCapture) -> set[int]:
     made = {v for v in graph.resident if v not in weights and graph.values[v].size_bytes}
     consumers: dict[int, list[Op]] = {}
     for op in graph.ops:
-        if not op.inputs or made.intersection(op.inputs):
+        if op.target == "tangent" or made.intersection(op.inputs):
             made.update(op.outputs)
         for v in op.inputs:
             consumers.setdefault(v, []).append(op)

@@ -14,7 +14,6 @@ import functools
 from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
-from planner.sharding.parted.growth import activations
 from planner.sharding.step_graph.backward_pass import backward
 from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.forward_pass import forward
@@ -64,7 +63,6 @@ def assemble(
         host_bytes=_host_bytes(draft, step),
         row_wise=frozenset(draft.row_wise),
         padding_bytes=_padding_bytes(draft, rules),
-        activations=_activations(draft),
     )
 
 
@@ -80,19 +78,6 @@ def _groups(draft: Draft, rules: StepRules) -> None:
         if exchange is not None:
             draft.row_wise[i], draft.seconds[i] = exchange, GroupSeconds(0.0, 0.0)
             draft.compute[i] = exchange
-
-
-def _activations(draft: Draft) -> frozenset[int]:
-    """Return what is made of samples in units, and what enters them."""
-    of_kind = [activations(kind) for kind in draft.captures.kinds]
-    found = {
-        draft.maps[u][v]
-        for u, kind in enumerate(draft.captures.kind_of)
-        if u not in draft.row_wise
-        for v in of_kind[kind]
-        if v in draft.maps[u]
-    }
-    return frozenset(found)
 
 
 def _padding_bytes(draft: Draft, rules: StepRules) -> int:

@@ -39,22 +39,15 @@ class _Unit:
         return range(max(self.forward) + 1, min(self.backward))
 
 
-def least_held(
-    graph: Graph,
-    units: Mapping[Hashable, Sequence[Halves]],
-    activations: Collection[int] = frozenset(),
-    times: int = 1,
-) -> int:
+def least_held(graph: Graph, units: Mapping[Hashable, Sequence[Halves]]) -> int:
     """Return bytes that every schedule torch can run of a step holds at some moment.
 
     Each op needs its own, and what cannot be made again is live until it was read; beside that
-    every unit whose backward is to come keeps what that needs, more of it with more samples.
+    every unit whose backward is to come keeps what that needs.
 
     Args:
         graph: of one rank's step.
         units: the ops of each, by its kind.
-        activations: values that grow with the samples of a micro-batch.
-        times: how many times as many samples a micro-batch has.
     """
     found = list(_units(graph, units))
     owner = {v: unit for unit in found for v in unit.kept}
@@ -63,8 +56,7 @@ def least_held(
     for unit in found:
         key = unit.kind, unit.pattern(graph)
         if key not in known:
-            cost = {v: n * times if v in activations else n for v, n in unit.kept.items()}
-            known[key] = kept_for_backward(graph, unit.forward, unit.backward, cost)
+            known[key] = kept_for_backward(graph, unit.forward, unit.backward, unit.kept)
         held[unit.waits.start] += known[key]
         held[unit.waits.stop] -= known[key]
     kept = list(accumulate(held))

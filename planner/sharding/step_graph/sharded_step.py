@@ -47,7 +47,6 @@ class ShardedStep:
     ``root_backward`` is the first op of the backward pass. ``host_bytes`` is what one rank keeps
     in its host's memory. ``row_wise`` are units that are tables looked up where their rows are.
     ``padding_bytes`` is what buffers hold beyond parameters, because ranks do not divide these.
-    ``activations`` are values that grow with the samples of a micro-batch.
     """
 
     graph: Graph
@@ -61,21 +60,16 @@ class ShardedStep:
     host_bytes: int
     row_wise: frozenset[int] = frozenset()
     padding_bytes: int = 0
-    activations: frozenset[int] = frozenset()
 
-    def floor_bytes(self, times: int = 1) -> int:
-        """Return what every schedule that torch can run holds at some moment.
-
-        Args:
-            times: with so many times the samples in a micro-batch.
-        """
+    def floor_bytes(self) -> int:
+        """Return what every schedule that torch can run holds at some moment."""
         units: defaultdict[Hashable, list[Halves]] = defaultdict(list)
         for u, layout in enumerate(self.layouts):
             if u not in self.row_wise:
                 halves = layout.ops[: layout.forward_ops], layout.ops[layout.forward_ops :]
                 forward, backward = (frozenset(op for op in h if op is not None) for h in halves)
                 units[self.kind_of[u]].append((forward, backward))
-        return least_held(self.graph, units, self.activations, times)
+        return least_held(self.graph, units)
 
     def realize(self, order: Sequence[int]) -> Realized:
         """Project an order of the step's ops on its units and rebuild what torch runs."""
