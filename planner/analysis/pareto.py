@@ -44,8 +44,10 @@ def pareto(
 
     Args:
         model: any ``nn.Module``, or a ``Request``.
-        points: how many budgets, from the least known to work to what plain training needs.
-        heuristics: set the schedules of the usual heuristics beside ours.
+        points: how many budgets, from the least known to work to what plain training needs; with
+            ``offload`` one more, the least known to work where nothing moves.
+        heuristics: set the schedules of the usual heuristics beside ours; a point takes one that is
+            quicker, and points come where one is between two.
         said: what else is to be said of the step: see ``Request``. The seconds of ``limits`` are
             for all points together.
 
