@@ -3,8 +3,9 @@
 A fix-and-optimize: a small graph of blocks says what is handed from the forward pass to each part
 of the backward pass; given that, the stretches of the order are independent of one another, and
 each is solved as a graph of its own, those alike once. A stretch that does not fit beside what is
-held during it is granted more memory, and the small graph is solved again (in the manner of Benders'
-feasibility cuts; what is granted may rule out plans that fit). Effort is counted, not timed.
+held during it is granted more memory, and the small graph is solved again (in the manner of
+Benders' feasibility cuts; what is granted may rule out plans that fit). Effort is counted, not
+timed.
 """
 
 from __future__ import annotations

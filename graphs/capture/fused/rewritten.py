@@ -155,8 +155,8 @@ def keep_products_apart(graph: fx.Graph) -> None:
     """Write ``c - (-a @ b)`` for a sum far from its product, where Inductor would multiply.
 
     It makes one kernel of ``a @ b + c``, at the place of the sum, and holds ``a`` and ``b`` until
-    then. The bits are those of eager mode, which rounds the product and then the sum; the one kernel
-    rounds once.
+    then. The bits are those of eager mode, which rounds the product and then the sum; the one
+    kernel rounds once.
 
     Args:
         graph: that is changed.

@@ -89,8 +89,8 @@ _LOGS = re.compile(r"(debug|info|warn|warning|error|critical|exception|log)(_\w+
 def traced_whole() -> Iterator[None]:
     """Let Dynamo trace steps that log, whose lines it leaves out, and raise errors as they were.
 
-    A step inside ``DistributedDataParallel`` is not cut where its buckets end. Each size of a call is
-    compiled by itself, however many there are.
+    A step inside ``DistributedDataParallel`` is not cut where its buckets end. Each size of a call
+    is compiled by itself, however many there are.
     """
     # methods that libraries add, such as transformers' warning_once, included
     lines = {call for name, call in vars(logging.Logger).items() if _LOGS.match(name)}
