@@ -101,10 +101,10 @@ def accelerate_notes(plan: ShardedStepPlan) -> Iterator[str]:
             f"the plan shards {', '.join(single)} as units of their own; accelerate names classes, "
             "and would wrap all layers of theirs: they stay with the root, gathered all step long"
         )
-    if sharded and (common := [name for name in _wrapped_classes(plan) if _is_layer(name)]):
+    if sharded and all(map(_is_single, plan.kinds)):
         yield (
-            f"accelerate names classes, and wraps every {' and '.join(common)} of the model, also "
-            "those that are no units of the plan"
+            f"accelerate names classes, and wraps every {' and '.join(_wrapped_classes(plan))} of "
+            "the model, also those that are no units of the plan"
         )
     yield from mixed_notes(plan, "accelerate has one switch, here every unit gathers again")
     if kind == "DEEPSPEED":
