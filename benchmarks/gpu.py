@@ -108,8 +108,9 @@ class Layer(nn.Module):
         return self.function(self.first(x)).float().square().mean()
 
 
-def _of(part: nn.Module) -> Layer:
-    return Layer(lambda x: _first(part(x.view(-1, 64))), part)
+def _of(part: nn.Module, steps: int = 0) -> Layer:
+    shape = (steps, -1, 64) if steps else (-1, 64)
+    return Layer(lambda x: _first(part(x.view(shape))), part)
 
 
 def _heads(x: Tensor) -> Tensor:
@@ -129,9 +130,10 @@ def layers() -> Iterator[tuple[str, nn.Module]]:
     yield "attention, mask", Layer(lambda x: attention(*(_heads(x),) * 3, attn_mask=_mask(x)))
     yield "dropout", Layer(lambda x: nn.functional.dropout(x, 0.15))
     norms = nn.RMSNorm(64), nn.LayerNorm(64)
-    cells = nn.LSTMCell(64, 64), nn.GRUCell(64, 64)
-    for part in (*norms, *cells, nn.LSTM(64, 64, 2), nn.GRU(64, 64), nn.RNN(64, 64)):
+    for part in (*norms, nn.LSTMCell(64, 64), nn.GRUCell(64, 64)):
         yield type(part).__name__, _of(part)
+    for layer in (nn.LSTM(64, 64, 2), nn.GRU(64, 64), nn.RNN(64, 64)):
+        yield type(layer).__name__, _of(layer, steps=4)
 
 
 def _first(made: Any) -> Tensor:

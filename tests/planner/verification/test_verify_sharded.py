@@ -46,6 +46,6 @@ def test_what_cannot_be_checked_is_said(plan: planner.ShardedPlan, tmp_path: Pat
         planner.verify(decoder(), plan)
     with pytest.raises(BadRequest, match="are for plans for one device"):
         planner.verify(example, plan, optimizer="sgd")
-    cards = planner.fit(decoder(), "1GB", **step(world_size=2, device="H100 SXM"))
+    cards = planner.fit(decoder(), "8GB", **step(world_size=2, device="H100 SXM"))
     with pytest.raises(BadRequest, match="plan with device='cpu'"):
         planner.verify(example, cards)
