@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import planner
 
-STEPS, BATCH, LENGTH = 20, 4, 512
+STEPS, BATCH, LENGTH = 10, 4, 512
 TEXT = Path(__file__).parents[1] / "LICENSE"
 SHARE = 0.48  # of what plain training needs
 
