@@ -21,7 +21,7 @@ from benchmarks.models import ZOO, Factory, tiny
 from benchmarks.partitioners import SOLVERS as KNAPSACKS
 from benchmarks.partitioners import partitioner
 from benchmarks.record import record, show
-from planner.comparison import EAGER, PLANNED
+from planner.compared import EAGER, PLANNED
 from planner.graphs import schedule_from_order, simulate
 from planner.solvers import Limits, solve
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH, Mark

@@ -12,7 +12,8 @@ from planner.analysis.curve_picture import render_curve_svg
 from planner.analysis.max_batch import MaxBatch, max_batch
 from planner.analysis.pareto import pareto
 from planner.byte_sizes import parse_budget
-from planner.comparison import Comparison, compare
+from planner.compared import Comparison
+from planner.comparison import compare
 from planner.compile_backend import backend
 from planner.errors import (
     BadBudget,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner import comparison
+from planner.compared import Comparison
 from planner.errors import InvalidPlan
 from planner.output import saved_plans
 from planner.output.exporters import export
@@ -148,7 +149,7 @@ class Plan(_Told, StepPlan):
 
     def compare(
         self, methods: Sequence[str] | None = None, *, limits: Limits = DEFAULT_LIMITS
-    ) -> comparison.Comparison:
+    ) -> Comparison:
         """Run other methods on the same graph and budget; all that are registered by default."""
         return comparison.compare_graph(
             self.graph, self.budget_bytes, methods, limits=limits, host=self.host

@@ -106,7 +106,14 @@ ORDER = (
     *(f"planner/{name}" for name in ("planning.py", "sharding")),
     *(
         f"planner/{name}"
-        for name in ("verification", "comparison.py", "plans.py", "fit.py", "compile_backend.py")
+        for name in (
+            "verification",
+            "compared.py",
+            "comparison.py",
+            "plans.py",
+            "fit.py",
+            "compile_backend.py",
+        )
     ),
     *(f"planner/{name}" for name in ("analysis", "integrations", "cli", "__init__.py")),
 )

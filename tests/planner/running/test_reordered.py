@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import planner
-from planner.comparison import Comparison, MethodResult
+from planner.compared import Comparison, MethodResult
 from planner.graphs import plain_schedule, schedule_from_order, simulate
 from planner.plans import Plan
 from planner.solvers import Status, solve
