@@ -100,15 +100,31 @@ class Captures:
             yield model
 
     def impossible(self, c: Configuration) -> str:
-        """Say why the layers of a configuration cannot be parted as it says, if they cannot."""
+        """Say why a configuration cannot be captured, if it cannot.
+
+        Its layers cannot be parted as it says, or the model does not take so few samples (a batch
+        norm of rows wants two), although it takes as many as it was given.
+        """
         parted = parted_as(c)
-        if parted != WHOLE and parted not in self._impossible:
+        if parted == WHOLE:
+            return self._too_few(c)
+        if parted not in self._impossible:
             self._impossible[parted] = ""
             try:
                 self.captured(replace(c, micro_batch=1))
             except CaptureError as error:
                 self._impossible[parted] = str(error)
         return self._impossible.get(parted, "")
+
+    def _too_few(self, c: Configuration) -> str:
+        try:
+            self.captured(c)
+        except CaptureError as error:
+            if c.micro_batch >= (given := samples_in(self.request.inputs)):
+                raise
+            self.captured(replace(c, micro_batch=given))
+            return str(error)
+        return ""
 
     def step(self, c: Configuration, cluster: Cluster) -> ShardedStep:
         """Assemble one rank's step."""

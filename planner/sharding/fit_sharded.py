@@ -58,7 +58,7 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
     if found.best is None:
         request.tell("looking for a number of devices that would do")
         room = budget_bytes - margin.size_bytes
-        among = [o.configuration for o in found.outcomes if not o.impossible]
+        among = _takes(shop, [o.configuration for o in found.outcomes if not o.impossible])
         ranks = least_ranks(lambda n: _fits_on(shop, among, n, room), cluster.world_size)
         closest = with_excess(found.closest, shop.holds(cluster).bytes_of(found.closest))
         found = replace(found, closest=closest)
@@ -344,6 +344,13 @@ def least_ranks(fits: Callable[[int], bool | None], world_size: int) -> int | No
     return worked
 
 
+def _takes(shop: Captures, among: Sequence[Configuration]) -> list[Configuration]:
+    """Leave out configurations of fewer samples than the model takes; not all were captured."""
+    whole = {c.micro_batch: c for c in among if c.tensor_ranks == 1}
+    fewest = next((n for n in sorted(whole) if not shop.impossible(whole[n])), 1)
+    return [c for c in among if c.micro_batch >= fewest]
+
+
 def _fits_on(
     shop: Captures, among: Sequence[Configuration], ranks: int, budget_bytes: int
 ) -> bool | None:
@@ -353,12 +360,13 @@ def _fits_on(
     except BadCluster:
         return None
     most = max(c.strategy.stages[-1].number for c in among)
+    fewest = min(c.micro_batch for c in among)  # fewer the model may not take
     smallest = dict.fromkeys(
         replace(
             c,
             shard_ranks=least.shard_ranks,
             replicas=least.replicas,
-            micro_batch=1,
+            micro_batch=fewest,
             accumulation=1,
         )
         for c in among

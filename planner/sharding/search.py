@@ -206,10 +206,13 @@ class _Search:
         """
         if self.closest is not None:
             return
-        possible = [c for c in self.outcomes if not self.outcomes[c].impossible]
-        if not possible:
-            raise CaptureError(next(o.impossible for o in self.outcomes.values()))
-        self._open(min(possible, key=lambda c: (self.space.least_bytes(c), _holds_least(c))))
+        for c in sorted(self.outcomes, key=lambda c: (self.space.least_bytes(c), _holds_least(c))):
+            why = self.outcomes[c].impossible or self.space.impossible(c)
+            if not why:
+                self._open(c)
+                return
+            self.outcomes[c] = Outcome(c, math.inf, impossible=why)
+        raise CaptureError(next(o.impossible for o in self.outcomes.values()))
 
     def _optimizer_seconds(self, c: Configuration) -> float:
         """Return what the optimizer takes at least, as far as it is known.

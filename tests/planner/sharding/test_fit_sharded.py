@@ -200,3 +200,19 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert alone.exit_code == 2
     wrong = run(cli, ["fit", f"{__file__}:build", *arguments, "--world-size", "3"])
     assert wrong.exit_code == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fewer_samples_than_a_model_takes_are_left_out() -> None:
+    """A batch norm of rows wants two: what has one a rank is impossible, not the whole."""
+    model = nn.Sequential(
+        *(nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(3))
+    )
+    said = {"inputs": torch.randn(2, 16), "loss": lambda out: out.square().mean(), "reserve": 0}
+    plan = planner.fit(model, "10MB", world_size=2, global_batch=8, device="cpu", **said)
+    assert plan.configuration.micro_batch >= 2
+    with pytest.raises(planner.InfeasibleBudget, match="The closest is"):
+        planner.fit(model, "2KB", world_size=2, global_batch=8, device="cpu", **said)
+    one = {**said, "inputs": torch.randn(1, 16)}
+    with pytest.raises(planner.CaptureError, match="more than 1 value per channel"):
+        planner.fit(model, "10MB", world_size=2, global_batch=2, device="cpu", **one)
