@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 
 import planner
-from benchmarks.offload import LossAlone
+from benchmarks.offload import llama_8b
 from benchmarks.record import record, show
 from planner.graphs.hardware.allocators import EXPANDABLE
 from planner.solvers import Limits
@@ -75,16 +74,11 @@ def row_of(card: str, budget: str, said: dict[str, Any]) -> Row:
 
 def main() -> None:
     """Plan for every card and budget, print a table and write a file."""
-    config = transformers.LlamaConfig(
-        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=8, use_cache=False,
-    )  # fmt: skip
     with torch.device("meta"):
-        model = LossAlone(transformers.LlamaForCausalLM(config).bfloat16()).train()
-        inputs = torch.zeros(1, 4096, dtype=torch.long)
+        model, tokens = llama_8b()
     said = {
-        "model": model,
-        "inputs": inputs,
+        "model": model.train(),
+        "inputs": tokens[:1],
         "optimizer": "adamw",
         "allocator": EXPANDABLE,
         "limits": LIMITS,

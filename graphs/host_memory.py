@@ -55,8 +55,8 @@ def host_layout(graph: Graph, schedule: Schedule) -> HostLayout:
         if not begins:
             taken.remove(place.pop(value))
             continue
-        offset = _lowest(taken, _aligned(graph.values[value].size_bytes))
-        place[value] = offset, offset + _aligned(graph.values[value].size_bytes)
+        offset = _lowest(taken, aligned(graph.values[value].size_bytes))
+        place[value] = offset, offset + aligned(graph.values[value].size_bytes)
         insort(taken, place[value])
         offsets[i], size = offset, max(size, place[value][1])
     return HostLayout(offsets, size)
@@ -87,8 +87,16 @@ def _lowest(taken: list[tuple[int, int]], size: int) -> int:
     return end
 
 
-def _aligned(size: int) -> int:
-    return max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
+def aligned(size_bytes: int) -> int:
+    """Return what so many bytes take on the host, where each place begins at a multiple.
+
+    Args:
+        size_bytes: of a value.
+
+    >>> aligned(0), aligned(64), aligned(65)
+    (64, 64, 128)
+    """
+    return max(ALIGNMENT, -(-size_bytes // ALIGNMENT) * ALIGNMENT)
 
 
 _ONCE = {"aten._native_batch_norm_legit_functional.default": 3}

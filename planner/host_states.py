@@ -143,6 +143,8 @@ def choices(captured: Captured, request: Request) -> Iterator[WithStates]:
 
 
 def _parts(captured: Captured, request: Request) -> tuple[StatePart, ...]:
+    from torch.optim import Optimizer
+
     from planner.graphs.capture.optimizer_parts import state_parts, stepped_by
 
     graph = captured.graph
@@ -153,7 +155,8 @@ def _parts(captured: Captured, request: Request) -> tuple[StatePart, ...]:
             "that out, or say which optimizer= is used"
         )
     trained = {n: p for n, p in request.model.named_parameters() if p.requires_grad}
-    if (stepped := stepped_by(request.optimizer)) is not None:
+    if isinstance(request.optimizer, Optimizer):
+        stepped = stepped_by(request.optimizer)
         trained = {n: p for n, p in trained.items() if id(p) in stepped}
     if not trained:
         raise BadRequest(

@@ -187,8 +187,7 @@ def _assembled(
 ) -> Frontier:
     """Let the points share what was proved at each; draw lines if there are none."""
     lines = lines or _lines(graph, points, seconds)
-    bare = Frontier(tuple(points), lines, floor, graph.seconds)
-    return replace(bare, points=tuple(_bounded(bare)))
+    return bounded(Frontier(tuple(points), lines, floor, graph.seconds))
 
 
 def spaced(least: int, most: int, points: int) -> list[int]:
@@ -283,12 +282,16 @@ def _better(graph: Graph, point: Point, search: Search) -> Point:
     return _point(graph, point.budget_bytes, schedule, point.bound_seconds)
 
 
-def _bounded(frontier: Frontier) -> list[Point]:
-    """Return the points with what larger budgets and the lines prove of them."""
+def bounded(frontier: Frontier) -> Frontier:
+    """Return a curve whose points have what larger budgets and the lines prove of them.
+
+    Args:
+        frontier: whose points have what was proved at each.
+    """
     found: list[Point] = []
     proved = 0.0
     for point in reversed(frontier.points):
         proved = max(proved, frontier.bound_seconds(point.budget_bytes))
         assert proved <= point.seconds * (1 + 1e-6), "a bound above a schedule that fits"
         found.append(replace(point, bound_seconds=min(proved, point.seconds)))
-    return found[::-1]
+    return replace(frontier, points=tuple(found[::-1]))

@@ -15,7 +15,7 @@ from dataclasses import replace
 from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.solvers.api import Limits, Solution, Status, solve
-from planner.solvers.frontier import Frontier, Point, solved_at, spaced
+from planner.solvers.frontier import Frontier, Point, bounded, solved_at, spaced
 from planner.solvers.least_with_host import least_with_host
 from planner.solvers.minimum_budget import MinimumBudget, minimum_budget
 from planner.solvers.model.problem import flatten
@@ -166,9 +166,4 @@ def _assembled(graph: Graph, points: Sequence[Point], floor: int) -> Frontier:
                 peak_bytes=found[-1].peak_bytes,
             )
         found.append(point)
-    proved, bounded = 0.0, list[Point]()
-    for point in reversed(found):
-        proved = max(proved, point.bound_seconds)
-        assert proved <= point.seconds * (1 + 1e-6), "a bound above a schedule that fits"
-        bounded.append(replace(point, bound_seconds=min(proved, point.seconds)))
-    return Frontier(tuple(bounded[::-1]), (), floor, graph.seconds)
+    return bounded(Frontier(tuple(found), (), floor, graph.seconds))

@@ -153,13 +153,13 @@ def _leap(search: Search, graph: Graph, limits: Limits, *, rounded: bool) -> Non
 
     Where no relaxation was ``rounded`` to a plan that fits, those of larger budgets seldom are.
     """
-    leaps = [_walk, _plan_blocks] if rounded else [_plan_blocks, _walk]
     if not LARGE_OPS < search.problem.n <= INTEGER_OPS:
         return
-    for leap in leaps:
+    walk, blocks = partial(_walk, search, limits), partial(_plan_blocks, search, graph, limits)
+    for leap in (walk, blocks) if rounded else (blocks, walk):
         before = search.extra
         if search.bound < math.inf:
-            leap(search, graph, limits)
+            leap()
         if search.extra < before:
             return
 
@@ -173,9 +173,8 @@ def _plan_blocks(search: Search, graph: Graph, limits: Limits) -> None:
             polish(search, target=target, evict=False, deadline=search.deadline)
 
 
-def _walk(search: Search, graph: Graph, limits: Limits) -> None:
+def _walk(search: Search, limits: Limits) -> None:
     """Walk plans for larger budgets down, and solve stretches of the best on their own."""
-    del graph
     if search.gap > WORTH_WALKING_GAP:
         walk_down(search, lambda larger: _relax(larger, limits))
         improve_stretches(search, limits, target=WORTH_WALKING_GAP)

@@ -66,14 +66,12 @@ def state_parts(
     return tuple(found)
 
 
-def stepped_by(optimizer: OptimizerLike) -> set[int] | None:
-    """Return the ids of the parameters that an optimizer steps; ``None`` for a kind of optimizer.
+def stepped_by(optimizer: Optimizer) -> set[int]:
+    """Return the ids of the parameters that an optimizer steps.
 
     Args:
-        optimizer: as for ``optimizer_step``.
+        optimizer: any.
     """
-    if not isinstance(optimizer, Optimizer):
-        return None
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 

@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C import DispatchKey
 from torch._higher_order_ops.effects import _register_effectful_op
 from torch._ops import OpOverload
 from torch.fx.node import _side_effectful_functions
 
+from planner.graphs.torch_api.dispatch import COMPOSED, composed
 from planner.graphs.torch_api.patches import Patches
 from planner.graphs.torch_api.versions import newer
 
 _effect_of = newer("torch._higher_order_ops.effects:_get_effect")
 
-_KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 _DROPOUT = torch.ops.aten.dropout.default
 _CHECK: Any = torch.ops.aten._linalg_check_errors.default
 _TRACED = frozenset(
@@ -47,7 +46,7 @@ def _python_versions() -> Iterator[OpOverload[..., Any]]:
             continue
         for overload in packet.overloads():  # type: ignore[no-untyped-call]
             op = getattr(packet, overload)
-            if any(key in op.py_kernels for key in _KEYS):
+            if any(key in op.py_kernels for key in COMPOSED):
                 yield op
 
 
@@ -55,7 +54,7 @@ def _dropout(x: Tensor, p: float, train: bool) -> Tensor:  # noqa: FBT001, the o
     """Keep a mask of one byte an element wherever that rounds as eager mode's float noise does."""
     if train and 0 < p < 1 and x.device.type == "cpu" and _masks_exactly(p, x.dtype):
         return torch.ops.aten.native_dropout.default(x, p, train)[0]  # type: ignore[no-any-return]
-    made: Tensor = _DROPOUT._op_dk(DispatchKey.CompositeImplicitAutograd, x, p, train)
+    made: Tensor = composed(_DROPOUT, x, p, train)
     return made
 
 
@@ -76,9 +75,9 @@ def eager_pieces(patches: Patches, *, lean: bool = True) -> None:
     hidden = list(_python_versions())
     for op in hidden:
         _forget_dispatch(patches, op)
-        for key in _KEYS:
+        for key in COMPOSED:
             patches.without(op.py_kernels, key)
-    for key in _KEYS if lean else ():
+    for key in COMPOSED if lean else ():
         patches.entry(_DROPOUT.py_kernels, key, _dropout)
     for op in hidden:
         op._dispatch_cache.clear()

@@ -14,12 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from planner.graphs.torch_api.patches import Patches
 
 __all__ = [
+    "COMPOSED",
     "TorchDispatchMode",
+    "composed",
     "heeds_autocast",
+    "use_composition",
     "use_kernel",
     "without_autocast",
     "without_modes",
 ]
+
+
+COMPOSED = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
+"""Where an operator that is composed of others may have a version in Python."""
 
 
 @contextmanager
@@ -51,6 +58,28 @@ def heeds_autocast(target: OpOverload, device: str) -> bool:
     key = f"Autocast{device.upper()}"
     name: str = target.name()  # type: ignore[no-untyped-call]
     return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+
+
+def use_composition(patches: Patches, op: Any, kernel: Any) -> None:
+    """Let an operator that torch composes of others be composed otherwise while it is traced.
+
+    Args:
+        patches: what may be undone.
+        op: the operator.
+        kernel: called with the operator's arguments.
+    """
+    for key in COMPOSED:
+        use_kernel(patches, op, key, kernel)
+
+
+def composed(op: Any, *args: Any) -> Any:
+    """Call an operator as torch itself composes it.
+
+    Args:
+        op: the operator.
+        *args: its arguments.
+    """
+    return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args)
 
 
 def use_kernel(patches: Patches, op: Any, key: DispatchKey, kernel: Any) -> None:

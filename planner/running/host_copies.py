@@ -185,7 +185,7 @@ class Sent:
         self.lease, self.offset = lease, offset
         self._wait: Callable[[], None] | None = None
         self.form = _Form.of(x)
-        self.raw: Tensor | None = _bytes_of(x)
+        self.raw: Tensor | None = bytes_of(x)
         self.size = x.untyped_storage().nbytes()
         if self.size > room:
             raise HostMemoryError(
@@ -233,8 +233,12 @@ class Sent:
             self.wait()
 
 
-def _bytes_of(x: Tensor) -> Tensor:
-    """Return all bytes of a tensor's storage."""
+def bytes_of(x: Tensor) -> Tensor:
+    """Return all bytes of a tensor's storage.
+
+    Args:
+        x: a view of it.
+    """
     storage = x.untyped_storage()
     made = torch.empty(0, dtype=torch.uint8, device=x.device)
     return made.set_(storage, 0, (storage.nbytes(),), (1,))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from planner.graphs.host_memory import ALIGNMENT
+from planner.graphs.host_memory import aligned
 
 
 class Room:
@@ -40,7 +38,3 @@ class Room:
             else:
                 joined.append((at, size))
         self.free = joined
-
-
-def aligned(size_bytes: int) -> int:
-    return max(1, math.ceil(size_bytes / ALIGNMENT)) * ALIGNMENT

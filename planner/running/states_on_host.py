@@ -22,10 +22,12 @@ from torch.optim import Optimizer
 
 from planner.errors import BadRequest, HostMemoryError
 from planner.graphs.capture.guards.call import device_of
+from planner.graphs.capture.optimizer_parts import stepped_by
+from planner.graphs.host_memory import aligned
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
-from planner.running.host_copies import Way, way_of
-from planner.running.host_room import Room, aligned
+from planner.running.host_copies import Way, bytes_of, way_of
+from planner.running.host_room import Room
 from planner.running.separable_step import only, own_step, require_separable
 
 
@@ -69,7 +71,7 @@ def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Op
             "first"
         )
     parts = _parameters_of(plan, model)
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    stepped = stepped_by(optimizer)
     if not any(id(p) in stepped for part in parts for p in part):
         raise BadRequest("the optimizer steps none of the parameters that the plan is for")
     require_separable(optimizer, device_of(model))
@@ -274,9 +276,8 @@ class _HostStates:
             own = {id(p) for p in part}
             known |= own
             yield own
-        everything = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if everything - known:
-            yield everything - known
+        if others := stepped_by(self.optimizer) - known:
+            yield others
 
     def _states(self, k: int) -> Iterator[tuple[Tensor, str, Tensor]]:
         for p in self.parts[k] if k < self.moved else ():
@@ -294,7 +295,7 @@ class _HostStates:
             target = torch.empty_strided(
                 value.shape, value.stride(), dtype=value.dtype, device=p.device
             )
-            wait = self.way.back(self.block, place.offset, _bytes(target))
+            wait = self.way.back(self.block, place.offset, bytes_of(target))
             begun.append(_Copy(self.optimizer.state[p], name, target, wait, held=None))
         return begun
 
@@ -307,7 +308,7 @@ class _HostStates:
                 continue  # it was not fetched
             if place is None or not _alike(place.shown, value):
                 place = self._place(p, name, value)
-            wait = self.way.out(self.block, place.offset, _bytes(value))
+            wait = self.way.out(self.block, place.offset, bytes_of(value))
             begun.append(_Copy(self.optimizer.state[p], name, place.shown, wait, held=value))
         return begun
 
@@ -380,12 +381,6 @@ def _end(copies: Sequence[_Copy]) -> None:
         each.held = None
     if failed is not None:
         raise failed
-
-
-def _bytes(x: Tensor) -> Tensor:
-    made = torch.empty(0, dtype=torch.uint8, device=x.device)
-    storage = x.untyped_storage()
-    return made.set_(storage, 0, (storage.nbytes(),), (1,))
 
 
 _ADOPTED: weakref.WeakKeyDictionary[Optimizer, _HostStates] = weakref.WeakKeyDictionary()

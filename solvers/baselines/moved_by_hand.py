@@ -21,15 +21,13 @@ from planner.graphs import (
     Phase,
     Schedule,
     Step,
-    Subject,
-    schedule_from_order,
     simulate,
 )
 from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.host_memory import host_layout, movable
 from planner.solvers.baselines.blocks import Block, find_blocks
 from planner.solvers.baselines.checkpoint import order_of
-from planner.solvers.model.gaps import gaps_of
+from planner.solvers.model.gaps import gaps_of, with_copies
 from planner.solvers.model.order_from_kept import turning_point
 from planner.solvers.model.problem import flatten
 
@@ -69,7 +67,7 @@ def everything_moved(graph: Graph) -> Iterator[Schedule]:
         for gap in gaps
         if gap.after < turn <= gap.before
     ]
-    yield _with_copies(graph, order, away)
+    yield _moved(graph, order, away)
 
 
 def checkpoints_offloaded(graph: Graph) -> Iterator[Schedule]:
@@ -85,7 +83,7 @@ def checkpoints_offloaded(graph: Graph) -> Iterator[Schedule]:
     for ahead in (0, 1):
         away = _inputs_away(graph, order, blocks, ahead)
         if away:
-            yield _with_copies(graph, order, away)
+            yield _moved(graph, order, away)
 
 
 def _inputs_away(
@@ -126,7 +124,7 @@ def _first_again(order: Sequence[int], turn: int, number: dict[int, int], count:
     return found
 
 
-def _with_copies(graph: Graph, order: Sequence[int], away: Iterable[_Away]) -> Schedule:
+def _moved(graph: Graph, order: Sequence[int], away: Iterable[_Away]) -> Schedule:
     """Add to an order the steps that move values, first what leaves, last what comes back."""
     after: defaultdict[int, list[Step]] = defaultdict(list)
     before: defaultdict[int, list[Step]] = defaultdict(list)
@@ -136,15 +134,7 @@ def _with_copies(graph: Graph, order: Sequence[int], away: Iterable[_Away]) -> S
         before[move.dropped].append(Step(Action.FREE, move.value))
     for move in sorted(moves, key=lambda m: m.fetched):
         before[move.fetched].append(Step(Action.FETCH, move.value))
-    steps: list[Step] = []
-    position = 0
-    for step in schedule_from_order(graph, order).steps:
-        if step.action.subject is not Subject.OP:
-            steps.append(step)
-            continue
-        steps += [*before[position], step, *after[position]]
-        position += 1
-    return Schedule(tuple(steps))
+    return with_copies(graph, order, before, after)
 
 
 BY_HAND: dict[str, Callable[[Graph], Iterator[Schedule]]] = {

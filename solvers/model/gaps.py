@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from planner.graphs import Graph, Schedule, Step, Subject, schedule_from_order
 from planner.solvers.model.problem import Problem
 
 
@@ -19,6 +20,38 @@ class Gap:
     after: int
     before: int
     value: int
+
+
+def with_copies(
+    graph: Graph,
+    order: Sequence[int],
+    before: Mapping[int, Sequence[Step]],
+    after: Mapping[int, Sequence[Step]],
+) -> Schedule:
+    """Return the schedule of an order with steps that move values added to it.
+
+    Args:
+        graph: the step.
+        order: the ops to run, repetitions included.
+        before: steps to take before a position, in their order; after what the order frees there.
+        after: steps to take after a position, in their order.
+
+    >>> from planner.graphs import Action, Op, Value
+    >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)))
+    >>> g = Graph(ops, (Value("a", 1), Value("b", 1)))
+    >>> moved = with_copies(g, [0, 1], {}, {0: [Step(Action.OFFLOAD, 0)]})
+    >>> [step.action.name for step in moved.steps][:3]
+    ['compute', 'offload', 'compute']
+    """
+    steps: list[Step] = []
+    position = 0
+    for step in schedule_from_order(graph, order).steps:
+        if step.action.subject is not Subject.OP:
+            steps.append(step)
+            continue
+        steps += [*before.get(position, ()), step, *after.get(position, ())]
+        position += 1
+    return Schedule(tuple(steps))
 
 
 def gaps_of(problem: Problem, order: Sequence[int], movable: Collection[int]) -> list[Gap]:

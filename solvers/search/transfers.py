@@ -23,10 +23,9 @@ from planner.graphs import (
     Step,
     Subject,
     Trace,
-    schedule_from_order,
     simulate,
 )
-from planner.solvers.model.gaps import Gap
+from planner.solvers.model.gaps import Gap, with_copies
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import Problem, held_bytes
 from planner.solvers.tuning import HOST_ROUNDS
@@ -164,12 +163,4 @@ class _Places:
         for gap, freed, fetched in sorted(places, key=lambda place: place[0].before):
             if freed < fetched:
                 before[fetched].append(Step(Action.FETCH, gap.value))
-        steps: list[Step] = []
-        position = 0
-        for step in schedule_from_order(graph, self.order).steps:
-            if step.action.subject is not Subject.OP:
-                steps.append(step)
-                continue
-            steps += [*before[position], step, *after[position]]
-            position += 1
-        return Schedule(tuple(steps))
+        return with_copies(graph, self.order, before, after)

@@ -16,17 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.graphs.torch_api.autocast_cache import may_be_cast
 from planner.graphs.torch_api.cuda.card import Card
-from planner.graphs.torch_api.dispatch import use_kernel, without_autocast
+from planner.graphs.torch_api.dispatch import composed, use_composition, without_autocast
 from planner.graphs.torch_api.fake_kernels import use_fakes
 from planner.graphs.torch_api.patches import Patches
 
 aten = torch.ops.aten
-_KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 _KINDS = {aten.rnn_relu.input: 0, aten.rnn_tanh.input: 1, aten.lstm.input: 2, aten.gru.input: 3}
 """The numbers of ``cudnnRNNMode_t``."""
 KEPT_OF_A_STEP = {0: 1, 1: 1, 2: 6, 3: 5}
@@ -44,8 +42,7 @@ def recurrent_of_cuda(patches: Patches, card: Card | None) -> None:
         card: that is planned for; ``None`` if it is the one that the tensors are on.
     """
     for op, kind in _KINDS.items():
-        for key in _KEYS:
-            use_kernel(patches, op, key, functools.partial(_layers, op, kind, card))
+        use_composition(patches, op, functools.partial(_layers, op, kind, card))
     use_fakes(patches, RECURRENT_FAKES)
 
 
@@ -79,7 +76,7 @@ def _layers(  # noqa: PLR0917, the operator's own signature
     if not _takes(x, card):
         with torch.backends.mkldnn.flags(enabled=False):  # a CPU's kernel is none of a card's
             rest = has_biases, layers, dropout, train, both, batch_first
-            made: tuple[Tensor, ...] = op._op_dk(_KEYS[1], x, state, weights, *rest)
+            made: tuple[Tensor, ...] = composed(op, x, state, weights, *rest)
             return made
     hx, cx = state if isinstance(state, list | tuple) else (state, None)
     run = functools.partial(_kernel, kind, train=train, both=both, batch_first=batch_first)

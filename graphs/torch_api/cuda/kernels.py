@@ -20,18 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey
 from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.graphs.torch_api.cuda.attention import attention_as
 from planner.graphs.torch_api.cuda.card import Card
-from planner.graphs.torch_api.dispatch import use_kernel
+from planner.graphs.torch_api.dispatch import composed, use_composition
 from planner.graphs.torch_api.fake_kernels import use_fakes
 from planner.graphs.torch_api.patches import Patches
 
 aten = torch.ops.aten
-_KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 
 
 def kernels_of_cuda(patches: Patches, card: Card) -> None:
@@ -49,8 +47,7 @@ def kernels_of_cuda(patches: Patches, card: Card) -> None:
         aten.gru_cell.default: _gru_cell,
     }
     for op, kernel in ours.items():
-        for key in _KEYS:
-            use_kernel(patches, op, key, kernel)
+        use_composition(patches, op, kernel)
     for op in _BATCH_NORMS:
         patches.entry(decomposition_table, op, _wide_statistics(decomposition_table[op]))
     use_fakes(patches, _FAKES)
@@ -64,8 +61,7 @@ def grids_by_torch(patches: Patches) -> None:
     Args:
         patches: what may be undone.
     """
-    for key in _KEYS:
-        use_kernel(patches, aten.grid_sampler.default, key, _grid_sampler)
+    use_composition(patches, aten.grid_sampler.default, _grid_sampler)
 
 
 def _grid_sampler(x: Tensor, grid: Tensor, *rest: Any) -> Tensor:
@@ -144,15 +140,11 @@ def _whole(*args: Any, **kwargs: Any) -> Any:
     return NotImplemented
 
 
-def _composite(op: Any, *args: Any) -> Any:
-    return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args)
-
-
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:  # noqa: FBT001, the operator's own
     if train and 0 < p < 1 and x.numel():
         made: Tensor = aten.native_dropout.default(x, p, train)[0]
         return made
-    whole: Tensor = _composite(aten.dropout.default, x, p, train)
+    whole: Tensor = composed(aten.dropout.default, x, p, train)
     return whole
 
 
@@ -184,7 +176,7 @@ def _rms_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     if weight is not None and weight.dtype != x.dtype:
-        made: Tensor = _composite(aten.rms_norm.default, x, shape, weight, eps)
+        made: Tensor = composed(aten.rms_norm.default, x, shape, weight, eps)
         return made
     apply: Any = _FusedRmsNorm.apply
     fused: Tensor = apply(x, list(shape), weight, eps)

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 import planner
-from planner.graphs import Action, Graph, Schedule, Step, Subject, schedule_from_order
+from planner.graphs import Action, Graph, Schedule, Step
 from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.host_memory import host_layout, movable
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.running import copies_to_files, host_copies
 from planner.running.host_copies import HostMemory, send
-from planner.solvers.model.gaps import gaps_of
+from planner.solvers.model.gaps import gaps_of, with_copies
 from planner.solvers.model.problem import flatten
 from tests.layers import SCENES
 from tests.training import Scene, assert_same, measured_peak, train
@@ -53,15 +53,7 @@ def all_away(graph: Graph, order: Sequence[int], *, early: bool = False) -> Sche
         after.setdefault(begun, []).append(Step(Action.OFFLOAD, gap.value))
         before.setdefault(gap.after + 1, []).append(Step(Action.FREE, gap.value))
         before.setdefault(gap.before, []).append(Step(Action.FETCH, gap.value))
-    steps: list[Step] = []
-    position = 0
-    for step in schedule_from_order(graph, order).steps:
-        if step.action.subject is Subject.OP:
-            steps += [*before.get(position, ()), step, *after.get(position, ())]
-            position += 1
-        else:
-            steps.append(step)
-    return Schedule(tuple(steps))
+    return with_copies(graph, order, before, after)
 
 
 def moved(plan: planner.Plan, directory: Path, *, early: bool = False) -> planner.Plan:
