@@ -30,7 +30,7 @@ from planner.sharding.wrapping import Wrapping
 from planner.verification.meeting import meeting
 from planner.verification.training_run import scalar_of
 
-_TRIES, _SMALL_BYTES = 8, 65536
+_TRIES, _COMPLETE, _SMALL_BYTES = 8, 2, 65536
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,12 @@ class RankMeasurement:
     """What one rank held and computed.
 
     ``static_bytes`` are the storages of all tensors when a steady step begins; ``peak_bytes`` adds
-    the most that the allocator's own records show above that in the first step whose records are
-    ``complete``: they account for what is left at its end. If no step's are, what gloo's threads
-    freed is missing and the peak is the least of several overstated ones. ``losses`` are of the
-    steps before, ``gradients`` (whole, after reduction) of the first, ``parameters`` of the last.
+    the most that the allocator's own records show above that in a step whose records are
+    ``complete``: they account for what is left at its end. It is the lesser of two such steps: a
+    thread of gloo's that the machine keeps waiting lets go of its buffers late. If no step's are
+    complete, what such threads freed is missing and the peak is the least of overstated ones.
+    ``losses`` are of the steps before, ``gradients`` (whole, after reduction) of the first,
+    ``parameters`` of the last.
     """
 
     peak_bytes: int
@@ -128,23 +130,20 @@ def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
 
 
 def _watched(model: nn.Module, step: Callable[[], float], optimizer: Any) -> tuple[int, bool]:
-    """Watch steps until the records of one account for what is left at its end; see above."""
-    overstated: list[int] = []
-    found: int | None = None
+    """Watch steps until the records of two account for what is left at their ends; see above."""
+    overstated, complete = list[int](), list[int]()
     for _ in range(_TRIES):
         _clear(model)
         before = _tensor_bytes()
         with patient_collectives():
             record = measure_peak(lambda: _full_step(step, optimizer))
-        complete = abs(record.left_bytes - (_tensor_bytes() - before)) < _SMALL_BYTES
-        if complete and found is None:
-            found = record.peak_bytes
-        overstated.append(record.peak_bytes)
-        waiting = torch.tensor(int(found is None))  # all ranks go on together
+        accounted = abs(record.left_bytes - (_tensor_bytes() - before)) < _SMALL_BYTES
+        (complete if accounted else overstated).append(record.peak_bytes)
+        waiting = torch.tensor(int(len(complete) < _COMPLETE))  # all ranks go on together
         dist.all_reduce(waiting)
         if not waiting.item():
             break
-    return (min(overstated), False) if found is None else (found, True)
+    return min(complete or overstated), bool(complete)
 
 
 def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[[], float], int]:
