@@ -22,8 +22,9 @@ from planner.plan.advice import cut_short, infeasible
 from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
 from planner.plan.step_plan import StepPlan
 from planner.request import Request, request_of
-from planner.solvers import Limits, Solution, Status
+from planner.solvers import Limits, Solution
 from planner.solvers.api import floor_bytes
+from planner.solvers.given_order import STOPPED
 from planner.solvers.minimum_budget import proven_floor
 
 if TYPE_CHECKING:
@@ -219,23 +220,33 @@ def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int)
     floors = {v.rewrite: floor(v.graph) for v in variants if len(variants) > 1}
     ahead = [v for v in variants if floors.get(v.rewrite, 0) <= budget_bytes]
     ahead.sort(key=lambda v: v.graph.seconds)
-    limits = request.limits
-    if len(ahead) > 1:
-        limits = replace(limits, seconds=max(limits.seconds / len(ahead), LEAST_SECONDS))
+    until = time.perf_counter() + request.limits.seconds
+
+    def attempt(variant: Captured, share: float) -> StepPlan | str:
+        limits = replace(request.limits, seconds=share * max(0.0, until - time.perf_counter()))
+        return _attempt(variant, replace(request, limits=limits), budget_bytes)
+
     best: tuple[StepPlan, Captured] | None = None
-    for variant in ahead:
+    failed = dict[str, str]()
+    for nth, variant in enumerate(ahead):
         if best is not None and variant.graph.seconds >= best[0].seconds:
             break
-        found = _attempt(variant, replace(request, limits=limits), budget_bytes)
-        if isinstance(found, StepPlan) and (best is None or found.seconds < best[0].seconds):
+        found = attempt(variant, 1 / (len(ahead) - nth))
+        if isinstance(found, str):
+            failed[variant.rewrite] = found
+        elif best is None or found.seconds < best[0].seconds:
             best = found, variant
     if best is None:
         leanest = min(variants, key=lambda v: floors.get(v.rewrite, 0))
+        if leanest.rewrite in failed:
+            raise _infeasible(leanest, request, budget_bytes, failed[leanest.rewrite])
         return plan_captured(leanest, request, budget_bytes)
     plan, variant = best
-    if limits is request.limits or plan.status is Status.OPTIMAL:
+    if len(ahead) == 1 or STOPPED not in plan.message:
         return plan
-    again = _attempt(variant, request, budget_bytes)
+    if until - time.perf_counter() < 2 * plan.solve_seconds:
+        return plan  # what is left is not worth beginning anew
+    again = attempt(variant, 1.0)
     return min((x for x in (plan, again) if isinstance(x, StepPlan)), key=lambda x: x.seconds)
 
 
@@ -253,13 +264,20 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     found = _attempt(captured, request, budget_bytes)
     if isinstance(found, StepPlan):
         return found
+    raise _infeasible(captured, request, budget_bytes, found)
+
+
+def _infeasible(
+    captured: Captured, request: Request, budget_bytes: int, reason: str
+) -> InfeasibleBudget:
+    """Make the error that says which budget would do where none was found, for a reason."""
     request.tell("looking for the least budget that works")
     graph = captured.graph
     if request.host is not None and request.host.states:
         *_, last = choices(captured, request)
         graph, request = last.graph, replace(request, offload=last.host)
     least, needed = least_budget(graph, request)
-    raise infeasible(graph, budget_bytes, least, found, needed, host=request.host)
+    return infeasible(graph, budget_bytes, least, reason, needed, host=request.host)
 
 
 def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPlan | str:

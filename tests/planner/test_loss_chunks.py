@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,14 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import planner
+from planner import planning
 from planner.cli import cli
+from planner.graphs import Graph
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.late_tensors import LateTensor
+from planner.request import Request
+from planner.solvers import Solution, Status
+from planner.solvers.given_order import STOPPED
 
 WORDS, ROWS, LENGTH = 3001, 4, 32
 
@@ -229,3 +235,20 @@ def test_the_command(tmp_path: Path) -> None:
 def example() -> tuple[nn.Module, dict[str, Tensor]]:
     """What the command line is told to plan."""
     return language_model(), batch()
+
+
+def test_the_limit_in_seconds_is_for_all_variants_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, given = [0.0], list[float]()
+
+    def spent(graph: Graph, budget_bytes: int, request: Request) -> Solution:
+        given.append(request.limits.seconds)
+        clock[0] += request.limits.seconds
+        return Solution(Status.UNKNOWN, None, 0.0, STOPPED)
+
+    monkeypatch.setattr(planning, "solve_within", spent)
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    limits = planner.Limits(seconds=8.0)
+    with pytest.raises(planner.InfeasibleBudget, match="stopped by the limit in seconds"):
+        planner.fit(language_model(), "1.4MB", loss_chunks="auto", limits=limits, **SAID)
+    assert len(given) > 1
+    assert sum(given) <= 8.0
