@@ -6,35 +6,29 @@ Knows which error each step can end in. How steps are captured and run is the en
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from planner.allocator_budget import allocator_of, least_budget, runs, solve_within
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs import plain_schedule, simulate
-from planner.graphs.hardware.devices import DeviceSpec
 from planner.host_budget import solve_within_host
 from planner.host_states import choices, solve_with_states
 from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import cut_short, infeasible
 from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
 from planner.plan.step_plan import StepPlan
-from planner.request import Request, request_of
-from planner.solvers import Limits, Solution
+from planner.request import Request
+from planner.solvers import Solution
 from planner.solvers.api import floor_bytes
 from planner.solvers.given_order import STOPPED
 from planner.solvers.minimum_budget import proven_floor
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from planner.graphs.capture.call_arguments import Arguments
     from planner.graphs.capture.training_step import Captured
 
-LEAST_SECONDS = 5.0
-"""What a solver may take to plan again, however quick the first plan was."""
 AS_CAPTURED = "as_captured"
 
 
@@ -351,62 +345,3 @@ def _reserved(request: Request) -> tuple[str, ...]:
         return ()
     room = format_both(parse_budget(request.reserve))
     return (f"{room} of the budget are left to what else lives on the device (reserve=)",)
-
-
-def _device_of(plan: StepPlan, model: nn.Module) -> DeviceSpec:
-    """Return what to plan for: what a plan was for, or where the model is if that is elsewhere."""
-    from planner.graphs.capture.guards.call import device_of, kernels_of
-
-    planned_on, here = plan.signature["autocast"][0], device_of(model).type
-    same = planned_on == kernels_of(plan.signature) == here
-    return plan.hardware or plan.device if same else "auto"
-
-
-def plan_again(
-    plan: StepPlan, model: nn.Module, call: Arguments, loss: Callable[..., Any] | None
-) -> StepPlan:
-    """Plan another call of a model with the budget, method, device, costs and engine of a plan.
-
-    It takes a fraction of the plan's own time: the loop waits for it.
-
-    Args:
-        plan: what to go by.
-        model: in the modes of the call.
-        call: what the model is called with; it is found again by its very sizes, or if it says
-            what it answers to the model's questions, it is the largest one, as the plan's own.
-        loss: the callable that the plan was made with.
-
-    Raises:
-        CaptureError, InfeasibleBudget: as ``planner.fit`` does.
-    """
-    from planner.graphs.capture.training_step import optimizer_of
-
-    said = {
-        "inputs": call,
-        "loss": loss,
-        "optimizer": optimizer_of(plan.graph),
-        "device": _device_of(plan, model),
-        "costs": plan.costs,
-        "engine": plan.engine,
-        "rewrites": (plan.rewrite,),
-        "method": plan.method,
-        "accumulate": bool(plan.signature["accumulate"]),
-        "checks": plan.signature.get("checks", "keep"),
-        "allocator": plan.allocator or "auto",
-        "offload": None if plan.host is None else replace(plan.host, states=False),
-        "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),
-        "dynamic": "off" if call.answers is None else plan.signature["dynamic"],
-        "progress": "off",
-    }
-    again = plan_step(request_of(model, said), plan.budget_bytes)
-    again = replace(again, optimizer=plan.optimizer, host=plan.host)
-    if plan.states is None:
-        return again
-    return replace(
-        again,
-        states=replace(
-            plan.states,
-            kept_seconds=again.plain_seconds,
-            kept_peak_bytes=again.plain_peak_bytes + plan.states.moved_bytes,
-        ),
-    )

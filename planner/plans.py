@@ -22,7 +22,7 @@ from planner.output.page import render_notebook, report, step_of
 from planner.output.text import explanation_of, text_of
 from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.plan.step_plan import StepPlan
-from planner.planning import plan_again
+from planner.planning_again import plan_again
 from planner.request import DEFAULT_LIMITS
 from planner.sharding import strategies  # noqa: F401 (plans name them)
 from planner.solvers import Limits

@@ -103,7 +103,7 @@ ORDER = (
         for name in ("textbook", "running", "allocator_budget.py", "host_budget.py")
     ),
     "planner/host_states.py",
-    *(f"planner/{name}" for name in ("planning.py", "sharding")),
+    *(f"planner/{name}" for name in ("planning.py", "planning_again.py", "sharding")),
     *(
         f"planner/{name}"
         for name in (

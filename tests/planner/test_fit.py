@@ -19,7 +19,7 @@ from planner import (
 )
 from planner.graphs import Kind, Phase, plain_schedule, simulate
 from planner.graphs.capture.call_arguments import arguments
-from planner.planning import plan_again
+from planner.planning_again import plan_again
 from tests.asked import plan_graph
 
 MB = 10**6

@@ -19,7 +19,7 @@ from planner.graphs.hardware.devices import cpu, device
 from planner.graphs.hardware.host_tier import HostTier
 from planner.host_budget import solve_within_host
 from planner.host_states import parted_bytes, parted_seconds
-from planner.planning import plan_again
+from planner.planning_again import plan_again
 from planner.request import request_of
 from planner.solvers import Limits
 from tests.forgery import edit
