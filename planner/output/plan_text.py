@@ -231,8 +231,8 @@ def _kernels(plan: StepPlan) -> Iterator[str]:
         )
     if any(op.target in _BATCH_NORMS_OF_CUDNN for op in plan.graph.ops):
         yield (
-            "batch norm is cuDNN's where torch has it so; it is assumed that cuDNN keeps nothing of "
-            "batch norm for the backward pass, which only a card tells"
+            "batch norm is cuDNN's where torch has it so; that cuDNN keeps nothing of batch norm "
+            "for the backward pass is assumed, and only a card tells"
         )
 
 

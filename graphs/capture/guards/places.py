@@ -65,9 +65,8 @@ class Place:
             return dict(enumerate(owner))
         if isinstance(owner, set):
             return {x: x for x in owner}
-        if isinstance(self.path.root, InModel) and not self.path.steps:
-            return {k: v for k, v in vars(owner).items() if k not in TENSOR_STORES}
-        return dict(vars(owner))
+        own = isinstance(self.path.root, InModel) and not self.path.steps
+        return {k: v for k, v in vars(owner).items() if not own or k not in TENSOR_STORES}
 
     def entries(self) -> dict[Step, Any]:
         """Return what it holds now, by the step that leads there."""

@@ -77,7 +77,9 @@ def _takes(  # noqa: PLR0917
     train: bool,
 ) -> bool:
     """Tell whether torch hands such a batch to cuDNN."""
-    nvidia = x.device.type == "cuda" and torch.version.hip is None if card is None else card.is_nvidia
+    nvidia = (
+        x.device.type == "cuda" and torch.version.hip is None if card is None else card.is_nvidia
+    )
     if not nvidia or not torch.backends.cudnn.enabled or weight is None or bias is None:
         return False
     if torch.bfloat16 in {x.dtype, weight.dtype}:

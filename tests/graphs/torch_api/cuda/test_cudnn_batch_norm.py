@@ -99,7 +99,9 @@ def test_statistics_are_in_single_precision_and_a_permuted_batch_is_laid_anew() 
     (node,) = joint.graph.find_nodes(op="call_function", target=target)
     y, mean, scale, kept, *_ = node.meta["val"]
     assert (y.dtype, mean.dtype, scale.dtype) == (torch.float16, torch.float32, torch.float32)
-    assert y.is_contiguous() and node.args[0].meta["val"].is_contiguous() and kept.numel() == 0
+    assert y.is_contiguous()
+    assert node.args[0].meta["val"].is_contiguous()
+    assert kept.numel() == 0
 
 
 @pytest.fixture
@@ -147,8 +149,10 @@ def test_a_plan_runs_it(name: str, method: str) -> None:
     for batch in (x, x[:3]):
         losses = [m(batch) for m in (eager, step)]
         assert torch.equal(*losses)
-        gradients = [torch.autograd.grad(*pair) for pair in
-                     ((losses[0], list(eager.parameters())), (losses[1], list(model.parameters())))]  # fmt: skip
+        gradients = [
+            torch.autograd.grad(loss, list(m.parameters()))
+            for loss, m in zip(losses, (eager, model), strict=True)
+        ]
         assert all(map(torch.equal, *gradients))
         assert all(map(torch.equal, eager.buffers(), model.buffers()))
 
@@ -174,7 +178,8 @@ def test_new_running_statistics_are_never_away() -> None:
     plan = planner.fit(Normal(NORMS["train"]), "1GB", inputs=torch.zeros(IMAGE), optimizer=None)
     ops = [op for op in plan.graph.ops if op.target == CHOSEN]
     away = movable(plan.graph)
-    assert ops and all(set(op.outputs[:3]) & away and not set(op.outputs[4:]) & away for op in ops)
+    assert ops
+    assert all(set(op.outputs[:3]) & away and not set(op.outputs[4:]) & away for op in ops)
 
 
 def test_a_plan_says_what_was_assumed() -> None:
