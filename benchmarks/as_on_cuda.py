@@ -52,12 +52,13 @@ _NO_KERNEL = {
 }
 """What moves no data."""
 _ONE_NAME = {
+    "_batch_norm_with_update": "batch_norm",
     "_native_batch_norm_legit": "batch_norm",
     "_native_batch_norm_legit_no_training": "batch_norm",
     "cudnn_batch_norm": "batch_norm",
     "native_batch_norm": "batch_norm",
 }
-"""Names of one kernel by how it is traced; cuDNN's batch norm is planned as torch's own."""
+"""Names of one kernel by how it is traced."""
 
 _BY_THE_CARD = {"convnext (model), autocast", "segformer (model), autocast"}
 """Cases with depthwise convolutions whose layout is cuDNN's, if the card has it for bfloat16."""

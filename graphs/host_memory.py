@@ -99,7 +99,10 @@ def aligned(size_bytes: int) -> int:
     return max(ALIGNMENT, -(-size_bytes // ALIGNMENT) * ALIGNMENT)
 
 
-_ONCE = {"aten._native_batch_norm_legit_functional.default": 3}
+_ONCE = {
+    "aten._native_batch_norm_legit_functional.default": 3,
+    "aten._batch_norm_with_update_functional.default": 4,
+}
 """Ops that make only so many of their outputs again when they run again: running statistics are
 those of the first run."""
 

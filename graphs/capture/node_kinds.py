@@ -23,6 +23,8 @@ from planner.graphs.torch_api.operators import (
 from planner.graphs.torch_api.storages import storage_key
 
 RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
+BATCH_NORM_OF_CUDA = torch.ops.aten._batch_norm_with_update_functional.default
+_BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 
 
 def target_name(node: fx.Node) -> str:
@@ -103,9 +105,11 @@ def is_random(node: fx.Node) -> bool:
     return draws(node.target, node.args, node.kwargs)
 
 
-def is_functional_batch_norm(node: fx.Node) -> bool:
-    """Tell batch norm in train mode, whose output does not depend on the running statistics."""
-    return (
-        node.target is torch.ops.aten._native_batch_norm_legit_functional.default
-        and node.args[5] is True
-    )
+def new_statistics(node: fx.Node) -> tuple[int, ...]:
+    """Return which results of batch norm in train mode are new running statistics.
+
+    Its others do not depend on the running statistics that it is given. Of other nodes none are.
+    """
+    if node.target is _BATCH_NORM and node.args[5] is True:
+        return 3, 4
+    return (4, 5) if node.target is BATCH_NORM_OF_CUDA else ()

@@ -44,6 +44,7 @@ from planner.graphs.torch_api.autocast_cache import (
 from planner.graphs.torch_api.collective_ops import trace_collectives
 from planner.graphs.torch_api.cuda.autocast import autocast_of_cuda, casts_on_cuda
 from planner.graphs.torch_api.cuda.card import Card
+from planner.graphs.torch_api.cuda.cudnn_batch_norm import batch_norm_of_cuda
 from planner.graphs.torch_api.cuda.cudnn_recurrent import recurrent_of_cuda
 from planner.graphs.torch_api.cuda.kernels import grids_by_torch, kernels_of_cuda
 from planner.graphs.torch_api.decompositions import eager_pieces
@@ -222,6 +223,7 @@ def _capturing(
         eager_pieces(patches, lean=lean)
         if kernels == "cuda":
             recurrent_of_cuda(patches, card)
+            batch_norm_of_cuda(patches, card)
             grids_by_torch(patches)
         if card is not None:
             kernels_of_cuda(patches, card)

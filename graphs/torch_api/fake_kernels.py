@@ -168,6 +168,7 @@ _DECOMPOSED: dict[Any, Any] = {
     torch.ops.aten.native_batch_norm.default: _batch_norm,
     torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
     torch.ops.aten.native_batch_norm_backward.default: _like_batch,
+    torch.ops.aten.batch_norm_backward.default: _like_batch,
     torch.ops.aten.native_layer_norm_backward.default: _like_batch,
     torch.ops.aten.native_group_norm_backward.default: _like_batch,
     torch.ops.aten.native_dropout_backward.default: _dropout_backward,

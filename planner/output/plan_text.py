@@ -229,6 +229,16 @@ def _kernels(plan: StepPlan) -> Iterator[str]:
             "what cuDNN keeps of recurrent layers for their backward pass is assumed (gates and "
             "states of each step); only a card tells"
         )
+    if any(op.target in _BATCH_NORMS_OF_CUDNN for op in plan.graph.ops):
+        yield (
+            "batch norm is cuDNN's where torch has it so; that cuDNN keeps nothing of batch norm "
+            "for the backward pass is assumed, and only a card tells"
+        )
+
+
+_BATCH_NORMS_OF_CUDNN = frozenset(
+    ("aten._batch_norm_with_update_functional.default", "aten.cudnn_batch_norm.default")
+)
 
 
 def notes(plan: StepPlan) -> Iterator[str]:

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,34 +52,61 @@ class Place:
     owner: Any
     names: frozenset[str] | None = None
 
-    def entries(self) -> dict[Step, Any]:
-        """Return what it holds now."""
+    def held(self) -> dict[Any, Any]:
+        """Return what it holds now, by name, key or position."""
         owner = self.owner
         if isinstance(owner, types.CellType):
-            return {Content(): Content().of(owner)}
+            return {"": Content().of(owner)}
         if isinstance(owner, dict):
-            keys = owner if self.names is None else [n for n in self.names if n in owner]
-            return {Item(k): owner[k] for k in keys}
+            if self.names is not None:
+                return {n: owner[n] for n in self.names if n in owner}
+            return dict(owner) if type(owner) is dict else {k: owner[k] for k in owner}
         if isinstance(owner, list | deque):
-            return {Item(i): x for i, x in enumerate(owner)}
+            return dict(enumerate(owner))
         if isinstance(owner, set):
-            return {Item(x): x for x in owner}
+            return {x: x for x in owner}
         own = isinstance(self.path.root, InModel) and not self.path.steps
-        return {
-            Attribute(k): v for k, v in vars(owner).items() if not own or k not in TENSOR_STORES
-        }
+        return {k: v for k, v in vars(owner).items() if not own or k not in TENSOR_STORES}
 
-    def restore(self, entries: dict[Step, Any]) -> None:
-        """Make it hold again what it held."""
+    def entries(self) -> dict[Step, Any]:
+        """Return what it holds now, by the step that leads there."""
+        return self.by_step(self.held())
+
+    def by_step(self, held: Mapping[Any, Any]) -> dict[Step, Any]:
+        """Return what it held, by the step that leads there.
+
+        Args:
+            held: as it was returned by ``held``.
+        """
+        return {self.step(key): value for key, value in held.items()}
+
+    def step(self, key: Any) -> Step:
+        """Return the step that leads to what is held under a name, key or position.
+
+        Args:
+            key: as in ``held``.
+        """
+        if isinstance(self.owner, types.CellType):
+            return Content()
+        kept = isinstance(self.owner, dict | list | deque | set)
+        return Item(key) if kept else Attribute(key)
+
+    def restore(self, held: Mapping[Any, Any]) -> None:
+        """Make it hold again what it held.
+
+        Args:
+            held: as it was returned by ``held``.
+        """
         owner = self.owner
         if isinstance(owner, list | deque):
             owner.clear()
-            owner.extend(entries.values())
+            owner.extend(held.values())
         elif isinstance(owner, set):
             owner.clear()
-            owner.update(entries.values())
+            owner.update(held.values())
         else:
-            for step, value in {**dict.fromkeys(self.entries(), MISSING), **entries}.items():
+            again = {**dict.fromkeys(self.entries(), MISSING), **self.by_step(held)}
+            for step, value in again.items():
                 step.put(owner, value)
 
 
@@ -124,10 +151,9 @@ def reached(model: nn.Module, functions: Iterable[Any]) -> Reached:
     for place, (name, module) in enumerate(model.named_modules()):
         root = Path(InModel(place, name))
         walk.found.append(Place(root, module))
-        steps = sorted(
-            Place(root, module).entries().items(), key=lambda e: str(e[0])[1:] not in BOOKKEEPING
-        )
-        walk.waiting += [(root.then(step), value) for step, value in steps]
+        held = Place(root, module).held().items()
+        steps = sorted(held, key=lambda item: item[0] not in BOOKKEEPING)
+        walk.waiting += [(root.then(Attribute(k)), v) for k, v in steps if not _is_plain(v)]
         for function in _forward_of(type(module)):
             walk.function(function)
     for function in functions:
@@ -210,9 +236,10 @@ class _Walk:
 
     def _add(self, place: Place) -> None:
         self.found.append(place)
-        entries = place.entries()
-        if len(entries) <= _LARGE:
-            self.waiting += [(place.path.then(step), value) for step, value in entries.items()]
+        held, path = place.held(), place.path
+        if len(held) <= _LARGE:
+            parts = [(key, value) for key, value in held.items() if not _is_plain(value)]
+            self.waiting += [(path.then(place.step(key)), value) for key, value in parts]
 
     def function(self, function: Any) -> None:
         """Walk what a function's code reaches: its closure, its defaults, the globals it names."""

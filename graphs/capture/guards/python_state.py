@@ -7,6 +7,7 @@ generators of Python and NumPy. Knows nothing of tracing.
 from __future__ import annotations
 
 import gc
+import operator
 import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -82,7 +83,7 @@ class PythonState:
         self.places = self.reached.places
         self._caches = [[cache, cache.cache_info().misses] for cache in self.reached.caches]
         self._children = [(m, children_of(m)) for m in model.modules()]
-        self._before = [(place, place.entries()) for place in self.places]
+        self._before = [(place, place.held()) for place in self.places]
         self._generators = list(_generators(self.places))
         self._lines: list[str] = []
         self.written: Collection[tuple[int, str]] = ()
@@ -91,12 +92,12 @@ class PythonState:
     def changes(self) -> list[Change]:
         """Return what is not as it was."""
         found: list[Change] = []
-        for place, before in self._before:
-            now = place.entries()
-            again = self._again(place, now)
-            same = now.keys() == before.keys() and all(now[k] is v for k, v in before.items())
-            if same and not again:
+        written = {owner for owner, _ in self.written}
+        for place, held in self._before:
+            if _same(now_held := place.held(), held) and identity(place.owner) not in written:
                 continue
+            before, now = place.by_step(held), place.by_step(now_held)
+            again = self._again(place, now)
             own = written_by_torch(owner) if isinstance(owner := place.owner, nn.Module) else ()
             for step in {**before, **now}:
                 if isinstance(step, Attribute) and step.name in own:
@@ -167,8 +168,7 @@ class PythonState:
             if list(children_of(module).items()) != list(children.items()):
                 set_children(module, children)
         for place, before in self._before:
-            now = place.entries()
-            if list(now) != list(before) or any(now[k] is not v for k, v in before.items()):
+            if not _same(place.held(), before):
                 place.restore(before)
         for generator in self._generators:
             if not _equal(generator.read(), generator.before):
@@ -196,6 +196,13 @@ def identity(owner: Any) -> int:
 def written_as(owner: Any, name: str) -> tuple[int, str]:
     """Return what tells an attribute from others."""
     return identity(owner), name
+
+
+def _same(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
+    """Tell whether two places hold the very same things, in the same order."""
+    if len(a) != len(b) or not all(map(operator.is_, a.values(), b.values())):
+        return False
+    return all(map(operator.is_, a, b)) or list(a) == list(b)
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -228,14 +235,18 @@ def _tensors_kept_by(cache: Any) -> Iterator[Tensor]:
 
 
 def _generators(found: Iterable[Place]) -> Iterator[_Generator]:
+    kinds: tuple[type, ...] = (random.Random,)
     yield _Generator("Python's random", random.getstate, random.setstate, random.getstate())
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         read, write = numpy.random.get_state, numpy.random.set_state
         yield _Generator("NumPy's random", read, write, read())
+        kinds += (numpy.random.Generator, numpy.random.RandomState)
     for place in found:
-        for step, value in place.entries().items():
-            label = str(place.path.then(step))
+        for key, value in place.held().items():
+            if not isinstance(value, kinds):
+                continue
+            label = str(place.path.then(place.step(key)))
             if isinstance(value, random.Random):
                 yield _Generator(label, value.getstate, value.setstate, value.getstate())
             elif numpy is not None and isinstance(value, numpy.random.Generator):

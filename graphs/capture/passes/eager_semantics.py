@@ -19,7 +19,10 @@ from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.ops import keep_layout_of_noise
 from planner.graphs.torch_api.storages import storage_key
 
-_BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
+_BATCH_NORM_BACKWARDS = (
+    torch.ops.aten.native_batch_norm_backward.default,
+    torch.ops.aten.batch_norm_backward.default,
+)
 _RECURRENT_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
 
 
@@ -87,10 +90,11 @@ def _drop_statistics(joint: Joint) -> None:
 
     It would read buffers that another forward pass may have changed meanwhile.
     """
-    for node in joint.graph.find_nodes(op="call_function", target=_BATCH_NORM_BACKWARD):
-        before, training, after = node.args[:3], node.args[7], node.args[5:]
-        if training is True:
-            node.args = (*before, None, None, *after)
+    for target in _BATCH_NORM_BACKWARDS:
+        for node in joint.graph.find_nodes(op="call_function", target=target):
+            before, training, after = node.args[:3], node.args[7], node.args[5:]
+            if training is True:
+                node.args = (*before, None, None, *after)
 
 
 def _own_gradients(joint: Joint) -> tuple[fx.Node | None, ...]:

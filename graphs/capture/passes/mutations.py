@@ -13,8 +13,8 @@ from torch import fx
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.node_kinds import (
     added_to,
-    is_functional_batch_norm,
     is_view,
+    new_statistics,
     storages,
 )
 from planner.graphs.capture_error import CaptureError
@@ -35,8 +35,8 @@ def once_only(joint: Joint) -> set[fx.Node]:
             continue
         if is_view(node):
             stale.add(node)
-        elif is_functional_batch_norm(node) and _statistics_unread(node):
-            stale.update(_new_statistics(node))
+        elif new_statistics(node) and _statistics_unread(node):
+            stale.update(_read_statistics(node))
         else:
             tainted.add(node)
     return tainted
@@ -52,16 +52,14 @@ def _made_of_parts(joint: Joint) -> set[fx.Node]:
     return {n for n in kernels if summed & storages(n)} if summed else set()
 
 
-def _new_statistics(batch_norm: fx.Node) -> list[fx.Node]:
-    if not is_functional_batch_norm(batch_norm):
-        return []
+def _read_statistics(batch_norm: fx.Node) -> list[fx.Node]:
     parts = [u for u in batch_norm.users if u.target is operator.getitem]
-    return [u for u in parts if u.args[1] in (3, 4)]
+    return [u for u in parts if u.args[1] in new_statistics(batch_norm)]
 
 
 def _statistics_unread(batch_norm: fx.Node) -> bool:
-    readers = (r for part in _new_statistics(batch_norm) for r in _readers(part))
-    return all(is_functional_batch_norm(r) for r in readers if not is_view(r))
+    readers = (r for part in _read_statistics(batch_norm) for r in _readers(part))
+    return all(new_statistics(r) for r in readers if not is_view(r))
 
 
 def update_points(joint: Joint, border: int) -> dict[fx.Node, list[str]]:

@@ -128,6 +128,8 @@ _BATCH_NORMS = (
     aten._native_batch_norm_legit.no_stats,
     aten._native_batch_norm_legit.default,
     aten.native_batch_norm.default,
+    aten._batch_norm_with_update.default,
+    aten._batch_norm_with_update_functional.default,
 )
 _FAKES: dict[Any, Any] = {
     aten._embedding_bag.default: _embedding_bag_fake,

@@ -20,11 +20,12 @@ from planner.errors import PlanMismatch
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowered import Lowered, Lowering, Role
 from planner.graphs.capture.node_kinds import (
+    BATCH_NORM_OF_CUDA,
     RECURRENT,
-    is_functional_batch_norm,
     is_random,
     is_scalar,
     is_view,
+    new_statistics,
 )
 from planner.graphs.capture.passes.inplace import written_over
 from planner.graphs.costs.roofline import tensors_in
@@ -159,13 +160,12 @@ class ProgramWriter:
     def _kernel(self, node: fx.Node) -> None:
         again = node in self.ran
         self.ran.add(node)
-        blind = again and is_functional_batch_norm(node)
+        statistics = new_statistics(node) if again else ()
         if again and is_random(node):
             made = self._replayed(node)
-        elif blind:
+        elif statistics:
             # other forward passes may have changed the statistics, which it ignores, meanwhile
-            args = fx.node.map_arg((*node.args[:3], *node.args[5:]), self.get)
-            made = self.graph.call_function(_WITHOUT_STATISTICS, args)
+            made = self.graph.call_function(*_without_statistics(node, self.get))
         elif node.target is RECURRENT:
             args = (RECURRENT, *fx.node.map_arg(node.args, self.get))
             made = self.graph.call_function(run_for_backward, args)
@@ -173,7 +173,7 @@ class ProgramWriter:
             made = self.graph.node_copy(node, self.get)
         self.env[node] = made
         for user in node.users:
-            if user.target is operator.getitem and not (blind and user.args[1] in (3, 4)):
+            if user.target is operator.getitem and user.args[1] not in statistics:
                 self.env[user] = self.graph.node_copy(user, self.get)
         for wait in _waits_for(node):
             # at once: what a collective reads is free only then, and so it is planned
@@ -241,6 +241,16 @@ class ProgramWriter:
             yield_where(self.graph, hand_over)
         module = fx.GraphModule(self.joint.module, self.graph)
         return module.forward
+
+
+def _without_statistics(
+    node: fx.Node, get: Callable[[fx.Node], fx.Node]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return the call that runs batch norm again without looking at running statistics."""
+    x, weight, bias, *rest = fx.node.map_arg((*node.args[:3], *node.args[5:]), get)
+    if node.target is BATCH_NORM_OF_CUDA:  # it wants some, of this size, and copies them
+        return BATCH_NORM_OF_CUDA, (x, weight, bias, weight, weight, *rest)
+    return _WITHOUT_STATISTICS, (x, weight, bias, *rest)
 
 
 def _waits_for(node: fx.Node) -> Iterator[fx.Node]:
