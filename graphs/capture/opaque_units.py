@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +142,7 @@ def record_calls(
     kind: Callable[[str, nn.Module, Arguments], Hashable],
     dtype: torch.dtype | None = None,
     card: Card | None = None,
+    aside: Collection[str] = (),
 ) -> list[tuple[str, Arguments, Hashable]]:
     """Run the model's forward on fake tensors and list the calls of its units, in order.
 
@@ -154,7 +155,7 @@ def record_calls(
         loss: called with the output, if given.
         kind: units for which it returns the same are taken to return alike: only one is run.
         dtype: what a unit's inputs in floating point are cast to first, as ``stubbed`` does.
-        card: whose kernels and autocast are taken, as for ``trace``.
+        card, aside: as for ``trace``.
 
     Raises:
         CaptureError: the model cannot run without data; the message names the user's line.
@@ -180,7 +181,7 @@ def record_calls(
         return forward
 
     with _replaced(units, replacement):
-        mode = run_forward(model, call, loss=loss, card=card)
+        mode = run_forward(model, call, loss=loss, card=card, aside=aside)
     return [(path, _outside(inner, mode), key) for path, inner, key in calls]
 
 
