@@ -22,6 +22,7 @@ from planner.graphs.capture.step_outputs import Outputs
 from planner.graphs.capture.trace import blank, run_forward
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.cuda.card import Card
+from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.pytree import tree_map
 
@@ -170,7 +171,8 @@ def record_calls(
             if not _is_called_by_torch():
                 return own(*args, **kwargs)
             inner = cast(arguments(args, kwargs), dtype)
-            key = kind(path, unit, inner)
+            with without_modes():  # which would see every shape that is asked for
+                key = kind(path, unit, inner)
             calls.append((path, inner, key))
             if key not in known:
                 args, kwargs, _ = inner.rebuild(inner.tensors)

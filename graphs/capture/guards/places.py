@@ -69,6 +69,18 @@ class Place:
             Attribute(k): v for k, v in vars(owner).items() if not own or k not in TENSOR_STORES
         }
 
+    def holds(self, entries: dict[Step, Any]) -> bool:
+        """Tell whether it holds these very things, in this order."""
+        contained = isinstance(self.owner, types.CellType | dict | list | deque | set)
+        if contained or not isinstance(self.path.root, InModel) or self.path.steps:
+            now = self.entries()
+            return list(now) == list(entries) and all(now[k] is v for k, v in entries.items())
+        own = [item for item in vars(self.owner).items() if item[0] not in TENSOR_STORES]
+        return len(own) == len(entries) and all(
+            isinstance(step, Attribute) and step.name == name and value is before
+            for (name, value), (step, before) in zip(own, entries.items(), strict=True)
+        )
+
     def restore(self, entries: dict[Step, Any]) -> None:
         """Make it hold again what it held."""
         owner = self.owner
@@ -212,7 +224,8 @@ class _Walk:
         self.found.append(place)
         entries = place.entries()
         if len(entries) <= _LARGE:
-            self.waiting += [(place.path.then(step), value) for step, value in entries.items()]
+            held = ((step, value) for step, value in entries.items() if not _is_plain(value))
+            self.waiting += [(place.path.then(step), value) for step, value in held]
 
     def function(self, function: Any) -> None:
         """Walk what a function's code reaches: its closure, its defaults, the globals it names."""

@@ -83,7 +83,7 @@ class PythonState:
         self._caches = [[cache, cache.cache_info().misses] for cache in self.reached.caches]
         self._children = [(m, children_of(m)) for m in model.modules()]
         self._before = [(place, place.entries()) for place in self.places]
-        self._generators = list(_generators(self.places))
+        self._generators = list(_generators(self._before))
         self._lines: list[str] = []
         self.written: Collection[tuple[int, str]] = ()
         """What was written, by ``written_as``: what is the same now need not be at a later call."""
@@ -92,6 +92,8 @@ class PythonState:
         """Return what is not as it was."""
         found: list[Change] = []
         for place, before in self._before:
+            if not self.written and place.holds(before):
+                continue
             now = place.entries()
             again = self._again(place, now)
             same = now.keys() == before.keys() and all(now[k] is v for k, v in before.items())
@@ -167,8 +169,7 @@ class PythonState:
             if list(children_of(module).items()) != list(children.items()):
                 set_children(module, children)
         for place, before in self._before:
-            now = place.entries()
-            if list(now) != list(before) or any(now[k] is not v for k, v in before.items()):
+            if not place.holds(before):
                 place.restore(before)
         for generator in self._generators:
             if not _equal(generator.read(), generator.before):
@@ -227,14 +228,19 @@ def _tensors_kept_by(cache: Any) -> Iterator[Tensor]:
             waiting += gc.get_referents(top)
 
 
-def _generators(found: Iterable[Place]) -> Iterator[_Generator]:
+def _generators(found: Iterable[tuple[Place, dict[Step, Any]]]) -> Iterator[_Generator]:
     yield _Generator("Python's random", random.getstate, random.setstate, random.getstate())
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         read, write = numpy.random.get_state, numpy.random.set_state
         yield _Generator("NumPy's random", read, write, read())
-    for place in found:
-        for step, value in place.entries().items():
+    kinds: tuple[type, ...] = (random.Random,)
+    if numpy is not None:
+        kinds = (random.Random, numpy.random.Generator, numpy.random.RandomState)
+    for place, entries in found:
+        for step, value in entries.items():
+            if not isinstance(value, kinds):
+                continue
             label = str(place.path.then(step))
             if isinstance(value, random.Random):
                 yield _Generator(label, value.getstate, value.setstate, value.getstate())
