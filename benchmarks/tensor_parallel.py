@@ -199,17 +199,16 @@ def _recipes(name: str, sequence: int, shop: Captures, way: Parted, room: int) -
 
 
 def main() -> None:
-    """Run what is named, all by default; print the table and write the CSV."""
+    """Run what is named, all by default; write the CSV after each, and print the table."""
     named = [text for text in sys.argv[1:] if text != "searched"]
     chosen = [text.partition("@") for text in named or SIZES]
-    found = [
-        row
-        for name, _, length in chosen
-        for sequence in ([int(length)] if length else SEQUENCES)
-        for row in rows(name, sequence, recipes="searched" not in sys.argv)
-    ]
+    found = list[Row]()
+    for name, _, length in chosen:
+        for sequence in [int(length)] if length else SEQUENCES:
+            found += rows(name, sequence, recipes="searched" not in sys.argv)
+            written = record("tensor_parallel", found)
     show("Tensor parallelism: searched, and every fixed recipe", found)
-    print(record("tensor_parallel", found))
+    print(written)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from planner.graphs.capture.step_outputs import Outputs
 from planner.graphs.capture.trace import blank, run_forward
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.cuda.card import Card
+from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.pytree import tree_map
 
@@ -142,6 +143,7 @@ def record_calls(
     kind: Callable[[str, nn.Module, Arguments], Hashable],
     dtype: torch.dtype | None = None,
     card: Card | None = None,
+    aside: Collection[str] = (),
 ) -> list[tuple[str, Arguments, Hashable]]:
     """Run the model's forward on fake tensors and list the calls of its units, in order.
 
@@ -154,7 +156,7 @@ def record_calls(
         loss: called with the output, if given.
         kind: units for which it returns the same are taken to return alike: only one is run.
         dtype: what a unit's inputs in floating point are cast to first, as ``stubbed`` does.
-        card: whose kernels and autocast are taken, as for ``trace``.
+        card, aside: as for ``trace``.
 
     Raises:
         CaptureError: the model cannot run without data; the message names the user's line.
@@ -169,7 +171,8 @@ def record_calls(
             if not _is_called_by_torch():
                 return own(*args, **kwargs)
             inner = cast(arguments(args, kwargs), dtype)
-            key = kind(path, unit, inner)
+            with without_modes():  # which would see every shape that is asked for
+                key = kind(path, unit, inner)
             calls.append((path, inner, key))
             if key not in known:
                 args, kwargs, _ = inner.rebuild(inner.tensors)
@@ -180,7 +183,7 @@ def record_calls(
         return forward
 
     with _replaced(units, replacement):
-        mode = run_forward(model, call, loss=loss, card=card)
+        mode = run_forward(model, call, loss=loss, card=card, aside=aside)
     return [(path, _outside(inner, mode), key) for path, inner, key in calls]
 
 

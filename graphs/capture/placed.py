@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.module_internals import hook_sources
+from planner.graphs.torch_api.placed_tensors import local_part
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -75,11 +75,7 @@ def local_of(tensor: Any) -> Tensor:
     >>> local_of(x) is x
     True
     """
-    if not is_placed(tensor):
-        return tensor  # type: ignore[no-any-return]
-    with torch.no_grad(), without_modes():  # of a parameter it is a view, made anew
-        found: Tensor = tensor.to_local()
-    return found
+    return local_part(tensor) if is_placed(tensor) else tensor
 
 
 def entered(tensor: Any) -> Tensor:

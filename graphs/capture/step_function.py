@@ -34,7 +34,7 @@ class StepFunction(nn.Module):
     """Parameters, buffers and input tensors in; output tensors out. Tied tensors are one argument.
 
     After a call ``outputs`` describes what came out. ``numbers`` are put where Python holds others
-    while the model runs.
+    while the model runs. ``aside`` stand for parameters that are no arguments.
     """
 
     def __init__(
@@ -46,12 +46,15 @@ class StepFunction(nn.Module):
         loss: Callable[..., Any] | None,
         *,
         state: PythonState,
+        aside: Mapping[str, Tensor] = {},
     ) -> None:
         super().__init__()
         self._model = [model]  # in a list: its tensors are arguments here, not members
         self._state = [state]
         self._names = (tuple(parameters), tuple(buffers))
-        self._placed = [placed_as(t) for part in unique_tensors(model) for t in part.values()]
+        own = {n: t for part in unique_tensors(model) for n, t in part.items()}
+        self._placed = [placed_as(own[n]) for part in self._names for n in part]
+        self._aside = aside
         self._call, self._loss = call, loss
         self.outputs: Outputs | None = None
         self.numbers: tuple[tuple[Path, Any], ...] = ()
@@ -99,7 +102,7 @@ class StepFunction(nn.Module):
             value if placed is None else placed.around(value)
             for value, placed in zip(values, self._placed, strict=True)
         ]
-        with swapped(self._model[0], dict(zip(names, whole, strict=True))):
+        with swapped(self._model[0], {**self._aside, **dict(zip(names, whole, strict=True))}):
             output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
             if self._loss is not None:
                 output = self._loss(output, *targets)
@@ -150,11 +153,13 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str,
 def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Put other tensors in the place of a model's, tied ones everywhere, and put them back after.
 
+    What no other is given for stays.
+
     A buffer that the model rebinds (``self.count = self.count + 1``) is written back to the value
     given, so that the change is seen as the mutation it means.
     """
     parameters, buffers = unique_tensors(model)
-    given = {id(t): values[name] for name, t in (parameters | buffers).items()}
+    given = {id(t): values.get(name, t) for name, t in (parameters | buffers).items()}
     stores = [d for m in model.modules() for d in tensor_stores(m)]
     before = [dict(d) for d in stores]
     flat = flat_weights(model)

@@ -6,7 +6,7 @@ nothing of what the traced graph means, nor of costs, values or schedules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,7 @@ from planner.graphs.capture.guards.tape import Decisions
 from planner.graphs.capture.guards.values import NOT_THE_USERS, Observer
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
 from planner.graphs.capture.node_kinds import drop_idle_waits, tie_shared_storage
-from planner.graphs.capture.placed import local_of, require_even_parts
+from planner.graphs.capture.placed import local_of, placed_as, require_even_parts
 from planner.graphs.capture.step_function import StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
 from planner.graphs.capture_error import CaptureError
@@ -81,6 +81,7 @@ def trace(
     sizes: SymbolicSizes | None = None,
     checks: bool = True,
     keeping: Keeping | None = None,
+    aside: Collection[str] = (),
 ) -> tuple[Joint, Called]:
     """Trace forward, loss and backward of one call under fake tensors.
 
@@ -96,6 +97,7 @@ def trace(
         sizes: makes symbols of some sizes, instead of tracing these very ones.
         checks: keep what the model checks in order to raise or log, as outputs.
         keeping: how autocast keeps casts of weights; by default as it does now.
+        aside: names of parameters that are no inputs of the graph, which must not read them.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -103,7 +105,15 @@ def trace(
     parameters, buffers = unique_tensors(model)
     state = PythonState(model, () if loss is None else (loss,))
     watched, inputs, _ = _watch(
-        model, call, loss, device, answers=answers, state=state, lifted=lifted, sizes=sizes
+        model,
+        call,
+        loss,
+        device,
+        answers=answers,
+        state=state,
+        lifted=lifted,
+        sizes=sizes,
+        aside=aside,
     )
     step, watched.checks = watched.step, checks
     with (
@@ -132,7 +142,7 @@ def trace(
     tie_shared_storage(module.graph)
     held = {id(getattr(module, str(n.target))) for n in module.graph.find_nodes(op="get_attr")}
     found = tuple(read.only_held(held) for read in found)
-    names = tuple(parameters), tuple(buffers)
+    names = tuple(n for n in parameters if n not in aside), tuple(buffers)
     joint = joint_of(module, outputs, watched.decisions, *names, lifted=len(lifted))
     return replace(joint, reads=loosened(found, written, appended)), watched.called
 
@@ -143,6 +153,7 @@ def run_forward(
     *,
     loss: Callable[..., Any] | None = None,
     card: Card | None = None,
+    aside: Collection[str] = (),
 ) -> FakeTensorMode:
     """Run the forward half of a call once, under the conditions of a capture; return their mode.
 
@@ -152,12 +163,12 @@ def run_forward(
         model: whose forward is run.
         call: what it is called with.
         loss: called with the output and the targets of the call, if given.
-        card: as for ``trace``.
+        card, aside: as for ``trace``.
 
     Raises:
         CaptureError: the forward pass cannot run without data.
     """
-    return _forward(model, call, loss, card)[1]
+    return _forward(model, call, loss, card, aside)[1]
 
 
 def answers_of(
@@ -177,9 +188,10 @@ def _forward(
     call: Arguments,
     loss: Callable[..., Any] | None,
     card: Card | None = None,
+    aside: Collection[str] = (),
 ) -> tuple[tuple[_Watched, FakeTensorMode], Called]:
     state = PythonState(model, () if loss is None else (loss,))
-    watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state)
+    watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state, aside=aside)
     try:
         with unchanged(state), _capturing(watched, model, card=card) as (stack, _):
             export_joint(stack, _ForwardOnly(watched), inputs)
@@ -251,6 +263,7 @@ def _watch(
     state: PythonState,
     lifted: Sequence[Path] = (),
     sizes: SymbolicSizes | None = None,
+    aside: Collection[str] = (),
 ) -> tuple[_Watched, tuple[Tensor, ...], FakeTensorMode]:
     """Return a step of a model around fake tensors, what to call it with, and their mode."""
     parameters, buffers = unique_tensors(model)
@@ -270,11 +283,12 @@ def _watch(
     )
     step = StepFunction(
         model,
-        {n: fake(p) for n, p in parameters.items()},
+        {n: fake(p) for n, p in parameters.items() if n not in aside},
         {n: fake(b) for n, b in buffers.items()},
         call,
         loss,
         state=state,
+        aside={n: _placed_fake(parameters[n], mode, target) for n in aside},
     )
     with mode:
         numbers = [torch.empty((), dtype=torch.float64) for _ in lifted]
@@ -296,6 +310,15 @@ def _fake(member: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
         fresh = mode.from_tensor(tensor.detach(), static_shapes=True)
         return fresh.requires_grad_(tensor.requires_grad)
     return blank(tensor, mode, device)
+
+
+def _placed_fake(member: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
+    """Return a fake copy that lies on a mesh as the member does, if it does."""
+    part, placed = local_of(member), placed_as(member)
+    if isinstance(part, FakeTensor) and not part.is_meta:
+        return member
+    fake = _fake(member, mode, device)
+    return fake if placed is None else placed.around(fake)
 
 
 def blank(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ Puts tracing, prices and the optimizer together. Knows nothing of budgets or sch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -163,6 +163,7 @@ def capture_joint(
     progress: Callable[[str], None] | None = None,
     eager_graph: bool = False,
     cluster: Cluster | None = None,
+    aside: Collection[str] = (),
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
@@ -175,6 +176,7 @@ def capture_joint(
             what the one before it made.
         real: whether kernels may be run here; by default those of a model that has data.
         eager_graph: also lower the step as torch itself runs it.
+        aside: names of parameters that the step must not read, nor the optimizer step.
     """
     cost_model(costs)  # an unknown one is said before any work
     require_plannable(model)
@@ -192,11 +194,12 @@ def capture_joint(
         lean=target.lean,
         card=target.card,
         checks=checks == "keep",
+        aside=aside,
     )
     joint = normalized(joint)
     tell("running the optimizer on fake tensors")
-    wanted = [n for n, p in model.named_parameters() if p.requires_grad]
-    trainable = [joint.parameters[n].meta["val"] for n in wanted]
+    wanted = {n for n, p in model.named_parameters() if p.requires_grad}
+    trainable = [node.meta["val"] for n, node in joint.parameters.items() if n in wanted]
     step = asked_step(trainable, optimizer, target.kernels)
     answers = joint.decisions.answers
     signature = signature_of(

@@ -38,6 +38,7 @@ class Captures:
 
     request: Request
     ways: Ways = field(default_factory=Ways)
+    _models: dict[Parted, nn.Module] = field(default_factory=dict, repr=False, compare=False)
     _impossible: dict[Parted, str] = field(default_factory=dict, repr=False, compare=False)
     _grows: dict[tuple[int, int], Growing] = field(default_factory=dict, repr=False, compare=False)
 
@@ -95,9 +96,11 @@ class Captures:
         from planner.sharding.parted.parallelize import parallelize, without_data
 
         with absent_ranks(parted.ranks) as mesh:
-            model = without_data(self.request.model)
-            parallelize(model, mesh, self.ways.styles[parted], source=None)
-            yield model
+            if parted not in self._models:
+                model = without_data(self.request.model)
+                parallelize(model, mesh, self.ways.styles[parted], source=None)
+                self._models[parted] = model
+            yield self._models[parted]
 
     def impossible(self, c: Configuration) -> str:
         """Say why a configuration cannot be captured, if it cannot.

@@ -8,10 +8,10 @@ what is around them, captured with an opaque operator in the place of every unit
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ from planner.sharding.wrapped.boundary import (
 )
 from planner.sharding.wrapped.engine_units import run_by_engine
 from planner.sharding.wrapped.unit_choice import Candidates, called_once, candidates_of, kinds_of
+
+T = TypeVar("T")
 
 PRECISIONS = ("float32", "bfloat16", "autocast")
 """As the model is; parameters and inputs cast (what FSDP does); autocast (what DDP users do)."""
@@ -166,7 +168,9 @@ def _taken_apart(
     record = functools.partial(record_calls, model, call, loss=loss, dtype=dtype, card=card)
 
     def recorded_by(kind: Kinds) -> list[tuple[str, Arguments, Hashable]]:
-        return called_once(record(units=modules, kind=kind), candidates)
+        apart = frozenset(_names_in(modules))
+        found = _sparing(lambda aside: record(units=modules, kind=kind, aside=aside), apart)
+        return called_once(found, candidates)
 
     recorded, captured = _captured_once(modules, recorded_by, options)
     read = dict[str, str]()
@@ -174,8 +178,10 @@ def _taken_apart(
         recorded = [entry for entry in recorded if entry[0] not in read]
         units = {path: modules[path] for path, *_ in recorded}
         stubs = {path: stub_of(captured[key]) for path, _, key in recorded}
+        around = functools.partial(capture_joint, model, call, loss=loss, eager=True, **options)
+        apart = frozenset(_names_in(units)) - {*map(_anchor_of, units, units.values())}
         with stubbed(units, stubs, dtype):
-            root = capture_joint(model, call, loss=loss, eager=True, **options)
+            root = _sparing(lambda aside, around=around: around(aside=aside), apart)
         if not (read := units_read_outside(root, tuple(units))):
             break
         _refuse_blocks_read_outside(read, candidates)
@@ -185,7 +191,7 @@ def _taken_apart(
     paths = tuple(units)
     if options["cluster"] is None:
         _refuse_communication((root, *kinds))
-    inside = {name for p in paths for name in _names_inside(model, p)}
+    inside = {*_names_in(units)}
     calls = calls_of(root, paths)
     captures = []
     for k, traced in enumerate(kinds):
@@ -275,9 +281,22 @@ def _alike(
     return not joint.decisions.items or same_data(candidates[first[0]], unit)
 
 
-def _names_inside(model: nn.Module, path: str) -> Iterator[str]:
-    unit = model.get_submodule(path)
-    yield from (f"{path}.{name}" for name, _ in unit.named_parameters())
+def _sparing(capture: Callable[[Collection[str]], T], apart: Collection[str]) -> T:
+    """Capture what is around units without their parameters, which are most; or with, if read."""
+    try:
+        return capture(apart)
+    except GraphsCaptureError:
+        return capture(())
+
+
+def _names_in(units: Mapping[str, nn.Module]) -> Iterator[str]:
+    for path, unit in units.items():
+        yield from (f"{path}.{name}" for name, _ in unit.named_parameters())
+
+
+def _anchor_of(path: str, unit: nn.Module) -> str:
+    """Return the name of the parameter that the operator of a unit takes."""
+    return next(f"{path}.{name}" for name, p in unit.named_parameters() if p.requires_grad)
 
 
 @contextmanager
