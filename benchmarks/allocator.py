@@ -1,15 +1,17 @@
-"""What plans need through an accelerator's allocator: ``python -m benchmarks.allocator``.
+"""What plans need through an accelerator's allocator: ``python -m benchmarks.allocator``,
+or with names of models.
 
 Models on meta for an A100 at sizes that fill a card, each planned at shares of its activations: by
 tensors' bytes, and within the same budget for what PyTorch's caching allocator needs, with its
-default segments and with expandable ones. Where all activations are to stay, the budget is 2% above
+default segments and with expandable ones. The solver stops by the clock: on an idle machine. Where all activations are to stay, the budget is 2% above
 what the tensors of the plain step take. Every need is found by replaying three training steps.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +47,7 @@ class Row:
     overhead_fraction: float
     bound_fraction: float
     seconds: float
+    processor_seconds: float
 
 
 def models() -> Iterator[tuple[str, nn.Module, dict[str, torch.Tensor], tuple[float, ...]]]:
@@ -68,9 +71,11 @@ def models() -> Iterator[tuple[str, nn.Module, dict[str, torch.Tensor], tuple[fl
         yield "llama 1.2B", llama, {"input_ids": ids, "labels": ids}, (1, 0.5, 0.3)
 
 
-def rows() -> Iterator[Row]:
-    """Plan every model at every share for either setting."""
+def rows(names: Sequence[str]) -> Iterator[Row]:
+    """Plan every model named, or all, at every share for either setting."""
     for name, model, inputs, shares in models():
+        if names and name not in names:
+            continue
         said: dict[str, Any] = {"inputs": inputs, "device": DEVICE, "progress": "off"}
         plain = planner.fit(model.train(), "2TB", **said)
         graph, reserve = plain.graph, plain.hardware.reserve_bytes if plain.hardware else 0
@@ -84,7 +89,7 @@ def rows() -> Iterator[Row]:
             if share == 1:
                 budget += int(ABOVE_PLAIN * (budget - reserve))
             for allocator in (SEGMENTS, EXPANDABLE):
-                begun = time.perf_counter()
+                begun, before = time.perf_counter(), time.process_time()
                 found = needs(graph, schedule, expandable=allocator == EXPANDABLE)
                 by_tensors = (found.needed_bytes - trace.peak_bytes) / (trace.peak_bytes - reserve)
                 try:
@@ -98,12 +103,13 @@ def rows() -> Iterator[Row]:
                     trace.seconds / graph.seconds - 1, plan.fits,
                     above / (plan.peak_bytes - reserve), plan.needs.needed_bytes / budget,
                     plan.overhead, plan.bound_overhead, time.perf_counter() - begun,
+                    time.process_time() - before,
                 )  # fmt: skip
 
 
 def main() -> None:
     """Print the table and record it."""
-    found = list(rows())
+    found = list(rows(sys.argv[1:]))
     show(f"Needs through the allocator, {DEVICE}", found)
     print(record("allocator", found))
 
