@@ -1,10 +1,10 @@
-"""What plans need through an accelerator's allocator: ``python -m benchmarks.allocator``,
-or with names of models.
+"""What plans need through an allocator: ``python -m benchmarks.allocator [NAME ...]``.
 
 Models on meta for an A100 at sizes that fill a card, each planned at shares of its activations: by
 tensors' bytes, and within the same budget for what PyTorch's caching allocator needs, with its
-default segments and with expandable ones. The solver stops by the clock: on an idle machine. Where all activations are to stay, the budget is 2% above
-what the tensors of the plain step take. Every need is found by replaying three training steps.
+default segments and with expandable ones. Where all activations are to stay, the budget is 2% above
+what the tensors of the plain step take. Every need is found by replaying three training steps. The
+solver stops by the clock, so the machine should be idle.
 """
 
 from __future__ import annotations

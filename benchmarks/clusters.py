@@ -2,8 +2,8 @@
 
 A dense language model, one of experts, one whose weights are frozen but for adapters, an encoder
 and decoder, and a recommendation model with tables of 400 million rows: how long ``planner.fit``
-takes from a model on meta to a plan, of the clock and of the processor, what is chosen, and how near its
-proof is. Nothing is run. The solver stops by the clock, so the machine should be idle.
+takes from a model on meta to a plan, by the clock and of the processor, what is chosen, and how
+near its proof is. Nothing is run. The solver stops by the clock, so the machine should be idle.
 """
 
 from __future__ import annotations
