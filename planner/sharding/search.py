@@ -73,6 +73,7 @@ def explore(
         search.open_all(among)
         search.solve_all(last=among is groups[-1])
     search.show_all()
+    search.show_without_host()
     search.see_one()
     assert search.closest is not None
     outcomes, best = tuple(search.outcomes[c] for c in space.configurations), search.best
@@ -197,6 +198,18 @@ class _Search:
                 c = min(unseen, key=lambda o: o.bound_seconds).configuration
                 if not self._is_ruled_out(c):
                     self._open(c)
+
+    def show_without_host(self) -> None:
+        """Solve what may be the fastest without the host, if the best has its states there.
+
+        So it is known what the host is worth; where no time is left, recipes stand for it.
+        """
+        if self.best is None or not self.best.configuration.offload or self.seconds <= 0:
+            return
+        among = [c for c in self.steps if not c.offload]
+        if among and not any(self.outcomes[c].solved for c in among):
+            c = min(among, key=lambda c: self.outcomes[c].bound_seconds)
+            self._solve(c, replace(self.limits, seconds=max(1.0, self.seconds)))
 
     def see_one(self) -> None:
         """Open what holds least if nothing was opened, so that it is known how close it comes.
