@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from planner.graphs.torch_api.patches import Patches
 from planner.graphs.torch_api.symbolic_sizes import largest
 
 aten = torch.ops.aten
+_torch: Any = torch._C
 _MOST_ROWS = {True: 880801, False: 65535}
 """In train mode, and otherwise."""
 _MOST_ELEMENTS = 2**31 - 1
@@ -62,8 +64,8 @@ def _kept_for_backward(  # noqa: PLR0917, as torch's own
         shape, stride = (list(map(largest, numbers)) for numbers in (x.shape, x.stride()))
         x = torch.empty_strided(shape, stride, dtype=x.dtype, device=x.device)
         given = x, weight, bias, mean, variance, training, eps
-        if torch._C._select_batch_norm_backend(*given) == torch._C._BatchNormBackend.Cudnn:
-            size = torch._C._get_cudnn_batch_norm_reserve_space_size(x, training)
+        if _torch._select_batch_norm_backend(*given) == _torch._BatchNormBackend.Cudnn:
+            size = _torch._get_cudnn_batch_norm_reserve_space_size(x, training)
     return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
