@@ -198,10 +198,12 @@ MOVES_RESTORED_SHARE = 0.4
 """The part of those that free it as early as it can be."""
 
 # search/packing.py
-PACKING_EVENTS = 1_000_000
-"""How many blocks may be taken and given back in all trials together: some seconds."""
+PACKING_EVENTS = 2_000_000
+"""How many blocks may be taken and given back in all trials together: some five seconds."""
+PACKING_HEAT = 0.02
+"""How many more bytes, on average and at first, a move may lack, as a part of what is lacking."""
 PACKING_PATIENCE = 700
-"""After so many moves in a row without gain the search is given up."""
+"""After so many moves in a row that cannot be made the search is given up."""
 PACKING_SIZES = 12
 """In how many sizes of memory at most a schedule is to run, of those that it did not run in."""
 

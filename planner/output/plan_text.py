@@ -10,7 +10,7 @@ from typing import Any
 
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
 from planner.graphs import Kind, Live, Phase, phase_peaks
-from planner.graphs.allocation import Needs
+from planner.graphs.allocation import Needs, kept_bytes
 from planner.graphs.binding import Binding, largest_live, short_source
 from planner.graphs.hardware.allocators import SEGMENTS
 from planner.graphs.hardware.devices import device, in_table
@@ -82,9 +82,12 @@ def answer(plan: StepPlan) -> str:
 
 def _needs(plan: StepPlan, found: Needs) -> str:
     """Say what the allocator makes of the tensors' peak, and what another setting would."""
+    tensors_bytes = plan.peak_bytes - kept_bytes(plan.graph)
+    lost = (found.needed_bytes - plan.peak_bytes) / max(1, tensors_bytes)
     text = (
-        f"needs {format_both(found.needed_bytes)} for them through the {plan.allocator} of its "
-        f"allocator, which reserves up to {format_bytes(found.reserved_bytes)} if there is more"
+        f"needs {format_both(found.needed_bytes)} for them, {format_percent(lost)} more than they "
+        f"take, through the {plan.allocator} of its allocator, which reserves up to "
+        f"{format_bytes(found.reserved_bytes)} if there is more"
     )
     if plan.allocator == SEGMENTS:
         other = plan.needs_with(expandable=True)

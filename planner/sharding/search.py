@@ -26,7 +26,7 @@ from planner.sharding.pricing import (
     price_recipes,
     what_fills,
 )
-from planner.sharding.space import Outcome, SearchResult, Space
+from planner.sharding.space import Outcome, SearchResult, Space, holds_least, in_groups
 from planner.sharding.too_full import Full, full
 from planner.solvers import Limits, lower_bound
 from planner.solvers.bounds.parametric import quick_bound
@@ -68,11 +68,12 @@ def explore(
     search = _Search(
         space, budget_bytes, needs=needs, method=method, limits=limits or Limits(), tell=tell
     )
-    groups = _groups(space.configurations)
+    groups = in_groups(space.configurations)
     for among in groups:
         search.open_all(among)
         search.solve_all(last=among is groups[-1])
     search.show_all()
+    search.show_without_host()
     search.see_one()
     assert search.closest is not None
     outcomes, best = tuple(search.outcomes[c] for c in space.configurations), search.best
@@ -112,7 +113,7 @@ class _Search:
 
     def open_all(self, among: Sequence[Configuration]) -> None:
         """Open what its floor does not rule out, those that hold least first."""
-        for c in sorted(among, key=_holds_least):
+        for c in sorted(among, key=holds_least):
             if self._is_ruled_out(c) or self._is_too_large(c):
                 continue
             quick = self.space.quick_seconds(c) + self._optimizer_seconds(c)
@@ -198,6 +199,18 @@ class _Search:
                 if not self._is_ruled_out(c):
                     self._open(c)
 
+    def show_without_host(self) -> None:
+        """Solve what may be the fastest without the host, if the best has its states there.
+
+        So it is known what the host is worth; where no time is left, recipes stand for it.
+        """
+        if self.best is None or not self.best.configuration.offload or self.seconds <= 0:
+            return
+        among = [c for c in self.steps if not c.offload]
+        if among and not any(self.outcomes[c].solved for c in among):
+            c = min(among, key=lambda c: self.outcomes[c].bound_seconds)
+            self._solve(c, replace(self.limits, seconds=max(1.0, self.seconds)))
+
     def see_one(self) -> None:
         """Open what holds least if nothing was opened, so that it is known how close it comes.
 
@@ -206,7 +219,7 @@ class _Search:
         """
         if self.closest is not None:
             return
-        for c in sorted(self.outcomes, key=lambda c: (self.space.least_bytes(c), _holds_least(c))):
+        for c in sorted(self.outcomes, key=lambda c: (self.space.least_bytes(c), holds_least(c))):
             why = self.outcomes[c].impossible or self.space.impossible(c)
             if not why:
                 self._open(c)
@@ -329,22 +342,3 @@ class _Search:
 
 def _seconds(planned: Planned) -> float:
     return planned.seconds
-
-
-def _groups(configurations: Sequence[Configuration]) -> list[list[Configuration]]:
-    """Group configurations in the order in which they are looked at.
-
-    First those with whole layers; then the others by degree, micro-batch by micro-batch: what is
-    known of the ones before may spare captures of the later ones.
-    """
-    found: dict[tuple[int, ...], list[Configuration]] = {}
-    for c in sorted(configurations, key=_holds_least):
-        parted = c.tensor_ranks > 1
-        key = _holds_least(c)[:3] if parted else ()
-        found.setdefault(key, []).append(c)
-    return list(found.values())
-
-
-def _holds_least(c: Configuration) -> tuple[int, ...]:
-    """Order configurations: whole layers first, then by what holds less."""
-    return (c.tensor_ranks, not c.sequence_parallel, c.micro_batch, -c.shard_ranks)

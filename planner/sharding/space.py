@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from planner.plan.configuration import Configuration
@@ -66,3 +66,22 @@ class SearchResult:
     recipes: tuple[Planned, ...]
     closest: Planned
     finished: bool
+
+
+def in_groups(configurations: Sequence[Configuration]) -> list[list[Configuration]]:
+    """Group configurations in the order in which they are looked at.
+
+    First those with whole layers; then the others by degree, micro-batch by micro-batch: what is
+    known of the ones before may spare captures of the later ones.
+    """
+    found: dict[tuple[int, ...], list[Configuration]] = {}
+    for c in sorted(configurations, key=holds_least):
+        parted = c.tensor_ranks > 1
+        key = holds_least(c)[:3] if parted else ()
+        found.setdefault(key, []).append(c)
+    return list(found.values())
+
+
+def holds_least(c: Configuration) -> tuple[int, ...]:
+    """Order configurations: whole layers first, then by what holds less."""
+    return (c.tensor_ranks, not c.sequence_parallel, c.micro_batch, -c.shard_ranks)

@@ -3,12 +3,14 @@
 An allocator puts a block into the smallest hole that is large enough, so what lies beside what
 depends on the order in which blocks come and go. Where the tensors leave room, a value may be kept
 a little longer, and an op may run a little earlier or later: neither costs time. Such moves are
-drawn at random, and kept while an allocator that runs the schedule lacks no more bytes than before.
-Knows nothing of budgets, nor of what else would fit.
+drawn at random, and kept if an allocator that runs the schedule lacks no more bytes than before, or
+few more (simulated annealing): one hole is often closed by opening another first. Knows nothing of
+budgets, nor of what else would fit.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 
@@ -17,7 +19,12 @@ from planner.graphs.allocation import Event, first_failure, kept_bytes, training
 from planner.graphs.hardware.allocators import SMALL, Block, CachingAllocator
 from planner.solvers.model.precedence import may_reorder
 from planner.solvers.search.free_moves import FreeMoves
-from planner.solvers.tuning import PACKING_EVENTS, PACKING_PATIENCE, PACKING_SIZES
+from planner.solvers.tuning import (
+    PACKING_EVENTS,
+    PACKING_HEAT,
+    PACKING_PATIENCE,
+    PACKING_SIZES,
+)
 
 
 def packed(
@@ -85,19 +92,19 @@ class _Search:
 
     def lacking_nothing(self, schedule: Schedule, rooms: list[int]) -> Schedule | None:
         """Move until the large blocks lack nothing in every one of these rooms."""
-        best = self._lacked(schedule, rooms, None)
-        idle = 0
-        while best and self.left > 0 and idle < PACKING_PATIENCE:
-            idle += 1
+        lacks = self._lacked(schedule, rooms, None)
+        heat, whole, idle = PACKING_HEAT * lacks, self.left, 0
+        while lacks and self.left > 0 and idle < PACKING_PATIENCE:
             steps = list(schedule.steps)
             if not self.moves.make(steps):
+                idle += 1
                 continue
+            more = -math.log(1 - self.moves.draw.random()) * heat * self.left / whole
             other = Schedule(tuple(steps))
-            lacked = self._lacked(other, rooms, best)
-            if lacked <= best:
-                idle = 0 if lacked < best else idle
-                schedule, best = other, lacked
-        return None if best else schedule
+            lacked = self._lacked(other, rooms, lacks + int(more))
+            if lacked <= lacks + more:
+                schedule, lacks, idle = other, lacked, 0
+        return None if lacks else schedule
 
     def _lacked(self, schedule: Schedule, rooms: list[int], best: int | None) -> int:
         """Return by how much the rooms are too small, or more than ``best`` if that is sure."""
@@ -105,9 +112,8 @@ class _Search:
         for room in rooms:
             allocator = CachingAllocator(room, expandable=self.expandable, lenient=True)
             stop = None if best is None else best - total
-            self.left -= _run(
-                training_events(self.graph, schedule), allocator, large=True, stop=stop
-            )
+            events = training_events(self.graph, schedule)
+            self.left -= _run(events, allocator, large=True, stop=stop)
             total += allocator.lacked
             if best is not None and total > best:
                 break

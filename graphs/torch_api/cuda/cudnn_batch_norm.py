@@ -11,17 +11,22 @@ asked of a card that is there; for another it is assumed to be nothing, as nothi
 from __future__ import annotations
 
 import functools
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import DispatchKey
+from torch._decomp import decompositions
 from torch._prims_common import suggest_memory_format
 
 from planner.graphs.torch_api.cuda.card import Card
 from planner.graphs.torch_api.dispatch import composed, use_composition
 from planner.graphs.torch_api.patches import Patches
+from planner.graphs.torch_api.symbolic_sizes import largest
 
 aten = torch.ops.aten
+_torch: Any = torch._C
 _MOST_ROWS = {True: 880801, False: 65535}
 """In train mode, and otherwise."""
 _MOST_ELEMENTS = 2**31 - 1
@@ -38,6 +43,30 @@ def batch_norm_of_cuda(patches: Patches, card: Card | None) -> None:
     patches.on_undo(aten.cudnn_batch_norm.default._dispatch_cache.clear)
     patches.without(aten.cudnn_batch_norm.default.py_kernels, DispatchKey.Autograd)
     aten.cudnn_batch_norm.default._dispatch_cache.clear()
+    patches.attribute(decompositions, "_get_batch_norm_reserve_tensor", _kept_for_backward)
+
+
+def _kept_for_backward(  # noqa: PLR0917, as torch's own
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    eps: float,
+    training: bool,  # noqa: FBT001
+) -> Tensor:
+    """Return room for what cuDNN keeps; a card is asked with sizes as large as they get.
+
+    Torch's own asks with the sizes themselves, which a card cannot be where they are symbols.
+    """
+    size = 0
+    if x.device.type == "cuda":
+        shape, stride = (list(map(largest, numbers)) for numbers in (x.shape, x.stride()))
+        x = torch.empty_strided(shape, stride, dtype=x.dtype, device=x.device)
+        given = x, weight, bias, mean, variance, training, eps
+        if _torch._select_batch_norm_backend(*given) == _torch._BatchNormBackend.Cudnn:
+            size = _torch._get_cudnn_batch_norm_reserve_space_size(x, training)
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
 
 
 def _batch_norm(  # noqa: PLR0917, the operator's own signature
@@ -88,5 +117,6 @@ def _takes(  # noqa: PLR0917
         return False
     if (mean is None) is not (variance is None) or (mean is None and not train):
         return False
-    fits = x.dim() >= 3 and x.shape[0] <= _MOST_ROWS[train]
-    return fits and 0 < x.numel() < _MOST_ELEMENTS
+    sizes = list(map(largest, x.shape))  # of fewer rows there are no more
+    fits = len(sizes) >= 3 and sizes[0] <= _MOST_ROWS[train]
+    return fits and 0 < math.prod(sizes) < _MOST_ELEMENTS

@@ -93,6 +93,18 @@ def test_without_time_the_most_promising_is_solved_and_the_bound_holds() -> None
     assert found.bound_seconds <= best.seconds <= found.best.seconds
 
 
+@pytest.mark.parametrize("sizes", MODELS[:2])
+@pytest.mark.parametrize("budget", [900, 700])
+def test_what_the_host_is_worth_is_known(sizes: Sizes, budget: int) -> None:
+    found = explore(space_of(sizes), budget, limits=EXACT)
+    without = explore(space_of(sizes, offload=False), budget, limits=EXACT)
+    assert found.best is not None
+    assert without.best is not None
+    assert found.best.configuration.offload
+    there = [o for o in found.outcomes if not o.configuration.offload and o.seconds is not None]
+    assert min(o.seconds or 0.0 for o in there) == pytest.approx(without.best.seconds)
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_what_is_lost_beside_the_tensors_counts(budget: int) -> None:
     """Losing as much of every plan is as a budget that is smaller by as much."""

@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 
 import planner
 from planner.graphs.capture import trace as tracing
@@ -17,7 +22,8 @@ from planner.graphs.capture.trace import trace
 from planner.graphs.host_memory import movable
 from planner.graphs.torch_api.cuda.card import Card, card_of
 from planner.graphs.torch_api.cuda.cudnn_batch_norm import batch_norm_of_cuda
-from planner.graphs.torch_api.patches import Patches
+from planner.graphs.torch_api.fake_tensors import FakeTensorMode
+from planner.graphs.torch_api.patches import Patches, patching
 
 aten = torch.ops.aten
 A100 = card_of("sm_80")
@@ -102,6 +108,31 @@ def test_statistics_are_in_single_precision_and_a_permuted_batch_is_laid_anew() 
     assert y.is_contiguous()
     assert node.args[0].meta["val"].is_contiguous()
     assert kept.numel() == 0
+
+
+def test_a_card_is_asked_what_is_kept_for_the_largest_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[Any]()
+
+    def kept(x: Tensor, train: bool) -> int:
+        asked.append((list(x.shape), x.device.type, train))
+        return 24
+
+    cudnn = torch._C._BatchNormBackend.Cudnn
+    monkeypatch.setattr(torch._C, "_select_batch_norm_backend", lambda *_: cudnn)
+    monkeypatch.setattr(torch._C, "_get_cudnn_batch_norm_reserve_space_size", kept)
+    context = StatelessSymbolicContext([DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * 3])
+    image, mode = torch.zeros(IMAGE), FakeTensorMode(shape_env=ShapeEnv())
+    rows = mode.from_tensor(image, symbolic_context=context).shape[0]
+    with mode, patching() as patches:
+        batch_norm_of_cuda(patches, None)
+        x = torch.empty(rows, *IMAGE[1:], device="cuda")
+        weight = torch.empty(8, device="cuda")
+        made = aten._batch_norm_with_update_functional.default(x, *[weight] * 4, 0.1, 1e-5)
+    assert not isinstance(rows, int)
+    assert asked == [(list(IMAGE), "cuda", True)]
+    assert made[3].shape == (24,)
 
 
 @pytest.fixture
