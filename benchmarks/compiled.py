@@ -238,7 +238,7 @@ def main() -> None:
     with kernels:
         for name in said.models:
             bench = Bench(name, *SMALL[name](), real=not said.stubs)
-            for row in rows_of(bench, sweep=said.sweep and not said.stubs):
+            for row in rows_of(bench, sweep=said.sweep):
                 rows.append(row)
                 print(row, file=sys.stderr, flush=True)
                 path = record("compiled_stubs" if said.stubs else "compiled", rows)

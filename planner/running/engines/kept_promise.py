@@ -135,13 +135,15 @@ def _correct(search: _Search, first: Solution, request: Request) -> None:
             return
         held = with_margin(search.captured, asked)
         over = held - budget
-        enough = asked.seconds - first.bound_seconds <= ENOUGH * graph.seconds
+        # what runs again may be fused with what reads it: then neither buffers nor bound are right
+        fused = asked.own_bytes - held > (1 - CLOSE) * budget
+        enough = asked.seconds - first.bound_seconds <= ENOUGH * graph.seconds and not fused
         if over <= 0 and (enough or held >= CLOSE * budget or asked.schedule.order == plain.order):
             return
         if over > 0:
             request.tell(f"the compiler needs {over / budget:.1%} more than that: again")
             target = min(target, asked.own_bytes) - over
-        elif target < budget or asked.own_bytes > held:  # it fuses what runs again
+        elif target < budget or fused:
             target -= over
         else:
             return
