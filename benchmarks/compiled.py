@@ -2,8 +2,10 @@
 
 For each model three budgets: is the measured peak within it, what was predicted, what does a step
 cost beside Inductor's default, are the gradients its own. ``--sweep`` sets PyTorch's own
-``activation_memory_budget`` beside them, at every tenth. With ``--stubs`` fused kernels do nothing,
-so that no C++ is compiled: allocations are real, times of steps and gradients are left out.
+``activation_memory_budget`` beside them, at every tenth that differs, each followed by a plan for
+the peak that was measured of it, or for the least budget that works if that is more. With
+``--stubs`` fused kernels do nothing, so that no C++ is compiled: allocations are real, times of
+steps and gradients are left out.
 
 Peaks are of a warm step, every allocation recorded. Seconds of planning and compiling are the
 processor's, those of the C++ compiler included, with an empty cache each time.
@@ -32,13 +34,16 @@ from benchmarks.models.small import SMALL
 from benchmarks.record import record, show
 from benchmarks.stubs import stubs
 from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.planning import captured_step
+from planner.request import request_of
 from planner.running.compiled_model import without_plan
+from planner.running.engines import engine_of
+from planner.running.engines.inductor import INDUCTOR
 from planner.solvers import Limits
 from planner.verification.training_run import scalar_of
 
 SHARES = (0.9, 0.75, 0.6)
 """Of what moves in a step that repeats nothing; or the least budget that works, if that is more."""
-TENTHS = tuple(i / 10 for i in range(10))
 LIMITS = Limits(seconds=20)
 
 
@@ -88,24 +93,23 @@ class Bench:
     inputs: Mapping[str, Tensor]
     real: bool
 
+    @property
+    def request(self) -> planner.Request:
+        """What is asked of the planner, but for the budget."""
+        said = {"inputs": dict(self.inputs), "optimizer": None, "engine": INDUCTOR}
+        return request_of(self.model, {**said, "limits": LIMITS, "progress": "off"})
+
     def fit(self, budget: str | int) -> planner.Plan:
         """Plan for Inductor."""
-        return planner.fit(
-            self.model,
-            budget,
-            inputs=dict(self.inputs),
-            optimizer=None,
-            engine="inductor",
-            limits=LIMITS,
-            progress="off",
-        )
+        return planner.fit(self.request, budget)
 
     def measured(self, model: nn.Module) -> Measured:
         """Train a model for a few steps without an optimizer."""
 
         def step() -> None:
             model.zero_grad(set_to_none=True)
-            scalar_of(model(**self.inputs)).backward()  # type: ignore[no-untyped-call]
+            output = model(**self.inputs)  # held to the end of the step, as in a user's loop
+            scalar_of(output).backward()  # type: ignore[no-untyped-call]
 
         torch._dynamo.reset()
         with fresh_cache() if self.real else nullcontext():
@@ -129,8 +133,10 @@ class Bench:
         usual: Measured,
         plan: planner.Plan | None = None,
         plan_seconds: float = 0.0,
+        *,
+        overhead: float = math.nan,
     ) -> Row:
-        """Set a run beside Inductor's default."""
+        """Set a run beside Inductor's default; ``overhead`` is estimated where there is no plan."""
         fixed = found.peak_bytes - found.moving_bytes
         predicted = plan.peak_bytes - fixed if plan else math.nan
         built = (plan_seconds + found.compile_seconds) / usual.compile_seconds
@@ -143,7 +149,7 @@ class Bench:
             moving_bytes=found.moving_bytes,
             predicted_ratio=predicted / found.moving_bytes,
             kept=plan is None or found.peak_bytes <= plan.budget_bytes,
-            overhead_fraction=plan.overhead if plan else math.nan,
+            overhead_fraction=plan.overhead if plan else overhead,
             gap_fraction=plan.gap if plan else math.nan,
             time_ratio=found.seconds / usual.seconds,
             gradient_difference=_difference(found.gradients, usual.gradients)
@@ -182,11 +188,6 @@ def rows_of(bench: Bench, *, sweep: bool) -> Iterator[Row]:
     """
     usual = bench.measured(without_plan(bench.model, None))
     yield bench.row("inductor", usual, usual)
-    for tenth in TENTHS if sweep else ():
-        with functorch_config.patch(activation_memory_budget=tenth), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = bench.measured(without_plan(bench.model, None))
-        yield bench.row(f"activation_memory_budget {tenth}", found, usual)
     plain = bench.fit("1TB")
     fixed = plain.graph.resident_bytes
     for share in SHARES:
@@ -195,7 +196,24 @@ def rows_of(bench: Bench, *, sweep: bool) -> Iterator[Row]:
         found = bench.measured(plan.apply(bench.model))
         yield bench.row("ours", found, usual, plan, spent)
         if plan.budget_bytes > budget:
-            return  # nothing is lower than the least
+            break  # nothing is lower than the least
+    yield from _swept(bench, usual) if sweep else ()
+
+
+def _swept(bench: Bench, usual: Measured) -> Iterator[Row]:
+    """Measure the step under PyTorch's own budget, and a plan for the same peak each time."""
+    own_ways = engine_of(INDUCTOR).own_ways
+    assert own_ways is not None, "it runs steps without a plan"
+    default, *others = own_ways(captured_step(bench.request))
+    for way in others:
+        tenth = float(way.name.rpartition(" ")[2])
+        with functorch_config.patch(activation_memory_budget=tenth), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = bench.measured(without_plan(bench.model, None))
+        yield bench.row(way.name, found, usual, overhead=way.seconds / default.seconds - 1)
+        plan, spent = _planned(bench, found.peak_bytes)
+        ours = bench.measured(plan.apply(bench.model))
+        yield bench.row(f"ours at the peak of {way.name}", ours, usual, plan, spent)
 
 
 def _planned(bench: Bench, budget: int) -> tuple[planner.Plan, float]:
@@ -221,7 +239,7 @@ def main() -> None:
     with kernels:
         for name in said.models:
             bench = Bench(name, *SMALL[name](), real=not said.stubs)
-            for row in rows_of(bench, sweep=said.sweep and not said.stubs):
+            for row in rows_of(bench, sweep=said.sweep):
                 rows.append(row)
                 print(row, file=sys.stderr, flush=True)
                 path = record("compiled_stubs" if said.stubs else "compiled", rows)

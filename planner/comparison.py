@@ -15,7 +15,7 @@ from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.planning import captured_step, plan_captured, refuse_states
 from planner.progress import Progress, silent
-from planner.request import DEFAULT_LIMITS, Request, checked_method, requested, takes
+from planner.request import DEFAULT_LIMITS, OP_BY_OP, Request, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Solution, Status, solve
 from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH
@@ -25,6 +25,7 @@ from planner.step_options import SingleOptions
 if TYPE_CHECKING:
     from torch import nn
 
+    from planner.graphs.capture.training_step import Captured
 
 OURS = "offload"
 WITH_HOST = (OURS, *BY_HAND)
@@ -48,19 +49,26 @@ def compare(
         budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
         methods: names of ``solvers.SOLVERS``, and with ``offload=`` of ``WITH_HOST``; all of them
             by default.
-        engines: whose plans are set beside: with "inductor" also what it does by default, and
-            under torch's ``activation_memory_budget``, at each tenth that differs.
+        engines: whose plans are set beside, ``engine`` among them: with "inductor" also what it
+            does by default, and under torch's ``activation_memory_budget``, at each tenth that
+            differs.
         said: what else is to be said of the step: see ``Request``.
 
     Raises:
         BadBudget, BadRequest, UnknownMethod, UnknownEngine, UnknownDevice, CaptureError: as
             ``fit`` does.
     """
-    with requested(model, said, SingleOptions) as request:
-        refuse_states(request, "compare")
-        methods = _checked(methods, request.host)
-        budget_bytes = request.budget_bytes(budget)
+    with requested(model, said, SingleOptions) as asked:
+        refuse_states(asked, "compare")
+        methods = _checked(methods, asked.host)
+        budget_bytes = asked.budget_bytes(budget)
+        beside = dict.fromkeys(name for name in (*engines, asked.engine) if name != OP_BY_OP)
+        request = replace(asked, engine=OP_BY_OP)
         captured = captured_step(request)
+        # first what may be refused, such as a step that a compiler does not take whole
+        inside = [replace(request, engine=name) for name in beside]
+        steps = [(other, captured_step(other)) for other in inside]
+        others = [row for other, step in steps for row in _in_engine(step, other, budget_bytes)]
         found = compare_graph(
             captured.graph,
             budget_bytes,
@@ -70,19 +78,14 @@ def compare(
             eager=captured.eager,
             host=request.host,
         )
-        others = [
-            row
-            for name in engines
-            for row in _in_engine(replace(request, engine=name), budget_bytes)
-        ]
     return replace(found, rows=tuple(sorted((*found.rows, *others), key=_cheapest)))
 
 
-def _in_engine(request: Request, budget_bytes: int) -> Iterator[MethodResult]:
+def _in_engine(captured: Captured, request: Request, budget_bytes: int) -> Iterator[MethodResult]:
     """Yield the plan of a compiled engine, and what that engine does without one."""
     from planner.running.engines import engine_of  # torch: only where something is captured
 
-    captured, start = captured_step(request), time.perf_counter()
+    start = time.perf_counter()
     try:
         plan = plan_captured(captured, request, budget_bytes)
     except InfeasibleBudget as error:

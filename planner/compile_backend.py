@@ -6,39 +6,56 @@ what a backend sees of a step, and what it does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from planner.byte_sizes import format_both
 from planner.errors import BadRequest, CaptureError
+from planner.graphs.hardware.devices import DeviceSpec
+from planner.plan.step_plan import StepPlan
 from planner.planning import plan_captured
 from planner.plans import Plan
+from planner.progress import PlannerWarning, Told
 from planner.request import Request, requested, takes
-from planner.step_options import BatchOptions, check_said
+from planner.solvers import Limits
+from planner.step_options import check_said
 
 if TYPE_CHECKING:
     from torch import fx
 
     from planner.graphs.capture.fused.compiled_step import CompiledStep
-    from planner.graphs.capture.training_step import Captured
     from planner.graphs.torch_api.inductor.compiler import HandedGraph
     from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
     from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep
 
 
-class BackendOptions(BatchOptions, total=False):
+class BackendOptions(TypedDict, total=False):
     """What may be said to a backend; ``Request`` says what each means."""
 
+    optimizer: Any
+    device: DeviceSpec
+    costs: str
+    limits: Limits
+    progress: Told
+    reserve: str | float | None
+    allocator: str
     method: str
     accumulate: bool
 
 
 NOT_SAID = frozenset({"loss", "engine"})
+LAST = (
+    "torch compiles no more sizes or modes of this step (torch._dynamo.config.recompile_limit), "
+    "and runs others without a plan: raise that limit, or pad batches to fewer sizes"
+)
 
 
 @takes(BackendOptions)
-def backend(budget: str | float, **said: Unpack[BackendOptions]) -> PlanningBackend:
+def backend(
+    budget: str | float, *, plans: Sequence[StepPlan] = (), **said: Unpack[BackendOptions]
+) -> PlanningBackend:
     """Return a backend of ``torch.compile`` that plans each training step within a budget.
 
     The budget covers everything on the device, as with ``fit``. A backend sees the step that it is
@@ -48,6 +65,8 @@ def backend(budget: str | float, **said: Unpack[BackendOptions]) -> PlanningBack
 
     Args:
         budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
+        plans: made before, such as by another process: carried out where they are for the very
+            step and within the budget.
         said: ``optimizer``, ``device``, ``reserve``, ``costs``, ``method``, ``limits``,
             ``progress``, ``accumulate``, as for ``fit``.
 
@@ -58,26 +77,32 @@ def backend(budget: str | float, **said: Unpack[BackendOptions]) -> PlanningBack
     >>> planner_backend.plans
     ()
     """
-    return PlanningBackend(budget, dict(said))
+    return PlanningBackend(budget, dict(said), plans)
 
 
 class PlanningBackend:
-    """A backend of ``torch.compile``; ``plans`` are those made so far, in order.
+    """A backend of ``torch.compile``; ``plans`` are those carried out so far, in order.
 
     A recompilation (another size, another mode) is planned anew within the same budget. A graph
     break, and a second step beside the first, are refused: each would take the budget for itself.
     """
 
-    def __init__(self, budget: str | float, said: dict[str, Any]) -> None:
-        check_said(said, BackendOptions)
+    def __init__(
+        self, budget: str | float, said: dict[str, Any], plans: Sequence[StepPlan] = ()
+    ) -> None:
         if refused := sorted(NOT_SAID & said.keys()):
             raise BadRequest(
                 f"{refused[0]}= cannot be said to a backend: it sees what torch.compile is given, "
                 "and runs Inductor's kernels"
             )
-        self._budget, self._said = budget, said
+        check_said(said, BackendOptions)
+        self._budget, self._said, self._known = budget, said, _checked(plans)
         self._plans: list[Plan] = []
         self._frame: int | None = None
+
+    def __repr__(self) -> str:
+        """Name it as it was made, in torch's errors, too."""
+        return f"planner.backend({self._budget!r})"
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -119,22 +144,43 @@ class PlanningBackend:
         said: dict[str, Any] = {"dynamic": "off", **self._said, "engine": "inductor"}
         said = {"device": _device_of(graph), **said, "inputs": tuple(graph.inputs)}
         with requested(graph.module, said) as request:
-            plan, captured = self._planned(graph, step, request)
+            found = self._known_for(graph, step, request.budget_bytes(self._budget))
+            plan, compiled = found or self._planned(graph, step, request)
             request.tell(repr(plan))
         self._frame = graph.frame
         self._plans.append(plan)
-        assert captured.compiled is not None, "it is a compiler's"
-        return replace(captured.compiled, graph=plan.graph)
+        if graph.last:
+            warnings.warn(LAST, PlannerWarning, stacklevel=2)
+        return compiled
+
+    def _known_for(
+        self, graph: HandedGraph, step: JointStep, budget_bytes: int
+    ) -> tuple[Plan, CompiledStep] | None:
+        """Return a plan made before for the very step, if one is within the budget."""
+        from planner.graphs.capture.fused.identity import identity
+        from planner.graphs.capture.fused.stitched import stitched
+        from planner.running.compiled_model import step_under
+
+        if not self._known:
+            return None
+        whole = stitched(step)
+        same = identity(whole).items()
+        for plan in self._known:
+            if same <= plan.signature["compiled"].items() and plan.peak_bytes <= budget_bytes:
+                return Plan.of(plan), step_under(plan, whole, graph.module)
+        return None
 
     def _planned(
         self, graph: HandedGraph, step: JointStep, request: Request
-    ) -> tuple[Plan, Captured]:
+    ) -> tuple[Plan, CompiledStep]:
         from planner.graphs.capture.call_arguments import arguments
+        from planner.graphs.torch_api.inductor.partitioner import with_numbers
         from planner.running.engines.compiled_capture import captured_joint
 
-        call = arguments(graph.inputs, {})
+        call = arguments(list(map(with_numbers, graph.inputs)), {})
         captured = captured_joint(step, graph.module, call, request, step.trained)
         plan = plan_captured(captured, request, request.budget_bytes(self._budget))
+        assert captured.compiled is not None, "it is a compiler's"
         left = format_both(request.hardware.reserve_bytes)
         counted = plan.optimizer or "no optimizer"
         return Plan.of(
@@ -142,7 +188,7 @@ class PlanningBackend:
                 f"planned inside torch.compile: {counted} is counted for the parameters of this "
                 f"graph, {left} are left to whatever else lives on the device (reserve=)"
             )
-        ), captured
+        ), replace(captured.compiled, graph=plan.graph)
 
     def _refuse_second(self, graph: HandedGraph) -> None:
         if graph.breaks is not None:
@@ -156,6 +202,22 @@ class PlanningBackend:
                 "a second training step is compiled beside the first, which has the whole budget; "
                 "compile the model as one, or give each a backend with a budget of its own"
             )
+
+
+def _checked(plans: Sequence[StepPlan]) -> tuple[StepPlan, ...]:
+    """Return plans that a backend can carry out.
+
+    Raises:
+        BadRequest: one is no plan of this engine.
+    """
+    for plan in plans:
+        if not isinstance(plan, StepPlan) or "compiled" not in plan.signature:
+            found = repr(plan.engine) if isinstance(plan, StepPlan) else type(plan).__name__
+            raise BadRequest(
+                f"plans= has one of {found}; expected plans of engine='inductor' for one device, "
+                "such as backend.plans or what planner.load returns of their files"
+            )
+    return tuple(plans)
 
 
 def _device_of(graph: HandedGraph) -> Any:
@@ -189,7 +251,8 @@ def by_name(
 
 
 def _of(options: Mapping[str, Any]) -> PlanningBackend:
-    return PlanningBackend(options["budget"], {k: v for k, v in options.items() if k != "budget"})
+    said = {k: v for k, v in options.items() if k not in ("budget", "plans")}
+    return PlanningBackend(options["budget"], said, options.get("plans", ()))
 
 
 __all__ = ["PlanningBackend", "backend", "by_name"]

@@ -282,7 +282,7 @@ def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPla
     remarks: tuple[str, ...] = ()
     within = f"within {format_both(budget_bytes)} by {request.method}"
     request.tell(f"solving {len(graph.ops):,} ops {within}")
-    states = None
+    states = held = None
     if request.host is not None and request.host.states:
         chosen = solve_with_states(captured, budget_bytes, request)
         solution, remarks = chosen.moved.solution, chosen.moved.remarks
@@ -293,12 +293,13 @@ def _attempt(captured: Captured, request: Request, budget_bytes: int) -> StepPla
     elif (settle := engine_of(request.engine).settle) is not None:
         settled = settle(captured, budget_bytes, request)
         captured, solution, remarks = settled.captured, settled.solution, settled.remarks
+        held = settled.held_bytes
     else:
         solution = solve_within(graph, budget_bytes, request)
     if solution.schedule is None:
         return solution.message
     plan = plan_of(captured, request, budget_bytes, solution)
-    plan = replace(plan, remarks=(*plan.remarks, *remarks), states=states)
+    plan = replace(plan, remarks=(*plan.remarks, *remarks), states=states, held_bytes=held)
     return replace(plan, solve_seconds=time.perf_counter() - start)
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from planner.graphs.hardware.cluster import Cluster, LinkSpec
 
 DEFAULT_LIMITS = Limits()
+OP_BY_OP = "op_by_op"
+"""The engine that runs eager kernels, unless another is said."""
 
 
 _SAID = AnyOptions.__annotations__.keys()
@@ -143,7 +145,7 @@ class Request:
     optimizer: Any = "adamw"
     device: DeviceSpec = "auto"
     costs: str = "roofline"
-    engine: str = "op_by_op"
+    engine: str = OP_BY_OP
     rewrites: Sequence[str] = ("as_captured",)
     loss_chunks: int | str = 1
     logits: str = KEEP

@@ -40,6 +40,16 @@ class Net(nn.Module):
         return x.square().mean() * self.gain
 
 
+class Broken(Net):
+    """A model whose step cannot be traced whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](x)
+        torch._dynamo.graph_break()
+        print("half way")
+        return self.blocks[1](x).square().mean()
+
+
 def net() -> tuple[Net, Tensor]:
     """Make the model and its input."""
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ import click
 from planner.errors import BadCluster, BadRequest
 from planner.loss_chunks import KEEP
 from planner.loss_chunks import LOGITS as LOGITS_SAID
+from planner.request import OP_BY_OP
 from planner.solvers import Limits
 from planner.step_options import ALLOCATORS
 
@@ -31,6 +32,12 @@ _SHARED = (
         default="auto",
         show_default=True,
         help="'H100 SXM', 'cpu'; auto is the model's.",
+    ),
+    click.option(
+        "--engine",
+        default=OP_BY_OP,
+        show_default=True,
+        help="What carries the plan out; inductor compiles it (compare sets it beside).",
     ),
     click.option(
         "--costs",
@@ -122,6 +129,7 @@ def arguments(
     device: str,
     costs: str,
     time_limit: float,
+    engine: str = OP_BY_OP,
     reserve: str | None = None,
     allocator: str = "auto",
     budget: str | None = None,
@@ -129,7 +137,7 @@ def arguments(
     """Turn the shared options into arguments of ``planner.fit``.
 
     Args:
-        optimizer, device, costs: as ``Request`` has them; "none" leaves the optimizer out.
+        optimizer, device, costs, engine: as ``Request`` has them; "none" leaves the optimizer out.
         time_limit: seconds of a solver.
         reserve: a size, or nothing.
         allocator: as ``Request`` has it.
@@ -143,6 +151,7 @@ def arguments(
         "limits": Limits(seconds=time_limit),
         "reserve": reserve,
         **({} if allocator == "auto" else {"allocator": allocator}),
+        **({} if engine == OP_BY_OP else {"engine": engine}),
     }
 
 

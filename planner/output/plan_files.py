@@ -98,6 +98,7 @@ class Body(BaseModel):
     hardware: dict[str, Any] | None = None
     host: Host | None = None
     states: WaitingStates | None = None
+    held_bytes: Annotated[int, Field(gt=0)] | None = None
     signature: dict[str, Any]
     steps: Steps
     graph: dict[str, Any]
@@ -126,6 +127,7 @@ def body_of(plan: StepPlan) -> dict[str, Any]:
         "hardware": _own(plan.hardware),
         **({} if plan.host is None else {"host": _said(plan.host)}),
         **({} if plan.states is None else {"states": _listed(plan.states)}),
+        **({} if plan.held_bytes is None else {"held_bytes": plan.held_bytes}),
         "signature": dict(plan.signature),
         "steps": steps_of(plan.schedule),
         "graph": graph_to_dict(plan.graph),

@@ -39,6 +39,7 @@ class _UnitFields(BaseModel):
     kind: int
     keep_gathered: bool
     row_wise: bool = False
+    held_bytes: int | None = None
     steps: Steps
 
 
@@ -78,6 +79,7 @@ def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
                 "kind": u.kind,
                 "keep_gathered": u.keep_gathered,
                 "row_wise": u.row_wise,
+                "held_bytes": u.held_bytes,
                 "steps": steps_of(u.schedule),
             }
             for u in plan.units
@@ -142,7 +144,9 @@ def _unit(unit: _UnitFields, kinds: tuple[UnitKind, ...]) -> UnitPlan:
     graph = kinds[unit.kind].graph
     schedule = schedule_of(unit.steps, len(graph.ops))
     simulate(graph, schedule)
-    return UnitPlan(unit.path, unit.kind, schedule, unit.keep_gathered, unit.row_wise)
+    return UnitPlan(
+        unit.path, unit.kind, schedule, unit.keep_gathered, unit.row_wise, unit.held_bytes
+    )
 
 
 _CONFIGURATION = TypeAdapter(Configuration)

@@ -138,7 +138,8 @@ class UnitPlan:
     identical units share; ``schedule`` runs that graph. ``keep_gathered`` keeps the gathered weight
     from forward to backward (ZeRO stage 2) instead of gathering it again (stage 3), if the strategy
     gathers weights at all. ``row_wise`` is a table of embeddings that is not gathered: every rank
-    keeps some of its rows and looks them up for all.
+    keeps some of its rows and looks them up for all. ``held_bytes`` is the most that the code which
+    a compiler makes of the unit may hold by itself, ``None`` where no compiler was asked.
     """
 
     path: str
@@ -146,3 +147,4 @@ class UnitPlan:
     schedule: Schedule
     keep_gathered: bool = False
     row_wise: bool = False
+    held_bytes: int | None = None

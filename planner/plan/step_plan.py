@@ -59,7 +59,8 @@ class StepPlan:
     says what the plan is for; ``engine`` carries the schedule out, ``rewrite`` is the variant of
     the captured step that the graph is of, ``memory_model`` judged the bytes; with an ``allocator``
     ("segments", "expandable segments") the budget is kept for what that needs. ``host`` is where
-    values may move to, ``states`` what of the optimizer's waits there. ``hardware`` has the
+    values may move to, ``states`` what of the optimizer's waits there. ``held_bytes`` is the peak
+    where a compiler's code holds less than the schedule's values add up to. ``hardware`` has the
     figures of the device, ``loss`` is the callable given to ``fit``, which no file can hold; like
     ``message``, ``remarks`` and the seconds spent they do not count for equality.
 
@@ -84,6 +85,7 @@ class StepPlan:
     allocator: str | None = None
     host: HostTier | None = None
     states: StatesOnHost | None = None
+    held_bytes: int | None = None
     message: str = field(default="", compare=False)
     hardware: Device | None = field(default=None, compare=False, repr=False)
     loss: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
@@ -151,7 +153,7 @@ class StepPlan:
     @property
     def peak_bytes(self) -> int:
         """The most the plan holds at any step."""
-        return self.trace.peak_bytes
+        return self.trace.peak_bytes if self.held_bytes is None else self.held_bytes
 
     @property
     def plain_peak_bytes(self) -> int:

@@ -21,14 +21,16 @@ from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import identity
 from planner.graphs.capture.fused.prices import workspaces
 from planner.graphs.capture.fused.rewritten import UnknownValue
-from planner.graphs.capture.fused.stitched import stitched
+from planner.graphs.capture.fused.stitched import Stitched, stitched
 from planner.graphs.capture.guards.call import (
+    Signature,
     differences,
     fake_call,
     fingerprint,
     signature_of,
 )
 from planner.graphs.capture.guards.call_form import in_form
+from planner.graphs.capture.sizes import at_smaller_sizes
 from planner.graphs.capture.training_step import optimizer_of
 from planner.graphs.hardware.devices import device
 from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code, traced_whole
@@ -76,15 +78,7 @@ class _Planned:
                 f"{type(self.model).__name__} compiles to another step than the planned one; make "
                 "the plan again with planner.fit"
             )
-        hardware = plan.hardware or device(plan.device)
-        frame = frame_of(
-            step,
-            self.model,
-            hardware,
-            optimizer=optimizer_of(plan.graph),
-            accumulate=bool(plan.signature["accumulate"]),
-        )
-        self.known = CompiledStep(whole, frame, plan.graph, workspaces(hardware, here=True))
+        self.known = step_under(plan, whole, self.model)
         try:
             return self.known.halves(plan.schedule)
         except UnknownValue as error:
@@ -94,6 +88,25 @@ class _Planned:
         """Refuse kernels that would hold more than the budget, another size's included."""
         assert self.known is not None, "it was cut before"
         within(self.known, first, second, self.plan.budget_bytes)
+
+
+def step_under(plan: StepPlan, step: Stitched, model: nn.Module) -> CompiledStep:
+    """Return a step that is about to be compiled as the one that a plan is for.
+
+    Args:
+        plan: of its kernels.
+        step: with torch's own cut.
+        model: whose step it is.
+    """
+    hardware = plan.hardware or device(plan.device)
+    frame = frame_of(
+        step.step,
+        model,
+        hardware,
+        optimizer=optimizer_of(plan.graph),
+        accumulate=bool(plan.signature["accumulate"]),
+    )
+    return CompiledStep(step, frame, plan.graph, workspaces(hardware, here=True))
 
 
 def within(step: CompiledStep, first: Kernels, second: Kernels, budget_bytes: int) -> None:
@@ -173,17 +186,21 @@ class _Runner:
         if self.applied.on_mismatch == "plain":
             self.plain.add(key)
             return self._plainly(model, call, loss=self.applied.loss is not None)
-        if self.applied.on_mismatch == "replan":
-            assert self.applied.replan is not None, "checked where the plan is applied"
+        found = signature_of(unplanned(model), call, loss=self.applied.loss is not None)
+        smaller = at_smaller_sizes(_of_any_size(self.plan.signature), call)
+        is_smaller = smaller["leaves"] != self.plan.signature["leaves"] and not any(
+            True for _ in differences(smaller, found)
+        )
+        if self.applied.replan and (is_smaller or self.applied.on_mismatch == "replan"):
             same = unplanned(model)
             again = self.applied.replan(self.plan, same, call, self.applied.loss)
             made = compiled_under(again, same, self.applied)
             return self._planned(self.planned.get(key, lambda: made), model, call)
-        found = signature_of(unplanned(model), call, loss=self.applied.loss is not None)
-        why = next(differences(self.plan.signature, found, self.applied.base.forward), error)
+        why = "; ".join([*differences(self.plan.signature, found, self.applied.base.forward)][:1])
         raise PlanMismatch(
-            f"this call is not the planned one: {why}; plan for it with planner.fit, or choose "
-            'plan.apply(model, on_mismatch="replan") or "plain"'
+            f"this call is not the planned one: {why or error}; plan for it with planner.fit, or "
+            'choose plan.apply(model, on_mismatch="replan") or "plain"'
+            + (f" ({error})" if why else "")
         ) from error
 
     def _planned(self, compiled: Compiled, model: nn.Module, call: Arguments) -> Any:
@@ -197,6 +214,13 @@ class _Runner:
         args, kwargs, targets = call.rebuild(call.tensors)
         step = step_of(self.applied.base, self.applied.loss if loss else None)
         return step(model, args, kwargs, targets)
+
+
+def _of_any_size(planned: Signature) -> Signature:
+    """Return a signature that says of every tensor that it may be smaller."""
+    leaves = enumerate(planned["leaves"])
+    dynamic = [[i, list(range(len(leaf[0])))] for i, leaf in leaves if isinstance(leaf, list)]
+    return {**planned, "dynamic": dynamic}
 
 
 def forward(plan: StepPlan, model: nn.Module, applied: Applied) -> Callable[..., Any]:

@@ -208,11 +208,10 @@ def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mappi
 def _unit_plan(plan: ShardedStepPlan, unit: UnitPlan) -> StepPlan:
     """Return a unit's schedule as a plan of its own, good for running it."""
     kind = plan.kinds[unit.kind]
-    most = kind.signature.get("compiled", {}).get("held_bytes", plan.budget_bytes)
     return StepPlan(
         graph=kind.graph,
         schedule=unit.schedule,
-        budget_bytes=most,
+        budget_bytes=plan.budget_bytes if unit.held_bytes is None else unit.held_bytes,
         status=Status.FEASIBLE,
         bound_seconds=0.0,
         method=plan.step.method,

@@ -13,7 +13,7 @@ from planner.errors import BadCluster, CaptureError, InfeasibleBudget
 from planner.graphs.binding import binding
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
-from planner.plan.sharded_step_plan import ShardedStepPlan
+from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 from planner.plan.step_plan import StepPlan
 from planner.plan.strategy import Spread
 from planner.plan.tensor_parallelism import RefusedDegree
@@ -200,8 +200,8 @@ def plan_found(
         step=step,
         configuration=best.configuration,
         cluster=cluster,
-        units=best.units,
-        kinds=holds.kinds_of(captured),
+        units=holds.units_of(best),
+        kinds=tuple(UnitKind(k.graph, k.signature) for k in captured.kinds),
         alternatives=alternatives(found, budget_bytes - margin.size_bytes, holds.bytes_of),
         host_bytes=best.host_bytes * cluster.devices_per_node,
         margin_bytes=margin.size_bytes,

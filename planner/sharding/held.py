@@ -6,15 +6,14 @@ rules. Knows nothing of how a compiler is asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from planner.graphs import Kind, Schedule, Value, plain_schedule, simulate
 from planner.graphs.capture.optimizer_step import OptimizerLike
 from planner.graphs.hardware.cluster import Cluster
-from planner.plan.configuration import Configuration
-from planner.plan.sharded_step_plan import UnitKind
+from planner.plan.configuration import Configuration, UnitPlan
 from planner.running.engines.engine import UnitsEngine
 from planner.running.engines.kept_promise import EXCESS, MARGIN
 from planner.sharding.pricing import Planned
@@ -32,8 +31,8 @@ class Holds(Protocol):
     def bytes_of(self, planned: Planned) -> int:
         """Return the most bytes that a plan is taken to hold, no less than its tensors."""
 
-    def kinds_of(self, captures: ModelCapture) -> tuple[UnitKind, ...]:
-        """Return the kinds of units, as a plan keeps them."""
+    def units_of(self, planned: Planned) -> tuple[UnitPlan, ...]:
+        """Return the units of a plan, each with what its code may hold."""
 
 
 class AsPlanned:
@@ -43,9 +42,9 @@ class AsPlanned:
         """Return the bytes of the tensors."""
         return planned.peak_bytes
 
-    def kinds_of(self, captures: ModelCapture) -> tuple[UnitKind, ...]:
-        """Return each with what its capture is valid for."""
-        return tuple(UnitKind(k.graph, k.signature) for k in captures.kinds)
+    def units_of(self, planned: Planned) -> tuple[UnitPlan, ...]:
+        """Return them as they are: there is no code."""
+        return planned.units
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,17 @@ class AsCompiled:
             self._known[key] = self._asked(planned)
         return max(planned.peak_bytes, self._known[key])
 
-    def kinds_of(self, captures: ModelCapture) -> tuple[UnitKind, ...]:
-        """Return each with the most that any unit of it was said to hold, parameters included."""
-        return tuple(UnitKind(kind.graph, self._signature(kind)) for kind in captures.kinds)
+    def units_of(self, planned: Planned) -> tuple[UnitPlan, ...]:
+        """Return each with what the code of its schedule holds, parameters included."""
+        kinds = self.captured(planned.configuration).kinds
 
-    def _signature(self, kind: UnitCapture) -> Mapping[str, Any]:
-        asked = [w.signature["compiled"] for (k, _), w in self._written.items() if k == id(kind)]
-        most = max((told["held_bytes"] for told in asked), default=None)
-        if most is None:  # a table, whose rows are looked up where they are
-            return kind.signature
-        compiled = {**kind.signature["compiled"], "held_bytes": most}
-        return {**kind.signature, "compiled": compiled}
+        def held(unit: UnitPlan) -> UnitPlan:
+            if unit.row_wise:  # a table, whose rows are looked up where they are
+                return unit
+            written = self._as_written(kinds[unit.kind], unit.schedule)
+            return replace(unit, held_bytes=written.signature["compiled"]["held_bytes"])
+
+        return tuple(map(held, planned.units))
 
     def _asked(self, planned: Planned) -> int:
         captures = self.captured(planned.configuration)

@@ -13,7 +13,7 @@ from planner import UnknownMethod
 from planner.comparison import compare_graph
 from planner.plans import Plan
 from planner.solvers import SOLVERS, Limits
-from tests.compiled import Net
+from tests.compiled import Broken, Net
 
 MB = 10**6
 QUICK = Limits(seconds=5)
@@ -143,6 +143,20 @@ def test_engines_are_set_beside_the_methods() -> None:
     assert shares
     assert all(row.seconds >= usual.seconds for row in shares)
     assert "Held by inductor" in str(found)
+
+
+def test_what_an_engine_beside_refuses_is_said_before_any_search() -> None:
+    said: list[str] = []
+    with pytest.raises(planner.CaptureError, match="not take the step whole"):
+        planner.compare(
+            Broken(depth=2),
+            "1GB",
+            methods=["auto"],
+            engines=["inductor"],
+            inputs=torch.randn(256, 32),
+            progress=said.append,
+        )
+    assert not any(text.startswith("solving") for text in said)
 
 
 def test_an_unknown_engine_beside_is_refused() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from planner.graphs.capture.fused.late_kernels import put_off
 from planner.graphs.capture.fused.stitched import Stitched
 from planner.graphs.graph import Graph, Phase
 from planner.graphs.schedule import Action, Schedule
@@ -90,7 +91,7 @@ def rewritten(step: Stitched, graph: Graph, schedule: Schedule) -> JointStep:
     count = step.step.forward_outputs
     outputs: list[Any] = []
     seen, late = set[int](), False
-    for item in schedule.steps:
+    for item in put_off(graph, schedule):
         if item.action is Action.FREE:
             node = by_name.get(graph.values[item.index].name)
             if node is not None and node.op != "placeholder":

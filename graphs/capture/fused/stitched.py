@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from torch import fx
 
 from planner.graphs.torch_api.inductor.inductor_kernels import mark
-from planner.graphs.torch_api.inductor.partitioner import JointStep, cut_by_torch, tag
+from planner.graphs.torch_api.inductor.partitioner import (
+    JointStep,
+    cut_by_torch,
+    tag,
+    with_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ def stitched(step: JointStep, share: float = 1.0) -> Stitched:
         if node.op not in ("placeholder", "output"):
             tag(node, backward=node in new)
             mark(node, node.name)
+        if "val" in node.meta:
+            node.meta = {**node.meta, "val": with_numbers(node.meta["val"])}
     return Stitched(step.of(fx.GraphModule(step.module, graph)), new)
 
 

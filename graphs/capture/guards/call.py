@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.call_form import argument_names
@@ -104,13 +104,15 @@ def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...
 def class_name(module: nn.Module) -> str:
     """Return the name of a module's class, and not of the one that ``fully_shard`` puts over it.
 
+    A graph, whose class torch makes for it alone, is a ``GraphModule``.
+
     >>> class_name(nn.Linear(2, 2))
     'Linear'
     """
     sharded = sys.modules.get("torch.distributed.fsdp")  # slow to import: then none is sharded
     mro = type(module).__mro__
     own = mro if sharded is None else [c for c in mro if not issubclass(c, sharded.FSDPModule)]
-    return own[0].__qualname__
+    return "GraphModule" if isinstance(module, fx.GraphModule) else own[0].__qualname__
 
 
 def device_type(model: nn.Module, call: Arguments) -> str:

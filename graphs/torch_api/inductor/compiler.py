@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
@@ -116,7 +117,19 @@ def plain_errors() -> Iterator[None]:
             raise inner from None
         raise
     except Unsupported as error:
-        raise CaptureError(f"torch.compile does not take the step whole: {error}") from error
+        where = _broken(error.real_stack, str(error.msg))
+        raise CaptureError(
+            f"torch.compile does not take the step whole: it breaks at {where}"
+        ) from error
+
+
+def _broken(stack: Sequence[traceback.FrameSummary], reason: str) -> str:
+    """Return the line that was being traced, and in a line why it could not be."""
+    why, *_ = reason.splitlines() or [""]
+    if not stack:
+        return f"a line that is not known: {why}"
+    code = f" ({stack[-1].line})" if stack[-1].line else ""
+    return f"{stack[-1].filename}:{stack[-1].lineno}{code}: {why}"
 
 
 Check = Callable[[Kernels, Kernels], None]
@@ -193,28 +206,40 @@ def own_code(function: _Function) -> _Function:
 class HandedGraph:
     """A graph that Dynamo hands to a backend, and which of a program's frames it is of.
 
-    ``breaks`` says where the code after it could not be traced, and why, if it could not.
+    ``breaks`` says where the code after it could not be traced, and why, if it could not. After the
+    ``last`` one Dynamo compiles no more of the frame, and runs what differs as it is.
     """
 
     module: fx.GraphModule
     inputs: list[Any]
     frame: int | None
     breaks: str | None
+    last: bool = False
 
 
 def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
     """Say what is known of a graph that a backend is called with.
 
+    Sizes that Dynamo takes for symbols, since they changed, become the numbers that they are in
+    this call, as with ``dynamic=False``: another size is compiled again.
+
     Args:
         module, inputs: what Dynamo calls a backend with.
     """
+    if any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        for value in inputs:
+            sizes = (*value.shape, *value.stride()) if isinstance(value, Tensor) else (value,)
+            for size in sizes:
+                if isinstance(size, torch.SymInt):
+                    int(size)  # which Dynamo's guards take note of
     found = CompileContext.current_compile_id()
     reason = getattr(module, "compile_subgraph_reason", None)
     breaks = None
     if reason is not None and reason.graph_break:
-        line = f"{reason.user_stack[-1].filename}:{reason.user_stack[-1].lineno}: "
-        breaks = f"{line if reason.user_stack else ''}{str(reason.reason).splitlines()[0]}"
-    return HandedGraph(module, inputs, None if found is None else found.frame_id, breaks)
+        breaks = _broken(reason.user_stack, str(reason.reason))
+    frame, again = (None, None) if found is None else (found.frame_id, found.frame_compile_id)
+    last = again is not None and again + 1 >= dynamo_config.recompile_limit
+    return HandedGraph(module, inputs, frame, breaks, last)
 
 
 def compiled_graph(

@@ -58,8 +58,34 @@ class JointStep:
 
 def _has_symbols(value: object) -> bool:
     if isinstance(value, Tensor):
-        return any(isinstance(size, torch.SymInt) for size in (*value.shape, *value.stride()))
-    return isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
+        return any(map(_is_symbol, (*value.shape, *value.stride())))
+    return _is_symbol(value)
+
+
+def with_numbers(value: Any) -> Any:
+    """Return a fake value whose sizes are numbers, where symbols of it became known.
+
+    Args:
+        value: of a node of a graph that ``is_symbolic`` no more, or an input of it.
+    """
+    if isinstance(value, torch.SymInt):
+        return int(value)
+    if isinstance(value, Tensor) and any(
+        isinstance(n, torch.SymInt) for n in (*value.shape, *value.stride())
+    ):
+        sizes, strides = tuple(map(int, value.shape)), tuple(map(int, value.stride()))
+        made = value.detach().new_empty_strided(sizes, strides)
+        return made.requires_grad_(value.requires_grad) if value.is_leaf else made
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(map(with_numbers, value))
+    return value
+
+
+def _is_symbol(value: object) -> bool:
+    """Tell a number that is not known; one that was a symbol may have become known."""
+    if isinstance(value, torch.SymInt):
+        return value.node.maybe_as_int() is None
+    return isinstance(value, torch.SymFloat | torch.SymBool)
 
 
 def cut_by_tags(step: JointStep) -> Halves:

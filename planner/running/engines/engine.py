@@ -41,12 +41,14 @@ class Sized:
 class Settled:
     """A solution that an engine stands for, and the captured step that it is a solution of.
 
-    ``remarks`` are what a person should know of it.
+    ``remarks`` are what a person should know of it; ``held_bytes`` is its peak, if it is not what
+    the schedule's values add up to.
     """
 
     captured: Captured
     solution: Solution
     remarks: tuple[str, ...] = ()
+    held_bytes: int | None = None
 
 
 @dataclass(frozen=True)

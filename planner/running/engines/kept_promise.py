@@ -80,10 +80,10 @@ class _Search:
 
 def with_margin(captured: Captured, asked: Candidate) -> int:
     """Return the bytes that a schedule is taken to hold: what was said, and a margin of what is
-    not there throughout; never less than it holds by itself.
+    not there throughout.
     """
     moving = asked.held_bytes - captured.graph.resident_bytes
-    return max(asked.own_bytes, asked.held_bytes + int(MARGIN * max(0, moving)))
+    return asked.held_bytes + int(MARGIN * max(0, moving))
 
 
 def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
@@ -107,7 +107,9 @@ def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
     if (best := search.best) is None:
         raise _out_of_reach(search, first.message)
     judged = _judged(graph, best, first, request.limits)
-    return Settled(_with_excess(captured, best), judged, remarks(request.hardware.name))
+    held = with_margin(captured, best)
+    less = held if held < best.own_bytes else None  # kernels that run again are fused further
+    return Settled(_with_excess(captured, best), judged, remarks(request.hardware.name), less)
 
 
 def remarks(device: str) -> tuple[str, ...]:
@@ -127,19 +129,24 @@ def _correct(search: _Search, first: Solution, request: Request) -> None:
     for _ in range(ROUNDS):
         if found.schedule is None:
             return
+        known = len(search.known)
         asked = search.ask(found.schedule)
+        if len(search.known) == known:
+            return
         held = with_margin(search.captured, asked)
         over = held - budget
-        enough = asked.seconds - first.bound_seconds <= ENOUGH * graph.seconds
+        # what runs again may be fused with what reads it: then neither buffers nor bound are right
+        fused = asked.own_bytes - held > (1 - CLOSE) * budget
+        enough = asked.seconds - first.bound_seconds <= ENOUGH * graph.seconds and not fused
         if over <= 0 and (enough or held >= CLOSE * budget or asked.schedule.order == plain.order):
             return
         if over > 0:
             request.tell(f"the compiler needs {over / budget:.1%} more than that: again")
-            target = min(target, simulate(graph, found.schedule).peak_bytes) - over
-        elif target == budget:
-            return
+            target = min(target, asked.own_bytes) - over
+        elif target < budget or fused:
+            target -= over
         else:
-            target = min(budget, target - over)
+            return
         if target <= graph.resident_bytes:
             return
         found = search.solved(target, request)
@@ -165,7 +172,7 @@ def _with_excess(captured: Captured, asked: Candidate) -> Captured:
     compiled = {**captured.signature["compiled"], "halves": asked.written}
     captured = replace(captured, signature={**captured.signature, "compiled": compiled})
     excess = with_margin(captured, asked) - asked.own_bytes
-    if excess == 0:
+    if excess <= 0:
         return captured
     held = Value(EXCESS, excess, Kind.ACTIVATION)
     return replace(captured, graph=replace(graph, values=(*graph.values, held)))

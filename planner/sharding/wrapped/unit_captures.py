@@ -24,6 +24,7 @@ from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_dat
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
 from planner.graphs.capture.placed import local_of, placed_as
+from planner.graphs.capture.same_step import computation
 from planner.graphs.capture.sizes import Dynamic
 from planner.graphs.capture.step_function import swapped, unique_tensors
 from planner.graphs.capture.training_step import (
@@ -241,7 +242,7 @@ def _captured_once(
     """Record the calls of units and capture one of each kind; return both.
 
     Units that look alike are taken for alike until the capture of one has shown what it depends on;
-    one that differs there is then a kind of its own.
+    one that differs there is captured, too, and is a kind of its own if it computes something else.
     """
     kind, alone = kinds_of(candidates), set[str]()
     traced: dict[Hashable, Traced] = {}
@@ -267,8 +268,18 @@ def _captured_once(
             elif path != first[key][0] and not _alike(traced[key], first[key], candidates, path):
                 strangers.add(path)
         if not strangers:
-            return recorded, traced
+            same = _same(traced)
+            return [(path, call, same[key]) for path, call, key in recorded], traced
         alone |= strangers
+
+
+def _same(traced: Mapping[Hashable, Traced]) -> dict[Hashable, Hashable]:
+    """Return for each kind the first that computes the same, whatever else its code reads."""
+    first: dict[Hashable, Hashable] = {}
+    return {
+        key: key if (what := computation(found)) is None else first.setdefault(what, key)
+        for key, found in traced.items()
+    }
 
 
 def _alike(

@@ -116,6 +116,21 @@ def test_fit_as_json_takes_bytes_and_no_optimizer(spec: str) -> None:
     assert (answers["budget_bytes"], answers["optimizer"]) == (10**9, None)
 
 
+def test_the_compiled_engine(spec: str) -> None:
+    said = (spec, "--budget", "1GB", "--optimizer", "none", "--time-limit", 3)
+    result = run("fit", *said, "--engine", "inductor", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["engine"] == "inductor"
+    result = run("compare", *said, "--engine", "inductor", "--method", "auto", "--json")
+    rows = {row["method"]: row["footing"] for row in json.loads(result.stdout)["rows"]}
+    assert rows["auto"] == "plan"
+    assert rows["inductor"] == rows["auto in inductor"] == "inductor"
+    for command in (("pareto", spec), ("max-batch", *said)):
+        result = run(*command, "--engine", "inductor")
+        assert result.exit_code == 2
+        assert "is not for engine='inductor'" in " ".join(result.stderr.split())
+
+
 def test_fit_with_other_inputs(spec: str) -> None:
     alone, inputs = spec.replace(":make", ":alone"), spec.replace(":make", ":inputs")
     answers = json.loads(run("fit", alone, "--inputs", inputs, "--budget", "1GB", "--json").stdout)
@@ -175,6 +190,7 @@ def test_fit_a_plan_that_cannot_be_written(
         (["--budget", "1GB", "--device", "abacus"], "abacus"),
         (["--budget", "1GB", "--optimizer", "abacus"], "abacus"),
         (["--budget", "1GB", "--costs", "guessed"], "guessed"),
+        (["--budget", "1GB", "--engine", "xla"], "valid engines"),
         (["--budget", "1GB", "--time-limit", "0"], "time-limit"),
         (["--budget", "1GB", "--export", "/no/such/folder/plan.json"], "folder must exist"),
         (["--budget", "1GB", "--inputs", "nowhere.py:f"], "nowhere.py"),

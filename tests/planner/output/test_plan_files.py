@@ -36,6 +36,14 @@ def test_round_trip(plan: Plan, file: Path) -> None:
     assert str(again) == str(plan)
 
 
+def test_what_a_compiler_says_is_the_peak_of_a_file_too(plan: Plan, tmp_path: Path) -> None:
+    said = replace(plan, held_bytes=plan.peak_bytes - 1)
+    said.save(tmp_path / "said.json")
+    again = planner.load(tmp_path / "said.json")
+    assert again == said != plan
+    assert again.peak_bytes == plan.peak_bytes - 1
+
+
 def test_frees_are_kept_as_they_are(plan: Plan, tmp_path: Path) -> None:
     steps = list(plan.schedule.steps)
     late = next(i for i, s in enumerate(steps) if s.action is Action.FREE)

@@ -1,0 +1,66 @@
+"""Solving for what a compiler says, with one that says so much more or less than the buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from planner.graphs import Graph, Schedule, plain_schedule, simulate
+from planner.graphs.capture.fused.compiled_step import Asked
+from planner.graphs.capture.training_step import Captured
+from planner.request import Request, request_of
+from planner.running.engines.kept_promise import EXCESS, settled
+from planner.solvers import Limits, solve
+from tests.strategies import transformer
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """Says that every schedule that repeats something holds a share of its buffers."""
+
+    graph: Graph
+    share: float
+
+    def asked(self, schedule: Schedule) -> Asked:
+        again = len(schedule.order) > len(self.graph.ops)
+        own = simulate(self.graph, schedule).peak_bytes
+        return Asked(int(own * self.share) if again else own, str(hash(schedule)))
+
+
+@pytest.fixture
+def request_said() -> Request:
+    said = {"inputs": torch.zeros(1, 2), "optimizer": None, "limits": Limits(seconds=2)}
+    return request_of(nn.Linear(2, 2), {**said, "engine": "inductor", "device": "cpu"})
+
+
+@pytest.fixture
+def graph() -> Graph:
+    """A step in bytes that a margin of a hundredth can be told of."""
+    found = transformer(3)
+    values = (replace(v, size_bytes=1000 * v.size_bytes) for v in found.values)
+    return replace(found, values=tuple(values))
+
+
+@pytest.mark.parametrize("share", [0.8, 1.0, 1.15])
+def test_what_the_compiler_says_is_predicted_and_within_the_budget(
+    graph: Graph, share: float, request_said: Request
+) -> None:
+    budget = int(0.8 * simulate(graph, plain_schedule(graph)).peak_bytes)
+    captured = Captured(graph, {"compiled": {}}, compiled=cast(Any, Compiler(graph, share)))
+    found = settled(captured, budget, request_said)
+    schedule = found.solution.schedule
+    assert schedule is not None
+    held = Compiler(graph, share).asked(schedule).peak_bytes
+    predicted = found.held_bytes or simulate(found.captured.graph, schedule).peak_bytes
+    assert held <= predicted <= min(budget, int(1.01 * held) + 1)
+    assert (found.held_bytes is not None) == (share < 1)
+    assert any(v.name == EXCESS for v in found.captured.graph.values) == (share >= 1)
+    usual = solve(graph, budget, method="auto", limits=Limits(seconds=2)).schedule
+    assert usual is not None
+    assert found.solution.bound_seconds <= simulate(graph, schedule).seconds
+    if share < 1:  # what the compiler leaves free is made use of
+        assert simulate(graph, schedule).seconds < simulate(graph, usual).seconds
