@@ -140,7 +140,10 @@ def _start(search: Search, graph: Graph, floor: int) -> int:
         search.raise_bound(math.inf)
         return 0
     least = 0
-    for find in (least_checkpointed, partial(least_order, floor=floor)):
+    for find in (
+        least_checkpointed,
+        partial(least_order, floor=floor, enough=search.budget),
+    ):
         if search.order is None:
             order = find(graph, deadline=search.deadline)
             least = int(held_bytes(search.problem, order).max())

@@ -39,7 +39,14 @@ from planner.solvers.tuning import (
 )
 
 
-def plan_blocks(search: Search, graph: Graph, limits: Limits, *, target: float = 0.0) -> None:
+def plan_blocks(
+    search: Search,
+    graph: Graph,
+    limits: Limits,
+    *,
+    target: float = 0.0,
+    together: Sequence[int] = BLOCKS_TOGETHER,
+) -> None:
     """Offer what blocks of several sizes lead to, larger ones where smaller ones do not help.
 
     Args:
@@ -47,11 +54,12 @@ def plan_blocks(search: Search, graph: Graph, limits: Limits, *, target: float =
         graph: the step.
         limits: the gap and the seed count; the deadline is that of the search.
         target: the gap, as a fraction of the step, at which to stop.
+        together: how many neighbouring blocks count as one.
     """
     stretches = _Stretches(search, replace(limits, gap=max(limits.gap, BLOCK_GAP)))
     turn = turning_point(graph)
     for depth in range(1, BLOCK_LEVELS + 1):
-        for starts in partitions(graph, turn, depth):
+        for starts in partitions(graph, turn, depth, together):
             step, before = contract(graph, starts), search.extra
             for grant in BLOCK_GRANTS:
                 if search.gap <= target or search.over():
@@ -61,7 +69,9 @@ def plan_blocks(search: Search, graph: Graph, limits: Limits, *, target: float =
                 break
 
 
-def partitions(graph: Graph, turn: int, depth: int) -> Iterator[list[int]]:
+def partitions(
+    graph: Graph, turn: int, depth: int, sizes: Sequence[int] = BLOCKS_TOGETHER
+) -> Iterator[list[int]]:
     """Yield where blocks begin: the numbered modules of a depth, alone, in pairs, in threes.
 
     A block such as ``h.0`` is of depth 1, one such as ``stages.2.layers.0`` of depth 2.
@@ -70,6 +80,7 @@ def partitions(graph: Graph, turn: int, depth: int) -> Iterator[list[int]]:
         graph: the step.
         turn: the first backward op.
         depth: of the modules.
+        sizes: how many neighbouring ones count as one block.
 
     >>> from planner.graphs import Op, Value
     >>> paths = ["wte", "h.0.attn", "h.0.mlp.1", "h.1.attn", "h.2.attn", "h.3.attn", "head"]
@@ -83,7 +94,7 @@ def partitions(graph: Graph, turn: int, depth: int) -> Iterator[list[int]]:
         first.setdefault(_numbered(op.module, depth), index)
     first.pop("", None)
     places = sorted(set(first.values()) - {0})
-    for together in BLOCKS_TOGETHER:
+    for together in sizes:
         starts = places[together - 1 :: together]
         if 0 < len(starts) <= MOST_BLOCKS:
             yield starts
@@ -145,9 +156,7 @@ def _made_anew(
     return [again.get(i, local) for i, local in enumerate(found)]
 
 
-def _with_makers(
-    step: Contraction, order: Sequence[int], start: int, stop: int
-) -> Stretch | None:
+def _with_makers(step: Contraction, order: Sequence[int], start: int, stop: int) -> Stretch | None:
     """Return a stretch that first makes what nothing after it reads of its inputs; ``None`` if none
     can be made."""
     problem = step.problem
