@@ -140,7 +140,10 @@ def _start(search: Search, graph: Graph, floor: int) -> int:
         search.raise_bound(math.inf)
         return 0
     least = 0
-    for find in (least_checkpointed, partial(least_order, floor=floor)):
+    for find in (
+        least_checkpointed,
+        partial(least_order, floor=floor, enough=search.budget),
+    ):
         if search.order is None:
             order = find(graph, deadline=search.deadline)
             least = int(held_bytes(search.problem, order).max())
@@ -174,10 +177,18 @@ def _plan_blocks(search: Search, graph: Graph, limits: Limits) -> None:
 
 
 def _walk(search: Search, limits: Limits) -> None:
-    """Walk plans for larger budgets down, and solve stretches of the best on their own."""
+    """Walk plans for larger budgets down, improve a better one by small steps, then stretches of
+    the best on their own: small steps take most of what walking makes run needlessly."""
     if search.gap > WORTH_WALKING_GAP:
+        before = search.extra
         walk_down(search, lambda larger: _relax(larger, limits))
+        if search.extra < before:
+            _polish_briefly(search, WORTH_WALKING_GAP)
         improve_stretches(search, limits, target=WORTH_WALKING_GAP)
+
+
+def _polish_briefly(search: Search, target: float) -> None:
+    polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
 
 
 def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> None:
@@ -216,8 +227,7 @@ def _polish(search: Search, limits: Limits) -> None:
     if search.problem.n <= LARGE_OPS:
         polish(search, target=fine_target(search, limits), deadline=search.deadline)
     elif search.problem.n <= INTEGER_OPS:
-        target = max(WORTH_BASELINES_GAP, limits.gap)
-        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
+        _polish_briefly(search, max(WORTH_BASELINES_GAP, limits.gap))
     if search.problem.n <= INTEGER_OPS:
         improve_stretches(search, limits, target=max(WORTH_STRETCHES_GAP, limits.gap))
 

@@ -17,21 +17,25 @@ from planner.solvers.api import Limits, floor_bytes
 from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import search_states
 from planner.solvers.model.master import solve_master
-from planner.solvers.model.master_program import Burst
 from planner.solvers.model.order_from_cuts import order_from_plan
-from planner.solvers.model.overshoot import bursts, overshoots
+from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import Problem, flatten, held_bytes
+from planner.solvers.search.block_plans import plan_blocks
 from planner.solvers.search.evict import fit_any
+from planner.solvers.search.incumbent import Search
 from planner.solvers.search.initial import least_checkpointed
+from planner.solvers.search.time_cuts import run_cuts
 from planner.solvers.tuning import (
-    GUIDED_INTEGER_ROUNDS,
+    ANY_GAP,
     GUIDED_OPS,
     GUIDED_ROUNDS,
     GUIDED_WORK,
-    LARGE_OPS,
+    INTEGER_OPS,
+    LEAST_CUTS_OPS,
+    LEAST_FAILURES,
     LEAST_FIRST_STEP,
-    LEAST_HALVINGS,
     LEAST_PRECISION,
+    LEAST_STEPS,
     PATIENCES,
     TINY_OPS,
 )
@@ -61,12 +65,11 @@ def minimum_budget(graph: Graph, limits: Limits | None = None) -> MinimumBudget:
     >>> found.least_bytes, found.floor_bytes
     (3, 3)
     """
-    problem, floor = flatten(graph), proven_floor(graph)
+    problem = flatten(graph)
     deadline = time.monotonic() + (limits or Limits()).seconds
+    floor = least_bytes(problem, proven_floor(graph), deadline=deadline)
     order = least_order(graph, floor, deadline)
     least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
-    if floor < least:
-        floor = least_bytes(problem, floor, deadline=deadline)
     stopped = floor < least and time.monotonic() > deadline
     if problem.n <= TINY_OPS:
         floor, order = proven_least(problem, floor, order)
@@ -112,48 +115,67 @@ def proven_least(problem: Problem, floor: int, order: list[int]) -> tuple[int, l
     return floor, order
 
 
-def least_order(graph: Graph, floor: int, deadline: float = math.inf) -> list[int]:
+def least_order(
+    graph: Graph, floor: int, deadline: float = math.inf, *, enough: int = 0
+) -> list[int]:
     """Return the order of least peak found, trying budgets from the floor up, then closing in.
 
     Args:
         graph: the step.
         floor: the least budget that is not refuted.
         deadline: of ``time.monotonic``.
+        enough: a peak that is low enough, in bytes.
     """
     problem = flatten(graph)
     start = least_checkpointed(graph, deadline)
     starts = [start] if start == list(range(problem.n)) else [list(range(problem.n)), start]
     best = start
     top = int(held_bytes(problem, best).max(initial=floor))
+    if floor < enough < top and (order := try_budget(problem, enough, starts, deadline)):
+        return order
     low, step = floor - 1, max(1, (top - floor) // LEAST_FIRST_STEP)
     trial = floor
-    while trial < top and time.monotonic() < deadline:
+    while enough < top and trial < top and time.monotonic() < deadline:
         if (order := try_budget(problem, trial, starts, deadline)) is not None:
             best, top = order, int(held_bytes(problem, order).max())
             break
         low, trial, step = trial, trial + step, 2 * step
     tolerance = floor // LEAST_PRECISION
-    while top - low > 1 + tolerance and time.monotonic() < deadline:
+    while enough < top and top - low > 1 + tolerance and time.monotonic() < deadline:
         middle = (low + top) // 2
         if (order := try_budget(problem, middle, starts, deadline)) is not None:
             best, top = order, int(held_bytes(problem, order).max())
         else:
             low = middle
-    return _halved(problem, floor, best, deadline) if TINY_OPS < problem.n <= LARGE_OPS else best
+    lowered = TINY_OPS < problem.n <= INTEGER_OPS
+    return _lowered(graph, floor, best, deadline, enough) if lowered else best
 
 
-def _halved(problem: Problem, floor: int, best: list[int], deadline: float) -> list[int]:
-    """Return an order that may peak lower, found by integer masters between the floor and best."""
-    low, top = floor - 1, int(held_bytes(problem, best).max())
-    for _ in range(LEAST_HALVINGS):
-        middle = (low + top) // 2
-        if top - low <= 1 + floor // LEAST_PRECISION or time.monotonic() > deadline:
-            break
-        order = guided(problem, middle, deadline, integer_rounds=GUIDED_INTEGER_ROUNDS)
-        if order is None:
-            low = middle
+def _lowered(graph: Graph, floor: int, best: list[int], deadline: float, enough: int) -> list[int]:
+    """Return an order that may peak lower, by plans from blocks and, on small graphs, by masters.
+
+    Steps down are longer as long as they succeed, then halved. Those of small graphs
+    are halved from the beginning: what masters find at one budget they may miss at a larger one.
+    """
+    problem = flatten(graph)
+    small = problem.n <= LEAST_CUTS_OPS
+    low, top, failures = floor - 1, int(held_bytes(problem, best).max()), 0
+    step, most = (top - low) // LEAST_STEPS, LEAST_FAILURES * (1 + small)
+    while failures < most and top > enough and top - low > 1 + floor // LEAST_PRECISION:
+        halved = small or failures > 0
+        trial = (low + top) // 2 if halved else max(floor, top - step)
+        search = Search(problem, trial, deadline=deadline)
+        plan_blocks(search, graph, Limits(gap=ANY_GAP), target=ANY_GAP, together=(1,))
+        if search.order is None and small:
+            left = max(0.0, deadline - time.monotonic())
+            run_cuts(search, Limits(seconds=left, gap=ANY_GAP), most_work=GUIDED_WORK)
+        if search.over():
+            return search.order or best
+        if search.order is None:
+            low, failures = trial, failures + 1
         else:
-            best, top = order, int(held_bytes(problem, order).max())
+            best, top = search.order, int(held_bytes(problem, search.order).max())
+            step *= 2
     return best
 
 
@@ -175,29 +197,18 @@ def try_budget(
     return guided(problem, budget, deadline) if problem.n <= GUIDED_OPS else None
 
 
-def guided(
-    problem: Problem, budget: int, deadline: float, *, integer_rounds: int = 0
-) -> list[int] | None:
+def guided(problem: Problem, budget: int, deadline: float) -> list[int] | None:
     """Return an order that fits a budget: a master's plan with evictions, and more cuts each round.
-
-    The first masters are relaxed; integer ones may follow, which see what runs again.
 
     Args:
         problem: the step, flattened.
         budget: in bytes.
         deadline: of ``time.monotonic``.
-        integer_rounds: how many integer masters follow the relaxed ones.
     """
-    cuts, again = [int(held_bytes(problem, range(problem.n)).argmax())], set[Burst]()
-    for turn in range(GUIDED_ROUNDS + integer_rounds):
+    cuts = [int(held_bytes(problem, range(problem.n)).argmax())]
+    for _ in range(GUIDED_ROUNDS):
         plan = solve_master(
-            problem,
-            budget,
-            cuts,
-            bursts=again,
-            relax=turn < GUIDED_ROUNDS,
-            seconds=deadline - time.monotonic(),
-            work=GUIDED_WORK,
+            problem, budget, cuts, relax=True, seconds=deadline - time.monotonic()
         ).plan
         if plan is None:
             return None
@@ -205,6 +216,4 @@ def guided(
         if (fitted := fit_any(problem, [made], budget, deadline=deadline)) is not None:
             return fitted
         cuts = sorted({*cuts, *overshoots(problem, made, budget, cuts)})
-        if integer_rounds:
-            again.update(bursts(problem, made, budget, cuts))
     return None

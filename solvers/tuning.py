@@ -224,12 +224,15 @@ GUIDED_OPS = 1000
 """Up to so many ops masters guide the search; above, evicting from a start must do."""
 GUIDED_ROUNDS = 2
 """How many masters are asked for a plan at a budget at which no start can be made to fit."""
-GUIDED_INTEGER_ROUNDS = 2
-"""How many integer ones follow in the end on a graph of at most ``LARGE_OPS`` ops."""
 GUIDED_WORK = 100_000
-"""What each of them may cost, in the unit of ``solve_master``."""
-LEAST_HALVINGS = 5
-"""How often the way from the floor to the least known is halved by those."""
+"""What an integer master may cost there, in the unit of ``solve_master``."""
+LEAST_STEPS = 16
+"""The first step down by plans is the way to the floor over this; the next ones are longer."""
+LEAST_FAILURES = 2
+"""After so many steps down that lead to nothing the search is given up; after twice as many on
+graphs of at most ``LEAST_CUTS_OPS``."""
+LEAST_CUTS_OPS = 100
+"""Up to so many ops integer masters are asked where blocks do not help."""
 
 # given_order.py
 CUTS_SHARE = 0.62

@@ -46,6 +46,11 @@ class Contraction:
     fixed: frozenset[int]
 
     @property
+    def turn(self) -> int:
+        """The position of the first backward op."""
+        return turning_point(self.graph)
+
+    @property
     def handed(self) -> tuple[int, ...]:
         """The values that parts hand over, in the order of the small graph's."""
         return tuple(v for part in self.parts for v in part.outputs)
@@ -156,7 +161,7 @@ def contract(graph: Graph, starts: Sequence[int]) -> Contraction:
         handed_bytes = sum(problem.sizes[v] for v in {*inputs, *outputs})
         floor, peak = (
             max(handed_bytes, most)
-            for most in _floor_and_peak(problem, (*again, *ops), inputs, outputs)
+            for most in _floor_and_peak(problem, (*again, *ops), inputs, outputs, fixed)
         )
         parts.append(StepPart(ops, again, inputs, outputs, floor, peak))
     known = {v for part in parts for v in part.outputs}
@@ -202,16 +207,24 @@ def _needs(
 
 
 def _floor_and_peak(
-    problem: Problem, ops: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]
+    problem: Problem,
+    ops: Sequence[int],
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    fixed: Collection[int],
 ) -> tuple[int, int]:
-    """Return the most bytes that one op alone needs, and that ops hold when each runs once."""
-    sizes, made = problem.sizes, {v for o in ops for v in problem.outputs[o]}
+    """Return the most bytes that one op alone needs, and that ops hold when each runs once.
+
+    What is ``fixed`` counts in neither: all of it counts as held throughout the step.
+    """
+    sizes = problem.sizes
+    made = {v for o in ops for v in problem.outputs[o] if v not in fixed}
     mine = made.union(inputs)
     last = {v: i for i, o in enumerate(ops) for v in (*problem.outputs[o], *problem.inputs[o])}
     last.update(dict.fromkeys(outputs, len(ops)))
     held, floor, peak = sum(sizes[v] for v in inputs), 0, 0
     for i, o in enumerate(ops):
-        held += sum(sizes[v] for v in problem.outputs[o])
+        held += sum(sizes[v] for v in problem.outputs[o] if v not in fixed)
         touched = {*problem.outputs[o], *problem.inputs[o]} & mine
         floor = max(floor, problem.workspace[o] + sum(sizes[v] for v in touched))
         peak = max(peak, problem.workspace[o] + held)

@@ -10,6 +10,7 @@ timed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,8 @@ from itertools import pairwise
 from planner.graphs import Graph
 from planner.solvers.api import Limits
 from planner.solvers.model.contraction import Contraction, contract
-from planner.solvers.model.order_from_kept import turning_point
+from planner.solvers.model.order_from_kept import ops_to_make, turning_point
+from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import Problem, flatten, held_bytes
 from planner.solvers.model.stretch import Stretch, stretch
 from planner.solvers.search.incumbent import Search
@@ -37,7 +39,14 @@ from planner.solvers.tuning import (
 )
 
 
-def plan_blocks(search: Search, graph: Graph, limits: Limits, *, target: float = 0.0) -> None:
+def plan_blocks(
+    search: Search,
+    graph: Graph,
+    limits: Limits,
+    *,
+    target: float = 0.0,
+    together: Sequence[int] = BLOCKS_TOGETHER,
+) -> None:
     """Offer what blocks of several sizes lead to, larger ones where smaller ones do not help.
 
     Args:
@@ -45,11 +54,12 @@ def plan_blocks(search: Search, graph: Graph, limits: Limits, *, target: float =
         graph: the step.
         limits: the gap and the seed count; the deadline is that of the search.
         target: the gap, as a fraction of the step, at which to stop.
+        together: how many neighbouring blocks count as one.
     """
     stretches = _Stretches(search, replace(limits, gap=max(limits.gap, BLOCK_GAP)))
     turn = turning_point(graph)
     for depth in range(1, BLOCK_LEVELS + 1):
-        for starts in partitions(graph, turn, depth):
+        for starts in partitions(graph, turn, depth, together):
             step, before = contract(graph, starts), search.extra
             for grant in BLOCK_GRANTS:
                 if search.gap <= target or search.over():
@@ -59,7 +69,9 @@ def plan_blocks(search: Search, graph: Graph, limits: Limits, *, target: float =
                 break
 
 
-def partitions(graph: Graph, turn: int, depth: int) -> Iterator[list[int]]:
+def partitions(
+    graph: Graph, turn: int, depth: int, sizes: Sequence[int] = BLOCKS_TOGETHER
+) -> Iterator[list[int]]:
     """Yield where blocks begin: the numbered modules of a depth, alone, in pairs, in threes.
 
     A block such as ``h.0`` is of depth 1, one such as ``stages.2.layers.0`` of depth 2.
@@ -68,6 +80,7 @@ def partitions(graph: Graph, turn: int, depth: int) -> Iterator[list[int]]:
         graph: the step.
         turn: the first backward op.
         depth: of the modules.
+        sizes: how many neighbouring ones count as one block.
 
     >>> from planner.graphs import Op, Value
     >>> paths = ["wte", "h.0.attn", "h.0.mlp.1", "h.1.attn", "h.2.attn", "h.3.attn", "head"]
@@ -81,7 +94,7 @@ def partitions(graph: Graph, turn: int, depth: int) -> Iterator[list[int]]:
         first.setdefault(_numbered(op.module, depth), index)
     first.pop("", None)
     places = sorted(set(first.values()) - {0})
-    for together in BLOCKS_TOGETHER:
+    for together in sizes:
         starts = places[together - 1 :: together]
         if 0 < len(starts) <= MOST_BLOCKS:
             yield starts
@@ -109,10 +122,11 @@ def _plan(search: Search, step: Contraction, stretches: _Stretches, grant: float
         most = search.base + search.extra
         if step.problem.order_seconds(order) >= most:
             return
-        parts = [stretch(step.problem, order, a, b) for a, b in pairwise(ends)]
-        found = stretches.orders(parts, most)
+        spans = list(pairwise(ends))
+        found = stretches.orders([stretch(step.problem, order, a, b) for a, b in spans], most)
         if not found:
             return
+        found = _made_anew(step, order, spans, found, stretches)
         if all(local is not None for local in found):
             whole = [o for local in found if local is not None for o in local]
             search.offer(whole, evict=False)
@@ -120,6 +134,46 @@ def _plan(search: Search, step: Contraction, stretches: _Stretches, grant: float
         first = list(dict.fromkeys(chosen))
         short = [first[i] for i, local in enumerate(found) if local is None]
         _grant_more(small, chosen, demands, short, search.budget)
+
+
+def _made_anew(
+    step: Contraction,
+    order: Sequence[int],
+    spans: Sequence[tuple[int, int]],
+    found: Sequence[list[int] | None],
+    stretches: _Stretches,
+) -> list[list[int] | None]:
+    """Solve stretches that do not fit once more, longer by what makes their own inputs anew.
+
+    An input that is there from the beginning could not be given up and made again in between.
+    """
+    longer = {
+        i: part
+        for i, (start, stop) in enumerate(spans)
+        if found[i] is None and (part := _with_makers(step, order, start, stop)) is not None
+    }
+    again = dict(zip(longer, stretches.orders(list(longer.values()), math.inf), strict=True))
+    return [again.get(i, local) for i, local in enumerate(found)]
+
+
+def _with_makers(step: Contraction, order: Sequence[int], start: int, stop: int) -> Stretch | None:
+    """Return a stretch that first makes what nothing after it reads of its inputs; ``None`` if none
+    can be made."""
+    problem = step.problem
+    positions = Positions(problem, order)
+    before = {v for o in set(order[:start]) for v in problem.outputs[o]}
+    before = {v for v in before if positions.holds(v, start)}
+    read = {v for o in order[start:stop] for v in problem.inputs[o]}
+    own = {
+        v
+        for v in before & read - step.fixed
+        if problem.maker[v] < step.turn and not positions.holds(v, stop)
+    }
+    again = ops_to_make(step.graph, sorted(own), before - own)
+    if not again or not all(problem.recomputable[o] for o in again):
+        return None
+    longer = [*order[:start], *again, *order[start:]]
+    return stretch(problem, longer, start, stop + len(again))
 
 
 def _grant_more(
@@ -201,7 +255,8 @@ class _Stretches:
             if held_bytes(problem, range(problem.n)).max() > self.budget:
                 local = self.plan(problem)
             known[room] = None if local is None else (problem.order_seconds(local), local)
-        return known[room]
+        fits = [found for other, found in known.items() if found is not None and other <= room]
+        return min(fits, key=lambda found: found[0], default=None)
 
 
 def _kind(part: Stretch) -> object:
