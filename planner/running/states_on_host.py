@@ -20,18 +20,19 @@ from torch.optim import Optimizer
 from planner.errors import BadRequest
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.optimizer_parts import stepped_by
+from planner.graphs.torch_api.optimizer_internals import is_scheduled, known_to_schedulers
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
 from planner.running.host_copies import way_of
-from planner.running.separable_step import require_separable
-from planner.running.waiting_states import WaitingStates
+from planner.running.separable_step import own_step, require_separable
+from planner.running.waiting_states import WaitingStates, moves
 
 
 def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Optimizer:
     """Let an optimizer keep states on the host as a plan says; return the same optimizer.
 
-    Call it where the optimizer is made, before a scheduler or a scaler is. States that it has
-    already go there at once, those of ``load_state_dict``, too.
+    Call it where the optimizer is made, before anything but a scheduler wraps its step. States that
+    it has already go there at once, those of ``load_state_dict``, too.
 
     Args:
         optimizer: of the model's parameters; one that treats each of them by itself.
@@ -48,8 +49,8 @@ def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Op
         True
 
     Raises:
-        BadRequest: the optimizer does not step parameters one by one, is wrapped already, or steps
-            none of the model's.
+        BadRequest: the optimizer does not step parameters one by one, keeps states on the host
+            already, or steps none of the model's, or something else is wrapped around its step.
         HostMemoryError: the host has no room for the states.
     """
     if not isinstance(optimizer, Optimizer) or not isinstance(model, nn.Module):
@@ -61,25 +62,56 @@ def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Op
         return optimizer
     if is_offloaded(optimizer):
         raise BadRequest("the optimizer keeps states on the host already: make another one")
-    if "step" in vars(optimizer):
-        raise BadRequest(
-            "the optimizer's step is wrapped already, by a scheduler perhaps: call offload_states "
-            "first"
-        )
     parts = _parameters_of(plan, model)
     stepped = stepped_by(optimizer)
     if not any(id(p) in stepped for part in parts for p in part):
         raise BadRequest("the optimizer steps none of the parameters that the plan is for")
-    require_separable(optimizer, device_of(model))
+    expect_states(optimizer)
     directory = None if plan.host is None else plan.host.directory
     way = way_of(device_of(model), directory)
     moved = plan.states.moved_parts
     _ADOPTED[optimizer] = held = WaitingStates(optimizer, parts, moved, way, plan.states.room_bytes)
-    optimizer.step = types.MethodType(_whole_step(held), optimizer)  # type: ignore[method-assign]
-    optimizer.register_load_state_dict_pre_hook(lambda _, state: held.taken_out(state))
-    optimizer.register_load_state_dict_post_hook(lambda _: held.put_in())
     held.send_all()
     return optimizer
+
+
+def expect_states(optimizer: Optimizer) -> None:
+    """Have an optimizer take its step in parts once its states wait, and as ever until then.
+
+    For those who plan within a step: a closure computes the gradients in the step that they are
+    for. Schedulers of its learning rate may be made before or after.
+
+    Args:
+        optimizer: one that treats each parameter by itself.
+
+    Raises:
+        BadRequest: it does not, or something else is wrapped around its step.
+    """
+    own = vars(optimizer).get("step")
+    if hasattr(own, _IN_PARTS):
+        return
+    if own is not None and not is_scheduled(optimizer):
+        raise BadRequest(
+            f"something has replaced the step of {type(optimizer).__name__}: let its states wait "
+            "on the host (offload_states) before whatever does that, such as an Accelerator that "
+            'scales gradients (mixed_precision="fp16"), or leave offload\'s states out'
+        )
+    first = next(p for group in optimizer.param_groups for p in group["params"])
+    require_separable(optimizer, first.device)
+    optimizer.step = types.MethodType(_STEP, optimizer)  # type: ignore[method-assign]
+    optimizer.register_load_state_dict_pre_hook(_before_loading)
+    optimizer.register_load_state_dict_post_hook(_after_loading)
+
+
+def bring_states_back(optimizer: Optimizer) -> None:
+    """Let an optimizer have its states on the device again, if some wait on the host.
+
+    Args:
+        optimizer: any; it may be given to ``offload_states`` again.
+    """
+    if _ADOPTED.pop(optimizer, None) is not None:
+        for p, states in optimizer.state.items():
+            states.update({k: v.to(p.device, copy=True) for k, v in states.items() if moves(v)})
 
 
 def _parameters_of(plan: StepPlan, model: nn.Module) -> list[list[nn.Parameter]]:
@@ -123,19 +155,33 @@ def is_offloaded(optimizer: Optimizer) -> bool:
     return optimizer in _ADOPTED
 
 
-def _whole_step(held: WaitingStates) -> Callable[..., Any]:
-    """Return a step of all parts that hooks see as one."""
-
-    def step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
-        del optimizer
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+def _step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+    """Take a step of all parameters, in parts if states wait once the closure has run."""
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    held = _ADOPTED.get(optimizer)
+    if held is None:
+        own_step(optimizer)()
+    else:
         held.step()
-        return loss
+    return loss
 
-    return Optimizer.profile_hook_step(step)
 
+def _before_loading(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any] | None:
+    held = _ADOPTED.get(optimizer)
+    return None if held is None else held.taken_out(loaded)
+
+
+def _after_loading(optimizer: Optimizer) -> None:
+    if (held := _ADOPTED.get(optimizer)) is not None:
+        held.put_in()
+
+
+_IN_PARTS = "_states_may_wait"
+_STEP = known_to_schedulers(Optimizer.profile_hook_step(_step))
+"""What hooks and schedulers see as one step."""
+setattr(_STEP, _IN_PARTS, True)
 
 _ADOPTED: weakref.WeakKeyDictionary[Optimizer, WaitingStates] = weakref.WeakKeyDictionary()

@@ -25,8 +25,12 @@ from planner.running.host_room import Room
 from planner.running.separable_step import only, own_step
 
 
-def _moves(state: Any) -> bool:
-    """Tell what goes to the host from the count of steps."""
+def moves(state: Any) -> bool:
+    """Tell what goes to the host from the count of steps.
+
+    Args:
+        state: of a parameter.
+    """
     return isinstance(state, Tensor) and state.numel() > 1
 
 
@@ -116,8 +120,8 @@ class WaitingStates:
         for p, number in pairs:
             own = states.get(number)
             if id(p) in ours and isinstance(own, dict):
-                self.out[id(p)] = {k: self._apart(v) for k, v in own.items() if _moves(v)}
-                states[number] = {k: v for k, v in own.items() if not _moves(v)}
+                self.out[id(p)] = {k: self._apart(v) for k, v in own.items() if moves(v)}
+                states[number] = {k: v for k, v in own.items() if not moves(v)}
         return {**loaded, "state": states}
 
     def _apart(self, loaded: Tensor) -> Tensor:
@@ -154,7 +158,7 @@ class WaitingStates:
     def _states(self, k: int) -> Iterator[tuple[Tensor, str, Tensor]]:
         for p in self.parts[k] if k < self.moved else ():
             for name, value in self.optimizer.state.get(p, {}).items():
-                if _moves(value):
+                if moves(value):
                     yield p, name, value
 
     def _fetch(self, k: int) -> list[_Copy]:
