@@ -25,7 +25,7 @@ from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
 from planner.running.host_copies import way_of
 from planner.running.separable_step import own_step, require_separable
-from planner.running.waiting_states import WaitingStates, moves
+from planner.running.waiting_states import StatesInParts, moves
 
 
 def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Optimizer:
@@ -70,7 +70,7 @@ def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Op
     directory = None if plan.host is None else plan.host.directory
     way = way_of(device_of(model), directory)
     moved = plan.states.moved_parts
-    _ADOPTED[optimizer] = held = WaitingStates(optimizer, parts, moved, way, plan.states.room_bytes)
+    _ADOPTED[optimizer] = held = StatesInParts(optimizer, parts, moved, way, plan.states.room_bytes)
     held.send_all()
     return optimizer
 
@@ -184,4 +184,4 @@ _STEP = known_to_schedulers(Optimizer.profile_hook_step(_step))
 """What hooks and schedulers see as one step."""
 setattr(_STEP, _IN_PARTS, True)
 
-_ADOPTED: weakref.WeakKeyDictionary[Optimizer, WaitingStates] = weakref.WeakKeyDictionary()
+_ADOPTED: weakref.WeakKeyDictionary[Optimizer, StatesInParts] = weakref.WeakKeyDictionary()

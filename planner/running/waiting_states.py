@@ -43,7 +43,7 @@ class _Place:
     shown: Tensor
 
 
-class WaitingStates:
+class StatesInParts:
     """The states of the first parts of an optimizer, on the host or on their way."""
 
     def __init__(
