@@ -151,7 +151,8 @@ def rows_of(name: str, card: str, graph: Graph, tier: HostTier) -> list[Row]:
         graph, "offload_all", replace(tier, limit_bytes=None)
     )
     blocks = admitted(graph, "checkpoint_offload", tier)
-    least = minimum_budget(graph, limits=LIMITS).least_bytes
+    known = minimum_budget(graph, limits=LIMITS)
+    least = known.least_bytes
 
     def extra(seconds: float | None) -> float:
         return -1.0 if seconds is None else seconds / plain.seconds - 1
@@ -160,8 +161,12 @@ def rows_of(name: str, card: str, graph: Graph, tier: HostTier) -> list[Row]:
     for share in SHARES:
         budget = int(least + share * (plain.peak_bytes - least))
         alone = solve(graph, budget, limits=LIMITS)
+        if alone.schedule is None:  # what holds least fits every budget here
+            alone = replace(alone, schedule=known.schedule)
         start = time.perf_counter()
-        found = solve_with_host(graph, budget, tier, limits=LIMITS, alone=alone)
+        found = solve_with_host(
+            graph, budget, tier, limits=LIMITS, alone=alone, tightest=known.schedule
+        )
         spent = time.perf_counter() - start
         schedule = found.solution.schedule
         assert schedule is not None, "recomputation alone is known to fit"

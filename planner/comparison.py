@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
 from planner.byte_sizes import format_both
@@ -13,7 +14,9 @@ from planner.compared import EAGER, Comparison, MethodResult
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
-from planner.planning import captured_step, plan_captured, refuse_states
+from planner.host_budget import MovedSolution
+from planner.host_states import WithStates, choices, quickest
+from planner.planning import captured_step, plan_captured
 from planner.progress import Progress, silent
 from planner.request import DEFAULT_LIMITS, OP_BY_OP, Request, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Solution, Status, solve
@@ -59,7 +62,6 @@ def compare(
             ``fit`` does.
     """
     with requested(model, said, SingleOptions) as asked:
-        refuse_states(asked, "compare")
         methods = _checked(methods, asked.host)
         budget_bytes = asked.budget_bytes(budget)
         beside = dict.fromkeys(name for name in (*engines, asked.engine) if name != OP_BY_OP)
@@ -77,8 +79,24 @@ def compare(
             tell=request.tell,
             eager=captured.eager,
             host=request.host,
+            ours=partial(_ours, captured, budget_bytes, request),
         )
     return replace(found, rows=tuple(sorted((*found.rows, *others), key=_cheapest)))
+
+
+def _ours(captured: Captured, budget_bytes: int, request: Request) -> MethodResult:
+    """Return the row of what ``fit`` does where values may move, states of the optimizer, too."""
+    start, host = time.perf_counter(), request.host
+    assert host is not None, "values may move"
+    if not host.states:
+        return _moving_row(captured.graph, budget_bytes, OURS, request.limits, host)
+
+    def solve(choice: WithStates, asked: Request) -> MovedSolution:
+        found = solve_with_host(choice.graph, budget_bytes, choice.host, limits=asked.limits)
+        return MovedSolution(found.solution)
+
+    chosen = quickest(list(choices(captured, request)), request, solve)
+    return _result(chosen.choice.graph, OURS, chosen.moved.solution, start, chosen.choice.host)
 
 
 def _in_engine(captured: Captured, request: Request, budget_bytes: int) -> Iterator[MethodResult]:
@@ -131,6 +149,7 @@ def compare_graph(
     tell: Progress = silent,
     eager: Graph | None = None,
     host: HostTier | None = None,
+    ours: Callable[[], MethodResult] | None = None,
 ) -> Comparison:
     """Plan a captured step by several methods.
 
@@ -145,6 +164,7 @@ def compare_graph(
             they are judged as plans.
         host: where values may go. What is proved of schedules that move nothing then does not
             count as proved.
+        ours: makes the row of ``OURS``; by default it is planned for this very graph.
 
     Raises:
         UnknownMethod: no solver has one of the names.
@@ -156,7 +176,9 @@ def compare_graph(
         tell(f"solving {len(graph.ops):,} ops by {method}")
         by_torch = eager is not None and (method in RUN_BY_TORCH or method in BY_HAND)
         run = eager if eager is not None and by_torch else graph
-        if host is not None and method in WITH_HOST:
+        if method == OURS and ours is not None:
+            row = ours()
+        elif host is not None and method in WITH_HOST:
             row = _moving_row(run, budget_bytes, method, limits, host)
         else:
             row = _row(run, budget_bytes, method, limits)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
-from planner.byte_sizes import parse_budget
+from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadBudget, BadRequest
 from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.host_tier import HostTier, tier_of
 from planner.graphs.hardware.tiers import Tier, tier_named
 
-Offload = bool | str | Mapping[str, Any] | HostTier | None
+Offload = bool | str | os.PathLike[str] | Mapping[str, Any] | HostTier | None
 """What ``offload=`` takes; for several devices only ``True`` and ``False``."""
-
-_KEYS = ("bytes", "directory", "bytes_per_second", "states", "tier")
-_EXPECTED = (
-    'expected True, the most bytes as a size ("64GB"), a directory for files (on a CPU), or a '
-    f"mapping of {', '.join(_KEYS)}"
-)
 
 
 def host_tier(said: Offload, hardware: Device, *, measure: bool = False) -> HostTier | None:
@@ -38,40 +34,82 @@ def host_tier(said: Offload, hardware: Device, *, measure: bool = False) -> Host
     >>> host_tier("64GB", device("RTX 4090")).limit_bytes, host_tier(None, device("cpu"))
     (64000000000, None)
     """
+    options = checked_offload(said)
+    if options is None or isinstance(options, HostTier):
+        return options
+    directory, behind = options.get("directory"), options.get("tier")
+    try:
+        tier = tier_of(hardware, directory, measure=measure, behind=behind)
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"offload is {said!r}: {error}; {_EXPECTED}") from error
+    limit: int | None = options.get("bytes", tier.limit_bytes)
+    room = math.inf if tier.directory is None else tier.limit_bytes or math.inf
+    if limit is not None and limit > room:
+        raise BadRequest(
+            f"offload is {said!r}, and of the disk of {tier.directory!r} no more than "
+            f"{format_both(int(room))} can be had: free some, or say fewer bytes= or "
+            "another directory="
+        )
+    out, back = options.get("bytes_per_second", (tier.to_host, tier.from_host))
+    states = options.get("states", False)
+    return replace(tier, limit_bytes=limit, to_host=out, from_host=back, states=states)
+
+
+def checked_offload(said: Offload) -> HostTier | dict[str, Any] | None:
+    """Return what was said, checked as far as no device need be known: a tier, or options.
+
+    Args:
+        said: as ``Request`` has it.
+
+    Raises:
+        BadRequest: it is none of what is expected.
+
+    >>> checked_offload({"bytes": "2GB", "bytes_per_second": (2e9, 1e9)})
+    {'bytes': 2000000000, 'bytes_per_second': (2000000000.0, 1000000000.0)}
+    """
     if said is None or said is False:
         return None
     if isinstance(said, HostTier):
         return said
-    options = {} if said is True else {_key(said): said} if isinstance(said, str) else said
-    if not isinstance(options, Mapping) or (unknown := [k for k in options if k not in _KEYS]):
-        found = repr(said) if not isinstance(options, Mapping) else f"a mapping with {unknown}"
-        raise BadRequest(f"offload is {found}; {_EXPECTED}")
-    directory = options.get("directory")
+    options: Any = {} if said is True else said
+    if isinstance(said, str | os.PathLike):
+        options = {_key(said): said}
+    if not isinstance(options, Mapping):
+        raise BadRequest(f"offload is {said!r}; {_EXPECTED}")
+    if unknown := [key for key in options if key not in _OPTIONS]:
+        raise BadRequest(f"offload is a mapping with {unknown}; {_EXPECTED}")
     try:
-        behind = options.get("tier")
-        if behind is not None and not isinstance(behind, Tier):
-            behind = tier_named(str(behind))
-        where = None if directory is None else str(directory)
-        tier = tier_of(hardware, where, measure=measure, behind=behind)
-        if "bytes" in options:
-            tier = replace(tier, limit_bytes=parse_budget(options["bytes"]))
-        if "bytes_per_second" in options:
-            out, back = _rates(options["bytes_per_second"])
-            tier = replace(tier, to_host=out, from_host=back)
-        if "states" in options:
-            tier = replace(tier, states=_yes_or_no(options["states"]))
+        return {key: _OPTIONS[key](value) for key, value in options.items()}
     except (BadBudget, ValueError, TypeError) as error:
         raise BadRequest(f"offload is {said!r}: {error}; {_EXPECTED}") from error
-    return tier
+
+
+def moves_states(said: Offload) -> bool:
+    """Tell whether states of the optimizer may wait on the host, too.
+
+    Args:
+        said: as ``Request`` has it.
+
+    >>> moves_states(True), moves_states({"states": True})
+    (False, True)
+    """
+    options = checked_offload(said)
+    if isinstance(options, HostTier):
+        return options.states
+    return options is not None and options.get("states", False)
 
 
 def _rates(said: Any) -> tuple[float, float]:
     """Return the rates there and back: one number for both, or a pair."""
-    if isinstance(said, str) or not isinstance(said, Sequence):
-        return float(said), float(said)
-    if len(said) != 2:
-        raise TypeError(f"bytes_per_second are {said!r}, expected a rate, or those there and back")
-    return float(said[0]), float(said[1])
+    pair = (said, said) if isinstance(said, str) or not isinstance(said, Sequence) else said
+    numbers = [r for r in pair if isinstance(r, Real) and not isinstance(r, bool)]
+    if len(pair) != 2 or not all(0 < float(r) < math.inf for r in numbers) or len(numbers) != 2:
+        raise TypeError(
+            f"bytes_per_second are {said!r}, expected a number of more than 0, or a pair of those "
+            "there and back"
+        )
+    out, back = pair
+    return float(out), float(back)
 
 
 def _yes_or_no(said: Any) -> bool:
@@ -80,8 +118,34 @@ def _yes_or_no(said: Any) -> bool:
     return said
 
 
-def _key(said: str) -> str:
+def _directory(said: Any) -> str:
+    if not isinstance(said, str | os.PathLike) or not os.fspath(said):
+        raise TypeError(f"the directory is {said!r}, expected a path")
+    return os.fspath(said)
+
+
+def _tier(said: Any) -> Tier:
+    return said if isinstance(said, Tier) else tier_named(str(said))
+
+
+_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "bytes": parse_budget,
+    "directory": _directory,
+    "bytes_per_second": _rates,
+    "states": _yes_or_no,
+    "tier": _tier,
+}
+"""What a mapping may say, and what checks it."""
+_EXPECTED = (
+    'expected True, the most bytes as a size ("64GB"), a directory for files (on a CPU), or a '
+    f"mapping of {', '.join(_OPTIONS)}"
+)
+
+
+def _key(said: str | os.PathLike[str]) -> str:
     """Tell a size from a directory."""
+    if isinstance(said, os.PathLike):
+        return "directory"
     try:
         parse_budget(said)
     except BadBudget:

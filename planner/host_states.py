@@ -9,7 +9,7 @@ other. What is proved is proved for all of these shares.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,10 @@ class Chosen:
     moved: MovedSolution
 
 
+Solve = Callable[[WithStates, Request], MovedSolution]
+"""Finds a schedule of a step for one of the choices, within the limits of the request."""
+
+
 def solve_with_states(captured: Captured, budget_bytes: int, request: Request) -> Chosen:
     """Find a schedule within the budget, and how many of the optimizer's states are on the host.
 
@@ -65,7 +69,22 @@ def solve_with_states(captured: Captured, budget_bytes: int, request: Request) -
     Raises:
         BadRequest: the optimizer has no states, or its step cannot be taken in parts.
     """
-    offered = list(choices(captured, request))
+
+    def solve(choice: WithStates, asked: Request) -> MovedSolution:
+        kept = None if choice.states is None else choice.states.kept_seconds
+        return solve_within_host(choice.graph, budget_bytes, asked, choice.host, kept_seconds=kept)
+
+    return quickest(list(choices(captured, request)), request, solve)
+
+
+def quickest(offered: Sequence[WithStates], request: Request, solve: Solve) -> Chosen:
+    """Solve each choice that may be quicker than those before it, and return the quickest.
+
+    Args:
+        offered: the choices, at least one.
+        request: whose seconds are for all of them together.
+        solve: one of them.
+    """
     limits = replace(request.limits, seconds=request.limits.seconds / len(offered))
     best: tuple[float, Chosen] | None = None
     bounds: list[float] = []
@@ -75,9 +94,7 @@ def solve_with_states(captured: Captured, budget_bytes: int, request: Request) -
             continue
         if choice.states is not None:
             request.tell(f"with {format_both(choice.states.moved_bytes)} of states on the host")
-        asked = replace(request, limits=limits, offload=choice.host)
-        kept = None if choice.states is None else choice.states.kept_seconds
-        moved = solve_within_host(choice.graph, budget_bytes, asked, choice.host, kept_seconds=kept)
+        moved = solve(choice, replace(request, limits=limits, offload=choice.host))
         found = Chosen(choice, moved)
         solution = found.moved.solution
         bounds.append(solution.bound_seconds)
@@ -106,12 +123,21 @@ def _judged(found: Chosen, seconds: float, bound: float, request: Request) -> Ch
     if states is None:
         said = "the optimizer's states may wait on the host, and do not: that would be no quicker"
     else:
-        said = (
-            f"{format_both(states.moved_bytes)} of the optimizer's states wait on the host: give "
-            "the optimizer to plan.offload_states(optimizer, model) where it is made"
-        )
+        said = told(states)
     return replace(
         found, moved=replace(found.moved, solution=solution, remarks=(*found.moved.remarks, said))
+    )
+
+
+def told(states: StatesOnHost) -> str:
+    """Say what a person has to do for states to wait on the host.
+
+    Args:
+        states: that a plan has there.
+    """
+    return (
+        f"{format_both(states.moved_bytes)} of the optimizer's states wait on the host: give "
+        "the optimizer to plan.offload_states(optimizer, model) where it is made"
     )
 
 
@@ -125,9 +151,18 @@ def choices(captured: Captured, request: Request) -> Iterator[WithStates]:
     Raises:
         BadRequest: the optimizer has no states, or its step cannot be taken in parts.
     """
-    graph, host = captured.graph, request.host
-    assert host is not None, "it was asked for"
-    parts = _parts(captured, request)
+    assert request.host is not None, "it was asked for"
+    yield from shares(captured.graph, request.host, parts_of(captured, request))
+
+
+def shares(graph: Graph, host: HostTier, parts: Sequence[StatePart]) -> Iterator[WithStates]:
+    """Yield a step with every share of its states on the host that there is room for, none first.
+
+    Args:
+        graph: the step.
+        host: where they may go.
+        parts: of the optimizer's step.
+    """
     plain = simulate(graph, plain_schedule(graph))
     host = replace(host, states=False)
     yield WithStates(graph, host)
@@ -142,7 +177,16 @@ def choices(captured: Captured, request: Request) -> Iterator[WithStates]:
         yield WithStates(_moved(graph, parts, count, host), replace(host, limit_bytes=left), states)
 
 
-def _parts(captured: Captured, request: Request) -> tuple[StatePart, ...]:
+def parts_of(captured: Captured, request: Request) -> tuple[StatePart, ...]:
+    """Return the parts in which the optimizer takes its step; any batch has the same.
+
+    Args:
+        captured: the step.
+        request: of its model and optimizer.
+
+    Raises:
+        BadRequest: the optimizer has no states, or its step cannot be taken in parts.
+    """
     from torch.optim import Optimizer
 
     from planner.graphs.capture.optimizer_parts import state_parts, stepped_by

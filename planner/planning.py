@@ -43,16 +43,34 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
     from planner.running.engines import engine_of  # torch: only where something is captured
 
     engine = engine_of(request.engine)
-    if request.host is not None and not engine.moves_values:
-        raise BadRequest(
-            f"offload= is not for engine={request.engine!r} so far: leave one of them out"
-        )
+    refuse_for_engine(request.engine, moves=request.host is not None)
     if not engine.parallelized and is_parallelized(request.model):
         raise BadRequest(
             f"engine={request.engine!r} is for models that are on one device so far, and this one "
             "is parallelized over ranks: leave engine= out"
         )
     return engine.captured(request, rewrite)
+
+
+def refuse_for_engine(name: str, *, moves: bool = False, chunks: bool = False) -> None:
+    """Refuse what an engine does not do so far.
+
+    Args:
+        name: of the engine.
+        moves: values or states may move to the host.
+        chunks: the loss may be computed in chunks.
+
+    Raises:
+        BadRequest: the engine does not do that.
+        UnknownEngine: there is none of that name.
+    """
+    from planner.running.engines import engine_of  # torch: only where something is captured
+
+    engine = engine_of(name)
+    if moves and not engine.moves_values:
+        raise BadRequest(f"offload= is not for engine={name!r} so far: leave one of them out")
+    if chunks and engine.program is None:
+        raise BadRequest(f"loss_chunks= is not for engine={name!r} so far: leave one of them out")
 
 
 def captured_variant(request: Request) -> Captured:
@@ -70,7 +88,7 @@ def captured_variant(request: Request) -> Captured:
         raise BadRequest(
             f'loss_chunks="{AUTO}" lets a plan choose for its budget: here say a number, such as 8'
         )
-    _refuse_compiled(request)
+    refuse_for_engine(request.engine, chunks=True)
     variants = _in_chunks(captured_step(request), request)
     return min(variants, key=lambda v: simulate(v.graph, plain_schedule(v.graph)).peak_bytes)
 
@@ -94,23 +112,6 @@ def refuse_asked(request: Request, what: str) -> None:
         )
 
 
-def refuse_states(request: Request, what: str) -> None:
-    """Refuse what does not choose how many states wait on the host.
-
-    Args:
-        request: what was said of the host.
-        what: is refused.
-
-    Raises:
-        BadRequest: states may be moved.
-    """
-    if request.host is not None and request.host.states:
-        raise BadRequest(
-            f"{what} does not move the states of an optimizer so far: leave offload's states out, "
-            "or plan with planner.fit, one budget and size at a time"
-        )
-
-
 def plan_step(request: Request, budget_bytes: int) -> StepPlan:
     """Capture a step and plan it within a budget of bytes: the best of its variants.
 
@@ -124,7 +125,7 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         found = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
         whole, *_ = variants = list(found.values())
     else:
-        _refuse_compiled(request)
+        refuse_for_engine(request.engine, chunks=True)
         whole = captured_step(request)
         variants = _among(whole, request, budget_bytes)
     spent = time.perf_counter() - start
@@ -153,13 +154,6 @@ def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str
         f" Or compute the loss in chunks: with {how} the least budget known to work is "
         f"{format_both(needed)}{cut_short(least)}."
     )
-
-
-def _refuse_compiled(request: Request) -> None:
-    from planner.running.engines import engine_of  # torch: only where something is captured
-
-    if engine_of(request.engine).program is None:
-        raise BadRequest(f"loss_chunks= is not for engine={request.engine!r} so far: leave it out")
 
 
 def _among(whole: Captured, request: Request, budget_bytes: int) -> list[Captured]:

@@ -132,7 +132,7 @@ class Plan(_Told, StepPlan):
         """Let a torch optimizer keep states on the host as the plan says; return the same one.
 
         Its step is taken in parts from then on, with the states of each on the device meanwhile.
-        Call it where the optimizer is made, before a scheduler or a scaler is.
+        Call it where the optimizer is made, before anything but a scheduler wraps its step.
 
         Args:
             optimizer: of the model's parameters, which treats each of them by itself. A plan that

@@ -261,10 +261,6 @@ def _check_moved(request: Request, host: HostTier | None) -> None:
         raise BadRequest(
             "offload= does not go with a model that is parallelized over ranks so far: leave it out"
         )
-    if host.states and request.accumulate:
-        raise BadRequest(
-            "offload's states do not go with accumulate=True so far: leave one of them out"
-        )
 
 
 def said_in(request: Request) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from planner.graphs import Graph, Schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.solvers.api import Limits, Solution, Status, floor_bytes, solve
+from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.bounds.with_host import bound_with_host
 from planner.solvers.minimum_budget import minimum_budget
 from planner.solvers.model.host_problem import HostProblem
@@ -25,6 +26,7 @@ from planner.solvers.search.prune import without_run
 from planner.solvers.search.transfers import Moved
 from planner.solvers.tuning import (
     HOST_BOUND_SHARE,
+    HOST_POLISH_SHARE,
     HOST_POLISH_TRIES,
     HOST_REFINEMENTS,
     HOST_TARGETS,
@@ -111,7 +113,7 @@ class _Search:
         self.plain_peak = int(held.max(initial=0))
         self.until = time.monotonic() + (1 - HOST_BOUND_SHARE) * limits.seconds
         self.best: Schedule | None = None
-        self.moved: Moved | None = None
+        self.order: Sequence[int] = ()
         self.seconds = math.inf
         self.at: dict[int, float] = {}  # the budget that recomputation was for -> seconds
 
@@ -126,21 +128,37 @@ class _Search:
     def take_schedule(self, schedule: Schedule) -> float:
         """Take a schedule that moves nothing; return its seconds."""
         seconds = simulate(self.graph, schedule).seconds
-        if seconds < self.seconds:
-            self.best, self.moved, self.seconds = schedule, None, seconds
+        self._offer(schedule, schedule.order, seconds)
         self.at[self.budget] = seconds
         return seconds
+
+    def _offer(self, schedule: Schedule, order: Sequence[int], seconds: float) -> None:
+        if seconds < self.seconds - 1e-12:
+            self.best, self.order, self.seconds = schedule, order, seconds
 
     def move(self, order: Sequence[int]) -> Moved | None:
         """Move what is too much in an order, and take the schedule if it is the best."""
         made = moving(self.problem, order)
-        if made is not None and made.trace.seconds < self.seconds - 1e-12:
-            self.best, self.moved, self.seconds = made.schedule, made, made.trace.seconds
+        if made is not None:
+            self._offer(made.schedule, made.order, made.trace.seconds)
         return made
 
+    def by_hand(self) -> None:
+        """Take what people do without a plan, where that is best."""
+        for family in BY_HAND:
+            for peak, seconds, schedule in admitted(self.graph, family, self.problem.tier):
+                if peak <= self.budget:
+                    self._offer(schedule, schedule.order, seconds)
+
     def run(self, larger: Sequence[tuple[int, Schedule]] = ()) -> None:
-        """Search for the budget that recomputation is best for, then give up single runs."""
+        """Search for the budget that recomputation is best for, then give up single runs.
+
+        Runs are given up of the best order, and of that which moves nothing, since what it
+        recomputes need not be what is then best to recompute.
+        """
         low = max(self.budget, self._least())
+        alone, until = self.order, self.until
+        self.until -= HOST_POLISH_SHARE * max(0.0, self.left_seconds)
         span = self.plain_peak - low
         for target, schedule in larger:
             if not self.late:
@@ -149,7 +167,12 @@ class _Search:
             self._solve_for(low + span * k // HOST_TARGETS for k in range(HOST_TARGETS))
         for _ in range(HOST_REFINEMENTS):
             self._solve_for(self._beside_best())
-        self._polish()
+        self.by_hand()
+        starts = dict.fromkeys(tuple(order) for order in (self.order, alone) if order)
+        for k, order in enumerate(starts):
+            left = max(0.0, until - time.monotonic())
+            self.until = time.monotonic() + left / (len(starts) - k)
+            self._polish(order)
 
     def _least(self) -> int:
         """Return a budget that recomputation alone is known to fit, if this one is not."""
@@ -184,20 +207,29 @@ class _Search:
         beside = [*known[max(0, k - 1) : k], *known[k + 1 : k + 2]]
         return [(known[k] + other) // 2 for other in beside]
 
-    def _polish(self) -> None:
+    def _polish(self, order: Sequence[int]) -> None:
         """Give up single repeated runs, dearest first, where moving more instead is quicker."""
         tries, refused = HOST_POLISH_TRIES, set[tuple[int, int]]()
-        while self.moved is not None and tries and not self.late:
-            order, before = self.moved.order, self.seconds
+        before = self._seconds_of(order)
+        better = True
+        while better and tries:
+            better = False
             for position, key in _repeated(self.problem.flat.seconds, order):
-                if key not in refused and tries and not self.late:
-                    tries -= 1
-                    refused.add(key)
-                    self.move(without_run(self.problem.flat, order, position))
-                    if self.seconds < before:
-                        break
-            else:
-                return
+                if key in refused:
+                    continue
+                if not tries or self.late:
+                    return
+                tries -= 1
+                refused.add(key)
+                made = self.move(without_run(self.problem.flat, order, position))
+                if made is not None and made.trace.seconds < before - 1e-12:
+                    order, before, better = made.order, made.trace.seconds, True
+                    break
+
+    def _seconds_of(self, order: Sequence[int]) -> float:
+        """Return what an order takes with what is too much in it moved."""
+        made = self.move(order)
+        return math.inf if made is None else made.trace.seconds
 
     def solution(self, first: Solution) -> Solution:
         """Return the best schedule with what is proved of it."""

@@ -296,8 +296,10 @@ HOST_TARGETS = 10
 """How many larger budgets are solved for by recomputation, what is too much then to be moved."""
 HOST_REFINEMENTS = 3
 """How often such budgets are sought between those beside the best."""
-HOST_POLISH_TRIES = 40
-"""How many repeated runs are given up, one at a time, for more to be moved."""
+HOST_POLISH_SHARE = 0.5
+"""The part of a search's seconds in which repeated runs are given up."""
+HOST_POLISH_TRIES = 200
+"""How many repeated runs of an order are given up, one at a time, for more to be moved."""
 HOST_ALONE_SHARE = 0.4
 """A curve's part of the seconds for recomputation alone, which is solved first."""
 HOST_BOUND_SHARE = 0.15

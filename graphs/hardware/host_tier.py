@@ -53,10 +53,11 @@ class HostTier:
 
     def __post_init__(self) -> None:
         for rate in (self.to_host, self.from_host):
-            if not 0 < rate < math.inf:
+            if isinstance(rate, bool) or not 0 < rate < math.inf:
                 raise ValueError(f"a link to the host of {rate!r} bytes/s: expected more than 0")
-        if self.limit_bytes is not None and self.limit_bytes <= 0:
-            raise ValueError(f"a limit of {self.limit_bytes!r} bytes on the host: expected some")
+        limit = self.limit_bytes
+        if limit is not None and (isinstance(limit, bool) or limit <= 0):
+            raise ValueError(f"a limit of {limit!r} bytes on the host: expected some")
 
     @property
     def rates(self) -> dict[Clock, float]:
@@ -99,6 +100,8 @@ def tier_of(
         where = tempfile.gettempdir() if directory is None else os.path.abspath(directory)
         if not os.path.isdir(where):
             raise ValueError(f"{where!r} is no directory: expected one for the files of values")
+        if not os.access(where, os.W_OK | os.X_OK):
+            raise ValueError(f"no files can be made in {where!r}: expected a directory to write to")
         out, back = file_rates(where) if measure else (FILE_RATE, FILE_RATE)
         return HostTier(out, back, int(DISK_SHARE * shutil.disk_usage(where).free), where)
     if directory is not None:

@@ -38,7 +38,7 @@ class Tier:
 
     def __post_init__(self) -> None:
         for rate in (self.write_bytes_per_second, self.read_bytes_per_second, self.size_bytes):
-            if not 0 < rate < math.inf:
+            if isinstance(rate, bool) or not 0 < rate < math.inf:
                 raise ValueError(f"the tier {self.name!r} has {rate!r}: expected more than 0")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
@@ -32,3 +35,30 @@ def drop_hooks(optimizer: Optimizer) -> None:
     """Let an optimizer forget the hooks around its step and its state."""
     hooks = [name for name in vars(optimizer) if name.startswith("_optimizer_")]
     vars(optimizer).update({name: OrderedDict() for name in hooks})
+
+
+def is_scheduled(optimizer: Optimizer) -> bool:
+    """Tell whether all that wraps an optimizer's step is the mark of a learning rate's scheduler.
+
+    Args:
+        optimizer: any.
+    """
+    own = vars(optimizer).get("step")
+    inside = getattr(own, "__wrapped__", None)
+    return hasattr(own, "_wrapped_by_lr_sched") and inside is type(optimizer).step
+
+
+def known_to_schedulers(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a step that schedulers take for one that they have wrapped, made before or after.
+
+    Args:
+        step: a function of the optimizer and of what its ``step`` is given.
+    """
+
+    @functools.wraps(step)
+    def marked(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        optimizer._opt_called = True
+        return step(optimizer, *args, **kwargs)
+
+    marked._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    return marked

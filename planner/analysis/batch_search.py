@@ -8,12 +8,16 @@ grows is assumed, not proved. Knows nothing of models or of how a batch is captu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.allocator_budget import runs, solve_within
 from planner.graphs import Graph, Phase, plain_schedule, simulate
+from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.scaling import on_the_line, same_shape
-from planner.host_budget import solve_within_host
+from planner.host_budget import MovedSolution, solve_within_host
+from planner.host_states import WithStates, parts_of, quickest, shares
+from planner.plan.states import StatesOnHost
 from planner.request import Request
 from planner.solvers import Solution
 from planner.solvers.bounds.parametric import quick_bound
@@ -29,6 +33,16 @@ FIRST = (2, 4)
 """The batches captured first, to draw a line through."""
 
 
+@dataclass(frozen=True)
+class Solved:
+    """A solution, and the step that it is of: one with some states of its optimizer on the host."""
+
+    solution: Solution
+    graph: Graph
+    states: StatesOnHost | None = None
+    remarks: tuple[str, ...] = ()
+
+
 class Batches:
     """Captures and solutions by batch size, each made once."""
 
@@ -42,7 +56,8 @@ class Batches:
         self.capture, self.budget_bytes, self.allowed = capture, budget_bytes, allowed
         self.request = request
         self.captured: dict[int, Captured] = {}
-        self.solved: dict[Graph, Solution] = {}
+        self.solved: dict[Graph, Solved] = {}
+        self.offered: dict[Graph, list[WithStates]] = {}
 
     def graph(self, batch: int) -> Graph:
         """Capture a batch, unless it was."""
@@ -66,23 +81,48 @@ class Batches:
             return self.allowed * graph.seconds
         return sum(op.seconds for op in graph.ops if op.phase is Phase.FORWARD)
 
-    def solve(self, graph: Graph) -> Solution:
+    def choices(self, graph: Graph, host: HostTier) -> list[WithStates]:
+        """Return the step with every share of its optimizer's states on the host, if they may."""
+        if graph not in self.offered:
+            of_any = next(iter(self.captured.values()))
+            parts = parts_of(of_any, self.request) if host.states else ()
+            some = shares(graph, host, parts) if parts else [WithStates(graph, host)]
+            self.offered[graph] = list(some)
+        return self.offered[graph]
+
+    def solve(self, graph: Graph) -> Solved:
         """Solve a graph, unless it was."""
         if graph not in self.solved:
             budget, request, host = self.budget_bytes, self.request, self.request.host
             if host is None:
-                self.solved[graph] = solve_within(graph, budget, request, thorough=False)
+                found = solve_within(graph, budget, request, thorough=False)
+                self.solved[graph] = Solved(found, graph)
             else:
-                moved = solve_within_host(graph, budget, request, host, thorough=False)
-                self.solved[graph] = moved.solution
+                self.solved[graph] = self._solved_with(graph, host)
         return self.solved[graph]
+
+    def _solved_with(self, graph: Graph, host: HostTier) -> Solved:
+        def solve(choice: WithStates, asked: Request) -> MovedSolution:
+            return solve_within_host(
+                choice.graph, self.budget_bytes, asked, choice.host, thorough=False
+            )
+
+        offered = self.choices(graph, host)
+        if len(offered) == 1:
+            return Solved(solve(offered[0], self.request).solution, graph)
+        chosen = quickest(offered, self.request, solve)
+        states, remarks = chosen.choice.states, chosen.moved.remarks
+        return Solved(chosen.moved.solution, chosen.choice.graph, states, remarks)
 
     def fits(self, graph: Graph) -> bool:
         """Tell whether a plan was found that fits and costs no more than allowed."""
-        if not self.may_fit(graph) or (schedule := self.solve(graph).schedule) is None:
+        if not self.may_fit(graph):
+            return False
+        found = self.solve(graph)
+        if (schedule := found.solution.schedule) is None:
             return False
         rates = {} if self.request.host is None else self.request.host.rates
-        trace = simulate(graph, schedule, link_bytes_per_second=rates)
+        trace = simulate(found.graph, schedule, link_bytes_per_second=rates)
         return trace.seconds - graph.seconds <= self.allowed_seconds(graph)
 
     def fits_plain(self, graph: Graph) -> bool:
@@ -93,14 +133,18 @@ class Batches:
         """Tell whether it is not proved that every plan costs more than allowed, or none fits."""
         if not self.may_fit(graph):
             return False
-        extra = self.solve(graph).bound_seconds - graph.seconds
+        extra = self.solve(graph).solution.bound_seconds - graph.seconds
         return extra <= self.allowed_seconds(graph)
 
     def may_fit(self, graph: Graph) -> bool:
         """Tell whether the quickest of the bounds leaves it open."""
         allowed, host = self.allowed_seconds(graph), self.request.host
         if host is not None:
-            return may_take_with_host(HostProblem(graph, self.budget_bytes, host), allowed)
+            return any(
+                may_take_with_host(HostProblem(step.graph, self.budget_bytes, step.host), left)
+                for step in self.choices(graph, host)
+                if (left := allowed - (step.graph.seconds - graph.seconds)) >= 0
+            )
         return quick_bound(graph, self.budget_bytes) - graph.seconds <= allowed
 
     def largest(self, holds: Callable[[Graph], bool]) -> int:

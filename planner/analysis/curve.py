@@ -21,16 +21,18 @@ from planner.byte_sizes import (
     parse_budget,
 )
 from planner.graphs import Action, Graph
+from planner.host_states import WithStates, told
 from planner.output.layout import table, wrap
 from planner.plan.advice import infeasible
 from planner.plan.chunk_notes import described
+from planner.plan.states import StatesOnHost
 from planner.planning import plan_of
 from planner.plans import Plan
 from planner.request import DEFAULT_LIMITS, Request
 from planner.solvers import MinimumBudget, Solution, Status
 from planner.solvers.baselines.moved_by_hand import BY_HAND
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH, Mark
-from planner.solvers.frontier import Frontier
+from planner.solvers.frontier import Frontier, Point
 
 if TYPE_CHECKING:
     from planner.graphs.capture.training_step import Captured
@@ -60,13 +62,15 @@ class Curve:
     """The budget-overhead frontier of a captured step, and its proven lower envelope.
 
     ``rivals`` are the schedules of the usual heuristics, by name, if they were asked for; those of
-    ``run_by_torch`` with the peaks of eager mode, the others with those of a plan.
+    ``run_by_torch`` with the peaks of eager mode, the others with those of a plan. Where states of
+    the optimizer may wait on the host, ``steps`` are those of the points, in their order.
     """
 
     captured: Captured = field(hash=False)
     request: Request = field(compare=False, repr=False)
     frontier: Frontier
     rivals: Mapping[str, tuple[Mark, ...]] = field(default_factory=dict, hash=False)
+    steps: tuple[WithStates, ...] = ()
     capture_seconds: float = field(default=0.0, compare=False)
     solve_seconds: float = field(default=0.0, compare=False)
 
@@ -74,6 +78,13 @@ class Curve:
     def graph(self) -> Graph:
         """The captured step."""
         return self.captured.graph
+
+    def _of(self, point: Point) -> tuple[Graph, StatesOnHost | None]:
+        """Return the step that a point is for, and which states it has on the host."""
+        if not self.steps:
+            return self.graph, None
+        step = self.steps[self.frontier.points.index(point)]
+        return step.graph, step.states
 
     @property
     def run_by_torch(self) -> tuple[str, ...]:
@@ -106,18 +117,21 @@ class Curve:
         if allocator_of(self.request.allocator, self.request.hardware) is None:
             return None
         points = self.frontier.points
-        return tuple(needed_bytes(self.graph, p.schedule, self.request) for p in points)
+        return tuple(needed_bytes(self._of(p)[0], p.schedule, self.request) for p in points)
 
     @cached_property
     def moved_bytes(self) -> tuple[int, ...] | None:
-        """What each point moves to the host, ``None`` where nothing may move."""
+        """What each point moves to the host, states too, ``None`` where nothing may move."""
         if self.request.host is None:
             return None
         size = [value.size_bytes for value in self.graph.values]
-        return tuple(
-            sum(size[s.index] for s in p.schedule.steps if s.action is Action.OFFLOAD)
-            for p in self.frontier.points
-        )
+        found: list[int] = []
+        for point in self.frontier.points:
+            _, states = self._of(point)
+            found.append(0 if states is None else states.moved_bytes)
+            away = (s.index for s in point.schedule.steps if s.action is Action.OFFLOAD)
+            found[-1] += sum(size[v] for v in away)
+        return tuple(found)
 
     @property
     def least_bytes(self) -> int:
@@ -150,19 +164,24 @@ class Curve:
         budget_bytes = parse_budget(budget)
         within = [p for p in self.frontier.points if p.peak_bytes <= budget_bytes]
         request = self.request
-        fits = (p for p in reversed(within) if runs(self.graph, p.schedule, budget_bytes, request))
+        fits = (
+            p for p in reversed(within) if runs(self._of(p)[0], p.schedule, budget_bytes, request)
+        )
         point = next(fits, None)
         if point is None:
             first = self.frontier.points[0]
+            graph, _ = self._of(first)
             least = MinimumBudget(first.peak_bytes, self.frontier.floor_bytes, first.schedule)
-            needed = needed_bytes(self.graph, first.schedule, request)
-            raise infeasible(self.graph, budget_bytes, least, "", needed, host=request.host)
+            needed = needed_bytes(graph, first.schedule, request)
+            raise infeasible(graph, budget_bytes, least, "", needed, host=request.host)
         bound = min(self.frontier.bound_seconds(budget_bytes), point.seconds)
         close = point.seconds - bound <= DEFAULT_LIMITS.gap * self.graph.seconds
         status = Status.OPTIMAL if close else Status.FEASIBLE
         solution = Solution(status, point.schedule, bound, "a point of the curve")
-        plan = plan_of(self.captured, self.request, budget_bytes, solution)
-        return Plan.of(replace(plan, capture_seconds=self.capture_seconds))
+        graph, states = self._of(point)
+        plan = plan_of(replace(self.captured, graph=graph), request, budget_bytes, solution)
+        plan = replace(plan, capture_seconds=self.capture_seconds, states=states)
+        return Plan.of(plan if states is None else plan.with_remark(told(states)))
 
     def best_rival(self, budget_bytes: int) -> tuple[str, float] | None:
         """Return the heuristic that costs least within a budget, and its overhead."""
@@ -225,7 +244,7 @@ class Curve:
         )
         if names := ", ".join(self.run_by_torch):
             foot += f". Peaks of {names} are eager mode's, those of other heuristics a plan's"
-        foot += "".join(f". In this curve {told}" for told in described(self.captured.rewrite))
+        foot += "".join(f". In this curve {said}" for said in described(self.captured.rewrite))
         if (host := self.request.host) is not None:
             out, back = (format_bytes(int(r)) for r in (host.to_host, host.from_host))
             foot += f". Moved: to the host, at {out}/s there and {back}/s back"

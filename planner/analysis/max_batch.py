@@ -16,7 +16,7 @@ from planner.analysis.batch_search import Batches
 from planner.byte_sizes import format_both, format_percent
 from planner.errors import BadBudget, BadRequest, CaptureError
 from planner.output.layout import wrap
-from planner.planning import captured_step, plan_captured, plan_of, refuse_asked, refuse_states
+from planner.planning import captured_step, plan_captured, plan_of, refuse_asked
 from planner.plans import Plan
 from planner.request import Request, requested, takes
 from planner.step_options import MovableOptions, StepOptions, check_said
@@ -125,7 +125,6 @@ def max_batch(
     first = {"inputs": inputs(1), "targets": None if targets is None else targets(1)}
     with requested(model, {**said, **first}, StepOptions) as request:
         refuse_asked(request, "max_batch")
-        refuse_states(request, "max_batch")
 
         def capture(batch: int) -> Captured:
             request.tell(f"batch {batch}")
@@ -138,8 +137,10 @@ def max_batch(
         batch = search.largest(search.fits)
         if not batch:
             raise _refused(search, request, max_overhead)
-        solution = search.solve(search.graph(batch))
-        plan = plan_of(search.captured[batch], request, budget_bytes, solution)
+        found = search.solve(search.graph(batch))
+        captured = replace(search.captured[batch], graph=found.graph)
+        plan = plan_of(captured, request, budget_bytes, found.solution)
+        plan = replace(plan, states=found.states, remarks=(*plan.remarks, *found.remarks))
         return MaxBatch(
             batch=batch,
             plan=Plan.of(plan),

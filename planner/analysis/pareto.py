@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Unpack
 from planner.analysis.curve import Curve
 from planner.graphs import Schedule
 from planner.graphs.hardware.host_tier import HostTier
-from planner.planning import captured_variant, refuse_asked, refuse_states
+from planner.host_states import choices
+from planner.planning import captured_variant, refuse_asked
 from planner.request import Request, requested, takes
 from planner.solvers import Limits
 from planner.solvers.baselines.pareto_marks import Mark, rivals, without_a_plan
-from planner.solvers.frontier import Frontier, frontier, offered, refined
+from planner.solvers.frontier import Frontier, Point, frontier, offered, refined
 from planner.solvers.frontier_with_host import frontier_with_host, refined_with_host
 from planner.step_options import VariantOptions
 
@@ -65,7 +66,6 @@ def pareto(
         raise ValueError(f"points={points} make no curve: ask for 2 or more")
     with requested(model, said, VariantOptions) as request:
         refuse_asked(request, "pareto")
-        refuse_states(request, "pareto")
         start = time.perf_counter()
         captured = captured_variant(request)
         spent = time.perf_counter() - start
@@ -85,6 +85,8 @@ def curve_of(
         heuristics: set the schedules of the usual heuristics beside.
     """
     graph, limits, host = captured.graph, request.limits, request.host
+    if host is not None and host.states:
+        return _curve_with_states(captured, request, points, heuristics=heuristics)
     request.tell(f"solving {len(graph.ops):,} ops at {points} budgets")
     start = time.perf_counter()
     if host is None:
@@ -106,6 +108,35 @@ def curve_of(
         found = offered(graph, found, _schedules(captured, host, marks), host)
         marks = {n: tuple(replace(m, schedule=None) for m in front) for n, front in marks.items()}
     return Curve(captured, request, found, marks, solve_seconds=spent)
+
+
+def _curve_with_states(
+    captured: Captured, request: Request, points: int, *, heuristics: bool
+) -> Curve:
+    """Return the best points of the curves of every share of the optimizer's states on the host."""
+    start, asked_of = time.perf_counter(), list(choices(captured, request))
+    limits = replace(request.limits, seconds=request.limits.seconds / len(asked_of))
+    curves: list[Curve] = []
+    for step in asked_of:
+        asked = replace(request, limits=limits, offload=step.host)
+        beside = heuristics and step.states is None
+        found = curve_of(replace(captured, graph=step.graph), asked, points, heuristics=beside)
+        curves.append(found)
+    points_of = [(p, k) for k, curve in enumerate(curves) for p in curve.frontier.points]
+    best: list[tuple[Point, int]] = []
+    for point, k in sorted(points_of, key=lambda found: (found[0].budget_bytes, found[0].seconds)):
+        if not best or point.seconds < best[-1][0].seconds:
+            bounds = (c.frontier.bound_seconds(point.budget_bytes) for c in curves)
+            best.append((replace(point, bound_seconds=min(point.seconds, *bounds)), k))
+    together = Frontier(
+        tuple(point for point, _ in best),
+        (),
+        min(c.frontier.floor_bytes for c in curves),
+        captured.graph.seconds,
+    )
+    steps = tuple(asked_of[k] for _, k in best)
+    spent = time.perf_counter() - start
+    return Curve(captured, request, together, curves[0].rivals, steps, solve_seconds=spent)
 
 
 def _schedules(

@@ -5,12 +5,14 @@ Knows how click declares them. Knows nothing of what a command does with them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from planner.byte_sizes import parse_rate
 from planner.errors import BadCluster, BadRequest
 from planner.loss_chunks import KEEP
 from planner.loss_chunks import LOGITS as LOGITS_SAID
@@ -93,7 +95,8 @@ LOGITS = click.option(
 OFFLOAD = click.option(
     "--offload",
     metavar="WHERE",
-    help="Let values move to the host: 'auto', the most bytes (64GB), or a directory (on a CPU).",
+    help="Let values move to the host: 'auto', the most bytes (64GB), a directory (on a CPU), or "
+    "any of bytes=64GB, directory=/scratch, rate=2GB/s, tier=NAME and states, with commas.",
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -194,14 +197,17 @@ def moved(offload: str | None, cluster: Mapping[str, Any] = {}) -> dict[str, Any
     """Turn what was said of the host into arguments of ``planner.fit``.
 
     Args:
-        offload: "auto", a size or a directory; nothing if values stay.
+        offload: "auto", a size or a directory, or options; nothing if values stay.
         cluster: what was said of several devices, if that can be said.
 
     Raises:
         BadCluster: both were said.
+        BadRequest: an option that is none.
 
     >>> moved(None), moved("auto"), moved("64GB")
     ({}, {'offload': True}, {'offload': '64GB'})
+    >>> moved("rate=2GB/s,states")
+    {'offload': {'bytes_per_second': 2000000000.0, 'states': True}}
     """
     if offload is None:
         return {}
@@ -210,4 +216,25 @@ def moved(offload: str | None, cluster: Mapping[str, Any] = {}) -> dict[str, Any
             "--offload moves values of one device; over several, states may move to the host "
             "unless --no-offload is said: leave it out"
         )
-    return {"offload": True if offload == "auto" else offload}
+    if offload == "auto":
+        return {"offload": True}
+    if os.path.isdir(offload) or not ("=" in offload or "states" in offload.split(",")):
+        return {"offload": offload}
+    return {"offload": dict(map(_host_option, offload.split(",")))}
+
+
+def _host_option(said: str) -> tuple[str, Any]:
+    name, _, value = (part.strip() for part in said.partition("="))
+    if name == "states" and not value:
+        return name, True
+    try:
+        if name == "rate":
+            return "bytes_per_second", parse_rate(value)
+    except ValueError as error:
+        raise BadRequest(f"--offload says {said!r}: {error}") from error
+    if name not in ("bytes", "directory", "tier") or not value:
+        raise BadRequest(
+            f"--offload says {said!r}; expected bytes=64GB, directory=/scratch, rate=2GB/s, "
+            "tier=NAME or states, with commas in between"
+        )
+    return name, value

@@ -16,6 +16,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
 
 from planner.byte_sizes import format_bytes, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
@@ -23,13 +24,17 @@ from planner.fit import fit
 from planner.graphs.capture.call_arguments import Arguments, arguments
 from planner.graphs.capture.sizes import Dynamic, free_dimensions
 from planner.graphs.hardware.devices import DeviceSpec
+from planner.host_option import Offload, checked_offload, moves_states
 from planner.integrations.largest import UNSAID, Largest, enlarged, shown
+from planner.loss_chunks import KEEP, check_chunks
+from planner.planning import AS_CAPTURED, refuse_for_engine
 from planner.plans import Plan
 from planner.progress import Told
 from planner.request import checked_method
 from planner.request_defaults import find_device
 from planner.running.engines import engine_of
 from planner.running.planned_module import derived, reclassed, unplanned
+from planner.running.states_on_host import bring_states_back, expect_states
 from planner.solvers import Limits
 from planner.step_options import check_said
 
@@ -52,6 +57,7 @@ class TrainerOptions(TypedDict, total=False):
     reserve: str | float | None
     loss_chunks: int | str
     logits: str
+    offload: Offload
 
 
 @dataclass
@@ -72,6 +78,11 @@ class FirstBatch:
 
     def __post_init__(self) -> None:
         check_said(self.said, TrainerOptions)
+        moves = checked_offload(self.said.get("offload")) is not None
+        chunks = self.said.get("loss_chunks", 1)
+        check_chunks(chunks, self.said.get("logits", KEEP), (AS_CAPTURED,))
+        engine = self.said.get("engine", "op_by_op")
+        refuse_for_engine(engine, moves=moves, chunks=chunks != 1)
         parse_budget(self.budget, lambda: 1)
         checked_method(self.said.get("method", "auto"))
 
@@ -92,8 +103,41 @@ class FirstBatch:
                     return base.forward(model, *args, **kwargs)
                 plain = reclassed(model, base)
                 self.plan = self._planned(plain, arguments(args, kwargs))
+                self._let_states_wait(self.plan, plain)
                 self.run = type(self.plan.apply(plain, on_mismatch="replan")).forward
             return self.run(model, *args, **kwargs)
+
+    def meet_optimizer(self) -> None:
+        """Take the optimizer out of accelerate's, and tell it if its states may come to wait.
+
+        Then its very first step, in which a plan may be made, is taken in parts, too.
+
+        Raises:
+            BadRequest: there is none to be told, or one that cannot take its step in parts.
+        """
+        optimizer = self.said.get("optimizer")
+        bare = getattr(optimizer, "optimizer", optimizer)
+        if bare is not optimizer:
+            self.said = {**self.said, "optimizer": bare}
+        if not moves_states(self.said.get("offload")):
+            return
+        if not isinstance(bare, Optimizer):
+            raise BadRequest(
+                "offload's states are those of an optimizer that has to be told where they wait: "
+                f"pass the one that is used as optimizer=, which is {bare!r}, or leave them out"
+            )
+        if getattr(optimizer, "scaler", None) is not None:
+            raise BadRequest(
+                "offload's states do not go with an Accelerator that scales gradients, which keeps "
+                'the optimizer\'s step as it was: use mixed_precision="bf16", or leave them out'
+            )
+        expect_states(bare)
+
+    def _let_states_wait(self, plan: Plan, model: nn.Module) -> None:
+        if plan.states is not None:
+            optimizer = self.said["optimizer"]
+            bring_states_back(optimizer)  # an earlier plan may have sent them away
+            plan.offload_states(optimizer, model)
 
     def _free(self, model: nn.Module, call: Arguments) -> Dynamic:
         """Return what one plan serves smaller sizes of, if the engine can."""
@@ -144,7 +188,8 @@ def plan_at_first_batch(
             integers, and whatever is as long); by default what the first call has.
         said: ``optimizer``, ``accumulate``, ``checks``, ``dynamic``, ``device``, ``reserve``,
             ``costs``, ``engine``, ``method``, ``limits``, ``progress``, ``loss_chunks``,
-            ``logits``, as for ``fit``.
+            ``logits``, ``offload``, as for ``fit``. With offload's states ``optimizer`` is the very
+            one that is used: it is told where they wait.
 
     Raises:
         BadBudget, BadRequest, UnknownMethod: something is not what it should be.
@@ -201,6 +246,7 @@ def install(
     """
     without_plan(model)
     model = inner(model)
+    state.meet_optimizer()
     before, own = type(unplanned(model)), vars(model).pop("forward", None)
     base = before if own is None else _with_forward(before, _unbound(own, model))
     base = base if around is None else _with_forward(base, around(base.forward))

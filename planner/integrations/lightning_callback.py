@@ -45,8 +45,9 @@ class LightningPlannerCallback(Callback):  # type: ignore[misc] # it may not be 
             elsewhere are counted.
         largest_batch: the most samples that a call will have; by default what the first has.
         largest_length: the most tokens that a sample will have; by default what the first has.
-        said: ``device``, ``costs``, ``engine``, ``method``, ``limits``, ``progress``, as for
-            ``planner.fit``; ``optimizer`` and ``accumulate`` are the Trainer's.
+        said: ``device``, ``costs``, ``engine``, ``method``, ``limits``, ``progress``, ``offload``,
+            as for ``planner.fit``; ``optimizer`` and ``accumulate`` are the Trainer's. With
+            ``offload={"states": True}`` its first optimizer is told where its states wait.
 
     Raises:
         BadBudget, BadRequest, UnknownMethod: something is not what it should be.

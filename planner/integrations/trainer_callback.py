@@ -43,8 +43,9 @@ class PlannerCallback(TrainerCallback):  # type: ignore[misc] # transformers has
             ``per_device_train_batch_size``, or what the first batch has if that is one row.
         largest_length: the most tokens that a sample will have; by default the ``max_length`` of
             TRL's configuration, unless samples are packed, else what the first batch has.
-        said: ``device``, ``costs``, ``engine``, ``method``, ``limits``, ``progress``, as for
-            ``planner.fit``; ``optimizer`` and ``accumulate`` are the Trainer's.
+        said: ``device``, ``costs``, ``engine``, ``method``, ``limits``, ``progress``, ``offload``,
+            as for ``planner.fit``; ``optimizer`` and ``accumulate`` are the Trainer's. With
+            ``offload={"states": True}`` its optimizer is told where its states wait.
 
     Raises:
         BadBudget, BadRequest, UnknownMethod: something is not what it should be.
@@ -129,7 +130,7 @@ def _with_what_is_known(
 ) -> FirstBatch:
     """Add what the Trainer knows of its steps to what the user said."""
     said = {
-        "optimizer": getattr(optimizer, "optimizer", optimizer),  # inside accelerate's
+        "optimizer": optimizer,
         "accumulate": args.gradient_accumulation_steps > 1,
         **asked.said,
     }

@@ -120,6 +120,10 @@ def _status(plan: StepPlan) -> str:
         said = str(plan.status.value)
     elif plan.schedule.moves:
         said = "optimal, within the gap above, among all that keep, recompute or move values"
+    elif plan.states is not None:
+        said = "optimal, within the gap above, among shares of the optimizer's states on the host"
+        if plan.schedule.is_plain:
+            said += ": beside them nothing needs to be recomputed or moved"
     elif not plan.schedule.is_plain:
         order = "any order" if plan.reordered else "the captured order"
         said = f"optimal, within the gap above, for {order} of first computations"

@@ -8,34 +8,31 @@ Every part is the optimizer's own step on fewer parameters: no bit changes.
 
 from __future__ import annotations
 
-import operator
-import os
 import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from planner.errors import BadRequest, HostMemoryError
+from planner.errors import BadRequest
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.optimizer_parts import stepped_by
-from planner.graphs.host_memory import aligned
+from planner.graphs.torch_api.optimizer_internals import is_scheduled, known_to_schedulers
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
-from planner.running.host_copies import Way, bytes_of, way_of
-from planner.running.host_room import Room
-from planner.running.separable_step import only, own_step, require_separable
+from planner.running.host_copies import way_of
+from planner.running.separable_step import own_step, require_separable
+from planner.running.waiting_states import StatesInParts, moves
 
 
 def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Optimizer:
     """Let an optimizer keep states on the host as a plan says; return the same optimizer.
 
-    Call it where the optimizer is made, before a scheduler or a scaler is. States that it has
-    already go there at once, those of ``load_state_dict``, too.
+    Call it where the optimizer is made, before anything but a scheduler wraps its step. States that
+    it has already go there at once, those of ``load_state_dict``, too.
 
     Args:
         optimizer: of the model's parameters; one that treats each of them by itself.
@@ -52,8 +49,8 @@ def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Op
         True
 
     Raises:
-        BadRequest: the optimizer does not step parameters one by one, is wrapped already, or steps
-            none of the model's.
+        BadRequest: the optimizer does not step parameters one by one, keeps states on the host
+            already, or steps none of the model's, or something else is wrapped around its step.
         HostMemoryError: the host has no room for the states.
     """
     if not isinstance(optimizer, Optimizer) or not isinstance(model, nn.Module):
@@ -65,25 +62,56 @@ def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Op
         return optimizer
     if is_offloaded(optimizer):
         raise BadRequest("the optimizer keeps states on the host already: make another one")
-    if "step" in vars(optimizer):
-        raise BadRequest(
-            "the optimizer's step is wrapped already, by a scheduler perhaps: call offload_states "
-            "first"
-        )
     parts = _parameters_of(plan, model)
     stepped = stepped_by(optimizer)
     if not any(id(p) in stepped for part in parts for p in part):
         raise BadRequest("the optimizer steps none of the parameters that the plan is for")
-    require_separable(optimizer, device_of(model))
+    expect_states(optimizer)
     directory = None if plan.host is None else plan.host.directory
     way = way_of(device_of(model), directory)
     moved = plan.states.moved_parts
-    _ADOPTED[optimizer] = held = _HostStates(optimizer, parts, moved, way, plan.states.room_bytes)
-    optimizer.step = types.MethodType(_whole_step(held), optimizer)  # type: ignore[method-assign]
-    optimizer.register_load_state_dict_pre_hook(lambda _, state: held.taken_out(state))
-    optimizer.register_load_state_dict_post_hook(lambda _: held.put_in())
+    _ADOPTED[optimizer] = held = StatesInParts(optimizer, parts, moved, way, plan.states.room_bytes)
     held.send_all()
     return optimizer
+
+
+def expect_states(optimizer: Optimizer) -> None:
+    """Have an optimizer take its step in parts once its states wait, and as ever until then.
+
+    For those who plan within a step: a closure computes the gradients in the step that they are
+    for. Schedulers of its learning rate may be made before or after.
+
+    Args:
+        optimizer: one that treats each parameter by itself.
+
+    Raises:
+        BadRequest: it does not, or something else is wrapped around its step.
+    """
+    own = vars(optimizer).get("step")
+    if hasattr(own, _IN_PARTS):
+        return
+    if own is not None and not is_scheduled(optimizer):
+        raise BadRequest(
+            f"something has replaced the step of {type(optimizer).__name__}: let its states wait "
+            "on the host (offload_states) before whatever does that, such as an Accelerator that "
+            'scales gradients (mixed_precision="fp16"), or leave offload\'s states out'
+        )
+    first = next(p for group in optimizer.param_groups for p in group["params"])
+    require_separable(optimizer, first.device)
+    optimizer.step = types.MethodType(_STEP, optimizer)  # type: ignore[method-assign]
+    optimizer.register_load_state_dict_pre_hook(_before_loading)
+    optimizer.register_load_state_dict_post_hook(_after_loading)
+
+
+def bring_states_back(optimizer: Optimizer) -> None:
+    """Let an optimizer have its states on the device again, if some wait on the host.
+
+    Args:
+        optimizer: any; it may be given to ``offload_states`` again.
+    """
+    if _ADOPTED.pop(optimizer, None) is not None:
+        for p, states in optimizer.state.items():
+            states.update({k: v.to(p.device, copy=True) for k, v in states.items() if moves(v)})
 
 
 def _parameters_of(plan: StepPlan, model: nn.Module) -> list[list[nn.Parameter]]:
@@ -127,260 +155,33 @@ def is_offloaded(optimizer: Optimizer) -> bool:
     return optimizer in _ADOPTED
 
 
-def _whole_step(held: _HostStates) -> Callable[..., Any]:
-    """Return a step of all parts that hooks see as one."""
-
-    def step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
-        del optimizer
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+def _step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+    """Take a step of all parameters, in parts if states wait once the closure has run."""
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    held = _ADOPTED.get(optimizer)
+    if held is None:
+        own_step(optimizer)()
+    else:
         held.step()
-        return loss
-
-    return Optimizer.profile_hook_step(step)
+    return loss
 
 
-_STEP_ERRORS = (
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a foreign step may raise when it is given what it does not take."""
+def _before_loading(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any] | None:
+    held = _ADOPTED.get(optimizer)
+    return None if held is None else held.taken_out(loaded)
 
 
-def _moves(state: Any) -> bool:
-    """Tell what goes to the host from the count of steps."""
-    return isinstance(state, Tensor) and state.numel() > 1
+def _after_loading(optimizer: Optimizer) -> None:
+    if (held := _ADOPTED.get(optimizer)) is not None:
+        held.put_in()
 
 
-@dataclass
-class _Place:
-    """Where a state lies on the host, for how many bytes, and the tensor that shows it there."""
+_IN_PARTS = "_states_may_wait"
+_STEP = known_to_schedulers(Optimizer.profile_hook_step(_step))
+"""What hooks and schedulers see as one step."""
+setattr(_STEP, _IN_PARTS, True)
 
-    offset: int
-    capacity: int
-    shown: Tensor
-
-
-class _HostStates:
-    """The states of the first parts of an optimizer, on the host or on their way."""
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        parts: Sequence[Sequence[Tensor]],
-        moved: int,
-        way: Way,
-        size_bytes: int,
-    ) -> None:
-        self._optimizer = weakref.ref(optimizer)
-        self.parts, self.moved, self.way, self.size = parts, moved, way, size_bytes
-        self.block, self.process = way.block(size_bytes), os.getpid()
-        self.buffer = way.shown(self.block, size_bytes)
-        self.places: dict[tuple[int, str], _Place] = {}
-        self.room = Room(size_bytes)
-        self.out: dict[int, dict[str, Any]] = {}
-        self.widened = False
-
-    @property
-    def optimizer(self) -> Optimizer:
-        found = self._optimizer()
-        assert found is not None, "its step is called"
-        return found
-
-    def step(self) -> None:
-        """Take a step of every part, with its states on the device meanwhile.
-
-        Raises:
-            HostMemoryError: a copy failed. Some parameters have taken the step then, and others
-                have not; no state is lost, and each parameter's is its own.
-        """
-        if self.process != os.getpid():
-            raise HostMemoryError(
-                "the states of an optimizer wait on the host for another process: this one is a "
-                "fork of it; call offload_states after the fork"
-            )
-        one_by_one, coming = own_step(self.optimizer), list[_Copy]()
-        leaving: list[_Copy] = []
-        try:
-            coming = self._fetch(0)
-            for k, own in enumerate(self._groups_of_parts()):
-                _end(coming)
-                coming = self._fetch(k + 1)
-                with only(self.optimizer, own):
-                    one_by_one()
-                before, leaving = leaving, []
-                leaving = self._send(k)
-                _end(before)
-        finally:
-            _end([*coming, *leaving])
-            self.way.finish()  # a checkpoint may read them now
-
-    def send_all(self) -> None:
-        """Let all states of the first parts go to the host, and wait for that."""
-        for k in range(self.moved):
-            _end(self._send(k))
-        self.way.finish()
-
-    def taken_out(self, loaded: dict[str, Any]) -> dict[str, Any] | None:
-        """Take what waits on the host out of states to be loaded: all at once may be too much.
-
-        Args:
-            loaded: what ``load_state_dict`` was given, which is left as it is.
-        """
-        groups = self.optimizer.param_groups
-        pairs = [
-            (p, number)
-            for group, saved in zip(groups, loaded["param_groups"], strict=False)
-            for p, number in zip(group["params"], saved["params"], strict=False)
-        ]
-        ours = {id(p) for part in self.parts[: self.moved] for p in part}
-        states, self.out = dict(loaded["state"]), {}
-        for p, number in pairs:
-            own = states.get(number)
-            if id(p) in ours and isinstance(own, dict):
-                self.out[id(p)] = {k: self._apart(v) for k, v in own.items() if _moves(v)}
-                states[number] = {k: v for k, v in own.items() if not _moves(v)}
-        return {**loaded, "state": states}
-
-    def _apart(self, loaded: Tensor) -> Tensor:
-        """Copy what lies on the host where others will: a state dict of this very optimizer."""
-        begin = torch.frombuffer(self.buffer, dtype=torch.uint8, count=1).data_ptr()
-        ours = not loaded.is_cuda and begin <= loaded.data_ptr() < begin + self.size
-        return loaded.clone() if ours else loaded
-
-    def put_in(self) -> None:
-        """Let what was taken out go to the host, a part at a time, cast as torch casts states."""
-        out, self.out = self.out, {}
-        self.places, self.room = {}, Room(self.size)
-        loaded = [value for states in out.values() for value in states.values()]
-        # an optimizer may make them wide again, as torch's casts to the parameters' dtype did not
-        self.widened = sum(map(aligned, map(_widest, loaded))) <= self.size
-        for k in range(self.moved):
-            for p in self.parts[k]:
-                for name, value in out.get(id(p), {}).items():
-                    dtype = p.dtype if p.is_floating_point() else value.dtype
-                    self.optimizer.state[p][name] = value.to(p.device, dtype, copy=True)
-            _end(self._send(k))
-        self.way.finish()
-
-    def _groups_of_parts(self) -> Iterator[set[int]]:
-        """Yield the parameters of each part, and of what the plan does not know at last."""
-        known = set[int]()
-        for part in self.parts:
-            own = {id(p) for p in part}
-            known |= own
-            yield own
-        if others := stepped_by(self.optimizer) - known:
-            yield others
-
-    def _states(self, k: int) -> Iterator[tuple[Tensor, str, Tensor]]:
-        for p in self.parts[k] if k < self.moved else ():
-            for name, value in self.optimizer.state.get(p, {}).items():
-                if _moves(value):
-                    yield p, name, value
-
-    def _fetch(self, k: int) -> list[_Copy]:
-        """Begin to bring the states of a part, of parameters that have a gradient to step with."""
-        begun: list[_Copy] = []
-        for p, name, value in list(self._states(k)):
-            place = self.places.get((id(p), name))
-            if place is None or place.shown is not value or p.grad is None:
-                continue
-            target = torch.empty_strided(
-                value.shape, value.stride(), dtype=value.dtype, device=p.device
-            )
-            wait = self.way.back(self.block, place.offset, bytes_of(target))
-            begun.append(_Copy(self.optimizer.state[p], name, target, wait, held=None))
-        return begun
-
-    def _send(self, k: int) -> list[_Copy]:
-        """Begin to take the states of a part away; each is on the host once its copy has ended."""
-        begun: list[_Copy] = []
-        for p, name, value in list(self._states(k)):
-            place = self.places.get((id(p), name))
-            if place is not None and place.shown is value:
-                continue  # it was not fetched
-            if place is None or not _alike(place.shown, value):
-                place = self._place(p, name, value)
-            wait = self.way.out(self.block, place.offset, bytes_of(value))
-            begun.append(_Copy(self.optimizer.state[p], name, place.shown, wait, held=value))
-        return begun
-
-    def _place(self, p: Tensor, name: str, value: Tensor) -> _Place:
-        size = value.untyped_storage().nbytes()
-        if size != value.numel() * value.element_size():
-            raise HostMemoryError(
-                f"the state {name!r} of a parameter is a part of {size} bytes that others may "
-                "read, which cannot be moved: plan without offload's states"
-            )
-        before = self.places.get((id(p), name))
-        if before is not None and size <= before.capacity:
-            begin, capacity = before.offset, before.capacity
-        else:
-            if before is not None:
-                self.room.give_back(before.offset, before.capacity)
-            capacity = max(size, _widest(value) if self.widened else 0)
-            found = self.room.take(capacity)
-            if found is None:
-                raise HostMemoryError(
-                    f"the optimizer has more states than the {self.size} bytes that the plan has "
-                    "room for on the host: pass the optimizer that is used as optimizer= to "
-                    "planner.fit"
-                )
-            begin = found
-        raw = torch.frombuffer(self.buffer, dtype=torch.uint8, count=size, offset=begin)
-        shown = torch.empty(0, dtype=value.dtype)
-        shown = shown.set_(raw.untyped_storage(), 0, value.shape, value.stride())
-        self.places[id(p), name] = place = _Place(begin, capacity, shown)
-        return place
-
-
-def _widest(state: Tensor) -> int:
-    """Return the bytes of a state, were it at least in single precision."""
-    return state.numel() * max(4 if state.is_floating_point() else 1, state.element_size())
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Tell whether the bytes of one are those of the other."""
-    form = operator.attrgetter("dtype", "shape")
-    return bool(form(one) == form(other) and one.stride() == other.stride())
-
-
-@dataclass
-class _Copy:
-    """A state on its way: once that has ended, ``state[name]`` is ``then``."""
-
-    state: dict[str, Any]
-    name: str
-    then: Tensor
-    wait: Callable[[], None]
-    held: Tensor | None
-    """What is read meanwhile."""
-
-
-def _end(copies: Sequence[_Copy]) -> None:
-    """Wait for copies; a state whose copy failed stays where it was.
-
-    Raises:
-        HostMemoryError: of the first that failed.
-    """
-    failed: HostMemoryError | None = None
-    for each in copies:
-        try:
-            each.wait()
-        except HostMemoryError as error:
-            failed = failed or error
-        else:
-            each.state[each.name] = each.then
-        each.held = None
-    if failed is not None:
-        raise failed
-
-
-_ADOPTED: weakref.WeakKeyDictionary[Optimizer, _HostStates] = weakref.WeakKeyDictionary()
+_ADOPTED: weakref.WeakKeyDictionary[Optimizer, StatesInParts] = weakref.WeakKeyDictionary()

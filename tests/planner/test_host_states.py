@@ -59,6 +59,13 @@ def test_states_move_only_where_that_pays(plan: planner.Plan) -> None:
     assert "the optimizer's states may wait on the host, and do not" in " ".join(str(whole).split())
 
 
+def test_a_plan_that_moves_states_alone_says_so(plan: planner.Plan) -> None:
+    text = " ".join(str(plan).split())
+    assert plan.schedule.is_plain
+    assert "among shares of the optimizer's states on the host: beside them nothing needs" in text
+    assert "optimal: nothing needs to be recomputed" not in text
+
+
 def test_the_text_keeps_states_and_values_apart(plan: planner.Plan) -> None:
     assert not plan.schedule.moves
     text = " ".join(str(plan).split())
@@ -135,15 +142,54 @@ def test_planned_again_it_keeps_them(plan: planner.Plan) -> None:
 
 
 def test_what_it_does_not_go_with_is_refused_by_name(plan: planner.Plan) -> None:
-    for ask in (planner.pareto, planner.compare):
-        given = () if ask is planner.pareto else ("1GB",)
-        with pytest.raises(planner.BadRequest, match="does not move the states"):
-            ask(build(), *given, offload=HOST, **said())
     for optimizer in (None, "sgd"):
         with pytest.raises(planner.BadRequest, match="and it has none"):
             planner.fit(build(), plan.budget_bytes, offload=HOST, **said(optimizer=optimizer))
     with pytest.raises(planner.BadRequest, match="expected True or False"):
         planner.fit(build(), "1GB", offload={"states": "yes"}, **said())
+
+
+def test_the_curve_is_below_that_with_all_states_on_the_device(plan: planner.Plan) -> None:
+    curve = planner.pareto(build(), points=3, heuristics=True, offload=HOST, **said())
+    without = planner.pareto(build(), points=3, **said())
+    assert curve.least_bytes < without.least_bytes
+    assert curve.plain_bytes == without.plain_bytes
+    assert curve.points[-1].overhead == 0
+    assert [p.seconds for p in curve.points] == sorted(p.seconds for p in curve.points)[::-1]
+    assert curve.moved_bytes is not None
+    assert plan.states is not None
+    assert curve.moved_bytes[0] >= plan.states.moved_bytes
+    assert curve.moved_bytes[-1] == 0
+    found = curve.plan(plan.budget_bytes)
+    assert found.peak_bytes <= plan.budget_bytes
+    assert found.states is not None
+    assert found.bound_seconds <= found.seconds
+    assert found.plain_peak_bytes == plan.plain_peak_bytes
+    assert "plan.offload_states(optimizer, model)" in " ".join(str(found).split())
+    with pytest.raises(planner.InfeasibleBudget, match="known to work is"):
+        curve.plan(curve.least_bytes - 1)
+
+
+def test_methods_side_by_side(plan: planner.Plan) -> None:
+    few = ["plain", "offload", "offload_all"]
+    table = planner.compare(build(), plan.budget_bytes, methods=few, offload=HOST, **said())
+    rows = {row.method: row for row in table.rows}
+    assert rows["offload"].fits
+    assert not rows["offload_all"].fits
+    assert not rows["plain"].fits
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit_with_all_states_on_the_device(plan: planner.Plan) -> None:
+    told = {k: v for k, v in said().items() if k != "inputs"}
+    told |= {"inputs": lambda n: batches(1)[0][:1].expand(n, -1), "max_overhead": 9.0}
+    told |= {"limits": Limits(0.2)}
+    larger = planner.max_batch(build(), plan.budget_bytes, offload=HOST, **told)
+    assert larger.plain_batch == 0
+    assert larger.batch >= len(batches(1)[0])
+    assert larger.plan.states is not None
+    with pytest.raises(planner.InfeasibleBudget):
+        planner.max_batch(build(), plan.budget_bytes, **told)
 
 
 def test_parts_are_the_whole_and_hold_what_they_say() -> None:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 import planner
 from planner.cli import cli
+from planner.cli.options import moved
 from planner.graphs import Action, simulate
 from planner.graphs.hardware.devices import device
 from planner.graphs.hardware.host_tier import HostTier, file_rates, tier_of
+from planner.graphs.hardware.tiers import Tier, TierKind
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.host_option import host_tier
 from planner.request import request_of
@@ -212,11 +214,22 @@ def test_a_loss_in_chunks_and_kept_gradients_go_with_it(more: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("said", "match"),
     [
-        ({"accumulate": True, "offload": {"states": True}}, "do not go with accumulate=True"),
         ({"engine": "inductor"}, "offload= is not for engine='inductor'"),
         ({"offload": "much"}, "offload is 'much'; expected True"),
         ({"offload": {"size": 3}}, r"a mapping with \['size'\]"),
-        ({"offload": {"bytes_per_second": -1}}, "expected more than 0"),
+        *[
+            ({"offload": {"bytes_per_second": rate}}, "expected a number of more than 0")
+            for rate in (-1, True, "2GB", (1e9, False), (1e9, 1e9, 1e9), [], float("nan"))
+        ],
+        ({"offload": {"bytes": True}}, "not a whole number of bytes"),
+        ({"offload": {"bytes": "800TB"}}, "no more than .* can be had: free some"),
+        ({"offload": {"states": 1}}, "expected True or False"),
+        ({"offload": {"directory": 7}}, "the directory is 7, expected a path"),
+        ({"offload": {"directory": ""}}, "the directory is '', expected a path"),
+        ({"offload": {"tier": "a floppy"}}, "no tier 'a floppy'; known: Samsung 990 PRO"),
+        ({"offload": {"tier": "Micron CZ120 256GB"}}, "files, which a disk holds"),
+        ({"offload": Path("/nowhere/at/all")}, "is no directory"),
+        ({"offload": ["64GB"]}, r"offload is \['64GB'\]; expected True"),
         ({"offload": "/nowhere/at/all"}, "is no directory"),
         ({"offload": 7}, "offload is 7"),
         ({"offload": "/tmp", "device": "A100-80GB"}, "a directory is for steps on a CPU"),
@@ -226,6 +239,36 @@ def test_a_loss_in_chunks_and_kept_gradients_go_with_it(more: dict[str, Any]) ->
 def test_what_it_does_not_go_with_is_refused_by_name(said: dict[str, Any], match: str) -> None:
     with pytest.raises((planner.BadRequest, planner.BadCluster), match=match):
         planner.fit(language_model(), "1GB", **{"offload": True, **SAID, **said})
+
+
+def test_a_tier_of_ones_own_is_checked() -> None:
+    for wrong in ((True, 1e9), (1e9, 0.0), (1e9, 1e9, True), (1e9, 1e9, 0)):
+        with pytest.raises(ValueError, match="expected"):
+            HostTier(*wrong)
+    with pytest.raises(ValueError, match="'mine' has True"):
+        Tier("mine", TierKind.DISK, True, 3e9, 10**12, "none")
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(planner.BadRequest, match="no files can be made in"):
+        host_tier(tmp_path, device("cpu"))
+
+
+def test_the_command_line_says_all_of_it(tmp_path: Path) -> None:
+    assert moved("bytes=2GB, rate=1GB/s,states") == {
+        "offload": {"bytes": "2GB", "bytes_per_second": 1e9, "states": True}
+    }
+    assert moved("tier=Micron 9550 MAX 6.4TB,directory=/nvme")["offload"]["directory"] == "/nvme"
+    assert moved("states") == {"offload": {"states": True}}
+    odd = tmp_path / "a,b=c"
+    odd.mkdir()
+    assert moved(str(odd)) == {"offload": str(odd)}
+    for wrong in ("rate=fast", "size=3", "bytes=", "states=maybe", "64GB,states"):
+        with pytest.raises(planner.BadRequest, match="--offload says"):
+            moved(wrong)
 
 
 def test_where_values_may_go(tmp_path: Path) -> None:

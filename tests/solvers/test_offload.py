@@ -10,7 +10,8 @@ import pytest
 from planner.graphs import Graph, Op, Phase, Value, plain_schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.host_memory import host_layout, movable
-from planner.solvers import Limits, Status, floor_bytes, solve
+from planner.solvers import Limits, Status, floor_bytes, offload, solve
+from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.bounds.with_host import bound_with_host
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.offload import solve_with_host
@@ -104,7 +105,25 @@ def test_no_worse_than_one_choice_alone(name: str, share: float, rate: float) ->
     moved = moving(HostProblem(graph, budget, tier), range(len(graph.ops)))
     if moved is not None:
         assert seconds <= moved.trace.seconds + 1e-9
+    for family in BY_HAND:
+        for peak_bytes, by_hand, _ in admitted(graph, family, tier):
+            assert peak_bytes > budget or seconds <= by_hand + 1e-9
     assert found.solution.bound_seconds <= seconds
+
+
+def test_runs_of_the_plan_that_moves_nothing_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no time to plan for larger budgets."""
+    monkeypatch.setattr(offload, "HOST_TARGETS", 0)
+    monkeypatch.setattr(offload, "HOST_REFINEMENTS", 0)
+    graph, tier = STEPS["unet"], HostTier(2.0, 2.0)
+    peak = simulate(graph, plain_schedule(graph)).peak_bytes
+    budget = floor_bytes(graph) + int(0.3 * (peak - floor_bytes(graph)))
+    found = solve_with_host(graph, budget, tier, limits=LIMITS)
+    assert found.solution.schedule is not None
+    seconds = simulate(graph, found.solution.schedule, link_bytes_per_second=tier.rates).seconds
+    assert found.recomputing_seconds is not None
+    assert found.moving_seconds is not None
+    assert seconds < 0.99 * min(found.recomputing_seconds, found.moving_seconds)
 
 
 def test_a_quick_link_makes_a_step_free_that_recomputes_without() -> None:

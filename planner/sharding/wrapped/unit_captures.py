@@ -173,16 +173,18 @@ def _taken_apart(
         found = _sparing(lambda aside: record(units=modules, kind=kind, aside=aside), apart)
         return called_once(found, candidates)
 
+    def around(aside: Collection[str]) -> Traced:
+        return capture_joint(model, call, loss=loss, eager=True, aside=aside, **options)
+
     recorded, captured = _captured_once(modules, recorded_by, options)
     read = dict[str, str]()
     while True:
         recorded = [entry for entry in recorded if entry[0] not in read]
         units = {path: modules[path] for path, *_ in recorded}
         stubs = {path: stub_of(captured[key]) for path, _, key in recorded}
-        around = functools.partial(capture_joint, model, call, loss=loss, eager=True, **options)
         apart = frozenset(_names_in(units)) - {*map(_anchor_of, units, units.values())}
         with stubbed(units, stubs, dtype):
-            root = _sparing(lambda aside, around=around: around(aside=aside), apart)
+            root = _sparing(around, apart)
         if not (read := units_read_outside(root, tuple(units))):
             break
         _refuse_blocks_read_outside(read, candidates)

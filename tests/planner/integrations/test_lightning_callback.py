@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from planner import BadRequest
 from planner.integrations import plan_of
+from planner.running.states_on_host import storages_on_host
+from planner.solvers import Limits
 from tests.planner.integrations.trainers import QUICK, gpt2, padded, same, sentences
 
 lightning = pytest.importorskip("lightning.pytorch")
@@ -66,6 +68,22 @@ def trained(folder: Path, model: Any, callback: Any = None) -> tuple[Any, Any]:
     trainer.fit(model, data, held_out)
     trainer.save_checkpoint(folder / "last.ckpt")
     return model, trainer
+
+
+def test_states_of_the_optimizer_wait_on_the_host(tmp_path: Path) -> None:
+    """From the first step on, in whose closure the plan is made."""
+    from planner.integrations import LightningPlannerCallback
+
+    budget = 300_000
+    plain, _ = trained(tmp_path, Whole())
+    host = {"states": True, "bytes_per_second": 4e9}
+    callback = LightningPlannerCallback(budget, offload=host, **QUICK, limits=Limits(1.0))
+    planned, trainer = trained(tmp_path, Whole(), callback)
+    assert callback.plan is not None
+    assert callback.plan.states is not None
+    assert callback.plan.peak_bytes <= budget < callback.plan.plain_peak_bytes
+    assert storages_on_host(trainer.optimizers[0])
+    assert same(planned, plain)
 
 
 @pytest.mark.parametrize(("call", "module"), [("net", None), ("self", "")])

@@ -12,7 +12,9 @@ from torch import nn
 
 from benchmarks.stubs import stubs
 from planner import BadRequest
-from planner.integrations import PlannerCallback, plan_of
+from planner.integrations import PlannerCallback, plan_at_first_batch, plan_of
+from planner.running.states_on_host import storages_on_host
+from planner.solvers import Limits
 from tests.planner.integrations.trainers import (
     LONGEST,
     QUICK,
@@ -27,6 +29,7 @@ from tests.planner.integrations.trainers import (
 )
 
 pytest.importorskip("accelerate")
+HOST = {"states": True, "bytes_per_second": 4e9}
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -45,6 +48,47 @@ def trained(model: nn.Module, args: Any, callback: Any = None, **changed: Any) -
     trainer = transformers.Trainer(model, args, **said)
     trainer.train()
     return trainer
+
+
+@pytest.mark.slow
+def test_states_of_the_optimizer_wait_on_the_host(tmp_path: Path) -> None:
+    """Under gradient accumulation, clipping and a schedule, and when training goes on."""
+    args, budget = arguments(tmp_path, max_grad_norm=0.5), 300_000
+    plain = trained(gpt2(), args)
+    callback = PlannerCallback(budget, offload=HOST, **QUICK, limits=Limits(1.0))
+    planned = trained(gpt2(), args, callback)
+    check_less_memory(callback, budget)
+    assert callback.plan is not None
+    assert callback.plan.states is not None
+    assert storages_on_host(planned.optimizer.optimizer)
+    assert logged(planned) == logged(plain)
+    assert same(planned.model, plain.model)
+    for trainer in (plain, planned):
+        torch.manual_seed(7)
+        trainer.train()
+    assert same(planned.model, plain.model)
+
+
+def test_states_are_not_promised_to_an_optimizer_that_is_not_told(tmp_path: Path) -> None:
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for wrong in (None, "adamw", torch.optim.AdamW):
+        with pytest.raises(BadRequest, match="pass the one that is used as optimizer="):
+            plan_at_first_batch(model, "1GB", offload=HOST, optimizer=wrong)
+    optimizer.scaler = torch.amp.GradScaler("cpu")  # type: ignore[attr-defined] # as accelerate's
+    with pytest.raises(BadRequest, match="an Accelerator that scales gradients"):
+        plan_at_first_batch(model, "1GB", offload=HOST, optimizer=optimizer)
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(BadRequest, match="cannot take its step a part"):
+        plan_at_first_batch(model, "1GB", offload=HOST, optimizer=lbfgs)
+    for said, reason in (
+        ({"offload": {"states": "yes"}}, "expected True or False"),
+        ({"offload": True, "engine": "inductor"}, "offload= is not for engine='inductor'"),
+        ({"loss_chunks": 8, "engine": "inductor"}, "loss_chunks= is not for engine='inductor'"),
+        ({"loss_chunks": True}, "expected a number from 1 on"),
+    ):
+        with pytest.raises(BadRequest, match=reason):
+            PlannerCallback("1GB", **said)  # type: ignore[arg-type]
 
 
 def check_less_memory(callback: PlannerCallback, budget_bytes: int) -> None:

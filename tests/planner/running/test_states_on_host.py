@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 from collections.abc import Callable
@@ -18,7 +19,13 @@ import planner
 from planner.graphs import Kind
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.storages import storage_key
-from planner.running.states_on_host import is_offloaded, offload_states, storages_on_host
+from planner.running.states_on_host import (
+    bring_states_back,
+    expect_states,
+    is_offloaded,
+    offload_states,
+    storages_on_host,
+)
 from planner.solvers import Limits
 
 WIDTH, ROWS = 64, 32
@@ -61,9 +68,9 @@ MAKERS: dict[str, Maker] = {
 }
 
 
-def tight(optimizer: Any, share: float = 0.0) -> planner.Plan:
+def tight(optimizer: Any, share: float = 0.0, **more: Any) -> planner.Plan:
     """Plan within what the step holds with no state of the optimizer, and a share of them."""
-    said = {**SAID, "inputs": batches(1)[0], "optimizer": optimizer}
+    said = {**SAID, "inputs": batches(1)[0], "optimizer": optimizer, **more}
     plain = planner.fit(build(), "1GB", **said)
     held = sum(v.size_bytes for v in plain.graph.values if v.kind is Kind.OPTIMIZER)
     budget = int(plain.plain_peak_bytes - (0.6 - share) * held)
@@ -109,6 +116,63 @@ def test_the_same_training_and_the_same_states(name: str) -> None:
             assert all(torch.equal(v, found["state"][number][k]) for k, v in states.items())
 
 
+def test_schedulers_and_scalers_come_before_or_after() -> None:
+    plan, found = tight(MAKERS["fused"]), list[nn.Module]()
+    for order in ("plain", "before", "after"):
+        model = build()
+        optimizer = MAKERS["fused"](list(model.parameters()))
+        if order == "after":
+            offload_states(optimizer, plan, model)
+        warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=2)
+        halving = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        if order == "before":
+            offload_states(optimizer, plan, model)
+        for x in batches(3):
+            optimizer.zero_grad(set_to_none=True)
+            for part in x.chunk(2):  # accumulated
+                scaler.scale(model(part).square().mean()).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            scaler.step(optimizer)
+            scaler.update()
+            warm.step()
+            halving.step()
+        assert is_offloaded(optimizer) is (order != "plain")
+        found.append(model)
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
+
+
+def test_a_plan_that_is_made_within_a_step() -> None:
+    """As in Lightning, whose steps are given closures; states come back when they are asked for."""
+    plan, (one, _) = tight(adamw), train(adamw, None)
+    model = build()
+    optimizer = adamw(list(model.parameters()))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+    expect_states(optimizer)
+    assert not is_offloaded(optimizer)
+    for k, x in enumerate(batches(3)):
+
+        def closure(x: Tensor = x, k: int = k) -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss = model(x).square().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if k == 0:
+                offload_states(optimizer, plan, model)
+            return loss
+
+        assert optimizer.step(closure) > 0
+        scheduler.step()
+        assert storages_on_host(optimizer)
+    assert same(one, model)
+    bring_states_back(optimizer)
+    assert not is_offloaded(optimizer)
+    assert not storages_on_host(optimizer)
+    offload_states(optimizer, plan, model)
+    assert storages_on_host(optimizer)
+
+
 def test_states_lie_on_the_host_between_steps_those_that_are_loaded_too() -> None:
     plan = tight(adamw)
     assert plan.states is not None
@@ -128,8 +192,9 @@ def test_states_lie_on_the_host_between_steps_those_that_are_loaded_too() -> Non
     assert len(storages_on_host(again)) == len(storages_on_host(moved))
 
 
-def test_measured_memory_falls_and_is_within_the_budget() -> None:
-    plan = tight(adamw)
+@pytest.mark.parametrize("more", [{}, {"accumulate": True}])
+def test_measured_memory_falls_and_is_within_the_budget(more: dict[str, Any]) -> None:
+    plan = tight(adamw, **more)
     model = build()
     planned = plan.apply(model)
     optimizer = adamw(list(planned.parameters()))
@@ -138,7 +203,8 @@ def test_measured_memory_falls_and_is_within_the_budget() -> None:
 
     def step() -> None:
         planned.zero_grad(set_to_none=True)
-        planned(x).backward()
+        for _ in range(1 + len(more)):
+            planned(x).backward()
         optimizer.step()
 
     step()
@@ -202,10 +268,10 @@ def test_what_cannot_be_stepped_in_parts_is_refused() -> None:
 
     with pytest.raises(planner.BadRequest, match="does not treat each parameter by itself"):
         offload_states(Normed(parameters, lr=0.1), plan, model)
-    scheduled = adamw(parameters)
-    torch.optim.lr_scheduler.StepLR(scheduled, 1)
-    with pytest.raises(planner.BadRequest, match="call offload_states first"):
-        offload_states(scheduled, plan, model)
+    wrapped = adamw(parameters)
+    wrapped.step = functools.partial(wrapped.step)  # type: ignore[method-assign]
+    with pytest.raises(planner.BadRequest, match="something has replaced the step of AdamW"):
+        offload_states(wrapped, plan, model)
     with pytest.raises(planner.BadRequest, match="none of the parameters"):
         offload_states(adamw(list(build().parameters())), plan, model)
     assert plan.states is not None
