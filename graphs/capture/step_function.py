@@ -46,7 +46,7 @@ class StepFunction(nn.Module):
         loss: Callable[..., Any] | None,
         *,
         state: PythonState,
-        aside: Mapping[str, Tensor] = {},  # noqa: B006 - never written
+        aside: Mapping[str, Tensor] = {},
     ) -> None:
         super().__init__()
         self._model = [model]  # in a list: its tensors are arguments here, not members
