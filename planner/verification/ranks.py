@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
 from planner.graphs.capture.call_arguments import arguments_of
+from planner.graphs.capture.placed import whole_of
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.patient_collectives import patient_collectives
 from planner.graphs.torch_api.storages import storage_key
@@ -235,5 +235,4 @@ def _clear(model: nn.Module) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor, gathered if it is sharded."""
-    found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return found.detach().clone()
+    return whole_of(tensor).detach().clone()

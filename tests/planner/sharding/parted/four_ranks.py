@@ -23,7 +23,7 @@ from planner.verification.meeting import meeting
 from planner.verification.ranks import ShardedTrial, measure_rank
 
 WORDS, TOKENS, SAMPLES = 512, 64, 4
-BUDGETS = {"experts": "11MB"}
+BUDGETS = {"experts": "13.5MB"}
 CASES = ("parted", "along the sequence", "declared", "experts")
 
 
