@@ -78,6 +78,17 @@ def local_of(tensor: Any) -> Tensor:
     return local_part(tensor) if is_placed(tensor) else tensor
 
 
+def whole_of(tensor: Any) -> Tensor:
+    """Return all of a tensor, gathered if it lies in parts: then all ranks of its mesh take part.
+
+    >>> x = torch.zeros(2)
+    >>> whole_of(x) is x
+    True
+    """
+    found: Tensor = tensor.full_tensor() if is_placed(tensor) else tensor
+    return found
+
+
 def entered(tensor: Any) -> Tensor:
     """Return this rank's part of a tensor for a step to work on: its gradient finds the tensor."""
     if not is_placed(tensor):

@@ -28,30 +28,36 @@ def require_one_plan(plan: StepPlan, groups: Iterable[str]) -> None:
     Raises:
         PlanMismatch: ranks have different plans; the message says which.
     """
-    for name in groups:
-        compare(digest(plan), group_named(name))
+    compare(digest(plan), [group_named(name) for name in groups])
 
 
-def compare(own: str, group: dist.ProcessGroup) -> None:
-    """Compare what stands for the plans of a group's ranks; each takes part.
+def compare(own: str, groups: Iterable[dist.ProcessGroup]) -> None:
+    """Compare what stands for the plans of ranks that share a step; each takes part.
+
+    What a group has told is told to the next one, so that over the dimensions of a mesh all ranks
+    know of all plans before one of them stops.
 
     Args:
         own: of this rank.
-        group: of ranks that share a step.
+        groups: that this rank is in, in the same order on all ranks.
 
     Raises:
         PlanMismatch: ranks have different plans; the message says which.
     """
     import torch.distributed as dist
 
-    if dist.get_backend(group) == "fake":  # it stands for ranks that are not there
-        return
-    found: list[str] = [""] * group.size()
-    dist.all_gather_object(found, own, group=group)
-    ranks = dist.get_process_group_ranks(group)
-    if others := [r for r, d in zip(ranks, found, strict=True) if d != found[0]]:
+    # a fake group stands for ranks that are not there
+    there = [group for group in groups if dist.get_backend(group) != "fake"]
+    known = {dist.get_rank(): own} if there else {}
+    for group in there:
+        found: list[dict[int, str]] = [{}] * group.size()
+        dist.all_gather_object(found, known, group=group)
+        for told in found:
+            known |= told
+    first = min(known, default=0)
+    if others := [r for r in sorted(known) if known[r] != known[first]]:
         raise PlanMismatch(
-            f"ranks {', '.join(map(str, others))} have another plan than rank {ranks[0]}, with "
+            f"ranks {', '.join(map(str, others))} have another plan than rank {first}, with "
             "which they share the step: their collectives would not meet. Make the plan on one "
             "rank, plan.save() it, and planner.load() it on all"
         )

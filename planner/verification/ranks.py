@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
 from planner.graphs.capture.call_arguments import arguments_of
+from planner.graphs.capture.placed import whole_of
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.patient_collectives import patient_collectives
 from planner.graphs.torch_api.storages import storage_key
@@ -64,7 +64,7 @@ class RankMeasurement:
     thread of gloo's that the machine keeps waiting lets go of its buffers late. If no step's are
     complete, what such threads freed is missing and the peak is the least of overstated ones.
     ``losses`` are of the steps before, ``gradients`` (whole, after reduction) of the first,
-    ``parameters`` of the last.
+    ``parameters`` and ``buffers`` of the last.
     """
 
     peak_bytes: int
@@ -74,6 +74,7 @@ class RankMeasurement:
     losses: tuple[float, ...]
     gradients: dict[str, Tensor]
     parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
 
 
 def run_ranks(trials: Sequence[ShardedTrial], *, threads: int = 1) -> list[list[RankMeasurement]]:
@@ -114,7 +115,8 @@ def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
         losses.append(_full_step(step, optimizer))
         seconds.append(time.perf_counter() - start)
     parameters = {n: whole(p) for n, p in kept}
-    results = sum(t.nbytes for t in (*gradients.values(), *parameters.values()))
+    buffers = {n: whole(b) for n, b in model.named_buffers()} if trial.compared else {}
+    results = sum(t.nbytes for d in (gradients, parameters, buffers) for t in d.values())
     _clear(model)
     static = _tensor_bytes() - before - results - waiting
     peak, complete = _watched(model, step, optimizer)
@@ -124,9 +126,15 @@ def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
         complete=complete,
         seconds=median(seconds[1:]) if trial.steps else 0.0,
         losses=tuple(losses),
-        gradients={n.removeprefix("module."): g for n, g in gradients.items()},
-        parameters={n.removeprefix("module."): p for n, p in parameters.items()},
+        gradients=_named(gradients),
+        parameters=_named(parameters),
+        buffers=_named(buffers),
     )
+
+
+def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Name tensors as the model does, which a strategy may have put into a module of its own."""
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def _watched(model: nn.Module, step: Callable[[], float], optimizer: Any) -> tuple[int, bool]:
@@ -227,5 +235,4 @@ def _clear(model: nn.Module) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor, gathered if it is sharded."""
-    found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return found.detach().clone()
+    return whole_of(tensor).detach().clone()

@@ -23,7 +23,7 @@ from planner.errors import PlannerError
 from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.optimizer_step import named_optimizer
-from planner.graphs.capture.placed import local_of
+from planner.graphs.capture.placed import local_of, whole_of
 from planner.graphs.torch_api.allocation_records import PeakRecord, measure_peak
 from planner.graphs.torch_api.pytree import tree_leaves
 from planner.graphs.torch_api.storages import storage_key
@@ -222,7 +222,8 @@ def _clear(model: nn.Module) -> None:
 
 
 def _gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {n: local_of(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    trained = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {n: whole_of(g) for n, g in trained.items()}  # which may lie otherwise than parameters
 
 
 def _state(model: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -11,12 +11,14 @@ from torch.multiprocessing.spawn import ProcessException
 
 from planner.errors import BadRequest, CaptureError
 from planner.sharding.samples import samples_in, with_samples
-from planner.verification.difference import compare_tensors
+from planner.verification.difference import Difference, compare_tensors
 from planner.verification.ranks import RankMeasurement, ShardedTrial, run_ranks
 from planner.verification.training_run import Measurement
 from planner.verification.verification import Verification, VerificationFailed, losses_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from planner.plan.configuration import Configuration
     from planner.plan.sharded_step_plan import ShardedStepPlan
 
@@ -122,10 +124,23 @@ def _conclude(
         predicted_bytes=plan.peak_bytes - kept,
         budget_bytes=plan.budget_bytes - kept,
         loss=compare_tensors(losses_of(plain), losses_of(planned)),
-        gradients=compare_tensors(left[0].gradients, right[0].gradients),
-        parameters=compare_tensors(left[0].parameters, right[0].parameters),
-        buffers=compare_tensors({}, {}),
+        gradients=_compared(left, right, lambda rank: rank.gradients),
+        parameters=_compared(left, right, lambda rank: rank.parameters),
+        buffers=_compared(left, right, lambda rank: rank.buffers),
     )
+
+
+def _compared(
+    left: list[RankMeasurement],
+    right: list[RankMeasurement],
+    of: Callable[[RankMeasurement], dict[str, Tensor]],
+) -> Difference:
+    """Compare tensors of every rank: what lies whole on several may differ on one of them."""
+    sides = (
+        {f"{name} of rank {r}": t for r, rank in enumerate(side) for name, t in of(rank).items()}
+        for side in (left, right)
+    )
+    return compare_tensors(*sides)
 
 
 def _most(ranks: list[RankMeasurement]) -> Measurement:

@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from planner.errors import CaptureError
+from planner.sharding.parted.experts import ExpertsInParts
 from planner.sharding.parted.parallelize import Styles, matches
 
 WORDS: dict[str, Callable[[], ParallelStyle]] = {
@@ -34,13 +35,17 @@ WORDS: dict[str, Callable[[], ParallelStyle]] = {
 }
 """What a word of transformers is in torch."""
 
-EXPERT_WORDS = ("ep_router", "grouped_gemm", "moe_identity_expert", "moe_tp_experts")
-"""Styles of experts, which are parted or all-reduced by hooks and in-place collectives."""
+EXPERTS = "moe_tp_experts"
+"""What transformers calls experts of which each rank has some features."""
+
+EXPERT_WORDS = ("ep_dispatch_experts", "ep_router", "grouped_gemm", "moe_identity_expert")
+"""Other styles of experts: those that are whole on a rank get as many tokens as the router says."""
 
 _EXPERTS_SAID = (
-    ". Experts stay whole in each layer, sharded as all parameters are: part attention alone by "
-    "styles of your own, tensor_parallel={'model.layers.*.self_attn.q_proj': ColwiseParallel(), "
-    "...}"
+    ". How many tokens reach an expert that is whole on one rank is up to the router, and no plan "
+    "of fixed sizes holds them: part attention alone by styles of your own, "
+    "tensor_parallel={'model.layers.*.self_attn.q_proj': ColwiseParallel(), ...}, and experts are "
+    "sharded as all parameters are"
 )
 
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -80,14 +85,17 @@ def declared(model: nn.Module) -> Declared:
             "say which modules are parted and how, tensor_parallel={'layers.*.q': "
             "ColwiseParallel(), ...}"
         )
-    if unknown := sorted({w for w in words.values() if w not in WORDS}):
+    if unknown := sorted({w for w in words.values() if w not in (*WORDS, EXPERTS)}):
         where = next(p for p, w in words.items() if w == unknown[0])
         raise CaptureError(
             f"{type(model).__name__} declares {unknown[0]!r} for {where!r}, a style of "
             f"transformers that is not planned so far; known are {', '.join(WORDS)}"
             f"{_EXPERTS_SAID if unknown[0] in EXPERT_WORDS else ''}"
         )
-    plain: dict[str, ParallelStyle] = {p: WORDS[w]() for p, w in words.items()}
+    plain: dict[str, ParallelStyle] = {
+        p: ExpertsInParts(_within(model, p)) if w == EXPERTS else WORDS[w]()
+        for p, w in words.items()
+    }
     stacks = list(_stacks(model, words))
     for stack in stacks:
         plain |= _shared_inputs(stack)
@@ -101,6 +109,13 @@ def _words(model: nn.Module) -> dict[str, str]:
         return {}
     paths = [path for path, _ in model.named_modules()]
     return {p: str(w) for p, w in said.items() if any(matches(path, p) for path in paths)}
+
+
+def _within(model: nn.Module, pattern: str) -> dict[str, str]:
+    """Return the words for the parameters of the modules that a pattern matches."""
+    said: Any = model
+    ahead = f"{pattern}."
+    return {p.removeprefix(ahead): w for p, w in said._tp_plan.items() if p.startswith(ahead)}
 
 
 def _heads(model: nn.Module) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Four processes over gloo that train a small Llama, its layers in two parts, sharded over two."""
+"""Four processes over gloo that train a small decoder: layers in two parts, sharded over two."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from planner.verification.meeting import meeting
 from planner.verification.ranks import ShardedTrial, measure_rank
 
 WORDS, TOKENS, SAMPLES = 512, 64, 4
-CASES = ("parted", "along the sequence", "declared")
+BUDGETS = {"experts": "13.5MB"}
+CASES = ("parted", "along the sequence", "declared", "experts")
 
 
 def llama() -> nn.Module:
@@ -46,6 +47,31 @@ def llama() -> nn.Module:
     return LlamaForCausalLM(config).train()
 
 
+def mixtral() -> nn.Module:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=WORDS,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        num_local_experts=4,
+        max_position_embeddings=128,
+        use_cache=False,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return MixtralForCausalLM(config).train()
+
+
+def model_of(case: str) -> nn.Module:
+    return mixtral() if case == "experts" else llama()
+
+
 def batch(part: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(part)
     ids = torch.randint(WORDS, (SAMPLES, TOKENS), generator=generator)
@@ -57,17 +83,23 @@ def example(rank: int) -> tuple[nn.Module, dict[str, Tensor]]:
     return llama(), batch(rank // 2)
 
 
+def example_of_experts(rank: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a model with experts, and a rank's samples."""
+    return mixtral(), batch(rank // 2)
+
+
 def said(case: str) -> Any:
     """Return what ``fit`` and ``apply`` are told of tensor parallelism."""
     own = declared(llama())
-    if case == "declared":
+    if case in ("declared", "experts"):
         return 2
     return TensorParallel(own.styles if case == "parted" else own.sequence, degrees=(2,))
 
 
-def planned(case: str, budget: str = "8MB") -> planner.ShardedPlan:
+def planned(case: str, budget: str = "") -> planner.ShardedPlan:
     plan = planner.fit(
-        llama(), budget, inputs=batch(0), world_size=4, global_batch=8, offload=False,
+        model_of(case), budget or BUDGETS.get(case, "8MB"), inputs=batch(0), world_size=4,
+        global_batch=8, offload=False,
         tensor_parallel=said(case), progress="off", limits=planner.Limits(seconds=10),
     )  # fmt: skip
     assert isinstance(plan, planner.ShardedPlan)
@@ -76,7 +108,7 @@ def planned(case: str, budget: str = "8MB") -> planner.ShardedPlan:
 
 def plain(plan: planner.ShardedPlan, case: str, mesh: DeviceMesh) -> nn.Module:
     """Do by torch's own means what a plan does, without a schedule."""
-    model, own = llama(), declared(llama())
+    model, own = model_of(case), declared(model_of(case))
     along = case == "along the sequence" or plan.configuration.sequence_parallel
     styles: Any = own.sequence if along else own.styles
     parallelize_module(model, mesh["tensor"], dict(styles))
@@ -116,12 +148,17 @@ def on_rank(rank: int, folder: str) -> None:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
         found: dict[str, Any] = {}
         for case, plan in plans.items():
-            styles = None if case == "declared" else said(case)
+            styles = None if case in ("declared", "experts") else said(case)
             inputs = batch(rank // 2)
             without = train(plain(plan, case, mesh), inputs)
-            applied = plan.apply(llama(), mesh=mesh, tensor_parallel=styles)
+            applied = plan.apply(model_of(case), mesh=mesh, tensor_parallel=styles)
             trial = ShardedTrial(
-                example, plan.configuration, plan.units, plan, compared=False, styles=styles
+                example_of_experts if case == "experts" else example,
+                plan.configuration,
+                plan.units,
+                plan,
+                compared=False,
+                styles=styles,
             )
             pairs = zip(without, train(applied, inputs), strict=True)
             found[case] = {
@@ -130,7 +167,7 @@ def on_rank(rank: int, folder: str) -> None:
             }
         wide = init_device_mesh("cpu", (1, 4), mesh_dim_names=("shard", "tensor"))
         found["other mesh"] = refused(plans["declared"], mesh=wide)
-        found["other plans"] = refused((plans["declared"], other)[rank % 2], mesh=mesh)
+        found["other plans"] = refused(other if rank == 3 else plans["declared"], mesh=mesh)
         torch.save(found, Path(folder) / f"{rank}.pt")
         dist.barrier()
 

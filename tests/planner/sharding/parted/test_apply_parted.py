@@ -59,4 +59,4 @@ def test_another_mesh_and_other_plans_are_refused_on_every_rank(
         assert (
             "shape (1, 4), the plan is for (2, 2), 2 to shard, 2 to tensor" in found["other mesh"]
         )
-        assert "have another plan than rank" in found["other plans"]
+        assert "ranks 3 have another plan than rank 0" in found["other plans"]

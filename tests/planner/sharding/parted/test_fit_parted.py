@@ -22,6 +22,7 @@ from planner.errors import (
     InfeasibleBudget,
     PlanMismatch,
 )
+from planner.graphs import Kind, Phase
 from planner.make_cluster import make_cluster
 from planner.output.sharded_plan_text import sharded_summary
 from planner.output.tensor_parallel_text import degree_rows
@@ -150,36 +151,70 @@ def test_a_model_of_transformers_whose_first_weight_is_parted() -> None:
     assert "impossible" not in plan.explain()
 
 
-def mixtral() -> nn.Module:
+def mixtral(inner: int = 64) -> Any:
     config = transformers.MixtralConfig(
         vocab_size=64,
         hidden_size=32,
-        intermediate_size=64,
+        intermediate_size=inner,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         num_local_experts=4,
         use_cache=False,
     )
-    model: nn.Module = transformers.MixtralForCausalLM(config).train()
-    return model
+    return transformers.MixtralForCausalLM(config).train()
 
 
-def test_experts_are_refused_by_name_and_attention_is_parted_by_ones_own_styles() -> None:
+def with_experts(model: nn.Module, parted: Any) -> planner.ShardedPlan:
     ids = torch.zeros(2, 16, dtype=torch.long)
-    options = step(
-        inputs={"input_ids": ids, "labels": ids}, loss=lambda output: output.loss, world_size=2,
-        global_batch=2, limits=Limits(seconds=5.0),
+    plan = planner.fit(
+        model, "1GB", tensor_parallel=parted, limits=Limits(seconds=5.0),
+        **step(
+            inputs={"input_ids": ids, "labels": ids}, loss=lambda output: output.loss,
+            world_size=2, global_batch=2,
+        ),
     )  # fmt: skip
-    with pytest.raises(BadRequest, match=r"'moe_tp_experts'.*part attention alone by styles"):
-        planner.fit(mixtral(), "1GB", tensor_parallel=2, **options)
+    assert isinstance(plan, planner.ShardedPlan)
+    return plan
+
+
+def test_experts_are_parted_by_features_and_summed_over_the_ranks() -> None:
+    plan = with_experts(mixtral(), 2)
+    assert plan.configuration.tensor_ranks == 2
+    assert len(plan.kinds) == 1
+    graph = plan.kinds[0].graph
+    sent = [op for op in graph.ops if op.phase is Phase.COMMUNICATION]
+    assert [op.module for op in sent].count("mlp.experts") == 2  # gradients
+    assert sum(op.module.startswith("mlp") for op in sent) == 3  # and the output
+    shapes = {name: shape for name, shape, *_ in plan.kinds[0].signature["parameters"]}
+    assert shapes["mlp.experts.gate_up_proj"] == [4, 128, 32]
+    held = {v.name: v.size_bytes for v in graph.values if v.kind is Kind.PARAMETER}
+    assert held["mlp.experts.gate_up_proj"] == 4 * 128 * 32 * 4 // 2
+    assert held["mlp.experts.down_proj"] == 4 * 32 * 64 * 4 // 2
+
+
+def test_attention_alone_is_parted_by_ones_own_styles() -> None:
     attention = "model.layers.*.self_attn."
     own = {f"{attention}{n}_proj": ColwiseParallel() for n in "qkv"}
     own[f"{attention}o_proj"] = RowwiseParallel()
-    said = TensorParallel(own, degrees=(2,))
-    plan = planner.fit(mixtral(), "1GB", tensor_parallel=said, **options)
-    assert isinstance(plan, planner.ShardedPlan)
+    plan = with_experts(mixtral(), TensorParallel(own, degrees=(2,)))
     assert plan.configuration.tensor_ranks == 2
+
+
+def test_features_of_experts_that_ranks_do_not_divide_are_refused() -> None:
+    with pytest.raises(CaptureError, match="'gate_up_proj' of MixtralExperts.*do not divide"):
+        with_experts(mixtral(inner=63), 2)
+
+
+def test_experts_that_tokens_are_sent_to_are_refused_by_name() -> None:
+    model = mixtral()
+    model._tp_plan = {**model._tp_plan, "model.layers.*.mlp.experts": "ep_dispatch_experts"}
+    with pytest.raises(BadRequest, match=r"'ep_dispatch_experts'.*up to the router"):
+        with_experts(model, 2)
+    model = mixtral()
+    model._tp_plan = {k: w for k, w in model._tp_plan.items() if not k.endswith(".down_proj")}
+    with pytest.raises(CaptureError, match="'down_proj' of MixtralExperts has 'no style'"):
+        with_experts(model, 2)
 
 
 def test_more_ranks_than_heads_cannot_share_them() -> None:
