@@ -159,6 +159,12 @@ def effects_of(
             f"the forward pass makes submodule {name!r}{where}, whose parameters no optimizer "
             "knows; if that is at the first call only, call the model once before planning"
         )
+    for moved in state.keys_moved():
+        raise CaptureError(
+            f"the forward pass changes the order or the type of the keys of {moved}"
+            f"{_line(state, moved)}, so that each call depends on the one before, which a plan "
+            "does not see; keep what comes next in a buffer (register_buffer), or outside the model"
+        )
     known: dict[int, Any] = {id(t): Argument(i) for i, t in enumerate(arguments)}
     items = []
     changes = sorted(state.changes(), key=_appended_last)
@@ -265,9 +271,10 @@ def refuse_backward_effects(state: PythonState) -> None:
     Raises:
         CaptureError: something changed.
     """
-    for change in (c for c in state.changes() if c.differs):
+    changed = (c.path for c in state.changes() if c.differs)
+    for path in (*changed, *state.keys_moved()):
         raise CaptureError(
-            f"a hook of the backward pass changes {change.path}, which a plan, that runs no "
+            f"a hook of the backward pass changes {path}, which a plan, that runs no "
             "hooks of its submodules, would not do again; remove the hook, or keep it on parameters"
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import random
 import sys
 import sysconfig
 import types
@@ -104,6 +105,11 @@ class Place:
         elif isinstance(owner, set):
             owner.clear()
             owner.update(held.values())
+        elif isinstance(owner, dict) and self.names is None:
+            for key in list(owner):
+                del owner[key]
+            for key, value in held.items():  # in the order in which they were there
+                owner[key] = value
         else:
             again = {**dict.fromkeys(self.entries(), MISSING), **self.by_step(held)}
             for step, value in again.items():
@@ -112,11 +118,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Reached:
-    """What a model's code reaches: places, modules first, every ``lru_cache``, the functions."""
+    """What a model's code reaches: places, modules first, every ``lru_cache``, the functions.
+
+    ``generators`` are random generators, with the paths to them.
+    """
 
     places: list[Place]
     caches: list[Any]
     codes: list[types.CodeType]
+    generators: list[tuple[Path, Any]]
 
     def only_appends_to(self, name: str) -> bool:
         """Tell whether all that the code does with an attribute is ``.name.append(...)``.
@@ -159,7 +169,17 @@ def reached(model: nn.Module, functions: Iterable[Any]) -> Reached:
     for function in functions:
         walk.waiting.append((Path(Outside(function, named(function))), function))
     walk.run()
-    return Reached(walk.found, walk.caches, walk.codes)
+    return Reached(walk.found, walk.caches, walk.codes, walk.generators)
+
+
+def generator_kinds() -> tuple[type, ...]:
+    """Return the classes of random generators whose state can be read: Python's and NumPy's."""
+    numpy = sys.modules.get("numpy")
+    return (random.Random, *(() if numpy is None else _kinds_of_numpy(numpy)))
+
+
+def _kinds_of_numpy(numpy: types.ModuleType) -> tuple[type, ...]:
+    return numpy.random.Generator, numpy.random.RandomState
 
 
 def named(function: Any) -> str:
@@ -203,6 +223,8 @@ class _Walk:
         self.globals: dict[int, tuple[Path, set[str]]] = {}
         self.caches: list[Any] = []
         self.codes: list[types.CodeType] = []
+        self.generators: list[tuple[Path, Any]] = []
+        self.kinds = generator_kinds()
 
     def run(self) -> None:
         while self.waiting and len(self.found) < _MOST:
@@ -215,16 +237,10 @@ class _Walk:
             self.found.append(Place(root, root.find(()), frozenset(names)))
 
     def _visit(self, path: Path, value: Any) -> None:
-        if isinstance(value, types.FunctionType):
-            self.function(value)
-        elif isinstance(value, _CACHED):
-            self.caches.append(value)
-            self.waiting.append((path, value.__wrapped__))
-        elif isinstance(value, types.MethodType):
-            self.waiting += [(path, value.__self__), (path, value.__func__)]
-        elif isinstance(value, functools.partial):
-            parts = (value.func, *value.args, *value.keywords.values())
-            self.waiting += [(path, part) for part in parts]
+        if isinstance(value, self.kinds):
+            self.generators.append((path, value))
+        elif callable(value) and self._visit_callable(path, value):
+            pass
         elif isinstance(value, tuple | frozenset):
             if len(value) <= _LARGE:
                 self.waiting += [(path.then(Item(i)), part) for i, part in enumerate(value)]
@@ -233,6 +249,24 @@ class _Walk:
         elif _has_state(value):
             self._add(Place(path, value))
             self.waiting.append((path, vars(type(value)).get("__call__")))
+
+    def _visit_callable(self, path: Path, value: Any) -> bool:
+        """Visit a function, or what wraps one; tell whether it is such a thing."""
+        if isinstance(value, types.FunctionType):
+            self.function(value)
+        elif isinstance(value, _CACHED):
+            self.caches.append(value)
+            self.waiting.append((path, value.__wrapped__))
+        elif isinstance(value, types.MethodType):
+            self.waiting += [(path, value.__self__), (path, value.__func__)]
+        elif isinstance(value, types.BuiltinFunctionType):
+            self.waiting.append((path, value.__self__))
+        elif isinstance(value, functools.partial):
+            parts = (value.func, *value.args, *value.keywords.values())
+            self.waiting += [(path, part) for part in parts]
+        else:
+            return False
+        return True
 
     def _add(self, place: Place) -> None:
         self.found.append(place)
