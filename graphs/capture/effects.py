@@ -165,6 +165,11 @@ def effects_of(
             f"{_line(state, moved)}, so that each call depends on the one before, which a plan "
             "does not see; keep what comes next in a buffer (register_buffer), or outside the model"
         )
+    for array in state.rewritten():
+        raise CaptureError(
+            f"the forward pass writes into an array of Python or NumPy, {array}, which a plan, "
+            "that runs no Python, would not do again; keep it in a buffer (register_buffer)"
+        )
     known: dict[int, Any] = {id(t): Argument(i) for i, t in enumerate(arguments)}
     items = []
     changes = sorted(state.changes(), key=_appended_last)
@@ -182,7 +187,8 @@ def effects_of(
             repeats=not change.differs,
         )
         plain = effect.replaces and not effect.has_tensors
-        if plain and not isinstance(change.step, Attribute):
+        unseen = isinstance(change.place.owner, type)  # who reads those of a class is not known
+        if plain and (unseen or not isinstance(change.step, Attribute)):
             raise _depends(state, change)
         items.append(effect)
     return Effects(tuple(items))

@@ -6,6 +6,7 @@ generators of Python and NumPy. Knows nothing of tracing.
 
 from __future__ import annotations
 
+import copy
 import gc
 import operator
 import random
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from planner.graphs.capture.guards.paths import MISSING, Attribute, Path, Step
 from planner.graphs.capture.guards.places import Place, reached
+from planner.graphs.capture.guards.told_values import contents_of
 from planner.graphs.capture.guards.values import user_line
 from planner.graphs.torch_api.module_internals import (
     children_of,
@@ -85,6 +87,7 @@ class PythonState:
         self._children = [(m, children_of(m)) for m in model.modules()]
         self._before = [(place, place.held()) for place in self.places]
         self._generators = list(_generators(self.reached.generators))
+        self._arrays = [(a, contents_of(a), copy.copy(a)) for _, a in self.reached.arrays]
         self._lines: list[str] = []
         self.written: Collection[tuple[int, str]] = ()
         """What was written, by ``written_as``: what is the same now need not be at a later call."""
@@ -145,6 +148,12 @@ class PythonState:
             if not all(map(_same_key, stayed, now)):
                 yield place.path
 
+    def rewritten(self) -> Iterator[Path]:
+        """Yield the arrays that hold something else than they did."""
+        for (path, array), (_, before, _) in zip(self.reached.arrays, self._arrays, strict=True):
+            if contents_of(array) != before:
+                yield path
+
     def drawn_from(self) -> str | None:
         """Return the random generator that was drawn from, if one was."""
         for generator in self._generators:
@@ -185,9 +194,15 @@ class PythonState:
         for place, before in self._before:
             if not _same(place.held(), before):
                 place.restore(before)
+        self._restore_arrays()
         for generator in self._generators:
             if not _equal(generator.read(), generator.before):
                 generator.write(generator.before)
+
+    def _restore_arrays(self) -> None:
+        for array, before, kept in self._arrays:
+            if contents_of(array) != before:
+                array[... if hasattr(array, "dtype") else slice(None)] = kept
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,73 @@ def test_keys_that_change_places_are_refused_and_put_back(kind: str) -> None:
     with pytest.raises(CaptureError, match=words):
         planner.fit(model, "1GB", inputs=torch.randn(2, 4))
     assert [(type(k), k) for k in state] == before
+
+
+class Slotted:
+    """Counts, and has no dict."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Counted:
+    """Counts in its class."""
+
+    count = 0
+
+
+def _increased(state: Any) -> float:
+    state.count += 1
+    return float(state.count)
+
+
+def _increased_inside(state: Any) -> float:
+    state[0] += 1
+    return float(state[0])
+
+
+COUNTS: dict[str, tuple[Any, Callable[[Any], float], Callable[[Any], Any], str]] = {
+    "a slot": (Slotted(), _increased, lambda s: s.count, "reads attribute 'state.count'"),
+    "a class": (Counted, _increased, lambda s: s.count, "changes class Counted.count from 0 to 1"),
+    "the class of an object": (
+        Counted(),
+        lambda s: _increased(type(s)),
+        lambda s: s.count,
+        "changes class Counted.count from 0 to 1",
+    ),
+    "an array of NumPy": (np.zeros(3), _increased_inside, lambda s: s[0], "writes into an array"),
+    "an array": (array("d", [0.0]), _increased_inside, lambda s: s[0], "writes into an array"),
+    "bytes": (bytearray(2), _increased_inside, lambda s: s[0], "writes into an array"),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_a_count_is_refused_wherever_it_is_kept_and_put_back(kind: str) -> None:
+    state, number, count, words = COUNTS[kind]
+    with pytest.raises(CaptureError, match=words):
+        planner.fit(Scaled(state, number), "1GB", inputs=torch.randn(2, 4))
+    assert count(state) == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "written"),
+    [
+        (np.ones(2000), 2.0),  # which NumPy shows in part
+        (np.ones(1), 1.0 + 2**-40),  # to eight digits
+        (array("d", [1.0] * 10), 3.0),
+        (bytearray([1] * 10), 3),
+    ],
+)
+def test_an_array_that_the_loop_writes_into_is_followed(state: Any, written: float) -> None:
+    torch.manual_seed(0)
+    middle = len(state) // 2
+    model, x = Scaled(state, lambda s: float(s[middle])).double(), torch.randn(2, 4).double()
+    called = planner.fit(model, "1GB", inputs=x, optimizer=None).apply(model)
+    assert torch.equal(called(x), model(x))
+    state[middle] = written
+    assert torch.equal(called(x), model(x))
 
 
 DRAWN: dict[str, tuple[Callable[[Any], Any], Callable[[Any], float], str]] = {
