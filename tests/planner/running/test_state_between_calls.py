@@ -150,3 +150,18 @@ def test_an_iterator_in_a_collection_is_refused() -> None:
     model = Scaled({"next": (itertools.count(1),)}, lambda s: float(next(s["next"][0])))
     with pytest.raises(CaptureError, match=r"an iterator, attribute .*\['next'\]\[0\]"):
         planner.fit(model, "1GB", inputs=torch.randn(2, 4))
+
+
+def test_other_data_in_a_parameter_is_refused() -> None:
+    class Clipped(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            self.weight.data = self.weight.data.clamp(-0.1, 0.1)
+            return super().forward(input).square().mean()
+
+    model = Clipped(4, 4)
+    before = model.weight.detach().clone()
+    with pytest.raises(CaptureError, match=r"x\.data = \.\.\."):
+        planner.fit(model, "1GB", inputs=torch.randn(2, 4))
+    assert torch.equal(model.weight, before)
+    model.weight.data = model.weight.data.clamp(-0.1, 0.1)  # outside it may
+    assert model.weight.abs().max() <= 0.1
