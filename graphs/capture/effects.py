@@ -159,6 +159,17 @@ def effects_of(
             f"the forward pass makes submodule {name!r}{where}, whose parameters no optimizer "
             "knows; if that is at the first call only, call the model once before planning"
         )
+    for moved in state.keys_moved():
+        raise CaptureError(
+            f"the forward pass changes the order or the type of the keys of {moved}"
+            f"{_line(state, moved)}, so that each call depends on the one before, which a plan "
+            "does not see; keep what comes next in a buffer (register_buffer), or outside the model"
+        )
+    for array in state.rewritten():
+        raise CaptureError(
+            f"the forward pass writes into an array of Python or NumPy, {array}, which a plan, "
+            "that runs no Python, would not do again; keep it in a buffer (register_buffer)"
+        )
     known: dict[int, Any] = {id(t): Argument(i) for i, t in enumerate(arguments)}
     items = []
     changes = sorted(state.changes(), key=_appended_last)
@@ -176,7 +187,8 @@ def effects_of(
             repeats=not change.differs,
         )
         plain = effect.replaces and not effect.has_tensors
-        if plain and not isinstance(change.step, Attribute):
+        unseen = isinstance(change.place.owner, type)  # who reads those of a class is not known
+        if plain and (unseen or not isinstance(change.step, Attribute)):
             raise _depends(state, change)
         items.append(effect)
     return Effects(tuple(items))
@@ -265,9 +277,10 @@ def refuse_backward_effects(state: PythonState) -> None:
     Raises:
         CaptureError: something changed.
     """
-    for change in (c for c in state.changes() if c.differs):
+    changed = (c.path for c in state.changes() if c.differs)
+    for path in (*changed, *state.keys_moved()):
         raise CaptureError(
-            f"a hook of the backward pass changes {change.path}, which a plan, that runs no "
+            f"a hook of the backward pass changes {path}, which a plan, that runs no "
             "hooks of its submodules, would not do again; remove the hook, or keep it on parameters"
         )
 

@@ -52,6 +52,12 @@ _CONTEXT = (
 _SETTERS = ("manual_seed", "seed", "set_rng_state")
 
 
+_DATA = (
+    "forward puts other data into a tensor (x.data = ...), which autograd does not see and a graph "
+    "cannot: between steps it may, outside the model; of a buffer, assign or copy_ instead"
+)
+
+
 def refuse_what_cannot_be_traced(patches: Patches) -> None:
     """Let reentrant checkpoints, inner backward passes, seeds and branches say what to do instead.
 
@@ -72,6 +78,9 @@ def refuse_what_cannot_be_traced(patches: Patches) -> None:
     for name in ("set_rng_state", "manual_seed", "manual_seed_all"):
         refuse(torch.cuda, name, _SEEDED)
     refuse(torch.Tensor, "register_post_accumulate_grad_hook", _ARRIVAL)
+    own: Any = torch.Tensor.data
+    setter = _refusing(patches, own.__set__, _DATA)
+    patches.attribute(torch.Tensor, "data", property(own.__get__, setter, own.__delete__))
     _refuse_on_meshes(patches, sys.modules.get("torch.distributed.tensor"))
 
 

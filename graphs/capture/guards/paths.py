@@ -39,7 +39,11 @@ class Attribute:
 
     def put(self, owner: Any, value: Any) -> None:
         """Set the attribute, or delete it."""
-        if not hasattr(owner, "__dict__"):
+        if isinstance(owner, type):
+            delattr(owner, self.name) if value is MISSING else setattr(owner, self.name, value)
+        elif not hasattr(owner, "__dict__") and value is MISSING:
+            object.__delattr__(owner, self.name)
+        elif not hasattr(owner, "__dict__"):
             object.__setattr__(owner, self.name, value)  # in a slot
         elif value is MISSING:
             vars(owner).pop(self.name, None)

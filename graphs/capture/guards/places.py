@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from planner.graphs.capture.guards.own_attributes import attributes_of, generator_kinds, has_state
 from planner.graphs.capture.guards.paths import (
     MISSING,
     Attribute,
@@ -28,6 +29,7 @@ from planner.graphs.capture.guards.paths import (
     Path,
     Step,
 )
+from planner.graphs.capture.guards.told_values import is_array, written_in_python
 from planner.graphs.capture.guards.values import NOT_THE_USERS
 from planner.graphs.torch_api.module_internals import BOOKKEEPING, TENSOR_STORES
 
@@ -66,7 +68,8 @@ class Place:
         if isinstance(owner, set):
             return {x: x for x in owner}
         own = isinstance(self.path.root, InModel) and not self.path.steps
-        return {k: v for k, v in vars(owner).items() if not own or k not in TENSOR_STORES}
+        found = attributes_of(owner)
+        return {k: v for k, v in found.items() if k not in TENSOR_STORES} if own else found
 
     def entries(self) -> dict[Step, Any]:
         """Return what it holds now, by the step that leads there."""
@@ -104,6 +107,11 @@ class Place:
         elif isinstance(owner, set):
             owner.clear()
             owner.update(held.values())
+        elif isinstance(owner, dict) and self.names is None:
+            for key in list(owner):
+                del owner[key]
+            for key, value in held.items():  # in the order in which they were there
+                owner[key] = value
         else:
             again = {**dict.fromkeys(self.entries(), MISSING), **self.by_step(held)}
             for step, value in again.items():
@@ -112,11 +120,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Reached:
-    """What a model's code reaches: places, modules first, every ``lru_cache``, the functions."""
+    """What a model's code reaches: places, modules first, every ``lru_cache``, the functions.
+
+    ``generators`` are random generators, ``arrays`` are arrays, with the paths to them.
+    """
 
     places: list[Place]
     caches: list[Any]
     codes: list[types.CodeType]
+    generators: list[tuple[Path, Any]]
+    arrays: list[tuple[Path, Any]]
 
     def only_appends_to(self, name: str) -> bool:
         """Tell whether all that the code does with an attribute is ``.name.append(...)``.
@@ -154,12 +167,13 @@ def reached(model: nn.Module, functions: Iterable[Any]) -> Reached:
         held = Place(root, module).held().items()
         steps = sorted(held, key=lambda item: item[0] not in BOOKKEEPING)
         walk.waiting += [(root.then(Attribute(k)), v) for k, v in steps if not _is_plain(v)]
+        walk.own_class(type(module))
         for function in _forward_of(type(module)):
             walk.function(function)
     for function in functions:
         walk.waiting.append((Path(Outside(function, named(function))), function))
     walk.run()
-    return Reached(walk.found, walk.caches, walk.codes)
+    return Reached(walk.found, walk.caches, walk.codes, walk.generators, walk.arrays)
 
 
 def named(function: Any) -> str:
@@ -203,6 +217,10 @@ class _Walk:
         self.globals: dict[int, tuple[Path, set[str]]] = {}
         self.caches: list[Any] = []
         self.codes: list[types.CodeType] = []
+        self.generators: list[tuple[Path, Any]] = []
+        self.arrays: list[tuple[Path, Any]] = []
+        self.kinds = generator_kinds()
+        self.classes = set[int]()
 
     def run(self) -> None:
         while self.waiting and len(self.found) < _MOST:
@@ -215,6 +233,35 @@ class _Walk:
             self.found.append(Place(root, root.find(()), frozenset(names)))
 
     def _visit(self, path: Path, value: Any) -> None:
+        if isinstance(value, self.kinds):
+            self.generators.append((path, value))
+        elif is_array(value):
+            self.arrays.append((path, value))
+        elif isinstance(value, type):
+            self.own_class(value)
+        elif callable(value) and self._visit_callable(path, value):
+            pass
+        elif isinstance(value, tuple | frozenset):
+            if len(value) <= _LARGE:
+                self.waiting += [(path.then(Item(i)), part) for i, part in enumerate(value)]
+        elif isinstance(value, dict | list | deque | set | types.CellType):
+            self._add(Place(path, value))
+        elif has_state(value):
+            self._add(Place(path, value))
+            self.waiting.append((path, vars(type(value)).get("__call__")))
+            self.own_class(type(value))
+
+    def own_class(self, cls: type) -> None:
+        """Walk what somebody's own class holds, and those that it is made of."""
+        for base in cls.__mro__:
+            file = getattr(sys.modules.get(base.__module__), "__file__", None) or ""
+            own = written_in_python(base) and not file.startswith(_LIBRARIES)
+            if own and id(base) not in self.classes:
+                self.classes.add(id(base))
+                self._add(Place(Path(Outside(base, f"class {base.__qualname__}")), base))
+
+    def _visit_callable(self, path: Path, value: Any) -> bool:
+        """Visit a function, or what wraps one; tell whether it is such a thing."""
         if isinstance(value, types.FunctionType):
             self.function(value)
         elif isinstance(value, _CACHED):
@@ -222,17 +269,14 @@ class _Walk:
             self.waiting.append((path, value.__wrapped__))
         elif isinstance(value, types.MethodType):
             self.waiting += [(path, value.__self__), (path, value.__func__)]
+        elif isinstance(value, types.BuiltinFunctionType):
+            self.waiting.append((path, value.__self__))
         elif isinstance(value, functools.partial):
             parts = (value.func, *value.args, *value.keywords.values())
             self.waiting += [(path, part) for part in parts]
-        elif isinstance(value, tuple | frozenset):
-            if len(value) <= _LARGE:
-                self.waiting += [(path.then(Item(i)), part) for i, part in enumerate(value)]
-        elif isinstance(value, dict | list | deque | set | types.CellType):
-            self._add(Place(path, value))
-        elif _has_state(value):
-            self._add(Place(path, value))
-            self.waiting.append((path, vars(type(value)).get("__call__")))
+        else:
+            return False
+        return True
 
     def _add(self, place: Place) -> None:
         self.found.append(place)
@@ -282,14 +326,5 @@ def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
 
 
 def _is_plain(value: Any) -> bool:
-    plain = (type(None), bool, int, float, complex, str, bytes, Tensor, type, types.ModuleType)
+    plain = (type(None), bool, int, float, complex, str, bytes, Tensor, types.ModuleType)
     return isinstance(value, plain)
-
-
-def _has_state(value: Any) -> bool:
-    """Tell an object with attributes whose class is not torch's or Python's own machinery."""
-    if isinstance(value, nn.Module | types.SimpleNamespace):
-        return True
-    module = type(value).__module__
-    machinery = module.partition(".")[0] in {"torch", *sys.stdlib_module_names}
-    return hasattr(value, "__dict__") and not machinery

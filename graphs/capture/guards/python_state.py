@@ -6,6 +6,7 @@ generators of Python and NumPy. Knows nothing of tracing.
 
 from __future__ import annotations
 
+import copy
 import gc
 import operator
 import random
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from planner.graphs.capture.guards.paths import MISSING, Attribute, Path, Step
 from planner.graphs.capture.guards.places import Place, reached
+from planner.graphs.capture.guards.told_values import contents_of
 from planner.graphs.capture.guards.values import user_line
 from planner.graphs.torch_api.module_internals import (
     children_of,
@@ -84,7 +86,8 @@ class PythonState:
         self._caches = [[cache, cache.cache_info().misses] for cache in self.reached.caches]
         self._children = [(m, children_of(m)) for m in model.modules()]
         self._before = [(place, place.held()) for place in self.places]
-        self._generators = list(_generators(self.places))
+        self._generators = list(_generators(self.reached.generators))
+        self._arrays = [(a, contents_of(a), copy.copy(a)) for _, a in self.reached.arrays]
         self._lines: list[str] = []
         self.written: Collection[tuple[int, str]] = ()
         """What was written, by ``written_as``: what is the same now need not be at a later call."""
@@ -130,6 +133,27 @@ class PythonState:
                 if child is not None and children.get(name) is not child:
                     yield name
 
+    def keys_moved(self) -> Iterator[Path]:
+        """Yield the dicts whose keys changed places, or became others that are equal to them.
+
+        No entry shows that. New keys come last.
+        """
+        for place, before in self._before:
+            if not isinstance(place.owner, dict) or place.names is not None:
+                continue
+            now = place.held()
+            if len(now) == len(before) and all(map(operator.is_, now, before)):
+                continue
+            stayed = [key for key in before if key in now]
+            if not all(map(_same_key, stayed, now)):
+                yield place.path
+
+    def rewritten(self) -> Iterator[Path]:
+        """Yield the arrays that hold something else than they did."""
+        for (path, array), (_, before, _) in zip(self.reached.arrays, self._arrays, strict=True):
+            if contents_of(array) != before:
+                yield path
+
     def drawn_from(self) -> str | None:
         """Return the random generator that was drawn from, if one was."""
         for generator in self._generators:
@@ -170,9 +194,15 @@ class PythonState:
         for place, before in self._before:
             if not _same(place.held(), before):
                 place.restore(before)
+        self._restore_arrays()
         for generator in self._generators:
             if not _equal(generator.read(), generator.before):
                 generator.write(generator.before)
+
+    def _restore_arrays(self) -> None:
+        for array, before, kept in self._arrays:
+            if contents_of(array) != before:
+                array[... if hasattr(array, "dtype") else slice(None)] = kept
 
 
 @contextmanager
@@ -202,7 +232,14 @@ def _same(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
     """Tell whether two places hold the very same things, in the same order."""
     if len(a) != len(b) or not all(map(operator.is_, a.values(), b.values())):
         return False
-    return all(map(operator.is_, a, b)) or list(a) == list(b)
+    return all(map(operator.is_, a, b)) or all(map(_same_key, a, b))
+
+
+def _same_key(a: Any, b: Any) -> bool:
+    """Tell whether two keys are the same to whoever reads them: 1 and True are not."""
+    if isinstance(a, _PLAIN | tuple | Tensor):
+        return _equal(a, b)
+    return a is b or (type(a) is type(b) and bool(a == b))
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -234,24 +271,21 @@ def _tensors_kept_by(cache: Any) -> Iterator[Tensor]:
             waiting += gc.get_referents(top)
 
 
-def _generators(found: Iterable[Place]) -> Iterator[_Generator]:
-    kinds: tuple[type, ...] = (random.Random,)
+def _generators(found: Iterable[tuple[Path, Any]]) -> Iterator[_Generator]:
     yield _Generator("Python's random", random.getstate, random.setstate, random.getstate())
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         read, write = numpy.random.get_state, numpy.random.set_state
         yield _Generator("NumPy's random", read, write, read())
-        kinds += (numpy.random.Generator, numpy.random.RandomState)
-    for place in found:
-        for key, value in place.held().items():
-            if not isinstance(value, kinds):
-                continue
-            label = str(place.path.then(place.step(key)))
-            if isinstance(value, random.Random):
-                yield _Generator(label, value.getstate, value.setstate, value.getstate())
-            elif numpy is not None and isinstance(value, numpy.random.Generator):
-                bits = value.bit_generator
-                write = partial(setattr, bits, "state")
-                yield _Generator(label, partial(getattr, bits, "state"), write, bits.state)
-            elif numpy is not None and isinstance(value, numpy.random.RandomState):
-                yield _Generator(label, value.get_state, value.set_state, value.get_state())
+    for path, value in found:
+        label = str(path)
+        if isinstance(value, random.SystemRandom):
+            continue  # it has no state
+        if isinstance(value, random.Random):
+            yield _Generator(label, value.getstate, value.setstate, value.getstate())
+        elif hasattr(value, "bit_generator"):
+            bits = value.bit_generator
+            write = partial(setattr, bits, "state")
+            yield _Generator(label, partial(getattr, bits, "state"), write, bits.state)
+        else:
+            yield _Generator(label, value.get_state, value.set_state, value.get_state())

@@ -165,10 +165,10 @@ class Reads:
 
     def note(self, path: Path, value: Any) -> None:
         """Note that a value was found at the end of a path, and watch the objects it holds."""
-        if isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+        for where in _iterators(path, value):
             raise CaptureError(
-                f"the forward pass uses an iterator, {path}, which runs on at every call, and in a "
-                "plan never; take the value outside the model and pass it as an input"
+                f"the forward pass uses an iterator, {where}, which runs on at every call, and in "
+                "a plan never; take the value outside the model and pass it as an input"
             )
         if not is_told(value):
             return
@@ -229,6 +229,19 @@ class Reads:
         elif is_object(value):
             self._at[identity(value)] = value, path  # most recently reached this way
             self._watch(type(value))
+
+
+def _iterators(path: Path, value: Any, depth: int = 0) -> Iterator[Path]:
+    """Yield where an iterator is, alone or in collections, which may hold themselves."""
+    if isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+        yield path
+    elif isinstance(value, tuple | list | deque | dict) and len(value) <= LARGE and depth < _DEEP:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in list(pairs):
+            yield from _iterators(path.then(Item(key)), part, depth + 1)
+
+
+_DEEP = 8
 
 
 @contextmanager

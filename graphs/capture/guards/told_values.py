@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import sys
 import types
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def is_told(value: Any) -> bool:
     return (
         isinstance(value, (*kinds, types.SimpleNamespace, nn.Module))
         or type(value) is Tensor
-        or _is_array(value)
+        or is_array(value)
         or is_object(value)
     )
 
@@ -108,17 +109,28 @@ def is_object(value: Any) -> bool:
     return _is_own_class(type(value))  # type: ignore[arg-type] # classes are hashable
 
 
+def written_in_python(cls: type) -> bool:
+    """Tell a class whose attributes can be set.
+
+    Args:
+        cls: any class.
+    """
+    return bool(cls.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE
+
+
 @lru_cache(maxsize=4096)
 def _is_own_class(cls: type) -> bool:
     foreign = cls.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
-    heap = bool(cls.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE: written in Python
+    heap = written_in_python(cls)
     plain = issubclass(cls, (*_CONSTANTS, Tensor, nn.Module, types.ModuleType, BaseException))
     return foreign and heap and not plain
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Tell an array or a number of NumPy, an ``array`` and a ``bytearray``."""
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic)
+    known = _BYTES if numpy is None else (*_BYTES, numpy.ndarray, numpy.generic)
+    return isinstance(value, known)
 
 
 def keys_of(value: Any) -> Any:
@@ -128,11 +140,26 @@ def keys_of(value: Any) -> Any:
     return tuple(value) if isinstance(value, dict) else len(value)
 
 
+def contents_of(value: Any) -> tuple[Any, ...]:
+    """Return what an array holds, down to the last bit, as a hashable value.
+
+    Args:
+        value: of NumPy, of ``array``, or a ``bytearray``; of a large one its identity counts.
+    """
+    if isinstance(value, _BYTES):
+        code = value.typecode if isinstance(value, array) else ""
+        return code, len(value), bytes(value) if len(value) <= LARGE else id(value)
+    content = value.tobytes() if value.size <= LARGE else id(value)
+    return value.dtype.str, value.shape, content
+
+
+_BYTES = (bytearray, array)
+
+
 def told(value: Any) -> Any:
     """Return a value as one that does not change, as deep as its collections go."""
-    if _is_array(value):
-        content = value.tobytes() if value.size <= LARGE else id(value)
-        return Whole(type(value), ((None, (value.dtype.str, value.shape, content)),))
+    if is_array(value):
+        return Whole(type(value), ((None, contents_of(value)),))
     if isinstance(value, torch.Size) or not isinstance(value, _COLLECTIONS):
         return Whole(type(value)) if is_object(value) else value
     pairs: list[tuple[Step | None, Any]]
@@ -169,6 +196,8 @@ def same(a: Any, b: Any, *, loose: bool = False) -> bool:
         kinds = [(type(t), t.shape, t.dtype, t.device) for t in (a, b)]
         real = type(a) in (Tensor, nn.Parameter) and not a.is_meta
         return a is b or (kinds[0] == kinds[1] and (loose or not real or torch.equal(a, b)))
+    if isinstance(a, Item) and isinstance(b, Item) and type(a.key) is not type(b.key):
+        return False  # True is no 1
     comparable = type(a) is type(b) and isinstance(a, (*_CONSTANTS, Attribute, Item))
     return a is b or (comparable and (bool(a == b) or repr(a) == repr(b)))  # nan is no nan
 
@@ -186,7 +215,9 @@ def quickly(value: Any, *, loose: bool) -> Any:
         return type(value), value  # True is no 1
     if isinstance(value, Tensor):
         return (value.shape, value.dtype) if loose else id(value)
-    if isinstance(value, (*_COLLECTIONS, slice)) or _is_array(value):
+    if is_array(value):
+        return type(value), contents_of(value)
+    if isinstance(value, (*_COLLECTIONS, slice)):
         return _quick_contents(value, loose=loose)
     return id(value)
 
@@ -199,5 +230,5 @@ def _quick_contents(value: Any, *, loose: bool) -> Any:
     if len(value) > LARGE:
         return id(value), len(value)
     if isinstance(value, dict):
-        return tuple((key, quickly(part, loose=loose)) for key, part in value.items())
+        return tuple((type(k), k, quickly(part, loose=loose)) for k, part in value.items())
     return tuple(quickly(part, loose=loose) for part in value)

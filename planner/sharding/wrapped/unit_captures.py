@@ -170,7 +170,7 @@ def _taken_apart(
 
     def recorded_by(kind: Kinds) -> list[tuple[str, Arguments, Hashable]]:
         apart = frozenset(_names_in(modules))
-        found = _sparing(lambda aside: record(units=modules, kind=kind, aside=aside), apart)
+        found = _sparing(functools.partial(record, units=modules, kind=kind), apart)
         return called_once(found, candidates)
 
     def around(aside: Collection[str]) -> Traced:
@@ -294,12 +294,12 @@ def _alike(
     return not joint.decisions.items or same_data(candidates[first[0]], unit)
 
 
-def _sparing(capture: Callable[[Collection[str]], T], apart: Collection[str]) -> T:
+def _sparing(capture: Callable[..., T], apart: Collection[str]) -> T:
     """Capture what is around units without their parameters, which are most; or with, if read."""
     try:
-        return capture(apart)
+        return capture(aside=apart)
     except GraphsCaptureError:
-        return capture(())
+        return capture()
 
 
 def _names_in(units: Mapping[str, nn.Module]) -> Iterator[str]:

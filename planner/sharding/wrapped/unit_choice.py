@@ -54,7 +54,8 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
     The tables of embeddings that a container has several of are units, too, by whatever name.
 
     Raises:
-        CaptureError: none, or a chosen path that is not a module with trainable parameters.
+        CaptureError: none, or a chosen path that is not a module with trainable parameters of its
+            own.
 
     >>> list(find_units(nn.ModuleDict({"h": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})))
     ['h.0', 'h.1']
@@ -66,7 +67,9 @@ def find_units(model: nn.Module, chosen: Sequence[str] | None = None) -> dict[st
                 raise CaptureError(
                     f"unit {path!r} is not the path of a module with trainable parameters"
                 )
-        return {path: modules[path] for path in chosen}
+        found = {path: modules[path] for path in chosen}
+        _require_owning_alone(model, found)
+        return found
     named = dict(model.named_modules())
     siblings: defaultdict[str, list[str]] = defaultdict(list)
     for path, module in modules.items():
@@ -126,16 +129,37 @@ def large_around(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[str,
 
 def _owning_alone(model: nn.Module, found: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Leave out what shares a parameter with anything else."""
+    shared = _shared_by(model, found)
+    return {path: module for path, module in found.items() if path not in shared}
+
+
+def _require_owning_alone(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
+    """Refuse what shares a parameter: sharded by itself, it would no longer be tied.
+
+    Raises:
+        CaptureError: one does; the message names the parameter and where else it is.
+    """
+    for path, (name, elsewhere) in _shared_by(model, found).items():
+        raise CaptureError(
+            f"{name} of unit {path!r} is a parameter of {elsewhere}, too, and a unit has "
+            "parameters of its own: name a module that has both, or leave this one out"
+        )
+
+
+def _shared_by(model: nn.Module, found: Mapping[str, nn.Module]) -> dict[str, tuple[str, str]]:
+    """Return the units that share a parameter: its name, and what it is shared with."""
     owners: defaultdict[int, set[str]] = defaultdict(set)
     for path, module in model.named_modules(remove_duplicate=False):
         unit = next((u for u in found if path == u or path.startswith(f"{u}.")), "")
         for p in module.parameters(recurse=False):
             owners[id(p)].add(unit)
-    return {
-        path: module
-        for path, module in found.items()
-        if all(owners[id(p)] == {path} for p in module.parameters())
-    }
+    shared = dict[str, tuple[str, str]]()
+    for path, module in found.items():
+        for name, p in module.named_parameters():
+            if others := sorted(owners[id(p)] - {path}):
+                elsewhere = f"unit {others[0]!r}" if others[0] else "what is in no unit"
+                shared.setdefault(path, (f"{path}.{name}", elsewhere))
+    return shared
 
 
 def _trainable(module: nn.Module) -> bool:

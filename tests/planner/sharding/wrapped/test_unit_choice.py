@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -25,6 +28,24 @@ def test_units_can_be_named() -> None:
         capture_units(model, batch(), units=["h.7"])
     with pytest.raises(CaptureError, match="no repeated blocks"):
         capture_units(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("tie", "units", "elsewhere"),
+    [
+        (lambda m: setattr(m.h[1], "up", m.h[0].up), ["h.0", "h.1"], "unit 'h.1'"),
+        (lambda m: setattr(m.h[1].up, "weight", m.h[0].up.weight), ["h.0"], "what is in no unit"),
+        (lambda m: None, ["h", "h.0"], "unit 'h'"),
+    ],
+)
+def test_a_named_unit_that_shares_a_parameter_is_refused(
+    tie: Callable[[Any], None], units: list[str], elsewhere: str
+) -> None:
+    """Torch shards every unit by itself, after which two of them are no longer tied."""
+    model = decoder(2)
+    tie(model)
+    with pytest.raises(CaptureError, match=rf"of unit 'h\.0' is a parameter of {elsewhere}, too"):
+        capture_units(model, batch(), units=units)
 
 
 @pytest.mark.parametrize(
