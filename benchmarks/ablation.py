@@ -42,6 +42,7 @@ TRICKS: dict[str, Mapping[str, Any]] = {
     "exact search of states": {"TINY_OPS": 0, "MOST_EXACT_OPS": 0},
     "bursts in masters": {"MOST_NEW_BURSTS": 0},
     "new cuts in masters": {"MOST_NEW_CUTS": 0},
+    "rows along paths": {"TIGHT_ROUNDS": 0},
     "integer masters": {"INTEGER_ROUNDS": 0, "INTEGER_OPS": 0},
     "plans for a part of the budget": {"CLOSE_AIMS": (), "AIM_ROUNDS": 0},
     "least bytes of a last run": {"LAST_RUN_OPS": 0},

@@ -28,6 +28,13 @@ MOST_NEW_BURSTS = 40
 CUTS_APART = 100
 """New cuts are further apart than the number of ops over this."""
 
+STALLED_ROUNDS = 5
+"""After so many rounds of rows for next to no gain a relaxation is tight enough."""
+STALLED_GAIN = 1e-3
+"""What next to no gain is, as a part of the bound."""
+MOST_PATH_ROWS = 300
+"""How many rows along paths a relaxation may get at once."""
+
 # bounds/least_bytes.py
 LAST_RUN_OPS = 2000
 """On more ops than these the least cuts take too long."""
@@ -119,6 +126,10 @@ RELAXED_ROUNDS = 2
 """How many of the first rounds only relax their masters, to find cuts."""
 CLOSE_AIMS = (0.98, 0.96, 0.94, 0.92)
 """Parts of the budget that plans of at most ``LARGE_OPS`` ops are made for there; never bounds."""
+TIGHT_ROUNDS = 2
+"""How many of the rounds after those relax their masters with rows along paths."""
+PATH_ROUNDS = 30
+"""How often such a relaxation gets more of these rows; few need as many."""
 INTEGER_ROUNDS = 12
 """How many rounds of integer masters follow."""
 FIRST_WORK = 400_000

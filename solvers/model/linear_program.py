@@ -7,12 +7,15 @@ than solving them). Knows nothing of graphs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import highspy
 import numpy as np
 from numpy.typing import NDArray
+
+from planner.solvers.tuning import STALLED_GAIN, STALLED_ROUNDS
 
 
 @dataclass
@@ -70,6 +73,15 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A row ``low <= a x`` over some columns, each named once."""
+
+    index: tuple[int, ...]
+    value: tuple[float, ...]
+    low: float
+
+
+@dataclass(frozen=True)
 class Result:
     """``x``: the best point, ``None`` if none found; ``bound``: proven, ``inf`` if infeasible.
 
@@ -112,14 +124,7 @@ def minimize(
     >>> result.bound, result.x.tolist()
     (2.0, [0.0, 1.0])
     """
-    highs = highspy.Highs()
-    options: dict[str, float] = {"output_flag": False, "threads": 1, "random_seed": seed}
-    options |= {"mip_rel_gap": 0.0, "mip_abs_gap": max(gap, 1e-9), "mip_allow_restart": False}
-    if seconds < math.inf:
-        options["time_limit"] = max(0.01, seconds)
-    for name, value in options.items():
-        highs.setOptionValue(name, value)
-    highs.passModel(_highs_lp(model, relax=relax))
+    highs = _highs(model, relax=relax, gap=gap, seconds=seconds, seed=seed)
     if start is not None and not relax:
         solution = highspy.HighsSolution()
         solution.col_value = start.tolist()
@@ -130,6 +135,57 @@ def minimize(
     if relax or not any(model.integer):
         return _relaxed(highs, model)
     return _integer(highs)
+
+
+def tighten(
+    model: Model,
+    violated: Callable[[NDArray[np.float64]], Sequence[Row]],
+    *,
+    rounds: int,
+    seconds: float = math.inf,
+    seed: int = 0,
+) -> Result:
+    """Minimize the relaxation of a model with more and more rows; the model keeps them.
+
+    Each round goes on from the last one's basis. They end before that where ``STALLED_ROUNDS`` of
+    them brought next to nothing. The bound is the best of all rounds.
+
+    Args:
+        model: what to minimize; it grows.
+        violated: returns rows of the model that a point violates, none if there are no more.
+        rounds: how often rows may be added.
+        seconds: after which to stop, as the last resort.
+        seed: of every random choice.
+
+    >>> m = Model()
+    >>> x, y = m.column(3.0), m.column(2.0)
+    >>> row = Row((x, y), (1.0, 1.0), 0.5)
+    >>> round(tighten(m, lambda point: [row] if sum(point) < 0.49 else [], rounds=3).bound, 9)
+    1.0
+    >>> len(m.low)
+    1
+    """
+    until = time.monotonic() + seconds
+    highs, bounds = _highs(model, relax=True, seconds=seconds, seed=seed), list[float]()
+    while True:
+        highs.run()
+        result = _relaxed(highs, model)
+        bounds.append(result.bound)
+        stalled = bounds[-1] <= (1 + STALLED_GAIN) * bounds[-1 - STALLED_ROUNDS :][0]
+        over = len(bounds) > rounds or (stalled and len(bounds) > STALLED_ROUNDS)
+        if result.x is None or result.duals is None or over or time.monotonic() > until:
+            break
+        rows = violated(result.x)
+        for row in rows:
+            model.row(row.index, row.value, low=row.low)
+            index, value = np.array(row.index, dtype=np.int32), np.array(row.value)
+            highs.addRow(row.low, highspy.kHighsInf, len(index), index, value)
+        if not rows:
+            break
+        if seconds < math.inf:  # the clock of HiGHS goes on from round to round
+            spent = highs.getRunTime()
+            highs.setOptionValue("time_limit", spent + max(0.01, until - time.monotonic()))
+    return Result(result.x, max(bounds), result.duals)
 
 
 def bound_of(model: Model, duals: NDArray[np.float64]) -> float:
@@ -196,6 +252,20 @@ class _StopAfter:
     def __call__(self, event: highspy.HighsCallbackEvent) -> None:
         self.left -= 1
         event.data_in.user_interrupt = self.left < 0
+
+
+def _highs(
+    model: Model, *, relax: bool, gap: float = 0.0, seconds: float, seed: int
+) -> highspy.Highs:
+    highs = highspy.Highs()
+    options: dict[str, float] = {"output_flag": False, "threads": 1, "random_seed": seed}
+    options |= {"mip_rel_gap": 0.0, "mip_abs_gap": max(gap, 1e-9), "mip_allow_restart": False}
+    if seconds < math.inf:
+        options["time_limit"] = max(0.01, seconds)
+    for name, value in options.items():
+        highs.setOptionValue(name, value)
+    highs.passModel(_highs_lp(model, relax=relax))
+    return highs
 
 
 def _highs_lp(model: Model, *, relax: bool) -> highspy.HighsLp:

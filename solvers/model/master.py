@@ -9,14 +9,15 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from planner.solvers.model.linear_program import Model, minimize
+from planner.solvers.model.linear_program import Model, Result, minimize, tighten
 from planner.solvers.model.master_points import CutPlan, exact_plan, point_of, rounded_plan
 from planner.solvers.model.master_program import Burst, MasterProgram
+from planner.solvers.model.path_rows import path_rows
 from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import Problem
 from planner.solvers.model.symmetry import aggregate, alike, ranks
 from planner.solvers.model.windows import windows
-from planner.solvers.tuning import LEAST_CHECKS
+from planner.solvers.tuning import LEAST_CHECKS, MOST_PATH_ROWS
 
 TOLERANCE = 1e-6  # the part taken off what an integer search proves, which is no more exact
 ROUNDING = 1e-12  # and off what multipliers prove, for the costs' units
@@ -45,6 +46,7 @@ def solve_master(
     seed: int = 0,
     shared: bool = False,
     pinned: frozenset[int] = frozenset(),
+    path_rounds: int = 0,
 ) -> MasterResult:
     """Solve the master.
 
@@ -63,6 +65,7 @@ def solve_master(
         shared: let ops that look alike share the columns of a relaxation; of many equal layers the
             first are then those that recompute.
         pinned: values held at every cut; the bound is then one on plans that do.
+        path_rounds: how often rows along paths are added to a relaxation.
     """
     master = MasterProgram(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):
@@ -71,26 +74,33 @@ def solve_master(
     if shared:
         assert relax, "an average over layers is no integer"
         return _solve_shared(master, model, seconds=seconds, seed=seed)
-    checks = None if work is None else max(LEAST_CHECKS, work // max(1, len(model.index)))
-    begin = (
-        None
-        if relax or near is None
-        else point_of(master, Positions(problem, near), len(model.cost))
-    )
+    if relax:
+        result = _tightened(master, model, path_rounds, seconds=seconds, seed=seed)
+        plan = None if result.x is None else rounded_plan(master, result.x)
+        return MasterResult(plan, max(0.0, result.bound * (1 - ROUNDING)) * master.unit)
     result = minimize(
         model,
-        relax=relax,
         gap=gap / master.unit,
         seconds=seconds,
-        checks=checks,
-        start=begin,
+        checks=None if work is None else max(LEAST_CHECKS, work // max(1, len(model.index))),
+        start=None if near is None else point_of(master, Positions(problem, near), len(model.cost)),
         seed=seed,
     )
-    plan = None
-    if result.x is not None:
-        plan = rounded_plan(master, result.x) if relax else exact_plan(master, result.x)
-    less = ROUNDING if relax else TOLERANCE
-    return MasterResult(plan, max(0.0, result.bound * (1 - less)) * master.unit)
+    plan = None if result.x is None else exact_plan(master, result.x)
+    return MasterResult(plan, max(0.0, result.bound * (1 - TOLERANCE)) * master.unit)
+
+
+def _tightened(
+    master: MasterProgram, model: Model, rounds: int, *, seconds: float, seed: int
+) -> Result:
+    """Solve a relaxation, adding rows along paths for some rounds."""
+    return tighten(
+        model,
+        lambda x: path_rows(master, x, MOST_PATH_ROWS),
+        rounds=rounds,
+        seconds=seconds,
+        seed=seed,
+    )
 
 
 def _solve_shared(

@@ -26,7 +26,9 @@ from planner.solvers.tuning import (
     INTEGER_ROUNDS,
     LARGE_OPS,
     MOST_WORK,
+    PATH_ROUNDS,
     RELAXED_ROUNDS,
+    TIGHT_ROUNDS,
     WORK_GROWTH,
 )
 
@@ -75,7 +77,10 @@ class _CutRun:
         return met or search.over(self.deadline)
 
     def relaxations(self) -> None:
-        """Find cuts and bursts with relaxed masters, also for less than the budget."""
+        """Find cuts and bursts with relaxed masters, also for less than the budget.
+
+        The last ones get rows along paths: the bound is theirs, mostly.
+        """
         for _ in range(RELAXED_ROUNDS):
             if self.done:
                 return
@@ -84,6 +89,9 @@ class _CutRun:
                 if self.done or self._solve(int(aim * self.search.budget), relax=True) is None:
                     break
             if not self._add(order):
+                break
+        for _ in range(TIGHT_ROUNDS):
+            if self.done or not self._add(self._solve(self.search.budget, relax=True, paths=True)):
                 return
 
     def integers(self, most_work: int) -> None:
@@ -98,7 +106,9 @@ class _CutRun:
                     return
                 work *= WORK_GROWTH
 
-    def _solve(self, budget: int, *, relax: bool = False, work: int = 0) -> list[int] | None:
+    def _solve(
+        self, budget: int, *, relax: bool = False, paths: bool = False, work: int = 0
+    ) -> list[int] | None:
         """Solve a master, take its bound and its plan in; return the order of the plan."""
         search = self.search
         result = solve_master(
@@ -112,6 +122,7 @@ class _CutRun:
             work=work,
             near=search.order,
             seed=self.limits.seed,
+            path_rounds=PATH_ROUNDS if paths else 0,
         )
         if budget == search.budget:
             search.raise_bound(result.bound)
