@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from planner.allocator_budget import allocator_of, least_budget, runs, solve_within
+from planner.allocator_budget import (
+    allocator_of,
+    least_budget,
+    limits_left,
+    runs,
+    solve_within,
+)
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs import plain_schedule, simulate
@@ -132,11 +138,13 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         _refuse_compiled(request)
         whole = captured_step(request)
         variants = _among(whole, request, budget_bytes)
-    spent = time.perf_counter() - start
+    begun = time.perf_counter()
+    spent = begun - start
     try:
         plan = best_plan(variants, request, budget_bytes)
     except InfeasibleBudget as error:
-        raise error.with_more(_least_in_chunks(error.least_bytes, whole, request)) from error
+        left = replace(request, limits=limits_left(request, begun))
+        raise error.with_more(_least_in_chunks(error.least_bytes, whole, left)) from error
     plan = replace(plan, capture_seconds=spent)
     if whole.rewrite != AS_CAPTURED:
         return plan
@@ -219,9 +227,9 @@ def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int)
     floors = {v.rewrite: floor(v.graph) for v in variants if len(variants) > 1}
     ahead = [v for v in variants if floors.get(v.rewrite, 0) <= budget_bytes]
     ahead.sort(key=lambda v: v.graph.seconds)
-    limits = request.limits
+    limits, begun = request.limits, time.perf_counter()
     if len(ahead) > 1:
-        limits = replace(limits, seconds=max(limits.seconds / len(ahead), LEAST_SECONDS))
+        limits = replace(limits, seconds=limits.seconds / (len(ahead) + 1))
     best: tuple[StepPlan, Captured] | None = None
     for variant in ahead:
         if best is not None and variant.graph.seconds >= best[0].seconds:
@@ -231,11 +239,13 @@ def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int)
             best = found, variant
     if best is None:
         leanest = min(variants, key=lambda v: floors.get(v.rewrite, 0))
-        return plan_captured(leanest, request, budget_bytes)
+        left = replace(request, limits=limits_left(request, begun))
+        return plan_captured(leanest, left, budget_bytes)
     plan, variant = best
     if limits is request.limits or plan.status is Status.OPTIMAL:
         return plan
-    again = _attempt(variant, request, budget_bytes)
+    left = replace(request, limits=limits_left(request, begun))
+    again = _attempt(variant, left, budget_bytes)
     return min((x for x in (plan, again) if isinstance(x, StepPlan)), key=lambda x: x.seconds)
 
 
@@ -250,10 +260,12 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     Raises:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
+    begun = time.perf_counter()
     found = _attempt(captured, request, budget_bytes)
     if isinstance(found, StepPlan):
         return found
     request.tell("looking for the least budget that works")
+    request = replace(request, limits=limits_left(request, begun))
     graph = captured.graph
     if request.host is not None and request.host.states:
         *_, last = choices(captured, request)

@@ -7,7 +7,9 @@ grows is assumed, not proved. Knows nothing of models or of how a batch is captu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.allocator_budget import runs, solve_within
@@ -18,6 +20,7 @@ from planner.request import Request
 from planner.solvers import Solution
 from planner.solvers.bounds.parametric import quick_bound
 from planner.solvers.bounds.with_host import may_take_with_host
+from planner.solvers.given_order import STOPPED
 from planner.solvers.model.host_problem import HostProblem
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ class Batches:
         self.request = request
         self.captured: dict[int, Captured] = {}
         self.solved: dict[Graph, Solution] = {}
+        self.left_seconds = request.limits.seconds
 
     def graph(self, batch: int) -> Graph:
         """Capture a batch, unless it was."""
@@ -67,15 +71,23 @@ class Batches:
         return sum(op.seconds for op in graph.ops if op.phase is Phase.FORWARD)
 
     def solve(self, graph: Graph) -> Solution:
-        """Solve a graph, unless it was."""
+        """Solve a graph, unless it was, in half of the seconds left at most."""
         if graph not in self.solved:
-            budget, request, host = self.budget_bytes, self.request, self.request.host
+            budget, host, start = self.budget_bytes, self.request.host, time.perf_counter()
+            limits = replace(self.request.limits, seconds=self.left_seconds / 2)
+            request = replace(self.request, limits=limits)
             if host is None:
                 self.solved[graph] = solve_within(graph, budget, request, thorough=False)
             else:
                 moved = solve_within_host(graph, budget, request, host, thorough=False)
                 self.solved[graph] = moved.solution
+            self.left_seconds = max(0.0, self.left_seconds - (time.perf_counter() - start))
         return self.solved[graph]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the limit in seconds cut a solution off."""
+        return any(STOPPED in solution.message for solution in self.solved.values())
 
     def fits(self, graph: Graph) -> bool:
         """Tell whether a plan was found that fits and costs no more than allowed."""
