@@ -19,7 +19,7 @@ from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.columns import Device
 from planner.request import Request
 from planner.solvers import Limits, MinimumBudget, Solution, Status, minimum_budget, solve
-from planner.solvers.given_order import STOPPED
+from planner.solvers.given_order import STOPPED, deadline_of
 from planner.solvers.least_with_host import least_with_host
 from planner.solvers.reorder import any_order_bound
 from planner.solvers.search.packing import packed
@@ -28,6 +28,9 @@ from planner.solvers.tuning import PACKING_EVENTS
 SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 _ROUNDS, _QUICK_ROUNDS = 5, 2
+_FIRST_SHARE = 0.75
+"""The part of the seconds for the person's own budget; the rest is for corrections, each of which
+may take half of what is left."""
 _HALVINGS = 4
 _LEAST_STEP = 0.004
 _WORTH_PACKING, _WORTH_MUCH_ROOM, _WORTH_ANY_ORDER = 0.01, 0.001, 0.02
@@ -72,8 +75,11 @@ def solve_within(
             look for quicker ones beside what was found.
     """
     begun = time.perf_counter()
-    first = solve(graph, budget_bytes, method=request.method, limits=request.limits)
     allocator = allocator_of(request.allocator, request.hardware)
+    limits = request.limits
+    if allocator is not None:
+        limits = replace(limits, seconds=_FIRST_SHARE * limits.seconds)
+    first = solve(graph, budget_bytes, method=request.method, limits=limits)
     if allocator is None or first.schedule is None:
         return first
     until = begun + request.limits.seconds
@@ -97,7 +103,8 @@ def solve_within(
         else:
             found, target = _halved(pack, found, (target, peak), _PACKINGS)
     if found is None:
-        least, needed = least_budget(graph, request) if thorough else (None, budget_bytes + 1)
+        left = replace(request, limits=limits_left(request, begun))
+        least, needed = least_budget(graph, left) if thorough else (None, budget_bytes + 1)
         if least is None or needed > budget_bytes:
             reason = f"tensors would fit, but not the {allocator} of the allocator"
             return Solution(Status.UNKNOWN, None, first.bound_seconds, reason)
@@ -137,7 +144,7 @@ class _Door:
 
     def solved(self, target_bytes: int) -> Solution:
         """Solve for less than the budget."""
-        limits = self.request.limits.of_a_correction(self.left_seconds)
+        limits = self.request.limits.of_a_correction(self.left_seconds / 2)
         limits = replace(limits, reorder=limits.reorder and self.first_runs_too)
         return solve(self.graph, target_bytes, method=self.request.method, limits=limits)
 
@@ -199,6 +206,8 @@ def _lowered(door: _Door, first: Solution, target: int, rounds: int) -> tuple[So
     """
     found = first
     for _ in range(rounds):
+        if door.late:
+            break
         excess = door.excess(found.schedule) if found.schedule else door.budget_bytes
         told = f"its allocator needs {excess / door.budget_bytes:.1%} more than that: again"
         door.request.tell(told)
@@ -281,6 +290,16 @@ def needed_bytes(graph: Graph, schedule: Schedule, request: Request) -> int:
     return needs(graph, schedule, expandable=allocator == EXPANDABLE).needed_bytes
 
 
+def limits_left(request: Request, begun: float) -> Limits:
+    """Return what is left of the limits of a request.
+
+    Args:
+        request: whose limits are for all of a call.
+        begun: when it began, of ``time.perf_counter``.
+    """
+    return request.limits.after(time.perf_counter() - begun)
+
+
 def least_budget(graph: Graph, request: Request) -> tuple[MinimumBudget, int]:
     """Return the tightest schedule known and the least device memory in which it runs.
 
@@ -288,9 +307,10 @@ def least_budget(graph: Graph, request: Request) -> tuple[MinimumBudget, int]:
         graph: the step.
         request: on which device, with which allocator and host, within which limits.
     """
+    deadline = deadline_of(request.limits)
     least = minimum_budget(graph, limits=request.limits)
     if request.host is not None:
-        moving = least_with_host(graph, request.host, least)
+        moving = least_with_host(graph, request.host, least, deadline=deadline)
         needed = needed_bytes(graph, moving.schedule, request)
         if needed < needed_bytes(graph, least.schedule, request):
             return moving, needed

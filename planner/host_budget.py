@@ -22,8 +22,7 @@ from planner.solvers.offload import Offloading, solve_with_host
 _ROUNDS = 6
 _LEAST_STEP = 0.004
 _LEAST_SHARE = 0.5
-"""Recomputation alone is planned as it is without offload, and may take all of the seconds; then so
-large a part of them is added."""
+"""The part of the seconds that is kept for moving, whatever recomputation alone takes."""
 _BESIDE = "beside the optimizer's states"
 
 
@@ -77,14 +76,15 @@ def solve_within_host(
             the plain step takes with all on the device.
     """
     start, seconds = time.perf_counter(), request.limits.seconds
-    alone = solve_within(graph, budget_bytes, replace(request, offload=None), thorough=thorough)
+    half = replace(request.limits, seconds=(1 - _LEAST_SHARE) * seconds)
+    still = replace(request, offload=None, limits=half)
+    alone = solve_within(graph, budget_bytes, still, thorough=thorough)
     asked = _Asked(graph, budget_bytes, request, host, kept_seconds)
     if alone.schedule is not None and alone.schedule.is_plain:
         how = "as it is" if kept_seconds is None else "with those there"
         return MovedSolution(alone, (f"{asked.may}, and need not: the step fits {how}",))
     request.tell("looking for values to move to the host while the device computes")
-    left = max(_LEAST_SHARE * seconds, seconds - (time.perf_counter() - start))
-    limits = replace(request.limits, seconds=left)
+    limits = request.limits.after(time.perf_counter() - start)
     asked = replace(asked, request=replace(request, limits=limits))
     moved, bound = _through_allocator(asked, alone)
     if moved is None or (schedule := moved.solution.schedule) is None:
@@ -119,7 +119,7 @@ def _through_allocator(asked: _Asked, alone: Solution) -> tuple[Offloading | Non
     for k in range(_ROUNDS if allocator else 1):
         limits = request.limits
         if k:
-            limits = limits.of_a_correction(until - time.perf_counter())
+            limits = limits.of_a_correction((until - time.perf_counter()) / 2)
         found = solve_with_host(
             graph,
             target,

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from planner.allocator_budget import allocator_of, least_budget, runs, solve_within
+from planner.allocator_budget import (
+    allocator_of,
+    least_budget,
+    limits_left,
+    runs,
+    solve_within,
+)
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
 from planner.graphs import plain_schedule, simulate
@@ -128,11 +134,13 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         refuse_for_engine(request.engine, chunks=True)
         whole = captured_step(request)
         variants = _among(whole, request, budget_bytes)
-    spent = time.perf_counter() - start
+    begun = time.perf_counter()
+    spent = begun - start
     try:
         plan = best_plan(variants, request, budget_bytes)
     except InfeasibleBudget as error:
-        raise error.with_more(_least_in_chunks(error.least_bytes, whole, request)) from error
+        left = replace(request, limits=limits_left(request, begun))
+        raise error.with_more(_least_in_chunks(error.least_bytes, whole, left)) from error
     plan = replace(plan, capture_seconds=spent)
     if whole.rewrite != AS_CAPTURED:
         return plan
@@ -208,10 +216,11 @@ def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int)
     floors = {v.rewrite: floor(v.graph) for v in variants if len(variants) > 1}
     ahead = [v for v in variants if floors.get(v.rewrite, 0) <= budget_bytes]
     ahead.sort(key=lambda v: v.graph.seconds)
-    until = time.perf_counter() + request.limits.seconds
+    begun = time.perf_counter()
 
     def attempt(variant: Captured, share: float) -> StepPlan | str:
-        limits = replace(request.limits, seconds=share * max(0.0, until - time.perf_counter()))
+        left = limits_left(request, begun)
+        limits = replace(left, seconds=share * left.seconds)
         return _attempt(variant, replace(request, limits=limits), budget_bytes)
 
     best: tuple[StepPlan, Captured] | None = None
@@ -226,13 +235,15 @@ def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int)
             best = found, variant
     if best is None:
         leanest = min(variants, key=lambda v: floors.get(v.rewrite, 0))
-        if leanest.rewrite in failed:
-            raise _infeasible(leanest, request, budget_bytes, failed[leanest.rewrite])
-        return plan_captured(leanest, request, budget_bytes)
+        left = replace(request, limits=limits_left(request, begun))
+        reason = failed.get(leanest.rewrite, STOPPED)
+        if STOPPED in reason:  # it was not tried, or may take what the others left of the time
+            return plan_captured(leanest, left, budget_bytes)
+        raise _infeasible(leanest, left, budget_bytes, reason)
     plan, variant = best
     if len(ahead) == 1 or STOPPED not in plan.message:
         return plan
-    if until - time.perf_counter() < 2 * plan.solve_seconds:
+    if limits_left(request, begun).seconds < 2 * plan.solve_seconds:
         return plan  # what is left is not worth beginning anew
     again = attempt(variant, 1.0)
     return min((x for x in (plan, again) if isinstance(x, StepPlan)), key=lambda x: x.seconds)
@@ -249,9 +260,11 @@ def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> St
     Raises:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
+    begun = time.perf_counter()
     found = _attempt(captured, request, budget_bytes)
     if isinstance(found, StepPlan):
         return found
+    request = replace(request, limits=limits_left(request, begun))
     raise _infeasible(captured, request, budget_bytes, found)
 
 

@@ -40,17 +40,28 @@ class Limits:
     def of_a_correction(self, left_seconds: float) -> Limits:
         """Return limits for a solution only a little better than one that is known.
 
-        The gap is a hundredth or wider. A correction may take all that is left of the seconds for
-        everything: a share of its own would end some on a busy machine and not on an idle one.
+        The gap is a hundredth or wider. A correction may take all that it is given of what is left
+        of the seconds for everything: it ends well before, but on a very busy machine.
 
         Args:
-            left_seconds: what is left; two are given, if there are as many, to be of use.
+            left_seconds: what it may take.
 
         >>> Limits(seconds=60.0).of_a_correction(41.0)
         Limits(seconds=41.0, gap=0.01, seed=0, reorder=True)
         """
-        seconds = min(self.seconds, max(2.0, left_seconds))
+        seconds = min(self.seconds, max(0.0, left_seconds))
         return replace(self, seconds=seconds, gap=max(self.gap, 0.01))
+
+    def after(self, spent_seconds: float) -> Limits:
+        """Return limits with what is left of the seconds, none if all are spent.
+
+        Args:
+            spent_seconds: what was taken so far.
+
+        >>> Limits(seconds=60.0).after(41.0).seconds, Limits(seconds=60.0).after(61.0).seconds
+        (19.0, 0.0)
+        """
+        return replace(self, seconds=max(0.0, self.seconds - spent_seconds))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order,
 from planner.graphs.hardware.host_tier import HostTier
 from planner.solvers.api import Limits, Status, solve
 from planner.solvers.bounds.parametric import Line, supporting_line
+from planner.solvers.given_order import deadline_of
 from planner.solvers.minimum_budget import minimum_budget
 from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import flatten, held_bytes
@@ -102,31 +103,50 @@ def frontier(graph: Graph, points: int = 20, limits: Limits | None = None) -> Fr
     if points < 2:
         raise ValueError(f"{points} points make no curve: ask for 2 or more")
     limits = limits or Limits()
+    deadline = deadline_of(limits)
     gap = max(limits.gap, POINT_GAP)
     share = replace(limits, gap=gap, seconds=POINTS_SHARE * limits.seconds / points)
     least = minimum_budget(graph, limits=replace(limits, seconds=LEAST_SHARE * limits.seconds))
     budgets = spaced(least.least_bytes, simulate(graph, plain_schedule(graph)).peak_bytes, points)
-    found = solved_at(graph, budgets, least.schedule, share)
-    return _assembled(graph, found, (), least.floor_bytes, share.seconds)
+    found = solved_at(graph, budgets, least.schedule, share, deadline=deadline)
+    until = min(deadline, time.monotonic() + share.seconds)
+    return _assembled(graph, found, (), least.floor_bytes, until)
 
 
 def solved_at(
-    graph: Graph, budgets: Iterable[int], fallback: Schedule, limits: Limits
+    graph: Graph,
+    budgets: Iterable[int],
+    fallback: Schedule,
+    limits: Limits,
+    *,
+    deadline: float = math.inf,
 ) -> list[Point]:
     """Solve at each budget, and let every point try its neighbours' schedules.
+
+    Where no time is left a point takes the fallback, and nothing is proved of it.
 
     Args:
         graph: the step.
         budgets: in bytes, ascending; the fallback fits each.
         fallback: a schedule whose first runs keep the graph's order.
         limits: for each budget.
+        deadline: of ``time.monotonic``, for all of them.
 
     >>> from planner.graphs import Op, Value
     >>> g = Graph((Op("a", "f", (), (0,), 1.0),), (Value("a", 3),))
     >>> [(p.budget_bytes, p.seconds) for p in solved_at(g, [3, 4], plain_schedule(g), Limits())]
     [(3, 1.0), (4, 1.0)]
     """
-    return _improved(graph, [_solved(graph, b, fallback, limits) for b in budgets])
+    found, longest = list[Point](), 0.0
+    for budget in budgets:
+        begin = time.monotonic()
+        if begin + longest > deadline:
+            found.append(_point(graph, budget, fallback, graph.seconds))
+            continue
+        left = replace(limits, seconds=min(limits.seconds, deadline - begin))
+        found.append(_solved(graph, budget, fallback, left))
+        longest = max(longest, time.monotonic() - begin - left.seconds)
+    return _improved(graph, found, deadline)
 
 
 def refined(graph: Graph, known: Frontier, budgets: Iterable[int], limits: Limits) -> Frontier:
@@ -152,7 +172,8 @@ def refined(graph: Graph, known: Frontier, budgets: Iterable[int], limits: Limit
     ]
     points = sorted((*known.points, *fresh), key=lambda p: p.budget_bytes)
     improved = _improved(graph, points)
-    return _assembled(graph, improved, known.lines, known.floor_bytes, limits.seconds)
+    until = time.monotonic() + limits.seconds
+    return _assembled(graph, improved, known.lines, known.floor_bytes, until)
 
 
 def offered(
@@ -183,10 +204,10 @@ def offered(
 
 
 def _assembled(
-    graph: Graph, points: list[Point], lines: tuple[Line, ...], floor: int, seconds: float
+    graph: Graph, points: list[Point], lines: tuple[Line, ...], floor: int, deadline: float
 ) -> Frontier:
     """Let the points share what was proved at each; draw lines if there are none."""
-    lines = lines or _lines(graph, points, seconds)
+    lines = lines or _lines(graph, points, deadline)
     return bounded(Frontier(tuple(points), lines, floor, graph.seconds))
 
 
@@ -225,12 +246,12 @@ def _point(graph: Graph, budget: int, schedule: Schedule, bound: float) -> Point
     return Point(budget, trace.peak_bytes, trace.seconds, min(bound, trace.seconds), schedule)
 
 
-def _lines(graph: Graph, points: Sequence[Point], seconds: float) -> tuple[Line, ...]:
+def _lines(graph: Graph, points: Sequence[Point], deadline: float) -> tuple[Line, ...]:
     """Draw a line at every budget: at the fullest moment, and where a gap is left at others, too.
 
     A budget at which plain training fits needs none: nothing is proved there but zero.
     """
-    problem, deadline = flatten(graph), time.monotonic() + seconds
+    problem = flatten(graph)
     order = range(problem.n)
     held = held_bytes(problem, order)
     first = [int(held.argmax())] if problem.n else []
@@ -241,12 +262,13 @@ def _lines(graph: Graph, points: Sequence[Point], seconds: float) -> tuple[Line,
             if point.seconds - max(point.bound_seconds, graph.seconds) < worth:
                 continue
             for cut in cuts:
-                left = max(0.0, deadline - time.monotonic())
+                if (left := deadline - time.monotonic()) <= 0.0:
+                    break
                 found.append(supporting_line(problem, point.budget_bytes, cut, seconds=left))
     return tuple(dict.fromkeys(line for line in found if line is not None and line.slope < 0))
 
 
-def _improved(graph: Graph, points: Sequence[Point]) -> list[Point]:
+def _improved(graph: Graph, points: Sequence[Point], deadline: float = math.inf) -> list[Point]:
     """Let every point try its neighbours' schedules: the larger's to fit, the smaller's to prune.
 
     What the smaller budget's schedule costs is never exceeded.
@@ -257,9 +279,10 @@ def _improved(graph: Graph, points: Sequence[Point]) -> list[Point]:
         for i in indices:
             j, point = i + step, found[i]
             gap = point.seconds - max(point.bound_seconds, graph.seconds)
-            if not 0 <= j < len(found) or gap <= WORTH_NEIGHBOURS_GAP * graph.seconds:
+            late = time.monotonic() > deadline
+            if late or not 0 <= j < len(found) or gap <= WORTH_NEIGHBOURS_GAP * graph.seconds:
                 continue
-            search = Search(problem, point.budget_bytes)
+            search = Search(problem, point.budget_bytes, deadline=deadline)
             search.offer(found[j].schedule.order)
             found[i] = _better(graph, point, search)
     for i in range(1, len(found)):

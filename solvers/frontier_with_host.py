@@ -16,6 +16,7 @@ from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order,
 from planner.graphs.hardware.host_tier import HostTier
 from planner.solvers.api import Limits, Solution, Status, solve
 from planner.solvers.frontier import Frontier, Point, bounded, solved_at, spaced
+from planner.solvers.given_order import deadline_of
 from planner.solvers.least_with_host import least_with_host
 from planner.solvers.minimum_budget import MinimumBudget, minimum_budget
 from planner.solvers.model.problem import flatten
@@ -51,16 +52,23 @@ def frontier_with_host(
     if points < 2:
         raise ValueError(f"{points} points make no curve: ask for 2 or more")
     limits = limits or Limits()
+    deadline = deadline_of(limits)
     known = minimum_budget(graph, limits=replace(limits, seconds=LEAST_SHARE * limits.seconds))
-    least = least_with_host(graph, tier, known)
+    least = least_with_host(
+        graph, tier, known, deadline=time.monotonic() + LEAST_SHARE * limits.seconds
+    )
     plain_bytes = simulate(graph, plain_schedule(graph)).peak_bytes
     budgets = sorted({*spaced(least.least_bytes, plain_bytes, points), known.least_bytes})
     each = replace(limits, gap=max(limits.gap, POINT_GAP), seconds=limits.seconds / len(budgets))
-    alone = _alone(graph, tier, known, budgets, each)
+    alone = _alone(graph, tier, known, budgets, each, deadline=deadline)
     share = replace(each, seconds=(1 - LEAST_SHARE - HOST_ALONE_SHARE) * each.seconds)
     found: list[Point] = []
     for budget in reversed(budgets):  # a point begins where larger ones ended
         begun = [*alone, *found]
+        if (left := deadline - time.monotonic()) <= 0.0:
+            found.append(_best_known(graph, tier, budget, begun, least.schedule))
+            continue
+        share = replace(share, seconds=min(share.seconds, left))
         found.append(_solved(graph, tier, budget, begun, fallback=least.schedule, limits=share))
     found.reverse()
     found[0] = replace(found[0], budget_bytes=found[0].peak_bytes)  # nothing less is known to work
@@ -68,14 +76,21 @@ def frontier_with_host(
 
 
 def _alone(
-    graph: Graph, tier: HostTier, known: MinimumBudget, budgets: Sequence[int], limits: Limits
+    graph: Graph,
+    tier: HostTier,
+    known: MinimumBudget,
+    budgets: Sequence[int],
+    limits: Limits,
+    *,
+    deadline: float,
 ) -> list[Point]:
     """Solve without a host; below the least budget known for that, too, since more may be found."""
     share = replace(limits, seconds=HOST_ALONE_SHARE * limits.seconds)
     above = [b for b in budgets if b >= known.least_bytes]
-    found = solved_at(graph, above, known.schedule, share)
+    found = solved_at(graph, above, known.schedule, share, deadline=deadline)
     for budget in reversed(budgets[: len(budgets) - len(above)]):
-        found += _attempts(graph, tier, budget, found, share)
+        if time.monotonic() < deadline:
+            found += _attempts(graph, tier, budget, found, share)
     return found
 
 
@@ -106,7 +121,8 @@ def _attempts(
 ) -> Iterator[Point]:
     """Solve without a host where nothing need be known to fit: by evicting from what is known for
     larger budgets, the next first and half of the time at most, and anew."""
-    start, search = time.monotonic(), Search(flatten(graph), budget)
+    start = time.monotonic()
+    search = Search(flatten(graph), budget, deadline=start + limits.seconds / 2)
     for point in sorted((p for p in known if p.budget_bytes > budget), key=lambda p: p.peak_bytes):
         if time.monotonic() - start < limits.seconds / 2:
             search.offer(point.schedule.order)
@@ -146,6 +162,15 @@ def _solved(
     schedules = [s for s in (found.schedule, fallback) if s is not None]
     points = [_point(graph, tier, budget, s, found.bound_seconds) for s in schedules]
     return min(points, key=lambda p: p.seconds)
+
+
+def _best_known(
+    graph: Graph, tier: HostTier, budget: int, known: Sequence[Point], fallback: Schedule
+) -> Point:
+    """Return the quickest point known that fits, else the fallback; nothing is proved of it."""
+    fits = [p for p in known if p.peak_bytes <= budget]
+    schedule = min(fits, key=lambda p: p.seconds).schedule if fits else fallback
+    return _point(graph, tier, budget, schedule, graph.seconds)
 
 
 def _point(graph: Graph, tier: HostTier, budget: int, schedule: Schedule, bound: float) -> Point:

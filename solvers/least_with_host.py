@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 
 from planner.graphs import Graph, Schedule
@@ -13,7 +15,9 @@ from planner.solvers.search.moved_values import moving
 from planner.solvers.tuning import HOST_LEAST_PRECISION
 
 
-def least_with_host(graph: Graph, tier: HostTier, known: MinimumBudget) -> MinimumBudget:
+def least_with_host(
+    graph: Graph, tier: HostTier, known: MinimumBudget, *, deadline: float = math.inf
+) -> MinimumBudget:
     """Move as much as can be moved of the orders that hold least and that run every op once.
 
     Args:
@@ -21,6 +25,7 @@ def least_with_host(graph: Graph, tier: HostTier, known: MinimumBudget) -> Minim
         tier: where values may go.
         known: the least budget of schedules that move nothing. Its floor need not hold for others:
             what remains proved is that no op can do with less than what it reads and makes.
+        deadline: of ``time.monotonic``, after which no more budgets are tried.
 
     >>> from planner.graphs import Op, Value
     >>> from planner.solvers.minimum_budget import minimum_budget
@@ -33,20 +38,22 @@ def least_with_host(graph: Graph, tier: HostTier, known: MinimumBudget) -> Minim
     """
     floor, best, schedule = floor_bytes(graph), known.least_bytes, known.schedule
     for order in (known.schedule.order, range(len(graph.ops))):
-        held, moved = _least_of(graph, tier, order, floor, best)
+        held, moved = _least_of(graph, tier, order, (floor, best), deadline)
         if moved is not None:
             best, schedule = held, moved
-    return MinimumBudget(best, floor, schedule, known.stopped)
+    stopped = known.stopped or time.monotonic() > deadline
+    return MinimumBudget(best, floor, schedule, stopped)
 
 
 def _least_of(
-    graph: Graph, tier: HostTier, order: Sequence[int], floor: int, most: int
+    graph: Graph, tier: HostTier, order: Sequence[int], between: tuple[int, int], deadline: float
 ) -> tuple[int, Schedule | None]:
     """Halve the budgets within which an order runs with what is too much moved away."""
+    floor, most = between
     low, best = floor - 1, None
-    while most - low > 1 + floor // HOST_LEAST_PRECISION:
+    while time.monotonic() < deadline and most - low > 1 + floor // HOST_LEAST_PRECISION:
         middle = (low + most) // 2
-        made = moving(HostProblem(graph, middle, tier), order)
+        made = moving(HostProblem(graph, middle, tier), order, deadline=deadline)
         if made is None:
             low = middle
         else:

@@ -18,6 +18,7 @@ from planner.graphs.hardware.host_tier import HostTier
 from planner.solvers.api import Limits, Solution, Status, floor_bytes, solve
 from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.bounds.with_host import bound_with_host
+from planner.solvers.given_order import deadline_of
 from planner.solvers.minimum_budget import minimum_budget
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import held_bytes
@@ -111,7 +112,8 @@ class _Search:
         self.method, self.limits, self.tightest = method, limits, tightest
         held = held_bytes(problem.flat, range(problem.flat.n))
         self.plain_peak = int(held.max(initial=0))
-        self.until = time.monotonic() + (1 - HOST_BOUND_SHARE) * limits.seconds
+        self.deadline = deadline_of(limits)
+        self.until = self.deadline - HOST_BOUND_SHARE * limits.seconds
         self.best: Schedule | None = None
         self.order: Sequence[int] = ()
         self.seconds = math.inf
@@ -138,7 +140,7 @@ class _Search:
 
     def move(self, order: Sequence[int]) -> Moved | None:
         """Move what is too much in an order, and take the schedule if it is the best."""
-        made = moving(self.problem, order)
+        made = moving(self.problem, order, deadline=self.until)
         if made is not None:
             self._offer(made.schedule, made.order, made.trace.seconds)
         return made
@@ -238,10 +240,11 @@ class _Search:
         seconds, base = self.seconds, self.graph.seconds
         bound = base
         if not self.best.is_reordered:
+            left = max(0.0, self.deadline - time.monotonic())
             bound += bound_with_host(
                 self.problem,
                 seconds - base,
-                seconds=max(1.0, HOST_BOUND_SHARE * self.limits.seconds),
+                seconds=min(left, max(1.0, HOST_BOUND_SHARE * self.limits.seconds)),
             )
         close = seconds - bound <= self.limits.gap * base
         status = Status.OPTIMAL if close else Status.FEASIBLE

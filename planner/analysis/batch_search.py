@@ -7,8 +7,9 @@ grows is assumed, not proved. Knows nothing of models or of how a batch is captu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from planner.allocator_budget import runs, solve_within
@@ -22,6 +23,7 @@ from planner.request import Request
 from planner.solvers import Solution
 from planner.solvers.bounds.parametric import quick_bound
 from planner.solvers.bounds.with_host import may_take_with_host
+from planner.solvers.given_order import STOPPED
 from planner.solvers.model.host_problem import HostProblem
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Batches:
         self.captured: dict[int, Captured] = {}
         self.solved: dict[Graph, Solved] = {}
         self.offered: dict[Graph, list[WithStates]] = {}
+        self.left_seconds = request.limits.seconds
 
     def graph(self, batch: int) -> Graph:
         """Capture a batch, unless it was."""
@@ -91,17 +94,20 @@ class Batches:
         return self.offered[graph]
 
     def solve(self, graph: Graph) -> Solved:
-        """Solve a graph, unless it was."""
+        """Solve a graph, unless it was, in half of the seconds left at most."""
         if graph not in self.solved:
-            budget, request, host = self.budget_bytes, self.request, self.request.host
+            budget, host, start = self.budget_bytes, self.request.host, time.perf_counter()
+            limits = replace(self.request.limits, seconds=self.left_seconds / 2)
+            request = replace(self.request, limits=limits)
             if host is None:
                 found = solve_within(graph, budget, request, thorough=False)
                 self.solved[graph] = Solved(found, graph)
             else:
-                self.solved[graph] = self._solved_with(graph, host)
+                self.solved[graph] = self._solved_with(graph, host, request)
+            self.left_seconds = max(0.0, self.left_seconds - (time.perf_counter() - start))
         return self.solved[graph]
 
-    def _solved_with(self, graph: Graph, host: HostTier) -> Solved:
+    def _solved_with(self, graph: Graph, host: HostTier, request: Request) -> Solved:
         def solve(choice: WithStates, asked: Request) -> MovedSolution:
             return solve_within_host(
                 choice.graph, self.budget_bytes, asked, choice.host, thorough=False
@@ -109,10 +115,15 @@ class Batches:
 
         offered = self.choices(graph, host)
         if len(offered) == 1:
-            return Solved(solve(offered[0], self.request).solution, graph)
-        chosen = quickest(offered, self.request, solve)
+            return Solved(solve(offered[0], request).solution, graph)
+        chosen = quickest(offered, request, solve)
         states, remarks = chosen.choice.states, chosen.moved.remarks
         return Solved(chosen.moved.solution, chosen.choice.graph, states, remarks)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the limit in seconds cut a solution off."""
+        return any(STOPPED in found.solution.message for found in self.solved.values())
 
     def fits(self, graph: Graph) -> bool:
         """Tell whether a plan was found that fits and costs no more than allowed."""

@@ -35,7 +35,8 @@ class MaxBatch:
     """The largest batch with a plan and without, and the largest that is not proved impossible.
 
     ``plan`` is for ``batch``. Each of the three was captured, and so was the next larger one. What
-    is proved impossible is so for the captured order of first computations.
+    is proved impossible is so for the captured order of first computations. ``stopped`` says that
+    the limit in seconds cut a solve off: with more, a larger batch may have a plan.
     """
 
     batch: int
@@ -44,6 +45,7 @@ class MaxBatch:
     bound_batch: int
     max_overhead: float
     captures: int = field(default=0, compare=False)
+    stopped: bool = False
 
     @property
     def ratio(self) -> float:
@@ -65,6 +67,8 @@ class MaxBatch:
             f"most +{format_percent(self.max_overhead)}",
             f"Proven  no plan in the captured order trains a batch above {self.bound_batch}",
         ]
+        if self.stopped:
+            lines.append("Limit   a solve was cut off by its seconds; with more, more may fit")
         return "\n".join(wrap(line, "", "        ") for line in lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ class MaxBatch:
             "overhead": self.plan.overhead,
             "max_overhead": self.max_overhead,
             "captures": self.captures,
+            "stopped": self.stopped,
         }
 
 
@@ -101,8 +106,9 @@ def max_batch(
         targets: called with a batch size, returns the further arguments of ``loss``.
         max_overhead: the most extra time, of the plain step at that batch: 0.33, "33%", or
             "forward" for what one more forward pass takes.
-        said: what else is to be said of the step: see ``Request``. ``limits`` are for each solve,
-            of which there are some ten.
+        said: what else is to be said of the step: see ``Request``. The seconds of ``limits``
+            are for all that is solved together; one of some ten solves takes half of what is left
+            at most.
 
     Raises:
         BadBudget: the budget or the overhead is not what it should be.
@@ -148,6 +154,7 @@ def max_batch(
             bound_batch=search.largest(search.is_possible),
             max_overhead=search.allowed_seconds(search.graph(batch)) / search.graph(batch).seconds,
             captures=len(search.captured),
+            stopped=search.stopped,
         )
 
 
@@ -157,6 +164,8 @@ def _refused(search: Batches, request: Request, max_overhead: str | float) -> Ba
     Raises:
         InfeasibleBudget: it is the budget.
     """
+    limits = replace(request.limits, seconds=search.left_seconds)
+    request = replace(request, limits=limits)
     plan = plan_captured(search.captured[1], request, search.budget_bytes)
     return BadBudget(
         f"a batch of one costs {format_percent(plan.overhead)} within "

@@ -6,6 +6,8 @@ to leave before it is in the way, and longest to come back after.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -41,16 +43,21 @@ def _longest(gap: Gap, worst: int, begins: NDArray[np.float64]) -> tuple[float, 
 RANKS: tuple[Rank, ...] = (_slack, _earliest, _longest)
 
 
-def moving(problem: HostProblem, order: Sequence[int]) -> Moved | None:
+def moving(
+    problem: HostProblem, order: Sequence[int], *, deadline: float = math.inf
+) -> Moved | None:
     """Return the quickest schedule found that runs an order within the budget by moving values.
 
     Args:
         problem: the step, the budget and the host.
         order: the ops to run, repetitions included.
+        deadline: of ``time.monotonic``, after which no more choices are tried.
     """
     found: Moved | None = None
     candidates = gaps_of(problem.flat, order, problem.movable)
     for rank in RANKS:
+        if time.monotonic() > deadline:
+            break
         chosen = _chosen(problem, order, candidates, rank)
         made = None if chosen is None else placed(problem, order, chosen)
         if not isinstance(made, Moved) or made.trace.peak_bytes > problem.budget_bytes:

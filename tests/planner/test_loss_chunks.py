@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import planner
-from planner import planning
+from planner import allocator_budget, planning
 from planner.cli import cli
 from planner.graphs import Graph
 from planner.graphs.torch_api.allocation_records import measure_peak
@@ -246,7 +246,8 @@ def test_the_limit_in_seconds_is_for_all_variants_together(monkeypatch: pytest.M
         return Solution(Status.UNKNOWN, None, 0.0, STOPPED)
 
     monkeypatch.setattr(planning, "solve_within", spent)
-    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    for module in (planning, allocator_budget):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     limits = planner.Limits(seconds=8.0)
     with pytest.raises(planner.InfeasibleBudget, match="stopped by the limit in seconds"):
         planner.fit(language_model(), "1.4MB", loss_chunks="auto", limits=limits, **SAID)

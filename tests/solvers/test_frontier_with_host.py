@@ -85,8 +85,8 @@ def test_no_point_is_slower_than_recomputation_alone(
 ) -> None:
     alone: list[Point] = []
 
-    def watched(*said: Any) -> list[Point]:
-        alone.extend(found := solved_at(*said))
+    def watched(*said: Any, **more: Any) -> list[Point]:
+        alone.extend(found := solved_at(*said, **more))
         return found
 
     monkeypatch.setattr(of_host, "solved_at", watched)
