@@ -205,7 +205,7 @@ def _swept(bench: Bench, usual: Measured) -> Iterator[Row]:
     own_ways = engine_of(INDUCTOR).own_ways
     assert own_ways is not None, "it runs steps without a plan"
     default, *others = own_ways(captured_step(bench.request))
-    for way in others:
+    for way in (w for w in others if w.peak_bytes is not None):
         tenth = float(way.name.rpartition(" ")[2])
         with functorch_config.patch(activation_memory_budget=tenth), warnings.catch_warnings():
             warnings.simplefilter("ignore")

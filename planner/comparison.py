@@ -121,8 +121,8 @@ def _in_engine(captured: Captured, request: Request, budget_bytes: int) -> Itera
         )
     ways = engine_of(request.engine).own_ways
     for way in ways(captured) if ways is not None else ():
-        if way.peak_bytes > budget_bytes:
-            needs = f"needs {format_both(way.peak_bytes)}"
+        if way.peak_bytes is None or way.peak_bytes > budget_bytes:
+            needs = way.why or f"needs {format_both(way.peak_bytes or 0)}"
             yield _unfit(way.name, request.engine, needs, time.perf_counter())
             continue
         status = Status.FEASIBLE

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planner.graphs.capture.optimizer_step import OptimizerStep
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
 
 
@@ -71,6 +72,11 @@ class _Assembly:
         return self.index[name]
 
     def call(self, kernel: KernelCall, phase: Phase, kinds: Mapping[str, Kind]) -> None:
+        if unknown := [name for name in kernel.reads if name not in self.index]:
+            raise CaptureError(
+                f"Inductor's kernels cannot be put in an order: {kernel.name!r} reads "
+                f"{unknown[0]!r}, which none before it makes; use engine='op_by_op'"
+            )
         reads = tuple(dict.fromkeys(self.index[name] for name in kernel.reads))
         fallback = Kind.ACTIVATION if phase is Phase.FORWARD else Kind.GRADIENT
         made = [self.own(n, size, kinds.get(n, fallback)) for n, size in kernel.makes.items()]

@@ -100,11 +100,15 @@ class Applied:
 
 @dataclass(frozen=True)
 class OwnWay:
-    """What an engine holds and takes without a plan, under a setting of its own."""
+    """What an engine holds and takes without a plan, under a setting of its own.
+
+    ``why`` says why that is not known, if it is not; the peak is ``None`` then.
+    """
 
     name: str
-    peak_bytes: int
+    peak_bytes: int | None
     seconds: float
+    why: str = ""
 
 
 @dataclass(frozen=True)

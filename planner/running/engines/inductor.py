@@ -15,6 +15,7 @@ from torch import nn
 from planner.graphs import Schedule, plain_schedule
 from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.training_step import Captured
+from planner.graphs.capture_error import CaptureError
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
 from planner.running.engines.engine import (
@@ -82,9 +83,13 @@ def _own_ways(captured: Captured) -> Iterator[OwnWay]:
     assert step.with_share is not None, "it was captured"
     known: dict[str, OwnWay] = {}
     for tenth in range(10, -1, -1):
-        found = step if tenth == 10 else step.with_share(tenth / 10)
-        asked = found.asked(plain_schedule(found.graph))
         name = INDUCTOR if tenth == 10 else f"activation_memory_budget {tenth / 10}"
+        try:
+            found = step if tenth == 10 else step.with_share(tenth / 10)
+        except CaptureError as error:
+            yield OwnWay(name, None, 0.0, str(error))
+            continue
+        asked = found.asked(plain_schedule(found.graph))
         if asked.written not in known:  # many tenths come to the same
             known[asked.written] = OwnWay(name, asked.peak_bytes, found.graph.seconds)
             yield known[asked.written]
