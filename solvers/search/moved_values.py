@@ -41,16 +41,19 @@ def _longest(gap: Gap, worst: int, begins: NDArray[np.float64]) -> tuple[float, 
 RANKS: tuple[Rank, ...] = (_slack, _earliest, _longest)
 
 
-def moving(problem: HostProblem, order: Sequence[int]) -> Moved | None:
+def moving(
+    problem: HostProblem, order: Sequence[int], ranks: Sequence[Rank] = RANKS
+) -> Moved | None:
     """Return the quickest schedule found that runs an order within the budget by moving values.
 
     Args:
         problem: the step, the budget and the host.
         order: the ops to run, repetitions included.
+        ranks: by which values are chosen; the first is the best in most cases.
     """
     found: Moved | None = None
     candidates = gaps_of(problem.flat, order, problem.movable)
-    for rank in RANKS:
+    for rank in ranks:
         chosen = _chosen(problem, order, candidates, rank)
         made = None if chosen is None else placed(problem, order, chosen)
         if not isinstance(made, Moved) or made.trace.peak_bytes > problem.budget_bytes:
