@@ -74,7 +74,19 @@ def solve_with_states(captured: Captured, budget_bytes: int, request: Request) -
         kept = None if choice.states is None else choice.states.kept_seconds
         return solve_within_host(choice.graph, budget_bytes, asked, choice.host, kept_seconds=kept)
 
-    return quickest(list(choices(captured, request)), request, solve)
+    offered = list(choices(captured, request))
+    found = quickest(offered, request, solve)
+    solution, limit = found.moved.solution, offered[0].host.limit_bytes
+    held = sum(v.size_bytes for v in captured.graph.values if v.kind is Kind.OPTIMIZER)
+    if solution.schedule is not None or limit is None or held <= limit:
+        return found
+    most = max((c.states.moved_bytes for c in offered if c.states is not None), default=0)
+    said = (
+        f"the host may hold {format_both(limit)}, which is room for "
+        f"{format_both(most) if most else 'none'} of the optimizer's states"
+    )
+    message = "; ".join(filter(None, (solution.message, said)))
+    return replace(found, moved=replace(found.moved, solution=replace(solution, message=message)))
 
 
 def quickest(offered: Sequence[WithStates], request: Request, solve: Solve) -> Chosen:

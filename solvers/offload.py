@@ -22,12 +22,13 @@ from planner.solvers.given_order import deadline_of
 from planner.solvers.minimum_budget import minimum_budget
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import held_bytes
-from planner.solvers.search.moved_values import moving
+from planner.solvers.search.moved_values import RANKS, Rank, moving
 from planner.solvers.search.prune import without_run
 from planner.solvers.search.transfers import Moved
 from planner.solvers.tuning import (
     HOST_BOUND_SHARE,
     HOST_POLISH_SHARE,
+    HOST_POLISH_SWEEPS,
     HOST_POLISH_TRIES,
     HOST_REFINEMENTS,
     HOST_TARGETS,
@@ -138,9 +139,9 @@ class _Search:
         if seconds < self.seconds - 1e-12:
             self.best, self.order, self.seconds = schedule, order, seconds
 
-    def move(self, order: Sequence[int]) -> Moved | None:
+    def move(self, order: Sequence[int], ranks: Sequence[Rank] = RANKS) -> Moved | None:
         """Move what is too much in an order, and take the schedule if it is the best."""
-        made = moving(self.problem, order, deadline=self.until)
+        made = moving(self.problem, order, ranks, deadline=self.until)
         if made is not None:
             self._offer(made.schedule, made.order, made.trace.seconds)
         return made
@@ -210,28 +211,30 @@ class _Search:
         return [(known[k] + other) // 2 for other in beside]
 
     def _polish(self, order: Sequence[int]) -> None:
-        """Give up single repeated runs, dearest first, where moving more instead is quicker."""
-        tries, refused = HOST_POLISH_TRIES, set[tuple[int, int]]()
-        before = self._seconds_of(order)
-        better = True
-        while better and tries:
-            better = False
-            for position, key in _repeated(self.problem.flat.seconds, order):
-                if key in refused:
-                    continue
-                if not tries or self.late:
-                    return
-                tries -= 1
-                refused.add(key)
-                made = self.move(without_run(self.problem.flat, order, position))
-                if made is not None and made.trace.seconds < before - 1e-12:
-                    order, before, better = made.order, made.trace.seconds, True
-                    break
+        """Give up single repeated runs, dearest first, where moving more instead is quicker.
 
-    def _seconds_of(self, order: Sequence[int]) -> float:
-        """Return what an order takes with what is too much in it moved."""
-        made = self.move(order)
-        return math.inf if made is None else made.trace.seconds
+        A run that was refused is tried once more when others have been given up.
+        """
+        tries, before, refused = HOST_POLISH_TRIES, math.inf, set[tuple[int, int]]()
+        if (made := self.move(order)) is not None:
+            order, before = made.order, made.trace.seconds
+        for _ in range(HOST_POLISH_SWEEPS):
+            refused.clear()
+            better = True
+            while better:
+                better = False
+                for position, key in _repeated(self.problem.flat.seconds, order):
+                    if key in refused:
+                        continue
+                    if not tries or self.late:
+                        return
+                    tries -= 1
+                    refused.add(key)
+                    without = without_run(self.problem.flat, order, position)
+                    made = self.move(without, RANKS[:1])
+                    if made is not None and made.trace.seconds < before - 1e-12:
+                        order, before, better = made.order, made.trace.seconds, True
+                        break
 
     def solution(self, first: Solution) -> Solution:
         """Return the best schedule with what is proved of it."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from planner.analysis.batch_search import Batches
 from planner.byte_sizes import format_both, format_percent
 from planner.errors import BadBudget, BadRequest, CaptureError
+from planner.host_states import told
 from planner.output.layout import wrap
 from planner.planning import captured_step, plan_captured, plan_of, refuse_asked
 from planner.plans import Plan
@@ -67,6 +68,8 @@ class MaxBatch:
             f"most +{format_percent(self.max_overhead)}",
             f"Proven  no plan in the captured order trains a batch above {self.bound_batch}",
         ]
+        if plan.states is not None:
+            lines.append(f"States  {told(plan.states)}")
         if self.stopped:
             lines.append("Limit   a solve was cut off by its seconds; with more, more may fit")
         return "\n".join(wrap(line, "", "        ") for line in lines)

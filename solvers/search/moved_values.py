@@ -44,18 +44,23 @@ RANKS: tuple[Rank, ...] = (_slack, _earliest, _longest)
 
 
 def moving(
-    problem: HostProblem, order: Sequence[int], *, deadline: float = math.inf
+    problem: HostProblem,
+    order: Sequence[int],
+    ranks: Sequence[Rank] = RANKS,
+    *,
+    deadline: float = math.inf,
 ) -> Moved | None:
     """Return the quickest schedule found that runs an order within the budget by moving values.
 
     Args:
         problem: the step, the budget and the host.
         order: the ops to run, repetitions included.
+        ranks: by which values are chosen; the first is the best in most cases.
         deadline: of ``time.monotonic``, after which no more choices are tried.
     """
     found: Moved | None = None
     candidates = gaps_of(problem.flat, order, problem.movable)
-    for rank in RANKS:
+    for rank in ranks:
         if time.monotonic() > deadline:
             break
         chosen = _chosen(problem, order, candidates, rank)

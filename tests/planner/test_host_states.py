@@ -250,6 +250,8 @@ def test_a_limit_that_the_states_fill(plan: planner.Plan) -> None:
     limited = planner.fit(build(), plan.budget_bytes, offload={**HOST, "bytes": room}, **said())
     assert limited.states is not None
     assert limited.states.room_bytes <= room
+    with pytest.raises(planner.InfeasibleBudget, match="which is room for none of the optimizer's"):
+        planner.fit(build(), plan.budget_bytes, offload={**HOST, "bytes": "1KB"}, **said())
 
 
 def test_an_optimizer_of_some_parameters_or_of_none(plan: planner.Plan) -> None:
