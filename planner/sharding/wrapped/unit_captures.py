@@ -169,7 +169,7 @@ def _taken_apart(
 
     def recorded_by(kind: Kinds) -> list[tuple[str, Arguments, Hashable]]:
         apart = frozenset(_names_in(modules))
-        found = _sparing(lambda aside: record(units=modules, kind=kind, aside=aside), apart)
+        found = _sparing(functools.partial(record, units=modules, kind=kind), apart)
         return called_once(found, candidates)
 
     recorded, captured = _captured_once(modules, recorded_by, options)
@@ -181,7 +181,7 @@ def _taken_apart(
         around = functools.partial(capture_joint, model, call, loss=loss, eager=True, **options)
         apart = frozenset(_names_in(units)) - {*map(_anchor_of, units, units.values())}
         with stubbed(units, stubs, dtype):
-            root = _sparing(lambda aside, around=around: around(aside=aside), apart)
+            root = _sparing(around, apart)
         if not (read := units_read_outside(root, tuple(units))):
             break
         _refuse_blocks_read_outside(read, candidates)
@@ -281,12 +281,12 @@ def _alike(
     return not joint.decisions.items or same_data(candidates[first[0]], unit)
 
 
-def _sparing(capture: Callable[[Collection[str]], T], apart: Collection[str]) -> T:
+def _sparing(capture: Callable[..., T], apart: Collection[str]) -> T:
     """Capture what is around units without their parameters, which are most; or with, if read."""
     try:
-        return capture(apart)
+        return capture(aside=apart)
     except GraphsCaptureError:
-        return capture(())
+        return capture(aside=())
 
 
 def _names_in(units: Mapping[str, nn.Module]) -> Iterator[str]:

@@ -202,7 +202,7 @@ def test_attention_alone_is_parted_by_ones_own_styles() -> None:
 
 
 def test_features_of_experts_that_ranks_do_not_divide_are_refused() -> None:
-    with pytest.raises(CaptureError, match="'gate_up_proj' of MixtralExperts.*do not divide"):
+    with pytest.raises(CaptureError, match=r"'gate_up_proj' of MixtralExperts.*do not divide"):
         with_experts(mixtral(inner=63), 2)
 
 
