@@ -215,6 +215,10 @@ def test_experts_that_tokens_are_sent_to_are_refused_by_name() -> None:
     model._tp_plan = {k: w for k, w in model._tp_plan.items() if not k.endswith(".down_proj")}
     with pytest.raises(CaptureError, match="'down_proj' of MixtralExperts has 'no style'"):
         with_experts(model, 2)
+    model = mixtral()
+    del model._tp_plan["model.layers.*.mlp.experts"]
+    with pytest.raises(BadRequest, match=r"for the parameter 'model\.layers\.\*\.mlp\.experts\.ga"):
+        with_experts(model, 2)
 
 
 def test_more_ranks_than_heads_cannot_share_them() -> None:
