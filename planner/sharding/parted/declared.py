@@ -92,6 +92,12 @@ def declared(model: nn.Module) -> Declared:
             f"transformers that is not planned so far; known are {', '.join(WORDS)}"
             f"{_EXPERTS_SAID if unknown[0] in EXPERT_WORDS else ''}"
         )
+    if alone := next(_parameters_alone(model, words), None):
+        raise CaptureError(
+            f"{type(model).__name__} declares {alone[1]!r} for the parameter {alone[0]!r}, and "
+            "parameters by themselves are planned for experts alone so far: say which modules are "
+            "parted and how, tensor_parallel={'layers.*.q': ColwiseParallel(), ...}"
+        )
     plain: dict[str, ParallelStyle] = {
         p: ExpertsInParts(_within(model, p)) if w == EXPERTS else WORDS[w]()
         for p, w in words.items()
@@ -109,6 +115,16 @@ def _words(model: nn.Module) -> dict[str, str]:
         return {}
     paths = [path for path, _ in model.named_modules()]
     return {p: str(w) for p, w in said.items() if any(matches(path, p) for path in paths)}
+
+
+def _parameters_alone(model: nn.Module, words: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield what is declared for parameters that are not those of experts, and its word."""
+    said: Any = model
+    names = [name for name, _ in model.named_parameters()]
+    for pattern, word in said._tp_plan.items():
+        owner = words.get(pattern.rpartition(".")[0])
+        if pattern not in words and owner != EXPERTS:
+            yield from ((pattern, str(word)) for name in names if matches(name, pattern))
 
 
 def _within(model: nn.Module, pattern: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_ten
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from planner.errors import CaptureError
+from planner.graphs.torch_api.module_internals import tensor_stores
 from planner.graphs.torch_api.placed_tensors import shard_of_each
 from planner.graphs.torch_api.pytree import tree_map
 
@@ -41,7 +42,8 @@ class ExpertsInParts(ParallelStyle):
             part = distribute_tensor(
                 p.detach(), device_mesh, [placement], src_data_rank=self.src_data_rank
             )
-            module._parameters[name] = nn.Parameter(part, requires_grad=p.requires_grad)
+            own, _ = tensor_stores(module)
+            own[name] = nn.Parameter(part, requires_grad=p.requires_grad)
         enter, leave = (partial(hook, device_mesh, self._whole) for hook in (_enter, _leave))
         module.register_forward_pre_hook(enter, with_kwargs=True)
         module.register_forward_hook(leave, always_call=True)
@@ -76,8 +78,9 @@ def _enter(
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Let the module see its own parts, and sum the gradients of what it is called with."""
-    whole[module] = dict(module._parameters)
-    module._parameters.update({n: p.to_local() for n, p in whole[module].items()})
+    own, _ = tensor_stores(module)
+    whole[module] = dict(own)
+    own.update({n: p.to_local() for n, p in whole[module].items()})
     args, kwargs = tree_map(partial(_seen_by_all, mesh), (args, kwargs))
     return args, kwargs
 
@@ -96,7 +99,7 @@ def _leave(
     args: Any,
     output: Any,
 ) -> Any:
-    module._parameters.update(whole.pop(module, {}))
+    tensor_stores(module)[0].update(whole.pop(module, {}))
     if not isinstance(output, Tensor):
         return output  # it failed
     terms = DTensor.from_local(output, mesh, [Partial()], run_check=False)

@@ -173,9 +173,7 @@ def _taken_apart(
         found = _sparing(functools.partial(record, units=modules, kind=kind), apart)
         return called_once(found, candidates)
 
-    def around(aside: Collection[str]) -> Traced:
-        return capture_joint(model, call, loss=loss, eager=True, aside=aside, **options)
-
+    around = functools.partial(capture_joint, model, call, loss=loss, eager=True, **options)
     recorded, captured = _captured_once(modules, recorded_by, options)
     read = dict[str, str]()
     while True:

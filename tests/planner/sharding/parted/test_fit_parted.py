@@ -202,7 +202,7 @@ def test_attention_alone_is_parted_by_ones_own_styles() -> None:
 
 
 def test_features_of_experts_that_ranks_do_not_divide_are_refused() -> None:
-    with pytest.raises(CaptureError, match="'gate_up_proj' of MixtralExperts.*do not divide"):
+    with pytest.raises(CaptureError, match=r"'gate_up_proj' of MixtralExperts.*do not divide"):
         with_experts(mixtral(inner=63), 2)
 
 
@@ -214,6 +214,10 @@ def test_experts_that_tokens_are_sent_to_are_refused_by_name() -> None:
     model = mixtral()
     model._tp_plan = {k: w for k, w in model._tp_plan.items() if not k.endswith(".down_proj")}
     with pytest.raises(CaptureError, match="'down_proj' of MixtralExperts has 'no style'"):
+        with_experts(model, 2)
+    model = mixtral()
+    del model._tp_plan["model.layers.*.mlp.experts"]
+    with pytest.raises(BadRequest, match=r"for the parameter 'model\.layers\.\*\.mlp\.experts\.ga"):
         with_experts(model, 2)
 
 

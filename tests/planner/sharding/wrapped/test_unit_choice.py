@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from planner.errors import CaptureError
+from planner.graphs import Kind
 from planner.sharding.wrapped.unit_captures import capture_units
 from planner.sharding.wrapped.unit_choice import find_units, large_around
 from tests.planner.sharding.blocks import Decoder, batch, decoder
@@ -96,6 +97,25 @@ def test_a_block_whose_weight_is_read_outside_it_is_an_error() -> None:
 
     with pytest.raises(CaptureError, match=r"h\.0\.up\.weight is read outside its unit 'h\.0'"):
         capture_units(Peeking(2), batch())
+
+
+@pytest.mark.parametrize("read", ["mean", "shape"])
+def test_units_parameters_are_no_inputs_of_the_root_and_are_noticed_if_read(read: str) -> None:
+    class Last(Decoder):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            *_, last = self.h[1].parameters()
+            told = last.square().mean() if read == "mean" else last.shape[0]
+            return super().forward(ids) + told  # type: ignore[operator]
+
+    if read == "mean":
+        with pytest.raises(CaptureError, match=r"h\.1\.\S+ is read outside its unit 'h\.1'"):
+            capture_units(Last(2), batch())
+        return
+    found = capture_units(Last(2), batch())
+    held = [found.root.graph.values[v] for v in found.root.graph.resident]
+    names = [x.name for x in held if x.kind is Kind.PARAMETER and x.name.startswith("h.")]
+    first = [next(n for n, _ in block.named_parameters()) for block in Last(2).h]
+    assert names == [f"h.{i}.{n}" for i, n in enumerate(first)]  # what the operator takes
 
 
 class _Weights(nn.Embedding):
