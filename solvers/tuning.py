@@ -32,6 +32,8 @@ STALLED_ROUNDS = 5
 """After so many rounds of rows for next to no gain a relaxation is tight enough."""
 STALLED_GAIN = 1e-3
 """What next to no gain is, as a part of the bound."""
+LEAST_VIOLATION = 0.01
+"""By how much a point must violate a row along a path for it to be added."""
 MOST_PATH_ROWS = 300
 """How many rows along paths a relaxation may get at once."""
 

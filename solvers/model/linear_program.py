@@ -148,7 +148,8 @@ def tighten(
     """Minimize the relaxation of a model with more and more rows; the model keeps them.
 
     Each round goes on from the last one's basis. They end before that where ``STALLED_ROUNDS`` of
-    them brought next to nothing. The bound is the best of all rounds.
+    them brought next to nothing. The bound is the best of all rounds; that there is no point at all
+    is believed of the model as it was given only.
 
     Args:
         model: what to minimize; it grows.
@@ -169,7 +170,10 @@ def tighten(
     highs, bounds = _highs(model, relax=True, seconds=seconds, seed=seed), list[float]()
     while True:
         highs.run()
-        result = _relaxed(highs, model)
+        found = _relaxed(highs, model)
+        if bounds and found.bound == math.inf:  # rests on a tolerance, now that there are more rows
+            break
+        result = found
         bounds.append(result.bound)
         stalled = bounds[-1] <= (1 + STALLED_GAIN) * bounds[-1 - STALLED_ROUNDS :][0]
         over = len(bounds) > rounds or (stalled and len(bounds) > STALLED_ROUNDS)

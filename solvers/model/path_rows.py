@@ -30,9 +30,7 @@ from numpy.typing import NDArray
 
 from planner.solvers.model.linear_program import Row
 from planner.solvers.model.master_program import MasterProgram
-
-VIOLATED = 0.01
-"""By how much a point must violate a row for it to be added; any number leaves bounds proven."""
+from planner.solvers.tuning import LEAST_VIOLATION
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def path_rows(master: MasterProgram, x: NDArray[np.float64], most: int) -> list[
                     wanted - x[master.held[k][v]] - supply.made.get(master.problem.maker[v], 0)
                 )
                 key = (v, stop, column is None)
-                if lacking > VIOLATED and lacking > found.get(key, (0.0,))[0]:
+                if lacking > LEAST_VIOLATION and lacking > found.get(key, (0.0,))[0]:
                     found[key] = (lacking, _row(master, supply, v, column))
     ranked = sorted(found, key=lambda key: (-found[key][0], key))
     return [found[key][1] for key in ranked[:most]]
