@@ -248,8 +248,10 @@ def _equal(a: Any, b: Any) -> bool:
         return True
     if type(a) is not type(b):
         return False
+    if isinstance(a, float | complex):
+        return repr(a) == repr(b)  # nan is nan, and 0.0 is not -0.0
     if isinstance(a, _PLAIN):
-        return a == b or repr(a) == repr(b)  # nan
+        return bool(a == b)
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict) and "bit_generator" in a:  # the state of a generator of NumPy

@@ -25,7 +25,7 @@ _CONSTANTS = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum),
     *(torch.dtype, torch.device, torch.layout, torch.Size, type, type(MISSING)),
 )
-PLAIN = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device, type(MISSING)))
+PLAIN = frozenset((type(None), bool, int, str, torch.dtype, torch.device, type(MISSING)))
 """The commonest constants: told by their type alone, which is the quickest."""
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 LARGE = 4096
@@ -198,8 +198,10 @@ def same(a: Any, b: Any, *, loose: bool = False) -> bool:
         return a is b or (kinds[0] == kinds[1] and (loose or not real or torch.equal(a, b)))
     if isinstance(a, Item) and isinstance(b, Item) and type(a.key) is not type(b.key):
         return False  # True is no 1
+    if type(a) is type(b) and isinstance(a, float | complex):
+        return repr(a) == repr(b)  # nan is nan, and 0.0 is not -0.0
     comparable = type(a) is type(b) and isinstance(a, (*_CONSTANTS, Attribute, Item))
-    return a is b or (comparable and (bool(a == b) or repr(a) == repr(b)))  # nan is no nan
+    return a is b or (comparable and (bool(a == b) or repr(a) == repr(b)))
 
 
 def quickly(value: Any, *, loose: bool) -> Any:
@@ -211,6 +213,8 @@ def quickly(value: Any, *, loose: bool) -> Any:
     """
     if is_object(value):
         return type(value)  # watched by itself
+    if isinstance(value, float | complex):
+        return type(value), repr(value)  # as ``same`` compares them
     if isinstance(value, _CONSTANTS) and not isinstance(value, slice):
         return type(value), value  # True is no 1
     if isinstance(value, Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
@@ -165,3 +166,17 @@ def test_other_data_in_a_parameter_is_refused() -> None:
     assert torch.equal(model.weight, before)
     model.weight.data = model.weight.data.clamp(-0.1, 0.1)  # outside it may
     assert model.weight.abs().max() <= 0.1
+
+
+@pytest.mark.parametrize("kept", [lambda x: x, lambda x: [x], lambda x: (x,)])
+def test_the_sign_of_a_zero_that_the_loop_writes_is_followed(kept: Callable[[float], Any]) -> None:
+    def number(state: Any) -> float:
+        return math.atan2(state if isinstance(state, float) else state[0], -1.0)
+
+    model, x = Scaled(kept(0.0), number), torch.ones(2, 4)
+    planned = planner.fit(model, "1GB", inputs=x, optimizer=None).apply(model)
+    for zero in (0.0, -0.0, 0.0):
+        model.state = kept(zero)
+        loss = planned(x)
+        assert torch.equal(loss, model(x)) and (loss.item() < 0) == (str(zero) == "-0.0")
+        loss.backward()
