@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -145,3 +146,18 @@ def test_one_point_is_no_curve() -> None:
     with pytest.raises(ValueError, match="ask for 2 or more"):
         frontier_with_host(problem.graph, problem.tier, 1)
     assert not may_take_with_host(HostProblem(problem.graph, 1, problem.tier), 1e9)
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_curves_keep_their_seconds_on_a_large_graph(
+    host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", time.process_time)  # whatever else runs here
+    graph, limits = transformer(90), Limits(seconds=2.0)  # 2,300 ops
+    start = time.process_time()
+    if host:
+        found = frontier_with_host(graph, HostTier(20.0, 20.0), 6, limits)
+    else:
+        found = frontier(graph, 6, limits)
+    assert time.process_time() - start < 1.5 * limits.seconds  # one piece of work more than that
+    assert len(found.points) >= 2
