@@ -159,5 +159,5 @@ def test_curves_keep_their_seconds_on_a_large_graph(
         found = frontier_with_host(graph, HostTier(20.0, 20.0), 6, limits)
     else:
         found = frontier(graph, 6, limits)
-    assert time.process_time() - start < 1.5 * limits.seconds  # one piece of work more than that
+    assert time.process_time() - start < 2 * limits.seconds  # some pieces of work more than that
     assert len(found.points) >= 2

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from planner.graphs.capture.guards.paths import MISSING, Attribute, Path, Step
 from planner.graphs.capture.guards.places import Place, reached
-from planner.graphs.capture.guards.told_values import contents_of
+from planner.graphs.capture.guards.told_values import contents_of, exact
 from planner.graphs.capture.guards.values import user_line
 from planner.graphs.torch_api.module_internals import (
     children_of,
@@ -244,14 +244,10 @@ def _same_key(a: Any, b: Any) -> bool:
 
 def _equal(a: Any, b: Any) -> bool:
     """Tell whether two plain values are the same; arrays and objects only if they are one."""
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, float | complex):
-        return repr(a) == repr(b)  # nan is nan, and 0.0 is not -0.0
+    if a is b or type(a) is not type(b):
+        return a is b
     if isinstance(a, _PLAIN):
-        return bool(a == b)
+        return exact(a) == exact(b)
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict) and "bit_generator" in a:  # the state of a generator of NumPy

@@ -198,10 +198,17 @@ def same(a: Any, b: Any, *, loose: bool = False) -> bool:
         return a is b or (kinds[0] == kinds[1] and (loose or not real or torch.equal(a, b)))
     if isinstance(a, Item) and isinstance(b, Item) and type(a.key) is not type(b.key):
         return False  # True is no 1
-    if type(a) is type(b) and isinstance(a, float | complex):
-        return repr(a) == repr(b)  # nan is nan, and 0.0 is not -0.0
     comparable = type(a) is type(b) and isinstance(a, (*_CONSTANTS, Attribute, Item))
-    return a is b or (comparable and (bool(a == b) or repr(a) == repr(b)))
+    return a is b or (comparable and bool(exact(a) == exact(b)))
+
+
+def exact(value: Any) -> Any:
+    """Return a plain value as one whose equality is identity: of ``nan``, 0.0 and -0.0, too.
+
+    >>> exact(0.0) == exact(-0.0), exact(float("nan")) == exact(float("nan")), exact(1)
+    (False, True, 1)
+    """
+    return repr(value) if isinstance(value, float | complex) else value
 
 
 def quickly(value: Any, *, loose: bool) -> Any:
@@ -213,10 +220,8 @@ def quickly(value: Any, *, loose: bool) -> Any:
     """
     if is_object(value):
         return type(value)  # watched by itself
-    if isinstance(value, float | complex):
-        return type(value), repr(value)  # as ``same`` compares them
     if isinstance(value, _CONSTANTS) and not isinstance(value, slice):
-        return type(value), value  # True is no 1
+        return type(value), exact(value)  # True is no 1
     if isinstance(value, Tensor):
         return (value.shape, value.dtype) if loose else id(value)
     if is_array(value):

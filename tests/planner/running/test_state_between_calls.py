@@ -178,5 +178,6 @@ def test_the_sign_of_a_zero_that_the_loop_writes_is_followed(kept: Callable[[flo
     for zero in (0.0, -0.0, 0.0):
         model.state = kept(zero)
         loss = planned(x)
-        assert torch.equal(loss, model(x)) and (loss.item() < 0) == (str(zero) == "-0.0")
+        assert torch.equal(loss, model(x))
+        assert (loss.item() < 0) == (str(zero) == "-0.0")
         loss.backward()
