@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch._prims_common import suggest_memory_format
 from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -59,7 +60,7 @@ def _layer_norm(
     if not _mixed_on_cpu(x, weight):
         return NotImplemented
     counts = (*x.shape[: x.dim() - len(shape)], *(1 for _ in shape))
-    return _normalized(mode, x, counts)
+    return _normalized(mode, x, counts, torch.contiguous_format)
 
 
 def _group_norm(
@@ -69,17 +70,19 @@ def _group_norm(
     if not _mixed_on_cpu(x, weight):
         return NotImplemented
     _, n, _, _, groups, _ = rest
-    return _normalized(mode, x, (n, groups))
+    return _normalized(mode, x, (n, groups), suggest_memory_format(x))
 
 
 def _mixed_on_cpu(x: Tensor, weight: Tensor | None) -> bool:
     return x.device.type == "cpu" and weight is not None and weight.dtype != x.dtype
 
 
-def _normalized(mode: FakeTensorMode, x: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _normalized(
+    mode: FakeTensorMode, x: Tensor, counts: tuple[int, ...], layout: torch.memory_format
+) -> tuple[Tensor, ...]:
     with mode:
         mean = torch.empty(counts, dtype=torch.float32, device=x.device)
-        return torch.empty_like(x), mean, torch.empty_like(mean)
+        return torch.empty_like(x, memory_format=layout), mean, torch.empty_like(mean)
 
 
 def _ctc_loss(  # noqa: PLR0917, the operator's own signature

@@ -247,7 +247,7 @@ def _equal(a: Any, b: Any) -> bool:
     if a is b or type(a) is not type(b):
         return a is b
     if isinstance(a, _PLAIN):
-        return exact(a) == exact(b)
+        return bool(exact(a) == exact(b))
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict) and "bit_generator" in a:  # the state of a generator of NumPy
