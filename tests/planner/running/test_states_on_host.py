@@ -362,6 +362,62 @@ def test_states_that_torch_narrows_when_they_are_loaded_have_room_to_be_wide_aga
     assert same(*found)
 
 
+def to_the_same_names(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+    """Hand states to the parameters of their names, as torch's documentation has a hook do."""
+    saved, now = loaded["param_groups"][0], optimizer.param_groups[0]["param_names"]
+    number_of = dict(zip(saved["param_names"], saved["params"], strict=True))
+    numbers = zip(saved["params"], now, strict=True)
+    states = {number: loaded["state"][number_of[name]] for number, name in numbers}
+    return {"state": states, "param_groups": [{**saved, "param_names": now}]}
+
+
+@pytest.mark.parametrize("first", ["hook", "states"])
+def test_hooks_may_hand_loaded_states_to_other_parameters(first: str) -> None:
+    found = []
+    for plan in (None, tight("momentum")):
+        model = build()
+        named = list(model.named_parameters())
+        optimizer = torch.optim.SGD(named, lr=0.1, momentum=0.9)
+        for i, x in enumerate(batches(4)):
+            if i == 2:
+                saved = optimizer.state_dict()
+                optimizer = torch.optim.SGD(named[::-1], lr=0.1, momentum=0.9)
+                if first == "hook":
+                    optimizer.register_load_state_dict_pre_hook(to_the_same_names)
+                if plan is not None:
+                    offload_states(optimizer, plan, model)
+                if first == "states":
+                    optimizer.register_load_state_dict_pre_hook(to_the_same_names)
+                optimizer.load_state_dict(saved)
+                assert bool(storages_on_host(optimizer)) is (plan is not None)
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        found.append(model)
+    assert same(*found)
+
+
+def test_a_disk_that_fails_while_states_are_loaded_loses_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (_, saved), (_, optimizer) = train(adamw, None), train(adamw, tight(adamw), steps=1)
+    own, calls = os.pwrite, list[int]()
+
+    def failing(*args: Any) -> int:
+        calls.append(1)
+        if len(calls) == 7:
+            raise OSError(errno.ENOSPC, "the disk fails")
+        return own(*args)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    with pytest.raises(planner.HostMemoryError, match="the disk fails"):
+        optimizer.load_state_dict(saved.state_dict())
+    monkeypatch.undo()
+    for number, states in saved.state_dict()["state"].items():
+        found = optimizer.state_dict()["state"][number]
+        assert all(torch.equal(v, found[k]) for k, v in states.items())
+
+
 def test_what_is_loaded_comes_a_part_at_a_time() -> None:
     plan = tight("adamw")
     model, saved = train(adamw, None)
