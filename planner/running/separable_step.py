@@ -91,6 +91,15 @@ def own_step(optimizer: Optimizer) -> Callable[[], Any]:
     return types.MethodType(bare, optimizer)
 
 
+def moves(state: Any) -> bool:
+    """Tell what goes to the host from the count of steps.
+
+    Args:
+        state: of a parameter.
+    """
+    return isinstance(state, Tensor) and state.numel() > 1
+
+
 @contextmanager
 def only(optimizer: Optimizer, own: set[int]) -> Iterator[None]:
     """Let an optimizer have some of its parameters alone."""

@@ -22,16 +22,7 @@ from planner.graphs.capture.optimizer_parts import stepped_by
 from planner.graphs.host_memory import aligned
 from planner.running.host_copies import Way, bytes_of
 from planner.running.host_room import Room
-from planner.running.separable_step import only, own_step
-
-
-def moves(state: Any) -> bool:
-    """Tell what goes to the host from the count of steps.
-
-    Args:
-        state: of a parameter.
-    """
-    return isinstance(state, Tensor) and state.numel() > 1
+from planner.running.separable_step import moves, only, own_step
 
 
 @dataclass
