@@ -19,6 +19,7 @@ import planner
 from planner.graphs import Kind
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.storages import storage_key
+from planner.running.separable_step import require_separable
 from planner.running.states_on_host import (
     bring_states_back,
     expect_states,
@@ -278,6 +279,53 @@ def test_what_cannot_be_stepped_in_parts_is_refused() -> None:
     less = replace(plan, states=replace(plan.states, moved_bytes=1))
     with pytest.raises(planner.HostMemoryError, match="more states than"):
         train(MAKERS["amsgrad"], less)
+
+
+class Odd(torch.optim.SGD):
+    """Momentum that no parameter has quite by itself, each ``kind`` for another reason."""
+
+    def __init__(self, parameters: list[Tensor], kind: str, lr: float = 0.1) -> None:
+        super().__init__(parameters, lr=lr)
+        self.kind = kind
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        every: dict[Any, Any] = self.state
+        if self.kind == "counts in a state of all":
+            every["steps"] = every.get("steps", 0) + 1
+        for group in self.param_groups:
+            norm = torch.stack([p.grad.norm() for p in group["params"]]).norm()
+            for p in group["params"]:
+                own = every[p]
+                if not own:
+                    own["mean"] = own["read"] = torch.zeros_like(p)
+                    if self.kind == "states are one":
+                        own["itself"] = None
+                    else:
+                        own["read"] = None
+                    own["weight"] = p.data if self.kind == "a state is the parameter" else None
+                scale = (100 / norm).clamp(max=1) if self.kind == "clips all together" else 1
+                own["mean"].mul_(0.9).add_(p.grad * scale)
+                read = own["mean"] if own["read"] is None else own["read"]
+                weight = p.data if own["weight"] is None else own["weight"]
+                rate = group["lr"] * (10 * norm.item() if self.kind == "scales all together" else 1)
+                weight.add_(read, alpha=-rate)
+
+
+ODD = (
+    "counts in a state of all",
+    "states are one",
+    "a state is the parameter",
+    "clips all together",
+    "scales all together",
+)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_steps_are_refused_even_where_a_warmup_begins_with_a_rate_of_zero(kind: str) -> None:
+    device, parameters = torch.device("cpu"), list(build().parameters())
+    require_separable(Odd(parameters, "none"), device)
+    with pytest.raises(planner.BadRequest, match="does not treat each parameter by itself"):
+        require_separable(Odd(parameters, kind, lr=0.0), device)
 
 
 class Counting(Optimizer):
