@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from planner.errors import HostMemoryError
 from planner.graphs.capture.optimizer_parts import stepped_by
 from planner.graphs.host_memory import aligned
+from planner.graphs.torch_api.optimizer_internals import without_step_hooks
 from planner.running.host_copies import Way, bytes_of
 from planner.running.host_room import Room
 from planner.running.separable_step import moves, only, own_step
@@ -78,7 +79,7 @@ class StatesInParts:
             for k, own in enumerate(self._groups_of_parts()):
                 _end(coming)
                 coming = self._fetch(k + 1)
-                with only(self.optimizer, own):
+                with only(self.optimizer, own), without_step_hooks(self.optimizer):
                     one_by_one()
                 before, leaving = leaving, []
                 leaving = self._send(k)

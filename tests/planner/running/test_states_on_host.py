@@ -281,6 +281,30 @@ def test_what_cannot_be_stepped_in_parts_is_refused() -> None:
         train(MAKERS["amsgrad"], less)
 
 
+class OfAnother(torch.optim.SGD):
+    """Takes the step of the class above, around which torch calls hooks, too."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        return super().step(closure)
+
+
+def test_hooks_see_one_step_whatever_class_takes_it() -> None:
+    model, calls, plan = build(), list[int](), tight("momentum")
+    torch.optim.SGD(model.parameters())  # torch looks after the step of a class when it is made
+    optimizer = OfAnother(model.parameters(), lr=0.1, momentum=0.9)
+    offload_states(optimizer, plan, model)
+
+    def seen(stepped: Optimizer, *_: Any) -> None:
+        calls.append(sum(len(group["params"]) for group in stepped.param_groups))
+
+    optimizer.register_step_pre_hook(seen)
+    optimizer.register_step_post_hook(seen)
+    for x in batches(2):
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert calls == [16] * 4
+
+
 class Odd(torch.optim.SGD):
     """Momentum that no parameter has quite by itself, each ``kind`` for another reason."""
 
