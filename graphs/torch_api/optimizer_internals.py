@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.optim import Optimizer
@@ -35,6 +36,22 @@ def drop_hooks(optimizer: Optimizer) -> None:
     """Let an optimizer forget the hooks around its step and its state."""
     hooks = [name for name in vars(optimizer) if name.startswith("_optimizer_")]
     vars(optimizer).update({name: OrderedDict() for name in hooks})
+
+
+@contextmanager
+def without_step_hooks(optimizer: Optimizer) -> Iterator[None]:
+    """Let nothing that an optimizer calls, such as the step of the class above, run its own hooks.
+
+    Args:
+        optimizer: whose hooks around its step wait meanwhile.
+    """
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    whole = {name: vars(optimizer)[name] for name in names if name in vars(optimizer)}
+    vars(optimizer).update({name: OrderedDict() for name in whole})
+    try:
+        yield
+    finally:
+        vars(optimizer).update(whole)
 
 
 def is_scheduled(optimizer: Optimizer) -> bool:

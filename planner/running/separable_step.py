@@ -19,11 +19,16 @@ from planner.graphs.capture.optimizer_step import twin_of
 def require_separable(optimizer: Optimizer, device: torch.device) -> None:
     """Refuse an optimizer that steps parameters otherwise together than apart, on two small ones.
 
+    Gradients are of usual size, then large and small, which what clips or scales all of them
+    together tells apart; rates of zero, as a warmup begins with, would hide what is computed.
+
     Raises:
         BadRequest: it does, or cannot be stepped like that.
     """
     for group in optimizer.param_groups:
         options = {k: v for k, v in group.items() if k != "params"}
+        if options.get("lr") is not None and not options["lr"]:
+            options["lr"] = 1e-3
         try:
             whole = _tried(optimizer, options, device, [[0, 1]])
             parted = _tried(optimizer, options, device, [[0], [1]])
@@ -35,27 +40,33 @@ def require_separable(optimizer: Optimizer, device: torch.device) -> None:
         if not _equal(whole, parted):
             raise BadRequest(
                 f"{type(optimizer).__name__} does not treat each parameter by itself, or counts "
-                "steps for all of them: its step cannot be taken in parts; plan without offload's "
-                "states"
+                "steps for all of them, or has one tensor for several states: its step cannot be "
+                "taken in parts, with states that come and go; plan without offload's states"
             )
 
 
 def _tried(
     optimizer: Optimizer, options: dict[str, Any], device: torch.device, parts: list[list[int]]
 ) -> list[Any]:
-    """Return all that is left after three steps with two small parameters, in such parts."""
+    """Return all that is left after three steps with two small parameters, in such parts.
+
+    States come and go if there are several parts.
+    """
     made = torch.Generator().manual_seed(0)
     small = [nn.Parameter(torch.randn(4, 4, generator=made).to(device)) for _ in range(2)]
     twin = twin_of(optimizer, [{**copy.deepcopy(options), "params": small}])
     own = {k: v for k, v in vars(twin).items() if k not in {"state", "param_groups"}}
     vars(twin).update(_copied(own))
-    for _ in range(3):
+    for size in (1.0, 1e6, 1e-6):
         for p in small:
-            p.grad = torch.randn(4, 4, generator=made).to(device)
+            p.grad = size * torch.randn(4, 4, generator=made).to(device)
         for part in parts:
             with only(twin, {id(small[i]) for i in part}):
                 own_step(twin)()
+            for state in (twin.state.get(small[i], {}) for i in part if len(parts) > 1):
+                state.update({k: v.clone() for k, v in state.items() if moves(v)})
     states = [twin.state.get(p, {}) for p in small]
+    states.append({k: v for k, v in twin.state.items() if not isinstance(k, Tensor)})
     left = {k: v for k, v in vars(twin).items() if k in own}
     return [small, states, [{**g, "params": 0} for g in twin.param_groups], left]
 
@@ -89,6 +100,15 @@ def own_step(optimizer: Optimizer) -> Callable[[], Any]:
     whole = type(optimizer).step
     bare = getattr(whole, "__wrapped__", whole)
     return types.MethodType(bare, optimizer)
+
+
+def moves(state: Any) -> bool:
+    """Tell what goes to the host from the count of steps.
+
+    Args:
+        state: of a parameter.
+    """
+    return isinstance(state, Tensor) and state.numel() > 1
 
 
 @contextmanager

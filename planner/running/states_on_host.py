@@ -24,8 +24,8 @@ from planner.graphs.torch_api.optimizer_internals import is_scheduled, known_to_
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
 from planner.running.host_copies import way_of
-from planner.running.separable_step import own_step, require_separable
-from planner.running.waiting_states import StatesInParts, moves
+from planner.running.separable_step import moves, own_step, require_separable
+from planner.running.waiting_states import StatesInParts
 
 
 def offload_states(optimizer: Optimizer, plan: StepPlan, model: nn.Module) -> Optimizer:

@@ -20,18 +20,10 @@ from torch.optim import Optimizer
 from planner.errors import HostMemoryError
 from planner.graphs.capture.optimizer_parts import stepped_by
 from planner.graphs.host_memory import aligned
+from planner.graphs.torch_api.optimizer_internals import without_step_hooks
 from planner.running.host_copies import Way, bytes_of
 from planner.running.host_room import Room
-from planner.running.separable_step import only, own_step
-
-
-def moves(state: Any) -> bool:
-    """Tell what goes to the host from the count of steps.
-
-    Args:
-        state: of a parameter.
-    """
-    return isinstance(state, Tensor) and state.numel() > 1
+from planner.running.separable_step import moves, only, own_step
 
 
 @dataclass
@@ -60,7 +52,6 @@ class StatesInParts:
         self.buffer = way.shown(self.block, size_bytes)
         self.places: dict[tuple[int, str], _Place] = {}
         self.room = Room(size_bytes)
-        self.out: dict[int, dict[str, Any]] = {}
         self.widened = False
 
     @property
@@ -88,7 +79,7 @@ class StatesInParts:
             for k, own in enumerate(self._groups_of_parts()):
                 _end(coming)
                 coming = self._fetch(k + 1)
-                with only(self.optimizer, own):
+                with only(self.optimizer, own), without_step_hooks(self.optimizer):
                     one_by_one()
                 before, leaving = leaving, []
                 leaving = self._send(k)
@@ -104,24 +95,20 @@ class StatesInParts:
         self.way.finish()
 
     def taken_out(self, loaded: dict[str, Any]) -> dict[str, Any] | None:
-        """Take what waits on the host out of states to be loaded: all at once may be too much.
+        """Hide states that are to be loaded from torch: all at once may be too much for the device.
+
+        They stay in their places, since hooks that come later may hand them to other parameters.
 
         Args:
             loaded: what ``load_state_dict`` was given, which is left as it is.
         """
-        groups = self.optimizer.param_groups
-        pairs = [
-            (p, number)
-            for group, saved in zip(groups, loaded["param_groups"], strict=False)
-            for p, number in zip(group["params"], saved["params"], strict=False)
-        ]
-        ours = {id(p) for part in self.parts[: self.moved] for p in part}
-        states, self.out = dict(loaded["state"]), {}
-        for p, number in pairs:
-            own = states.get(number)
-            if id(p) in ours and isinstance(own, dict):
-                self.out[id(p)] = {k: self._apart(v) for k, v in own.items() if moves(v)}
-                states[number] = {k: v for k, v in own.items() if not moves(v)}
+        states = dict(loaded["state"])
+        for key, own in states.items():
+            if isinstance(own, dict):
+                states[key] = {
+                    k: _Loaded(self._apart(v)) if moves(v) and k != "step" else v
+                    for k, v in own.items()
+                }
         return {**loaded, "state": states}
 
     def _apart(self, loaded: Tensor) -> Tensor:
@@ -131,19 +118,21 @@ class StatesInParts:
         return loaded.clone() if ours else loaded
 
     def put_in(self) -> None:
-        """Let what was taken out go to the host, a part at a time, cast as torch casts states."""
-        out, self.out = self.out, {}
-        self.places, self.room = {}, Room(self.size)
-        loaded = [value for states in out.values() for value in states.values()]
+        """Let what was hidden go to the host, a part at a time, cast as torch casts states."""
+        self.places, self.room, state = {}, Room(self.size), self.optimizer.state
+        ours = [p for part in self.parts[: self.moved] for p in part]
+        loaded = [v.value for p in ours for v in state.get(p, {}).values() if _is_loaded(v)]
         # an optimizer may make them wide again, as torch's casts to the parameters' dtype did not
         self.widened = sum(map(aligned, map(_widest, loaded))) <= self.size
-        for k in range(self.moved):
-            for p in self.parts[k]:
-                for name, value in out.get(id(p), {}).items():
-                    dtype = p.dtype if p.is_floating_point() else value.dtype
-                    self.optimizer.state[p][name] = value.to(p.device, dtype, copy=True)
-            _end(self._send(k))
-        self.way.finish()
+        try:
+            for k in range(self.moved):
+                for p in self.parts[k]:
+                    _put(state.get(p), p, copy=True)
+                _end(self._send(k))
+            self.way.finish()
+        finally:
+            for key, own in state.items():
+                _put(own, key, copy=False)
 
     def _groups_of_parts(self) -> Iterator[set[int]]:
         """Yield the parameters of each part, and of what the plan does not know at last."""
@@ -215,6 +204,27 @@ class StatesInParts:
         shown = shown.set_(raw.untyped_storage(), 0, value.shape, value.stride())
         self.places[id(p), name] = place = _Place(begin, capacity, shown)
         return place
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A state that is being loaded: torch leaves what is no tensor as it is."""
+
+    value: Tensor
+
+
+def _is_loaded(state: Any) -> bool:
+    return isinstance(state, _Loaded)
+
+
+def _put(states: Any, p: Any, *, copy: bool) -> None:
+    """Let states that are loaded be tensors again, of a parameter as torch casts them."""
+    for name, held in list(states.items()) if isinstance(states, dict) else ():
+        if isinstance(held, _Loaded):
+            states[name] = held.value
+            if isinstance(p, Tensor):
+                dtype = p.dtype if p.is_floating_point() else held.value.dtype
+                states[name] = held.value.to(p.device, dtype, copy=copy)
 
 
 def _widest(state: Tensor) -> int:

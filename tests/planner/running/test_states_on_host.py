@@ -19,6 +19,7 @@ import planner
 from planner.graphs import Kind
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.graphs.torch_api.storages import storage_key
+from planner.running.separable_step import require_separable
 from planner.running.states_on_host import (
     bring_states_back,
     expect_states,
@@ -280,6 +281,77 @@ def test_what_cannot_be_stepped_in_parts_is_refused() -> None:
         train(MAKERS["amsgrad"], less)
 
 
+class OfAnother(torch.optim.SGD):
+    """Takes the step of the class above, around which torch calls hooks, too."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        return super().step(closure)
+
+
+def test_hooks_see_one_step_whatever_class_takes_it() -> None:
+    model, calls, plan = build(), list[int](), tight("momentum")
+    torch.optim.SGD(model.parameters())  # torch looks after the step of a class when it is made
+    optimizer = OfAnother(model.parameters(), lr=0.1, momentum=0.9)
+    offload_states(optimizer, plan, model)
+
+    def seen(stepped: Optimizer, *_: Any) -> None:
+        calls.append(sum(len(group["params"]) for group in stepped.param_groups))
+
+    optimizer.register_step_pre_hook(seen)
+    optimizer.register_step_post_hook(seen)
+    for x in batches(2):
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert calls == [16] * 4
+
+
+class Odd(torch.optim.SGD):
+    """Momentum that no parameter has quite by itself, each ``kind`` for another reason."""
+
+    def __init__(self, parameters: list[Tensor], kind: str, lr: float = 0.1) -> None:
+        super().__init__(parameters, lr=lr)
+        self.kind = kind
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        every: dict[Any, Any] = self.state
+        if self.kind == "counts in a state of all":
+            every["steps"] = every.get("steps", 0) + 1
+        for group in self.param_groups:
+            norm = torch.stack([p.grad.norm() for p in group["params"]]).norm()
+            for p in group["params"]:
+                own = every[p]
+                if not own:
+                    own["mean"] = own["read"] = torch.zeros_like(p)
+                    if self.kind == "states are one":
+                        own["itself"] = None
+                    else:
+                        own["read"] = None
+                    own["weight"] = p.data if self.kind == "a state is the parameter" else None
+                scale = (100 / norm).clamp(max=1) if self.kind == "clips all together" else 1
+                own["mean"].mul_(0.9).add_(p.grad * scale)
+                read = own["mean"] if own["read"] is None else own["read"]
+                weight = p.data if own["weight"] is None else own["weight"]
+                rate = group["lr"] * (10 * norm.item() if self.kind == "scales all together" else 1)
+                weight.add_(read, alpha=-rate)
+
+
+ODD = (
+    "counts in a state of all",
+    "states are one",
+    "a state is the parameter",
+    "clips all together",
+    "scales all together",
+)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_steps_are_refused_even_where_a_warmup_begins_with_a_rate_of_zero(kind: str) -> None:
+    device, parameters = torch.device("cpu"), list(build().parameters())
+    require_separable(Odd(parameters, "none"), device)
+    with pytest.raises(planner.BadRequest, match="does not treat each parameter by itself"):
+        require_separable(Odd(parameters, kind, lr=0.0), device)
+
+
 class Counting(Optimizer):
     """Momentum whose correction counts steps of all parameters: in the group, or by itself."""
 
@@ -360,6 +432,62 @@ def test_states_that_torch_narrows_when_they_are_loaded_have_room_to_be_wide_aga
             optimizer.step()
         found.append(model)
     assert same(*found)
+
+
+def to_the_same_names(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+    """Hand states to the parameters of their names, as torch's documentation has a hook do."""
+    saved, now = loaded["param_groups"][0], optimizer.param_groups[0]["param_names"]
+    number_of = dict(zip(saved["param_names"], saved["params"], strict=True))
+    numbers = zip(saved["params"], now, strict=True)
+    states = {number: loaded["state"][number_of[name]] for number, name in numbers}
+    return {"state": states, "param_groups": [{**saved, "param_names": now}]}
+
+
+@pytest.mark.parametrize("first", ["hook", "states"])
+def test_hooks_may_hand_loaded_states_to_other_parameters(first: str) -> None:
+    found = []
+    for plan in (None, tight("momentum")):
+        model = build()
+        named = list(model.named_parameters())
+        optimizer = torch.optim.SGD(named, lr=0.1, momentum=0.9)
+        for i, x in enumerate(batches(4)):
+            if i == 2:
+                saved = optimizer.state_dict()
+                optimizer = torch.optim.SGD(named[::-1], lr=0.1, momentum=0.9)
+                if first == "hook":
+                    optimizer.register_load_state_dict_pre_hook(to_the_same_names)
+                if plan is not None:
+                    offload_states(optimizer, plan, model)
+                if first == "states":
+                    optimizer.register_load_state_dict_pre_hook(to_the_same_names)
+                optimizer.load_state_dict(saved)
+                assert bool(storages_on_host(optimizer)) is (plan is not None)
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        found.append(model)
+    assert same(*found)
+
+
+def test_a_disk_that_fails_while_states_are_loaded_loses_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (_, saved), (_, optimizer) = train(adamw, None), train(adamw, tight(adamw), steps=1)
+    own, calls = os.pwrite, list[int]()
+
+    def failing(*args: Any) -> int:
+        calls.append(1)
+        if len(calls) == 7:
+            raise OSError(errno.ENOSPC, "the disk fails")
+        return own(*args)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    with pytest.raises(planner.HostMemoryError, match="the disk fails"):
+        optimizer.load_state_dict(saved.state_dict())
+    monkeypatch.undo()
+    for number, states in saved.state_dict()["state"].items():
+        found = optimizer.state_dict()["state"][number]
+        assert all(torch.equal(v, found[k]) for k, v in states.items())
 
 
 def test_what_is_loaded_comes_a_part_at_a_time() -> None:
