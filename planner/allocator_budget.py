@@ -107,6 +107,7 @@ def solve_within(
         least, needed = least_budget(graph, left) if thorough else (None, budget_bytes + 1)
         if least is None or needed > budget_bytes:
             reason = f"tensors would fit, but not the {allocator} of the allocator"
+            reason += f"; {STOPPED}" if door.late else ""
             return Solution(Status.UNKNOWN, None, first.bound_seconds, reason)
         found = replace(first, schedule=least.schedule, message="the least budget's schedule")
         target = simulate(graph, least.schedule).peak_bytes
@@ -300,15 +301,18 @@ def limits_left(request: Request, begun: float) -> Limits:
     return request.limits.after(time.perf_counter() - begun)
 
 
-def least_budget(graph: Graph, request: Request) -> tuple[MinimumBudget, int]:
+def least_budget(
+    graph: Graph, request: Request, *, thorough: bool = True
+) -> tuple[MinimumBudget, int]:
     """Return the tightest schedule known and the least device memory in which it runs.
 
     Args:
         graph: the step.
         request: on which device, with which allocator and host, within which limits.
+        thorough: whether the search may take most of its seconds.
     """
     deadline = deadline_of(request.limits)
-    least = minimum_budget(graph, limits=request.limits)
+    least = minimum_budget(graph, limits=request.limits, thorough=thorough)
     if request.host is not None:
         moving = least_with_host(graph, request.host, least, deadline=deadline)
         needed = needed_bytes(graph, moving.schedule, request)

@@ -155,7 +155,7 @@ def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str
         return ""
     request.tell("looking for the least budget with the loss in chunks")
     chunks, how = found
-    least, needed = least_budget(chunks.graph, request)
+    least, needed = least_budget(chunks.graph, request, thorough=False)
     if least_bytes - needed < WORTH_SAYING * least_bytes:
         return ""
     return (

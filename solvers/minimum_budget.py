@@ -36,6 +36,7 @@ from planner.solvers.tuning import (
     LEAST_FIRST_STEP,
     LEAST_PRECISION,
     LEAST_STEPS,
+    LEAST_STRETCH_OPS,
     PATIENCES,
     TINY_OPS,
 )
@@ -54,8 +55,15 @@ class MinimumBudget:
     stopped: bool = False
 
 
-def minimum_budget(graph: Graph, limits: Limits | None = None) -> MinimumBudget:
+def minimum_budget(
+    graph: Graph, limits: Limits | None = None, *, thorough: bool = True
+) -> MinimumBudget:
     """Return the least budget found to work and the proven floor.
+
+    Args:
+        graph: the step.
+        limits: the seconds that the search may take.
+        thorough: whether plans from blocks are looked for, which may take most of them.
 
     >>> from planner.graphs import Op, Value
     >>> ops = (Op("a", "f", (), (0,)), Op("b", "f", (0,), (1,)), Op("c", "f", (1,), (2,)),
@@ -68,7 +76,7 @@ def minimum_budget(graph: Graph, limits: Limits | None = None) -> MinimumBudget:
     problem = flatten(graph)
     deadline = time.monotonic() + (limits or Limits()).seconds
     floor = least_bytes(problem, proven_floor(graph), deadline=deadline)
-    order = least_order(graph, floor, deadline)
+    order = least_order(graph, floor, deadline, thorough=thorough)
     least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))
     stopped = floor < least and time.monotonic() > deadline
     if problem.n <= TINY_OPS:
@@ -116,7 +124,12 @@ def proven_least(problem: Problem, floor: int, order: list[int]) -> tuple[int, l
 
 
 def least_order(
-    graph: Graph, floor: int, deadline: float = math.inf, *, enough: int = 0
+    graph: Graph,
+    floor: int,
+    deadline: float = math.inf,
+    *,
+    enough: int = 0,
+    thorough: bool = True,
 ) -> list[int]:
     """Return the order of least peak found, trying budgets from the floor up, then closing in.
 
@@ -125,6 +138,7 @@ def least_order(
         floor: the least budget that is not refuted.
         deadline: of ``time.monotonic``.
         enough: a peak that is low enough, in bytes.
+        thorough: whether plans from blocks are looked for.
     """
     problem = flatten(graph)
     start = least_checkpointed(graph, deadline)
@@ -147,7 +161,7 @@ def least_order(
             best, top = order, int(held_bytes(problem, order).max())
         else:
             low = middle
-    lowered = TINY_OPS < problem.n <= INTEGER_OPS
+    lowered = thorough and TINY_OPS < problem.n <= INTEGER_OPS
     return _lowered(graph, floor, best, deadline, enough) if lowered else best
 
 
@@ -165,10 +179,17 @@ def _lowered(graph: Graph, floor: int, best: list[int], deadline: float, enough:
         halved = small or failures > 0
         trial = (low + top) // 2 if halved else max(floor, top - step)
         search = Search(problem, trial, deadline=deadline)
-        plan_blocks(search, graph, Limits(gap=ANY_GAP), target=ANY_GAP, together=(1,))
+        plan_blocks(
+            search,
+            graph,
+            Limits(gap=ANY_GAP),
+            target=ANY_GAP,
+            together=(1,),
+            most_ops=LEAST_STRETCH_OPS,
+        )
         if search.order is None and small:
             left = max(0.0, deadline - time.monotonic())
-            run_cuts(search, Limits(seconds=left, gap=ANY_GAP), most_work=GUIDED_WORK)
+            run_cuts(search, Limits(seconds=left, gap=ANY_GAP), most_work=GUIDED_WORK, tight=False)
         if search.over():
             return search.order or best
         if search.order is None:

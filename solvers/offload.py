@@ -183,7 +183,7 @@ class _Search:
             return self.budget
         if (tightest := self.tightest) is None:
             limits = self.limits.of_a_correction(self.left_seconds / 2)
-            tightest = minimum_budget(self.graph, limits=limits).schedule
+            tightest = minimum_budget(self.graph, limits=limits, thorough=False).schedule
         self.move(tightest.order)
         return simulate(self.graph, tightest).peak_bytes
 

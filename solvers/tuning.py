@@ -244,6 +244,8 @@ LEAST_STEPS = 16
 LEAST_FAILURES = 2
 """After so many steps down that lead to nothing the search is given up; after twice as many on
 graphs of at most ``LEAST_CUTS_OPS``."""
+LEAST_STRETCH_OPS = 170
+"""Longer stretches are not solved there: most of them take seconds and do not fit."""
 LEAST_CUTS_OPS = 100
 """Up to so many ops integer masters are asked where blocks do not help."""
 

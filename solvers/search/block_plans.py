@@ -46,6 +46,7 @@ def plan_blocks(
     *,
     target: float = 0.0,
     together: Sequence[int] = BLOCKS_TOGETHER,
+    most_ops: int | None = None,
 ) -> None:
     """Offer what blocks of several sizes lead to, larger ones where smaller ones do not help.
 
@@ -55,8 +56,9 @@ def plan_blocks(
         limits: the gap and the seed count; the deadline is that of the search.
         target: the gap, as a fraction of the step, at which to stop.
         together: how many neighbouring blocks count as one.
+        most_ops: of a stretch that is solved, if it does not fit as it is; any by default.
     """
-    stretches = _Stretches(search, replace(limits, gap=max(limits.gap, BLOCK_GAP)))
+    stretches = _Stretches(search, replace(limits, gap=max(limits.gap, BLOCK_GAP)), most_ops)
     turn = turning_point(graph)
     for depth in range(1, BLOCK_LEVELS + 1):
         for starts in partitions(graph, turn, depth, together):
@@ -192,15 +194,18 @@ class _Stretches:
     What fits in less room also fits in more; where two rooms cost the same, so do those between.
     """
 
-    def __init__(self, search: Search, limits: Limits) -> None:
+    def __init__(self, search: Search, limits: Limits, most_ops: int | None = None) -> None:
         self.budget, self.deadline, self.limits = search.budget, search.deadline, limits
+        self.most_ops = most_ops
         self.known: dict[object, dict[int, tuple[float, Sequence[int]] | None]] = {}
 
     def plan(self, problem: Problem) -> list[int] | None:
         """Return an order of a small problem, ``None`` if none that fits is found."""
+        if self.most_ops is not None and problem.n > self.most_ops:
+            return None
         search = Search(problem, self.budget, deadline=self.deadline)
         seconds = max(0.0, self.deadline - time.monotonic())
-        run_cuts(search, replace(self.limits, seconds=seconds), most_work=BLOCK_WORK)
+        run_cuts(search, replace(self.limits, seconds=seconds), most_work=BLOCK_WORK, tight=False)
         if search.order is not None:
             polish(search, target=self.limits.gap, work=BLOCK_POLISH_WORK, deadline=self.deadline)
         return search.order

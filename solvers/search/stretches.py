@@ -109,6 +109,11 @@ def _better(search: Search, limits: Limits, part: Stretch, order: Sequence[int])
     near.take(local)
     if near.extra > 0.0:
         seconds = max(0.0, search.deadline - time.monotonic())
-        run_cuts(near, replace(limits, seconds=seconds, gap=STRETCH_GAP), most_work=STRETCH_WORK)
+        run_cuts(
+            near,
+            replace(limits, seconds=seconds, gap=STRETCH_GAP),
+            most_work=STRETCH_WORK,
+            tight=False,
+        )
         polish(near, target=STRETCH_GAP, work=STRETCH_POLISH_WORK, deadline=near.deadline)
     return mine if near.order is None else part.order(near.order)

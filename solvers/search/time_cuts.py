@@ -41,7 +41,12 @@ def fine_target(search: Search, limits: Limits) -> float:
 
 
 def run_cuts(
-    search: Search, limits: Limits, cuts: Sequence[int] = (), *, most_work: int = MOST_WORK
+    search: Search,
+    limits: Limits,
+    cuts: Sequence[int] = (),
+    *,
+    most_work: int = MOST_WORK,
+    tight: bool = True,
 ) -> None:
     """Raise the bound and lower the cost with masters at more and more cuts until they meet.
 
@@ -50,11 +55,14 @@ def run_cuts(
         limits: when to stop.
         cuts: the ops at whose first runs the windows begin.
         most_work: what the last integer master may cost.
+        tight: whether rows along paths are worth their time, which raise the bound alone.
     """
     search.offer(range(search.problem.n))
     if search.problem.n:
         run = _CutRun(search, limits, cuts)
         run.relaxations()
+        if tight:
+            run.tightened()
         run.integers(most_work)
 
 
@@ -77,10 +85,7 @@ class _CutRun:
         return met or search.over(self.deadline)
 
     def relaxations(self) -> None:
-        """Find cuts and bursts with relaxed masters, also for less than the budget.
-
-        The last ones get rows along paths: the bound is theirs, mostly.
-        """
+        """Find cuts and bursts with relaxed masters, also for less than the budget."""
         for _ in range(RELAXED_ROUNDS):
             if self.done:
                 return
@@ -90,6 +95,9 @@ class _CutRun:
                     break
             if not self._add(order):
                 break
+
+    def tightened(self) -> None:
+        """Relax masters with rows along paths: the bound is theirs, mostly."""
         for _ in range(TIGHT_ROUNDS):
             if self.done or not self._add(self._solve(self.search.budget, relax=True, paths=True)):
                 return

@@ -141,7 +141,7 @@ def test_sizes_that_change_are_told(plain: planner.Plan) -> None:
     assert ("smaller calls come before the largest" in told) == (worst > tight.budget_bytes)
 
 
-def test_a_correction_may_take_all_the_time_that_is_left(
+def test_a_correction_may_take_half_of_the_time_that_is_left(
     plain: planner.Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = list[Limits]()
@@ -156,9 +156,9 @@ def test_a_correction_may_take_all_the_time_that_is_left(
     budget = int(resident + 0.6 * (plain.plain_peak_bytes - resident))
     solve_within(plain.graph, budget, asked, thorough=False)
     first, *later = given
-    assert first == asked.limits
+    assert first == replace(asked.limits, seconds=450.0)  # the corrections are to have some
     assert later
-    assert all(500 < limits.seconds < 600 and limits.gap == 0.01 for limits in later)
+    assert all(250 < limits.seconds <= 300 and limits.gap == 0.01 for limits in later)
 
 
 def test_that_time_ended_the_corrections_is_said(
@@ -170,4 +170,4 @@ def test_that_time_ended_the_corrections_is_said(
     ticks = itertools.count(0.0, 100.0)
     clock = SimpleNamespace(perf_counter=ticks.__next__)
     monkeypatch.setattr(allocator_budget, "time", clock)
-    assert solve_within(plain.graph, budget, asked).message == STOPPED
+    assert STOPPED in solve_within(plain.graph, budget, asked).message

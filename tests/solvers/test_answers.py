@@ -91,9 +91,9 @@ def test_where_any_schedule_will_do_the_first_is_the_answer(
         masters.append(given[1])
         return solve_master(*given, **options)
 
-    monkeypatch.setattr(time_cuts, "solve_master", counted)
     peak = simulate(graph, plain_schedule(graph)).peak_bytes
     least = minimum_budget(graph).least_bytes
+    monkeypatch.setattr(time_cuts, "solve_master", counted)
     budget = (least + peak) // 2
     assert solve(graph, budget, limits=Limits(gap=ANY_GAP)).schedule is not None
     assert not masters
