@@ -1,7 +1,7 @@
 """Batch norm as cuDNN runs it, where torch hands it to cuDNN.
 
 By ``_select_batch_norm_backend`` and ``_batch_norm_impl_index`` (aten/src/ATen/native/
-Normalization.cpp, the same in torch 2.10 to 2.14). While it is traced, torch puts its own kernel in
+Normalization.cpp, as read; no card has run it). While it is traced, torch puts its own kernel in
 the place of cuDNN's, whose signature does not say that it writes running statistics. In train mode
 there is an operator that says so and chooses the kernel, forward and backward, when it runs; where
 nothing is written, cuDNN's kernel is called by its name. What cuDNN keeps for the backward pass is
