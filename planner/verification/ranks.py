@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import spawn
 from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.placed import whole_of
 from planner.graphs.torch_api.allocation_records import measure_peak
-from planner.graphs.torch_api.patient_collectives import patient_collectives
+from planner.graphs.torch_api.patient_collectives import PATIENCE_SECONDS, patient_collectives
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import ShardedStepPlan
@@ -30,7 +30,7 @@ from planner.sharding.wrapping import Wrapping
 from planner.verification.meeting import meeting
 from planner.verification.training_run import scalar_of
 
-_TRIES, _COMPLETE, _SMALL_BYTES = 8, 2, 65536
+_TRIES, _COMPLETE, _SMALL_BYTES = 8, 3, 65536
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RankMeasurement:
 
     ``static_bytes`` are the storages of all tensors when a steady step begins; ``peak_bytes`` adds
     the most that the allocator's own records show above that in a step whose records are
-    ``complete``: they account for what is left at its end. It is the lesser of two such steps: a
+    ``complete``: they account for what is left at its end. It is the least of three such steps: a
     thread of gloo's that the machine keeps waiting lets go of its buffers late. If no step's are
     complete, what such threads freed is missing and the peak is the least of overstated ones.
     ``losses`` are of the steps before, ``gradients`` (whole, after reduction) of the first,
@@ -138,12 +138,15 @@ def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _watched(model: nn.Module, step: Callable[[], float], optimizer: Any) -> tuple[int, bool]:
-    """Watch steps until the records of two account for what is left at their ends; see above."""
+    """Watch steps until the records of three account for what is left at their ends; see above.
+
+    Each is given more patience than the one before.
+    """
     overstated, complete = list[int](), list[int]()
-    for _ in range(_TRIES):
+    for nth in range(_TRIES):
         _clear(model)
         before = _tensor_bytes()
-        with patient_collectives():
+        with patient_collectives((1 + 3 * nth) * PATIENCE_SECONDS):
             record = measure_peak(lambda: _full_step(step, optimizer))
         accounted = abs(record.left_bytes - (_tensor_bytes() - before)) < _SMALL_BYTES
         (complete if accounted else overstated).append(record.peak_bytes)
