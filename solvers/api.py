@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,18 @@ class Limits:
         (19.0, 0.0)
         """
         return replace(self, seconds=max(0.0, self.seconds - spent_seconds))
+
+    def until(self, deadline: float, *, share: float = 1.0) -> Limits:
+        """Return limits with the seconds that are left until a moment, none if it is over.
+
+        Args:
+            deadline: of ``time.monotonic``.
+            share: the part of what is left.
+
+        >>> Limits().until(0.0).seconds
+        0.0
+        """
+        return replace(self, seconds=share * max(0.0, deadline - time.monotonic()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import math
 from planner.graphs import Graph, simulate
 from planner.solvers.api import Answer, Limits, register
 from planner.solvers.bounds.parametric import quick_bound
-from planner.solvers.given_order import deadline_of, in_given_order, left_until
+from planner.solvers.given_order import deadline_of, in_given_order
 from planner.solvers.model.precedence import may_reorder
 from planner.solvers.reorder import promise, reorder
 from planner.solvers.tuning import (
@@ -33,18 +33,16 @@ def auto(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         return in_given_order(graph, budget_bytes, limits)
     deadline = deadline_of(limits)
     before, after = promise(graph, budget_bytes, limits.seed)
-    limits = left_until(deadline, limits)
+    limits = limits.until(deadline)
     if before == 0.0 or after > PROMISING_OVERSHOOT * before:
         return in_given_order(graph, budget_bytes, limits)
     least = WORTH_REORDERING * graph.seconds
     if after == 0.0 and quick_bound(graph, budget_bytes) - graph.seconds > least:
         return reorder(graph, budget_bytes, limits)  # no schedule in the given order comes near
-    given = in_given_order(
-        graph, budget_bytes, left_until(deadline, limits, share=GIVEN_ORDER_SHARE)
-    )
+    given = in_given_order(graph, budget_bytes, limits.until(deadline, share=GIVEN_ORDER_SHARE))
     if (extra := _extra(graph, given)) <= least:
         return given
-    other = reorder(graph, budget_bytes, left_until(deadline, limits))
+    other = reorder(graph, budget_bytes, limits.until(deadline))
     return other if extra - _extra(graph, other) > least else given
 
 

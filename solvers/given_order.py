@@ -108,17 +108,6 @@ def deadline_of(limits: Limits) -> float:
     return time.monotonic() + (1 - JUDGING_SHARE) * limits.seconds
 
 
-def left_until(deadline: float, limits: Limits, *, share: float = 1.0) -> Limits:
-    """Return limits with the seconds left.
-
-    Args:
-        deadline: of ``time.monotonic``.
-        limits: all else.
-        share: the part of what is left.
-    """
-    return replace(limits, seconds=share * max(0.0, deadline - time.monotonic()))
-
-
 def _infeasible(message: str) -> Answer:
     return Answer(Status.INFEASIBLE, None, math.inf, message)
 
@@ -217,7 +206,7 @@ def _compare(search: Search, graph: Graph, limits: Limits) -> None:
         until = until if search.order is None else search.deadline
         if search.over(until):
             return
-        within = left_until(until, limits)
+        within = limits.until(until)
         if (schedule := solver(graph, search.budget, within).schedule) is not None:
             search.offer(schedule.order)
 

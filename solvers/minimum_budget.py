@@ -188,8 +188,8 @@ def _lowered(graph: Graph, floor: int, best: list[int], deadline: float, enough:
             most_ops=LEAST_STRETCH_OPS,
         )
         if search.order is None and small:
-            left = max(0.0, deadline - time.monotonic())
-            run_cuts(search, Limits(seconds=left, gap=ANY_GAP), most_work=GUIDED_WORK, tight=False)
+            left = Limits(gap=ANY_GAP).until(deadline)
+            run_cuts(search, left, most_work=GUIDED_WORK, tight=False)
         if search.over():
             return search.order or best
         if search.order is None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from planner.graphs import Graph
 from planner.solvers.api import Answer, Limits, Status, register
 from planner.solvers.bounds.any_order import bound_any_order
-from planner.solvers.given_order import deadline_of, in_given_order, left_until
+from planner.solvers.given_order import deadline_of, in_given_order
 from planner.solvers.model.precedence import freedom, may_reorder, permuted
 from planner.solvers.model.problem import flatten
 from planner.solvers.search.anneal_order import best_arrangement, overshoot
@@ -50,9 +50,9 @@ def reorder(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     order = best_arrangement(
         problem, free, budget_bytes, moves=MOVES_PER_OP * problem.n, seed=limits.seed
     )
-    within = left_until(deadline, limits, share=1 - ANY_ORDER_SHARE)
+    within = limits.until(deadline, share=1 - ANY_ORDER_SHARE)
     found = in_given_order(permuted(graph, order), budget_bytes, within)
-    limits = left_until(deadline, limits)
+    limits = limits.until(deadline)
     if found.schedule is None:
         bound = any_order_bound(graph, budget_bytes, math.inf, limits)
         status = Status.INFEASIBLE if math.isinf(bound) else Status.UNKNOWN

@@ -11,7 +11,6 @@ timed.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -204,8 +203,7 @@ class _Stretches:
         if self.most_ops is not None and problem.n > self.most_ops:
             return None
         search = Search(problem, self.budget, deadline=self.deadline)
-        seconds = max(0.0, self.deadline - time.monotonic())
-        run_cuts(search, replace(self.limits, seconds=seconds), most_work=BLOCK_WORK, tight=False)
+        run_cuts(search, self.limits.until(self.deadline), most_work=BLOCK_WORK, tight=False)
         if search.order is not None:
             polish(search, target=self.limits.gap, work=BLOCK_POLISH_WORK, deadline=self.deadline)
         return search.order

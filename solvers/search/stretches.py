@@ -6,7 +6,6 @@ one another, each beginning in the middle of another. Effort is counted, not tim
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -108,10 +107,9 @@ def _better(search: Search, limits: Limits, part: Stretch, order: Sequence[int])
         return mine
     near.take(local)
     if near.extra > 0.0:
-        seconds = max(0.0, search.deadline - time.monotonic())
         run_cuts(
             near,
-            replace(limits, seconds=seconds, gap=STRETCH_GAP),
+            replace(limits, gap=STRETCH_GAP).until(search.deadline),
             most_work=STRETCH_WORK,
             tight=False,
         )
