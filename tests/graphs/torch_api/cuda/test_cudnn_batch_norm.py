@@ -16,14 +16,14 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 import planner
-from planner.graphs.capture import trace as tracing
 from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.trace import trace
 from planner.graphs.host_memory import movable
 from planner.graphs.torch_api.cuda.card import Card, card_of
 from planner.graphs.torch_api.cuda.cudnn_batch_norm import batch_norm_of_cuda
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
-from planner.graphs.torch_api.patches import Patches, patching
+from planner.graphs.torch_api.patches import patching
+from tests.graphs.torch_api.cuda.stand_ins import standing_in
 
 aten = torch.ops.aten
 A100 = card_of("sm_80")
@@ -138,7 +138,6 @@ def test_a_card_is_asked_what_is_kept_for_the_largest_batch(
 @pytest.fixture
 def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a CPU capture batch norm as a card does, and stand in for cuDNN's two kernels."""
-    library = torch.library.Library("aten", "IMPL", "CPU")
 
     def run(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         made, mean, scale = aten.native_batch_norm.default(x, weight, *rest)
@@ -153,17 +152,9 @@ def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         )
         return made
 
-    library.impl("cudnn_batch_norm", run)
-    library.impl("cudnn_batch_norm_backward", run_backward)
-    own = tracing.eager_pieces
-
-    def pieces(patches: Patches, **options: Any) -> None:
-        own(patches, **options)
-        batch_norm_of_cuda(patches, A100)
-
-    monkeypatch.setattr(tracing, "eager_pieces", pieces)
-    yield
-    library._destroy()
+    kernels = {"cudnn_batch_norm": run, "cudnn_batch_norm_backward": run_backward}
+    with standing_in(kernels, batch_norm_of_cuda, A100, monkeypatch):
+        yield
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 import planner
 from planner.graphs.capture import recapture, training_step
-from planner.graphs.capture import trace as tracing
 from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.trace import trace
 from planner.graphs.hardware.devices import device
 from planner.graphs.torch_api.cuda.card import Card, card_of
 from planner.graphs.torch_api.cuda.cudnn_recurrent import recurrent_of_cuda
-from planner.graphs.torch_api.patches import Patches
+from tests.graphs.torch_api.cuda.stand_ins import standing_in
 
 aten = torch.ops.aten
 A100 = card_of("sm_80")
@@ -148,18 +147,9 @@ def _run_backward(*args: Any) -> tuple[Any, ...]:
 @pytest.fixture
 def on_a_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a CPU capture and run recurrent layers as a card does."""
-    library = torch.library.Library("aten", "IMPL", "CPU")
-    library.impl("_cudnn_rnn", _run)
-    library.impl("_cudnn_rnn_backward", _run_backward)
-    own = tracing.eager_pieces
-
-    def pieces(patches: Patches, **options: Any) -> None:
-        own(patches, **options)
-        recurrent_of_cuda(patches, A100)
-
-    monkeypatch.setattr(tracing, "eager_pieces", pieces)
-    yield
-    library._destroy()
+    kernels = {"_cudnn_rnn": _run, "_cudnn_rnn_backward": _run_backward}
+    with standing_in(kernels, recurrent_of_cuda, A100, monkeypatch):
+        yield
 
 
 @pytest.mark.parametrize("name", [n for n in LAYERS if "dropped" not in n])

@@ -27,44 +27,32 @@ BUDGETS = {"experts": "13.5MB"}
 CASES = ("parted", "along the sequence", "declared", "experts")
 
 
+SIZES: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128,
+    "use_cache": False,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
 def llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=128,
-        intermediate_size=320,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=128,
-        use_cache=False,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).train()
+    return LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=320)).train()
 
 
 def mixtral() -> nn.Module:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=WORDS,
-        hidden_size=128,
-        intermediate_size=192,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        num_local_experts=4,
-        max_position_embeddings=128,
-        use_cache=False,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    config = MixtralConfig(**SIZES, intermediate_size=192, num_local_experts=4)
     return MixtralForCausalLM(config).train()
 
 
