@@ -27,6 +27,18 @@ BATCH_NORM_OF_CUDA = torch.ops.aten._batch_norm_with_update_functional.default
 _BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 
 
+def layout_of(tensor: torch.Tensor) -> str:
+    """Return what two tensors share that lie alike.
+
+    Args:
+        tensor: real or fake.
+
+    >>> layout_of(torch.zeros(2, 3))
+    '(2, 3) (3, 1) torch.float32 cpu'
+    """
+    return f"{tuple(tensor.shape)} {tensor.stride()} {tensor.dtype} {tensor.device}"
+
+
 def target_name(node: fx.Node) -> str:
     """Return the operator's name, such as ``aten.addmm.default``."""
     target = node.target

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.node_kinds import layout_of
 from planner.graphs.capture.training_step import Traced
 
 
@@ -57,7 +58,7 @@ def _calls(graph: fx.Graph) -> tuple[Hashable, ...]:
 
 def _shapes(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {value.stride()} {value.dtype} {value.device}"
+        return layout_of(value)
     if isinstance(value, list | tuple):
         return repr(list(map(_shapes, value)))
     return type(value).__name__

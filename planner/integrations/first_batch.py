@@ -30,7 +30,7 @@ from planner.loss_chunks import KEEP, check_chunks
 from planner.planning import AS_CAPTURED, refuse_for_engine
 from planner.plans import Plan
 from planner.progress import Told
-from planner.request import checked_method
+from planner.request import OP_BY_OP, checked_method
 from planner.request_defaults import find_device
 from planner.running.engines import engine_of
 from planner.running.planned_module import derived, reclassed, unplanned
@@ -81,7 +81,7 @@ class FirstBatch:
         moves = checked_offload(self.said.get("offload")) is not None
         chunks = self.said.get("loss_chunks", 1)
         check_chunks(chunks, self.said.get("logits", KEEP), (AS_CAPTURED,))
-        engine = self.said.get("engine", "op_by_op")
+        engine = self.said.get("engine", OP_BY_OP)
         refuse_for_engine(engine, moves=moves, chunks=chunks != 1)
         parse_budget(self.budget, lambda: 1)
         checked_method(self.said.get("method", "auto"))
@@ -141,7 +141,7 @@ class FirstBatch:
 
     def _free(self, model: nn.Module, call: Arguments) -> Dynamic:
         """Return what one plan serves smaller sizes of, if the engine can."""
-        sized = engine_of(self.said.get("engine", "op_by_op")).any_size is not None
+        sized = engine_of(self.said.get("engine", OP_BY_OP)).any_size is not None
         return free_dimensions(model, call) if sized else "off"
 
     def _planned(self, model: nn.Module, call: Arguments) -> Plan:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from planner.graphs.capture.fused.stitched import Stitched
-from planner.graphs.capture.node_kinds import target_name
+from planner.graphs.capture.node_kinds import layout_of, target_name
 from planner.graphs.torch_api.inductor.partitioner import Halves
 
 
@@ -45,9 +45,7 @@ def _of(step: Stitched) -> Iterable[fx.Node]:
 
 def _shape(node: fx.Node) -> str:
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__
-    return f"{tuple(value.shape)} {value.stride()} {value.dtype} {value.device}"
+    return layout_of(value) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _hash(lines: Iterable[object]) -> str:
