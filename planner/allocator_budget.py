@@ -39,8 +39,9 @@ sought; with expandable segments, if ``_MUCH_ROOM`` of the budget is lost; and o
 then the bound has to hold for any order, and is lower."""
 _MUCH_ROOM = 0.02
 _PACKINGS = 3
-_PACKABLE = 0.15
-"""The excess, as a fraction of the budget, beyond which that is without hope."""
+_PACKED_AT_ONCE, _PACKABLE = 0.025, 0.15
+"""The excess, as a fraction of the budget, up to which an order of frees is sought before less is
+asked of the tensors, and beyond which that is without hope."""
 
 
 def allocator_of(said: str, hardware: Device) -> str | None:
@@ -97,7 +98,7 @@ def solve_within(
         if lost <= worth * graph.seconds:
             break
         request.tell("looking for an order of frees and ops that its allocator loses less with")
-        pack = replace(door, pack=True, reorder=reorder)
+        pack = replace(door, packable=_PACKABLE, reorder=reorder)
         if packing := pack.through(first):
             found, target = packing, peak
         else:
@@ -121,7 +122,8 @@ def solve_within(
 class _Door:
     """What a schedule has to get through: an allocator within a budget, until some time.
 
-    ``first_runs_too`` lets corrections leave the graph's order, if the limits do.
+    ``first_runs_too`` lets corrections leave the graph's order, if the limits do. What needs up to
+    ``packable`` of the budget too much may get through with its frees in another order.
     """
 
     graph: Graph
@@ -130,7 +132,7 @@ class _Door:
     expandable: bool
     until: float
     first_runs_too: bool
-    pack: bool = False
+    packable: float = _PACKED_AT_ONCE
     reorder: bool = False
 
     @property
@@ -176,8 +178,7 @@ class _Door:
         """Return a solution that runs: this one, or one with its ops and frees in another order."""
         if (schedule := solution.schedule) is None or self.lets(solution):
             return solution if schedule else None
-        hopeless = self.excess(schedule) > _PACKABLE * self.budget_bytes
-        if not self.pack or hopeless or self.late:
+        if self.late or self.excess(schedule) > self.packable * self.budget_bytes:
             return None
         limits = self.request.limits
         found = packed(
@@ -216,8 +217,8 @@ def _lowered(door: _Door, first: Solution, target: int, rounds: int) -> tuple[So
         found = door.solved(target)
         if found.schedule is None:
             break
-        if door.lets(found):
-            return found, target
+        if (passed := door.through(found)) is not None:
+            return passed, target
     return None, target
 
 
