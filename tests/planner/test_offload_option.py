@@ -22,7 +22,7 @@ from planner.graphs.hardware.tiers import Tier, TierKind
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.host_option import host_tier
 from planner.request import request_of
-from planner.solvers import Limits, minimum_budget
+from planner.solvers import Limits
 from tests.forgery import edit
 
 ROWS, LENGTH = 4, 64
@@ -59,9 +59,7 @@ def gradients(model: nn.Module, rows: int = ROWS) -> tuple[Tensor, list[Tensor]]
 @pytest.fixture(scope="module")
 def budget() -> int:
     """What no recomputation reaches for nothing."""
-    plain = planner.fit(language_model(), "1GB", **SAID)
-    least = minimum_budget(plain.graph, LIMITS).least_bytes
-    return int(least + 0.3 * (plain.plain_peak_bytes - least))
+    return int(0.65 * planner.fit(language_model(), "1GB", **SAID).plain_peak_bytes)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +158,7 @@ def test_planned_on_meta_for_a_card_through_its_allocator() -> None:
     with torch.device("meta"):
         model = language_model()
     inputs = {k: v.to("meta") for k, v in batch(2048).items()}
-    said = {**SAID, "inputs": inputs, "limits": Limits(seconds=6.0, gap=0.02)}
+    said = {**SAID, "inputs": inputs}
     free = planner.fit(model, "20GB", device="RTX 4090", **said)
     budget = int(0.7 * (free.plain_peak_bytes - 2**30)) + 2**30
     plan = planner.fit(model, budget, device="RTX 4090", offload=True, **said)
