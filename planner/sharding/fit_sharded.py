@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from planner.byte_sizes import format_both, format_bytes
@@ -22,11 +22,13 @@ from planner.running.engines import engine_of
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import WHOLE, Parted, configurations
 from planner.sharding.held import with_excess
+from planner.sharding.least_found import Least, least_found
 from planner.sharding.margin import NO_MARGIN, Margin, margin_of, widened
 from planner.sharding.on_paper import one_stage
 from planner.sharding.parted.ways import Ways, ways_of
 from planner.sharding.pricing import (
     CanRealize,
+    Needs,
     Planned,
     peak_of,
     plan_step,
@@ -56,15 +58,32 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
     shop = Captures(request, ways_of(request.model, _tensor_parallel(request), cluster))
     found, margin, unparted = _searched(shop, cluster, budget_bytes)
     if found.best is None:
-        request.tell("looking for a number of devices that would do")
-        room = budget_bytes - margin.size_bytes
-        among = _takes(shop, [o.configuration for o in found.outcomes if not o.impossible])
-        ranks = least_ranks(lambda n: _fits_on(shop, among, n, room), cluster.world_size)
-        closest = with_excess(found.closest, shop.holds(cluster).bytes_of(found.closest))
-        found = replace(found, closest=closest)
-        raise fits_nowhere(found, budget_bytes, cluster, ranks, margin, unparted=unparted)
+        space = shop.space(cluster, [o.configuration for o in found.outcomes])
+        least, margin = lowered(request, space, found, budget_bytes)
+        if (found := least.found).best is None:
+            raise _nowhere(shop, cluster, least, budget_bytes, margin, unparted=unparted)
     plan = plan_found(shop, cluster, found, budget_bytes, margin)
     return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
+
+
+def _nowhere(
+    shop: Captures,
+    cluster: Cluster,
+    least: Least,
+    budget_bytes: int,
+    margin: Margin,
+    *,
+    unparted: str,
+) -> InfeasibleBudget:
+    """Say that nothing fits, and how many devices would do."""
+    found = least.found
+    shop.request.tell("looking for a number of devices that would do")
+    room = budget_bytes - margin.size_bytes
+    among = _takes(shop, [o.configuration for o in found.outcomes if not o.impossible])
+    ranks = least_ranks(lambda n: _fits_on(shop, among, n, room), cluster.world_size)
+    closest = with_excess(found.closest, shop.holds(cluster).bytes_of(found.closest))
+    least = replace(least, found=replace(found, closest=closest))
+    return fits_nowhere(least, budget_bytes, cluster, ranks, margin, unparted=unparted)
 
 
 def _tensor_parallel(request: Request) -> TensorParallel | None:
@@ -141,21 +160,62 @@ def explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchR
         space: its configurations.
         budget_bytes: of each rank.
     """
-    kept = margin_of(request, budget_bytes)
-    room = budget_bytes - kept.size_bytes
-
-    def widened_for(planned: Planned) -> Margin:
-        return widened(kept, request, planned.graph, planned.schedule)
-
-    def needs(planned: Planned) -> int:
-        if planned.peak_bytes > room:
-            return planned.peak_bytes  # too much anyway: no compiler is asked
-        return space.holds(planned) + widened_for(planned).size_bytes - kept.size_bytes
-
+    room = _Room(request, space, margin_of(request, budget_bytes))
     found = explore(
-        space, room, needs=needs, method=request.method, limits=request.limits, tell=request.tell
+        space,
+        budget_bytes - room.kept.size_bytes,
+        needs=room.needs(budget_bytes),
+        method=request.method,
+        limits=request.limits,
+        tell=request.tell,
     )
-    return found, widened_for(found.best or found.closest)
+    return found, room.widened(found.best or found.closest)
+
+
+def lowered(
+    request: Request, space: Space, found: SearchResult, budget_bytes: int
+) -> tuple[Least, Margin]:
+    """Look for what holds least where a search found nothing that fits; it may fit after all.
+
+    Args:
+        request: what is planned.
+        space: its configurations.
+        found: by the search.
+        budget_bytes: of each rank.
+    """
+    room = _Room(request, space, margin_of(request, budget_bytes))
+    least = least_found(
+        space,
+        found,
+        budget_bytes - room.kept.size_bytes,
+        needs=room.needs(budget_bytes),
+        limits=request.limits,
+        tell=request.tell,
+    )
+    return least, room.widened(least.found.best or least.found.closest)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What is kept free for the allocator and NCCL before a plan is known, and once it is."""
+
+    request: Request
+    space: Space
+    kept: Margin
+
+    def widened(self, planned: Planned) -> Margin:
+        return widened(self.kept, self.request, planned.graph, planned.schedule)
+
+    def needs(self, budget_bytes: int) -> Needs:
+        room = budget_bytes - self.kept.size_bytes
+
+        def of(planned: Planned) -> int:
+            if planned.peak_bytes > room:
+                return planned.peak_bytes  # too much anyway: no compiler is asked
+            lost = self.widened(planned).size_bytes - self.kept.size_bytes
+            return self.space.holds(planned) + lost
+
+        return of
 
 
 def plan_found(
@@ -275,7 +335,7 @@ def message(found: SearchResult) -> str:
 
 
 def fits_nowhere(
-    found: SearchResult,
+    least: Least,
     budget_bytes: int,
     cluster: Cluster,
     ranks: int | None,
@@ -286,14 +346,14 @@ def fits_nowhere(
     """Make the error that says what was asked, how close it came, and how many devices would do.
 
     Args:
-        found: how the search ended.
+        least: how the search ended.
         budget_bytes: of each rank.
         cluster: what was searched for.
         ranks: how many devices would do, if any number does.
         margin: what of the budget was kept free.
         unparted: why layers could not be parted over ranks, if they could not.
     """
-    closest = found.closest
+    found, closest = least.found, least.found.closest
     proved = not unparted and all(o.bound_seconds == math.inf for o in found.outcomes)
     needed = (
         f"{ranks} such devices would do"
@@ -306,10 +366,11 @@ def fits_nowhere(
     text = (
         f"No way to shard and recompute was found within {format_both(budget_bytes)} a rank on "
         f"{cluster}{free}{' (proved for every configuration)' if proved else ''}. The closest is "
-        f"{closest.configuration} with {format_both(closest.peak_bytes)}: "
-        f"{what_fills(closest, budget_bytes - kept)}. Next: {needed}, with a global batch of at "
-        "least as many samples; then lower precision (precisions=('bfloat16',)), or optimizer "
-        f"offload{'; or reserve=, which says otherwise what is kept free' if kept else ''}."
+        f"{closest.configuration} with {format_both(closest.peak_bytes)}"
+        f"{_how_close(least)}: {what_fills(closest, budget_bytes - kept)}. Next: {needed}, with a "
+        "global batch of at least as many samples; then lower precision "
+        f"(precisions=('bfloat16',)), or optimizer offload"
+        f"{'; or reserve=, which says otherwise what is kept free' if kept else ''}."
     )
     if any(o.configuration.tensor_ranks > 1 for o in found.outcomes):
         own = closest.configuration
@@ -319,6 +380,15 @@ def fits_nowhere(
         text += f" Layers cannot be parted over ranks, either: {unparted}"
     found_at = binding(closest.graph, closest.schedule, closest.trace)
     return InfeasibleBudget(budget_bytes, closest.peak_bytes + kept, found_at, text)
+
+
+def _how_close(least: Least) -> str:
+    """Say how far the least plan found may be from the least there is."""
+    found, floor = least.found.closest.peak_bytes, least.floor_bytes
+    if floor >= found:
+        return ", the least there is (proved)"
+    cut = "" if least.finished else ", when the time was over"
+    return f", the least found{cut} (no configuration holds less than {format_bytes(floor)})"
 
 
 def least_ranks(fits: Callable[[int], bool | None], world_size: int) -> int | None:

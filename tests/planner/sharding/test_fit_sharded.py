@@ -143,6 +143,8 @@ def test_what_fits_nowhere_says_how_many_devices_would_do() -> None:
     words = str(caught.value).split()
     ranks = int(words[words.index("such") - 1])
     assert planner.fit(model, "1.3MB", world_size=ranks, **options | {"global_batch": ranks}).fits
+    assert "the least" in str(caught.value)
+    assert planner.fit(model, caught.value.least_bytes, world_size=2, **options).fits
 
 
 def test_what_no_number_of_devices_can_hold_is_said() -> None:
