@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from planner.sharding.explored import explored
 from torch import nn
 
 from benchmarks.record import record, show
@@ -28,7 +29,6 @@ from planner.request import Request, request_of
 from planner.sharding import strategies  # noqa: F401 (it enters them)
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import Parted, configurations
-from planner.sharding.fit_sharded import explored
 from planner.sharding.margin import margin_of
 from planner.sharding.parted.ways import ways_of
 from planner.sharding.pricing import price_recipes
