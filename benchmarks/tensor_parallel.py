@@ -4,7 +4,8 @@ Llama 3 on meta, one sample for each H100, in bfloat16 with float32 master weigh
 over all degrees chooses, its gap and its seconds, beside every fixed recipe (a stage of ZeRO and a
 way to checkpoint) with layers in 1, 2, 4 and 8 parts, with and without sequence parallelism, states
 sharded over all ranks, one sample at a time. The word ``searched`` among the arguments
-leaves the recipes out.
+leaves the recipes out; ``clock=600`` gives the solver so many seconds instead of 60, for a machine
+that others share.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from planner.sharding.explored import explored
 from torch import nn
 
 from benchmarks.record import record, show
@@ -27,7 +29,6 @@ from planner.request import Request, request_of
 from planner.sharding import strategies  # noqa: F401 (it enters them)
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import Parted, configurations
-from planner.sharding.fit_sharded import explored
 from planner.sharding.margin import margin_of
 from planner.sharding.parted.ways import ways_of
 from planner.sharding.pricing import price_recipes
@@ -38,7 +39,7 @@ from planner.tensor_parallel import TensorParallel
 DEVICE, BUDGET = "H100 SXM", "80GB"
 SEQUENCES = (4096, 8192, 16384)
 SECONDS = 60.0
-"""What the solver is given: for the search, and again for each fixed degree."""
+"""What the solver is given, if nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def llama(size: Size) -> nn.Module:
     return model
 
 
-def request_for(name: str, sequence: int, said: Callable[[str], None]) -> Request:
+def request_for(
+    name: str, sequence: int, said: Callable[[str], None], seconds: float = SECONDS
+) -> Request:
     """Say what is planned, as ``planner.fit`` would be told."""
     ids = torch.empty(1, sequence, dtype=torch.long, device="meta")
     options: dict[str, Any] = {
@@ -109,20 +112,20 @@ def request_for(name: str, sequence: int, said: Callable[[str], None]) -> Reques
         "precisions": ("bfloat16",),
         "offload": False,
         "tensor_parallel": "auto",
-        "limits": Limits(seconds=SECONDS),
+        "limits": Limits(seconds=seconds),
         "progress": said,
     }
     return request_of(llama(SIZES[name]), options)
 
 
-def rows(name: str, sequence: int, *, recipes: bool) -> Iterator[Row]:
+def rows(name: str, sequence: int, *, recipes: bool, seconds: float) -> Iterator[Row]:
     """Search all degrees, then price what is fixed."""
     start = time.perf_counter()
 
     def said(sentence: str) -> None:
         print(f"{time.perf_counter() - start:7.1f} s  {sentence}", file=sys.stderr, flush=True)
 
-    request = request_for(name, sequence, said)
+    request = request_for(name, sequence, said, seconds)
     cluster = make_cluster(request.hardware, request.world_size)
     shop = Captures(request, ways_of(request.model, TensorParallel(), cluster))
     budget = request.budget_bytes(BUDGET)
@@ -200,12 +203,14 @@ def _recipes(name: str, sequence: int, shop: Captures, way: Parted, room: int) -
 
 def main() -> None:
     """Run what is named, all by default; write the CSV after each, and print the table."""
-    named = [text for text in sys.argv[1:] if text != "searched"]
+    seconds = [float(text.removeprefix("clock=")) for text in sys.argv if "clock=" in text]
+    named = [text for text in sys.argv[1:] if text != "searched" and "clock=" not in text]
     chosen = [text.partition("@") for text in named or SIZES]
+    recipes = "searched" not in sys.argv
     found = list[Row]()
     for name, _, length in chosen:
         for sequence in [int(length)] if length else SEQUENCES:
-            found += rows(name, sequence, recipes="searched" not in sys.argv)
+            found += rows(name, sequence, recipes=recipes, seconds=(seconds or [SECONDS])[-1])
             written = record("tensor_parallel", found)
     show("Tensor parallelism: searched, and every fixed recipe", found)
     print(written)

@@ -50,13 +50,17 @@ def _waiting(collective: Callable[..., Any], seconds: float) -> Callable[..., An
 
 
 @contextmanager
-def patient_waits() -> Iterator[None]:
-    """Wait a moment before a collective of a plan's own program is waited for; see above."""
+def patient_waits(seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Wait a moment before a collective of a plan's own program is waited for; see above.
+
+    Args:
+        seconds: how long.
+    """
     packet = torch.ops._c10d_functional.wait_tensor
     own = packet.default
 
     def wait(tensor: Tensor) -> Tensor:
-        time.sleep(PATIENCE_SECONDS)
+        time.sleep(seconds)
         made: Tensor = own(tensor)
         return made
 

@@ -45,6 +45,13 @@ _ON_A_MESH = (
     "put back: draw for the local tensor (use_local_output=True of the parallel style, or "
     "to_local()), or set the rate to 0"
 )
+_UNEVEN = (
+    "a tensor of shape {} lies as {} over {} ranks in parts of different sizes, and one plan is to "
+    "serve all ranks: pad that dimension to a multiple of the ranks (a sequence, features), or "
+    "leave it whole there"
+)
+_REDISTRIBUTES = ("_redistribute", "_dispatch", "_api")
+"""The files of ``torch.distributed.tensor`` that call ``redistribute_local_tensor``."""
 _CONTEXT = (
     "attention runs inside context_parallel(), whose ring of ranks a plan cannot run: leave the "
     "block, or parallelize along the sequence with SequenceParallel"
@@ -85,15 +92,41 @@ def refuse_what_cannot_be_traced(patches: Patches) -> None:
 
 
 def _refuse_on_meshes(patches: Patches, loaded: Any) -> None:
-    """Refuse random operators on ``DTensor``, and context parallelism, if the former is loaded."""
+    """Refuse what ``DTensor`` draws or lays unevenly, and context parallelism, if it is loaded."""
     if loaded is None:
         return
     dispatcher = loaded.DTensor._op_dispatcher
     patches.attribute(dispatcher, "_random_ops", _Drawing(dispatcher._random_ops, patches))
+    for file in _REDISTRIBUTES:
+        caller: Any = sys.modules.get(f"{loaded.__name__}.{file}")
+        own = getattr(caller, "redistribute_local_tensor", None)
+        if own is not None:
+            patches.attribute(caller, own.__name__, _redistributing_evenly(patches, own))
     attention = functional.scaled_dot_product_attention
     if "context_parallel" in str(getattr(attention, "__module__", "")):
         refused = _refusing(patches, attention, _CONTEXT)
         patches.attribute(functional, "scaled_dot_product_attention", refused)
+
+
+def _redistributing_evenly(patches: Patches, own: Callable[..., Any]) -> Callable[..., Any]:
+    def redistributed(local: Any, current: Any, target: Any, **options: Any) -> Any:
+        if patches.mine():
+            _require_even(current)
+            _require_even(target)
+        return own(local, current, target, **options)
+
+    return redistributed
+
+
+def _require_even(spec: Any) -> None:
+    """Refuse a layout on a mesh in which ranks have parts of different sizes."""
+    parts: dict[int, int] = {}
+    for ranks, placement in zip(spec.mesh.shape, spec.placements, strict=True):
+        if (dim := getattr(placement, "dim", None)) is not None:
+            parts[dim] = parts.get(dim, 1) * ranks
+    for dim, ranks in parts.items() if spec.tensor_meta is not None else ():
+        if isinstance(size := spec.shape[dim], int) and size % ranks:
+            raise NotImplementedError(_UNEVEN.format(list(spec.shape), spec.placements, ranks))
 
 
 class _Drawing(set[Any]):

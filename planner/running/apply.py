@@ -8,7 +8,7 @@ the engine's to know, and how another call is planned is handed in.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +25,13 @@ from planner.graphs.capture.guards.call import (
     signature_of,
 )
 from planner.graphs.capture.guards.call_form import in_form
+from planner.graphs.capture.placed import meshes_of
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning
 from planner.running.branches import program_of
 from planner.running.engines import engine_of
 from planner.running.engines.engine import Applied
-from planner.running.one_plan import require_one_plan
+from planner.running.one_plan import all_or_none, digest, require_one_plan
 from planner.running.optimizer_watch import watch_optimizer
 from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
@@ -94,33 +95,32 @@ def planned_class(
     loss: Callable[..., Any] | None = None,
     replan: Replan | None = None,
     account: Account | None = None,
+    compared: bool = True,
 ) -> type[nn.Module]:
     """Return a class derived from a model's own whose ``forward`` runs the plan.
 
     Args:
         plan, model, on_mismatch, loss, replan: as for ``apply``, which raises the same errors.
         account: what was planned for the whole device, to be told if memory runs out.
+        compared: with the plans of ranks that share the step; else the caller has done so.
     """
-    on_mismatch = checked_mismatch(on_mismatch, MISMATCH if replan else ("error", "plain"))
     model = unplanned(model)
-    if "forward" in vars(model):
-        raise PlanMismatch(
-            "model.forward was replaced on the instance, so a plan would run something else; apply "
-            "the plan first and wrap the model it returns"
-        )
     base, loss = type(model), loss or plan.loss
-    if (compiled := engine_of(plan.engine).forward) is not None:
-        require_planned(plan, model)
-        applied = Applied(base, loss, on_mismatch, replan, account)
-        return derived(base, compiled(plan, model, applied))
-    runtime = _runtime(plan, model, loss, replan)
-    groups = runtime.variants.last_used.groups
-    if groups and on_mismatch == "replan":
-        raise PlanMismatch(
-            'on_mismatch="replan" would plan on each rank by itself, and ranks that share a step '
-            'have to run one plan: choose "plain", or plan the largest call'
-        )
-    require_one_plan(runtime.plan, groups)
+    ranks = _groups_of(model) if compared else []
+    with all_or_none(ranks) as told:
+        on_mismatch = checked_mismatch(on_mismatch, MISMATCH if replan else ("error", "plain"))
+        _require_own_forward(model)
+        if (compiled := engine_of(plan.engine).forward) is not None:
+            require_planned(plan, model)
+            applied = Applied(base, loss, on_mismatch, replan, account)
+            return derived(base, compiled(plan, model, applied))
+        runtime = _runtime(plan, model, loss, replan)
+        groups = runtime.variants.last_used.groups
+        _require_no_replan(on_mismatch, groups)
+        told["plan"] = digest(runtime.plan)
+    if compared:
+        known = {group.group_name for group in ranks}
+        require_one_plan(runtime.plan, [name for name in groups if name not in known])
     runtime = replace(
         runtime,
         on_mismatch=on_mismatch,
@@ -132,6 +132,28 @@ def planned_class(
         return _dispatch(self, base, runtime, args, kwargs)
 
     return derived(base, forward)
+
+
+def _require_own_forward(model: nn.Module) -> None:
+    if "forward" in vars(model):
+        raise PlanMismatch(
+            "model.forward was replaced on the instance, so a plan would run something else; apply "
+            "the plan first and wrap the model it returns"
+        )
+
+
+def _require_no_replan(on_mismatch: str, groups: Sequence[str]) -> None:
+    if groups and on_mismatch == "replan":
+        raise PlanMismatch(
+            'on_mismatch="replan" would plan on each rank by itself, and ranks that share a step '
+            'have to run one plan: choose "plain", or plan the largest call'
+        )
+
+
+def _groups_of(model: nn.Module) -> list[Any]:
+    """Return the process groups of the meshes that a model is parallelized on."""
+    meshes = meshes_of(model)
+    return [mesh.get_group(d) for mesh in meshes for d in range(mesh.ndim)]
 
 
 def require_planned(plan: StepPlan, model: nn.Module) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import PlanMismatch
@@ -28,21 +30,46 @@ def require_one_plan(plan: StepPlan, groups: Iterable[str]) -> None:
     Raises:
         PlanMismatch: ranks have different plans; the message says which.
     """
-    compare(digest(plan), [group_named(name) for name in groups])
+    with all_or_none([group_named(name) for name in groups]) as told:
+        told["plan"] = digest(plan)
 
 
-def compare(own: str, groups: Iterable[dist.ProcessGroup]) -> None:
-    """Compare what stands for the plans of ranks that share a step; each takes part.
+@contextmanager
+def all_or_none(groups: Iterable[dist.ProcessGroup]) -> Iterator[dict[str, str]]:
+    """Let the ranks of groups go on together, or none: whoever went on would wait for the others.
 
-    What a group has told is told to the next one, so that over the dimensions of a mesh all ranks
-    know of all plans before one of them stops.
+    Each takes part. The block yields a mapping, in which it leaves what has to be the same on all
+    ranks, by what it is called. What is raised inside on one rank ends the block on every rank.
 
     Args:
-        own: of this rank.
         groups: that this rank is in, in the same order on all ranks.
 
     Raises:
-        PlanMismatch: ranks have different plans; the message says which.
+        PlanMismatch: on ranks where the block was left well, and on others it was not, or what was
+            left differs; the message says which.
+    """
+    told: dict[str, str] = {}
+    try:
+        yield told
+    except Exception as error:
+        _exchanged(_Told({}, f"{type(error).__name__}: {error}"), groups)
+        raise
+    _require_alike(_exchanged(_Told(told), groups))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What one rank says to the others: what has to be the same, or what it raises."""
+
+    same: dict[str, str]
+    failed: str = ""
+
+
+def _exchanged(own: _Told, groups: Iterable[dist.ProcessGroup]) -> dict[int, _Told]:
+    """Return what every rank of the groups tells.
+
+    What a group has told is told to the next one, so that over the dimensions of a mesh all ranks
+    know of all others.
     """
     import torch.distributed as dist
 
@@ -50,17 +77,35 @@ def compare(own: str, groups: Iterable[dist.ProcessGroup]) -> None:
     there = [group for group in groups if dist.get_backend(group) != "fake"]
     known = {dist.get_rank(): own} if there else {}
     for group in there:
-        found: list[dict[int, str]] = [{}] * group.size()
+        found: list[dict[int, _Told]] = [{}] * group.size()
         dist.all_gather_object(found, known, group=group)
         for told in found:
             known |= told
-    first = min(known, default=0)
-    if others := [r for r in sorted(known) if known[r] != known[first]]:
+    return known
+
+
+def _require_alike(known: Mapping[int, _Told]) -> None:
+    if failed := {r: known[r].failed for r in sorted(known) if known[r].failed}:
+        ranks, why = ", ".join(map(str, failed)), next(iter(failed.values()))
         raise PlanMismatch(
-            f"ranks {', '.join(map(str, others))} have another plan than rank {first}, with "
-            "which they share the step: their collectives would not meet. Make the plan on one "
-            "rank, plan.save() it, and planner.load() it on all"
+            f"the plan cannot be applied on ranks {ranks}, with which this one shares the step: "
+            f"{why}"
         )
+    first = min(known, default=0)
+    for what in dict.fromkeys(name for told in known.values() for name in told.same):
+        said = {r: known[r].same.get(what) for r in sorted(known)}
+        if others := [r for r, text in said.items() if text != said[first]]:
+            raise PlanMismatch(
+                f"ranks {', '.join(map(str, others))} have another {what} than rank {first}, with "
+                "which they share the step: their collectives would not meet. "
+                f"{_NEXT.get(what, 'Give all ranks the same')}"
+            )
+
+
+_NEXT = {
+    "plan": "Make the plan on one rank, plan.save() it, and planner.load() it on all",
+    "model": "Build the same model on all ranks",
+}
 
 
 def digest(plan: StepPlan) -> str:

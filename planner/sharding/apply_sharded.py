@@ -11,6 +11,7 @@ it merely falls silent.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from planner.plan.step_plan import StepPlan
 from planner.running.apply import checked_mismatch, planned_class, require_planned
 from planner.running.engines import engine_of
 from planner.sharding.parted.parallelize import Styles, parallelize
-from planner.sharding.parted.same_plan import require_alike, styles_of
+from planner.sharding.parted.same_plan import all_apply, styles_of, to_be_alike
 from planner.sharding.wrapped.unit_captures import in_precision
 from planner.sharding.wrapping import Wrapping
 from planner.solvers import Status
@@ -67,13 +68,15 @@ def apply(
             plans on other ranks, or no process group.
         ValueError: an unknown ``on_mismatch``.
     """
-    on_mismatch = checked_mismatch(on_mismatch, ("error", "plain"))
     configuration = plan.configuration
-    styles = styles_of(plan, model, tensor_parallel)
-    _check_ranks(configuration, mesh)
-    require_alike(plan, mesh)
+    with all_apply(mesh) as told:
+        on_mismatch = checked_mismatch(on_mismatch, ("error", "plain"))
+        styles = styles_of(plan, model, tensor_parallel)
+        _check_ranks(configuration, mesh)
+        told.update(to_be_alike(plan, model))
     ranks = _parted(model, configuration, mesh, styles)
-    classes = _planned(plan, model, on_mismatch)
+    with all_apply(mesh):
+        classes = _planned(plan, model, on_mismatch)
     for path, cls in classes.items():
         model.get_submodule(path).__class__ = cls
     return _wrapped(model, configuration, plan.units, ranks)
@@ -156,6 +159,7 @@ def _check_ranks(configuration: Configuration, mesh: DeviceMesh | None) -> None:
             f"the plan is for {configuration.world_size} ranks, but there is no process group: "
             "start with torchrun and call torch.distributed.init_process_group first"
         )
+    _check_nodes(configuration, mesh)
     dimensions = configuration.mesh
     shape = tuple(ranks for _, ranks in dimensions)
     if mesh is None:
@@ -173,6 +177,26 @@ def _check_ranks(configuration: Configuration, mesh: DeviceMesh | None) -> None:
         raise PlanMismatch(
             "the mesh has dimensions without names, which a plan cannot take apart: make it with "
             f"mesh_dim_names={tuple(name for name, _ in dimensions)}"
+        )
+
+
+def _check_nodes(configuration: Configuration, mesh: DeviceMesh | None) -> None:
+    """Refuse to part layers over ranks that are not neighbours within a node."""
+    if (parts := configuration.tensor_ranks) == 1:
+        return
+    on_node = os.environ.get("LOCAL_WORLD_SIZE", "")  # torchrun says so
+    if on_node.isdecimal() and int(on_node) % parts:
+        raise PlanMismatch(
+            f"the plan parts layers over {parts} ranks of a node, and this node runs {on_node}: "
+            f"their groups would span nodes; plan again with devices_per_node={on_node}"
+        )
+    together = [] if mesh is None else mesh.mesh.reshape(-1, mesh.shape[-1]).tolist()
+    if apart := [ranks for ranks in together if ranks != list(range(ranks[0], ranks[-1] + 1))]:
+        raise PlanMismatch(
+            f"the last dimension of the mesh holds ranks {apart[0]}, which are not neighbours; "
+            f"the plan parts layers over {parts} neighbouring ranks of a node, which see the same "
+            f"samples: make the mesh by init_device_mesh(..., "
+            f"{tuple(count for _, count in configuration.mesh)}), or leave mesh= out"
         )
 
 
@@ -198,7 +222,9 @@ def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mappi
                 if compiles and key in alike:  # what is compiled for one unit is for all alike
                     require_planned(inner, module)
                 else:
-                    alike[key] = planned_class(inner, module, on_mismatch=on_mismatch)
+                    alike[key] = planned_class(
+                        inner, module, on_mismatch=on_mismatch, compared=False
+                    )
             except PlanMismatch as error:
                 raise PlanMismatch(f"unit {unit.path!r}: {error}") from error
             found[unit.path] = alike[key]

@@ -116,7 +116,7 @@ class Captures:
             try:
                 self.captured(replace(c, micro_batch=1))
             except CaptureError as error:
-                self._impossible[parted] = str(error)
+                self._impossible[parted] = _not_in_parts(error, parted)
         return self._impossible.get(parted, "")
 
     def _too_few(self, c: Configuration) -> str:
@@ -197,6 +197,21 @@ class Captures:
         if key not in self._grows:
             self._grows[key] = growing(captured, self._cluster, c.tensor_ranks)
         return self._grows[key]
+
+
+def _not_in_parts(error: CaptureError, parted: Parted) -> str:
+    """Say that layers cannot be parted so, and what to do where the model's own code fails then."""
+    along = " and along the sequence" if parted.sequence else ""
+    text = f"with layers parted over {parted.ranks} ranks{along}, {error}"
+    own = isinstance(error.__cause__, (RuntimeError, ValueError, TypeError, IndexError))
+    if not own or isinstance(error.__cause__, NotImplementedError):
+        return text
+    return (
+        f"{text}. If it fails so only in parts, a size that this line reads is not divided by "
+        f"{parted.ranks} (a number of heads, features of a head), or a tensor arrives whole where "
+        "a part is expected: choose degrees that divide it, planner.TensorParallel(degrees=...), "
+        "or leave the modules that make it out of the styles"
+    )
 
 
 def compute_seconds(captures: ModelCapture) -> float:

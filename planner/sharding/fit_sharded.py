@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 
-from planner.byte_sizes import format_both, format_bytes
-from planner.errors import BadCluster, CaptureError, InfeasibleBudget
-from planner.graphs.binding import binding
+from planner.errors import BadCluster, CaptureError
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 from planner.plan.step_plan import StepPlan
-from planner.plan.strategy import Spread
 from planner.plan.tensor_parallelism import RefusedDegree
 from planner.request import Request
 from planner.running.engines import engine_of
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import WHOLE, Parted, configurations
+from planner.sharding.explored import explored, lowered
 from planner.sharding.held import with_excess
-from planner.sharding.margin import NO_MARGIN, Margin, margin_of, widened
-from planner.sharding.on_paper import one_stage
+from planner.sharding.margin import NO_MARGIN, Margin
+from planner.sharding.nowhere import nowhere
 from planner.sharding.parted.ways import Ways, ways_of
-from planner.sharding.pricing import (
-    CanRealize,
-    Planned,
-    peak_of,
-    plan_step,
-    price_recipes,
-    what_fills,
-)
+from planner.sharding.pricing import peak_of
 from planner.sharding.reasons import alternatives, tensor_parallelism
 from planner.sharding.samples import samples_in
-from planner.sharding.search import explore
-from planner.sharding.space import SearchResult, Space
+from planner.sharding.space import SearchResult
 from planner.solvers import Limits, Status
-from planner.solvers.tuning import ANY_GAP
 from planner.tensor_parallel import TensorParallel, tensor_parallel_of
-from planner.textbook.pipeline import pipeline_text, possible_stages
-
-ANY_SCHEDULE = Limits(seconds=5.0, gap=ANY_GAP)
-"""Limits for finding out whether one device fits at all, which many numbers are asked for."""
-MOST_RANKS = 65_536
-"""Where the search for a number of devices that would do gives up."""
 
 
 def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
@@ -56,13 +37,10 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
     shop = Captures(request, ways_of(request.model, _tensor_parallel(request), cluster))
     found, margin, unparted = _searched(shop, cluster, budget_bytes)
     if found.best is None:
-        request.tell("looking for a number of devices that would do")
-        room = budget_bytes - margin.size_bytes
-        among = _takes(shop, [o.configuration for o in found.outcomes if not o.impossible])
-        ranks = least_ranks(lambda n: _fits_on(shop, among, n, room), cluster.world_size)
-        closest = with_excess(found.closest, shop.holds(cluster).bytes_of(found.closest))
-        found = replace(found, closest=closest)
-        raise fits_nowhere(found, budget_bytes, cluster, ranks, margin, unparted=unparted)
+        space = shop.space(cluster, [o.configuration for o in found.outcomes])
+        least, margin = lowered(request, space, found, budget_bytes)
+        if (found := least.found).best is None:
+            raise nowhere(shop, cluster, least, budget_bytes, margin, unparted=unparted)
     plan = plan_found(shop, cluster, found, budget_bytes, margin)
     return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
 
@@ -131,31 +109,6 @@ def _both(whole: SearchResult, parted: SearchResult) -> SearchResult:
         closest=closest,
         finished=whole.finished and parted.finished,
     )
-
-
-def explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
-    """Search within what a margin leaves of the budget, for plans its allocator has room for.
-
-    Args:
-        request: what is planned.
-        space: its configurations.
-        budget_bytes: of each rank.
-    """
-    kept = margin_of(request, budget_bytes)
-    room = budget_bytes - kept.size_bytes
-
-    def widened_for(planned: Planned) -> Margin:
-        return widened(kept, request, planned.graph, planned.schedule)
-
-    def needs(planned: Planned) -> int:
-        if planned.peak_bytes > room:
-            return planned.peak_bytes  # too much anyway: no compiler is asked
-        return space.holds(planned) + widened_for(planned).size_bytes - kept.size_bytes
-
-    found = explore(
-        space, room, needs=needs, method=request.method, limits=request.limits, tell=request.tell
-    )
-    return found, widened_for(found.best or found.closest)
 
 
 def plan_found(
@@ -272,116 +225,3 @@ def message(found: SearchResult) -> str:
         "by op, the others ruled out by bounds"
     )
     return text if found.finished else f"{text}; the time was over before all were solved"
-
-
-def fits_nowhere(
-    found: SearchResult,
-    budget_bytes: int,
-    cluster: Cluster,
-    ranks: int | None,
-    margin: Margin = NO_MARGIN,
-    *,
-    unparted: str = "",
-) -> InfeasibleBudget:
-    """Make the error that says what was asked, how close it came, and how many devices would do.
-
-    Args:
-        found: how the search ended.
-        budget_bytes: of each rank.
-        cluster: what was searched for.
-        ranks: how many devices would do, if any number does.
-        margin: what of the budget was kept free.
-        unparted: why layers could not be parted over ranks, if they could not.
-    """
-    closest = found.closest
-    proved = not unparted and all(o.bound_seconds == math.inf for o in found.outcomes)
-    needed = (
-        f"{ranks} such devices would do"
-        if ranks is not None
-        else f"not even {MOST_RANKS:,} such devices would do: a larger device is needed, or a "
-        "smaller micro-batch is impossible; shorten the sequence or split the model's largest unit"
-    )
-    kept = margin.size_bytes
-    free = f", {format_bytes(kept)} of it kept free for NCCL and the allocator" if kept else ""
-    text = (
-        f"No way to shard and recompute was found within {format_both(budget_bytes)} a rank on "
-        f"{cluster}{free}{' (proved for every configuration)' if proved else ''}. The closest is "
-        f"{closest.configuration} with {format_both(closest.peak_bytes)}: "
-        f"{what_fills(closest, budget_bytes - kept)}. Next: {needed}, with a global batch of at "
-        "least as many samples; then lower precision (precisions=('bfloat16',)), or optimizer "
-        f"offload{'; or reserve=, which says otherwise what is kept free' if kept else ''}."
-    )
-    if any(o.configuration.tensor_ranks > 1 for o in found.outcomes):
-        own = closest.configuration
-        possible = possible_stages(own.world_size // own.tensor_ranks, len(closest.units))
-        text += f" {pipeline_text(one_stage(closest), budget_bytes - kept, possible)}."
-    if unparted:
-        text += f" Layers cannot be parted over ranks, either: {unparted}"
-    found_at = binding(closest.graph, closest.schedule, closest.trace)
-    return InfeasibleBudget(budget_bytes, closest.peak_bytes + kept, found_at, text)
-
-
-def least_ranks(fits: Callable[[int], bool | None], world_size: int) -> int | None:
-    """Return the least number of ranks above ``world_size`` that fits, ``None`` if there is none.
-
-    ``fits`` says ``None`` where so many devices cannot be had (they do not fill their nodes).
-
-    >>> least_ranks(lambda n: n >= 24 if n % 8 == 0 or n < 8 else None, 4)
-    24
-    """
-    failed, worked = world_size, world_size * 2
-    while not fits(worked):
-        failed, worked = worked, worked * 2
-        if worked > MOST_RANKS:
-            return None
-    while worked - failed > 1:
-        middles = sorted(range(failed + 1, worked), key=lambda n: abs(2 * n - failed - worked))
-        answers = ((n, said) for n in middles if (said := fits(n)) is not None)
-        middle, said = next(answers, (failed, False))
-        if middle == failed:
-            break
-        failed, worked = (failed, middle) if said else (middle, worked)
-    return worked
-
-
-def _takes(shop: Captures, among: Sequence[Configuration]) -> list[Configuration]:
-    """Leave out configurations of fewer samples than the model takes; not all were captured."""
-    whole = {c.micro_batch: c for c in among if c.tensor_ranks == 1}
-    fewest = next((n for n in sorted(whole) if not shop.impossible(whole[n])), 1)
-    return [c for c in among if c.micro_batch >= fewest]
-
-
-def _fits_on(
-    shop: Captures, among: Sequence[Configuration], ranks: int, budget_bytes: int
-) -> bool | None:
-    """Say whether one sample a rank fits on so many, sharded by what shards most."""
-    try:
-        cluster = shop.request.cluster(ranks)
-    except BadCluster:
-        return None
-    most = max(c.strategy.stages[-1].number for c in among)
-    fewest = min(c.micro_batch for c in among)  # fewer the model may not take
-    smallest = dict.fromkeys(
-        replace(
-            c,
-            shard_ranks=least.shard_ranks,
-            replicas=least.replicas,
-            micro_batch=fewest,
-            accumulation=1,
-        )
-        for c in among
-        if c.strategy.stages[-1].number == most and ranks % c.tensor_ranks == 0
-        for least in islice(_spreads(c, ranks, cluster.devices_per_node), 1)
-    )
-    return any(_fits(c, shop.step(c, cluster), budget_bytes) for c in smallest)
-
-
-def _spreads(c: Configuration, ranks: int, devices_per_node: int) -> Iterable[Spread]:
-    per_node = max(1, devices_per_node // c.tensor_ranks)
-    return c.strategy.spreads(ranks // c.tensor_ranks, per_node)
-
-
-def _fits(c: Configuration, step: CanRealize, budget_bytes: int) -> bool:
-    if any(planned.peak_bytes <= budget_bytes for planned in price_recipes(c, step)):
-        return True
-    return plan_step(c, step, budget_bytes, limits=ANY_SCHEDULE) is not None

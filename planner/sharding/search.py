@@ -225,7 +225,8 @@ class _Search:
                 self._open(c)
                 return
             self.outcomes[c] = Outcome(c, math.inf, impossible=why)
-        raise CaptureError(next(o.impossible for o in self.outcomes.values()))
+        reasons = dict.fromkeys(o.impossible for o in self.outcomes.values())
+        raise CaptureError("; ".join(reasons))
 
     def _optimizer_seconds(self, c: Configuration) -> float:
         """Return what the optimizer takes at least, as far as it is known.

@@ -14,15 +14,13 @@ import torch
 from torch.multiprocessing.spawn import ProcessException, spawn
 
 from planner.errors import PlannerError
-from planner.graphs.torch_api.allocation_records import PeakRecord, measure_peak
-from planner.graphs.torch_api.patient_collectives import patient_waits
+from planner.graphs.torch_api.allocation_records import PeakRecord
+from planner.verification.complete_records import watch_steps
 from planner.verification.meeting import meeting
 from planner.verification.training_run import GRADIENTS, STATE, Measurement, Trial, run
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_TRIES = 6
 
 
 def run_on_ranks(
@@ -65,10 +63,4 @@ def _rank(rank: int, ranks: int, folder: str) -> None:
 
 
 def _watch(step: Callable[[], float], clear: Callable[[], None]) -> PeakRecord[float]:
-    """Watch some steps: what gloo's threads free last is not recorded, which only overstates."""
-    found = list[PeakRecord[float]]()
-    with patient_waits():
-        for _ in range(_TRIES):
-            clear()
-            found.append(measure_peak(step))
-    return replace(min(found, key=lambda record: record.peak_bytes), result=found[-1].result)
+    return watch_steps(step, clear).record

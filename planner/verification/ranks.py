@@ -13,24 +13,19 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from planner.graphs.capture.call_arguments import arguments_of
 from planner.graphs.capture.placed import whole_of
-from planner.graphs.torch_api.allocation_records import measure_peak
-from planner.graphs.torch_api.patient_collectives import PATIENCE_SECONDS, patient_collectives
-from planner.graphs.torch_api.storages import storage_key
 from planner.plan.configuration import Configuration, UnitPlan
 from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.running.engines import engine_of
 from planner.sharding.apply_sharded import apply, make_optimizer, wrap
 from planner.sharding.wrapping import Wrapping
+from planner.verification.complete_records import tensor_bytes, watch_steps
 from planner.verification.meeting import meeting
 from planner.verification.training_run import scalar_of
-
-_TRIES, _COMPLETE, _SMALL_BYTES = 8, 3, 65536
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ def _rank(rank: int, world: int, folder: str, threads: int) -> None:
 def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
     """Train on this rank: a step for the gradients, ``steps`` that are timed, then watched ones."""
     gc.collect()
-    before = _tensor_bytes()
+    before = tensor_bytes()
     model, optimizer, step, waiting = _training(trial, rank)
     torch.manual_seed(trial.seed + rank)
     losses, seconds = [step()], [0.0]
@@ -118,12 +113,12 @@ def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
     buffers = {n: whole(b) for n, b in model.named_buffers()} if trial.compared else {}
     results = sum(t.nbytes for d in (gradients, parameters, buffers) for t in d.values())
     _clear(model)
-    static = _tensor_bytes() - before - results - waiting
-    peak, complete = _watched(model, step, optimizer)
+    static = tensor_bytes() - before - results - waiting
+    watched = watch_steps(lambda: _full_step(step, optimizer), lambda: _clear(model))
     return RankMeasurement(
-        peak_bytes=static + peak,
+        peak_bytes=static + watched.record.peak_bytes,
         static_bytes=static,
-        complete=complete,
+        complete=watched.complete,
         seconds=median(seconds[1:]) if trial.steps else 0.0,
         losses=tuple(losses),
         gradients=_named(gradients),
@@ -135,26 +130,6 @@ def measure_rank(trial: ShardedTrial, rank: int) -> RankMeasurement:
 def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Name tensors as the model does, which a strategy may have put into a module of its own."""
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-
-
-def _watched(model: nn.Module, step: Callable[[], float], optimizer: Any) -> tuple[int, bool]:
-    """Watch steps until the records of three account for what is left at their ends; see above.
-
-    Each is given more patience than the one before.
-    """
-    overstated, complete = list[int](), list[int]()
-    for nth in range(_TRIES):
-        _clear(model)
-        before = _tensor_bytes()
-        with patient_collectives((1 + 3 * nth) * PATIENCE_SECONDS):
-            record = measure_peak(lambda: _full_step(step, optimizer))
-        accounted = abs(record.left_bytes - (_tensor_bytes() - before)) < _SMALL_BYTES
-        (complete if accounted else overstated).append(record.peak_bytes)
-        waiting = torch.tensor(int(len(complete) < _COMPLETE))  # all ranks go on together
-        dist.all_reduce(waiting)
-        if not waiting.item():
-            break
-    return min(complete or overstated), bool(complete)
 
 
 def _training(trial: ShardedTrial, rank: int) -> tuple[nn.Module, Any, Callable[[], float], int]:
@@ -214,15 +189,6 @@ def precision_context(
     if configuration.computes_in != "autocast":
         return nullcontext()
     return torch.autocast(device, torch.bfloat16)
-
-
-def _tensor_bytes() -> int:
-    """Add up the storages of all tensors there are."""
-    storages: dict[int, int] = {}
-    for found in gc.get_objects():
-        if type(found) in (Tensor, nn.Parameter):  # isinstance would make torch's proxies speak
-            storages[storage_key(found)] = found.untyped_storage().nbytes()
-    return sum(storages.values())
 
 
 def _full_step(step: Callable[[], float], optimizer: Any) -> float:

@@ -5,13 +5,14 @@ Ranks that shard or part otherwise wait for each other's collectives for ever.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from planner.errors import CaptureError, PlanMismatch
 from planner.plan.sharded_step_plan import ShardedStepPlan
-from planner.running.one_plan import compare, digest, digest_of
+from planner.running.one_plan import all_or_none, digest, digest_of
 from planner.sharding.parted.declared import declared
 from planner.sharding.parted.parallelize import Styles, described
 from planner.tensor_parallel import tensor_parallel_of
@@ -70,19 +71,33 @@ def _own(model: nn.Module, *, sequence: bool) -> Styles:
     return styles
 
 
-def require_alike(plan: ShardedStepPlan, mesh: DeviceMesh | None) -> None:
-    """Compare the plans of all ranks; each takes part.
+def all_apply(mesh: DeviceMesh | None) -> AbstractContextManager[dict[str, str]]:
+    """Return a block that all ranks of a plan leave well, or none; see ``all_or_none``.
 
     Args:
-        plan: of this rank.
         mesh: over the ranks; none is all there are.
-
-    Raises:
-        PlanMismatch: ranks have different plans; the message says which.
     """
     import torch.distributed as dist
 
+    if not dist.is_initialized():
+        return nullcontext({})
     dimensions = range(0 if mesh is None else mesh.ndim)
     groups = [mesh.get_group(d) for d in dimensions] if mesh else [dist.group.WORLD]
-    own = digest_of([repr(plan.configuration), digest(plan.step)])
-    compare(own, [group for group in groups if group is not None])
+    return all_or_none([group for group in groups if group is not None])
+
+
+def to_be_alike(plan: ShardedStepPlan, model: nn.Module) -> dict[str, str]:
+    """Return what has to be the same on all ranks, by what it is called.
+
+    Args:
+        plan: of this rank.
+        model: whole, before its layers are parted.
+    """
+    units = [(u.path, u.kind, u.keep_gathered, u.row_wise) for u in plan.units]
+    styles = plan.tensor.styles if plan.tensor else ()
+    tensors = [(n, list(t.shape), str(t.dtype), t.requires_grad)
+               for n, t in (*model.named_parameters(), *model.named_buffers())]  # fmt: skip
+    return {
+        "plan": digest_of([repr(plan.configuration), digest(plan.step), units, styles]),
+        "model": digest_of(tensors),
+    }

@@ -7,9 +7,11 @@ gathered again stage 3. Groups of ranks that shard may be replicated (HSDP). Sou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from planner.graphs import Kind
@@ -125,19 +127,42 @@ def _hold(draft: Draft) -> None:
         draft.value("accumulated gradients", size, Kind.GRADIENT)
     if draft.cluster.device.name == "cpu":
         apart = {ROOT, *draft.row_wise}
-        units = [group for i, group in draft.groups.items() if i not in apart]
-        late = _gloo_reserve_bytes(units, draft.groups[ROOT])
+        units = [_flat_bytes(draft, i) for i in draft.groups if i not in apart]
+        late = _gloo_reserve_bytes(units, _flat_bytes(draft, ROOT))
         draft.value("late releases of gloo", late, Kind.RESERVE)
 
 
-def _gloo_reserve_bytes(units: Sequence[ParameterGroup], root: ParameterGroup) -> int:
+def _gloo_reserve_bytes(units: Sequence[int], root: int) -> int:
     """Return what gloo's threads may hold longer than torch does: measured, now and then.
 
     A step was seen to hold two flat buffers of units more than usual, or one and the root's. When
     is up to the threads, so it is a reserve: within the budget, but not expected.
     """
-    flats = sorted([*(max(g.flat for g in units),) * 2, root.flat]) if units else [root.flat]
+    flats = sorted([*(max(units),) * 2, root]) if units else [root]
     return sum(flats[-2:])
+
+
+def _flat_bytes(draft: Draft, i: int) -> int:
+    """Return the buffer that a group is gathered in: none where one rank has all of it.
+
+    ``FSDPParamGroup.unshard`` and ``foreach_reduce`` then copy, without a collective.
+    """
+    return draft.groups[i].flat if draft.configuration.spread.shard_ranks > 1 else 0
+
+
+def _staged_bytes(draft: Draft, i: int) -> int:
+    """Return the copies of a shard in the dtype of compute: all at once, or two one by one.
+
+    Where one rank has all of a group, ``wait_for_unshard`` makes the copy of a parameter before it
+    lets go of that of the one before.
+    """
+    if draft.configuration.spread.shard_ranks > 1:
+        return draft.groups[i].staged
+    sizes = [
+        math.prod(p.shape) * p.compute_itemsize * (p.compute_itemsize != p.itemsize)
+        for p in draft.capture(i).parameters
+    ]
+    return min(draft.groups[i].staged, max(map(sum, pairwise([0, *sizes])), default=0))
 
 
 def _least_states(states: ModelStates, c: Configuration) -> int:
@@ -152,7 +177,8 @@ def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[in
     """Add an all-gather into a flat buffer and the copy out of it, which frees the last one."""
     name, module, group = draft.name(i), draft.module(i), draft.groups[i]
     again = 0.0 if i == ROOT else _exposed_in_backward(draft, i)
-    flat = draft.flats[i] = draft.value(f"flat.{name}", group.flat, Kind.GATHERED)
+    sent, staged = _flat_bytes(draft, i), _staged_bytes(draft, i)
+    flat = draft.flats[i] = draft.value(f"flat.{name}", sent, Kind.GATHERED)
     weight = draft.weights[i] = draft.value(f"gathered.{name}", group.gathered, Kind.GATHERED)
     first = draft.op(
         f"all_gather.{name}",
@@ -160,8 +186,8 @@ def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[in
         (flat,),
         seconds=again,
         again=i != ROOT,
-        moved_bytes=group.flat,
-        workspace_bytes=group.staged + draft.gloo_bytes(group.flat),
+        moved_bytes=sent,
+        workspace_bytes=staged * bool(sent) + draft.gloo_bytes(sent),
         module=module,
     )
     if before is not None:
@@ -171,7 +197,7 @@ def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[in
         (flat,),
         (weight,),
         again=i != ROOT,
-        workspace_bytes=group.rearranged,
+        workspace_bytes=group.rearranged + staged * (not sent),
         module=module,
     )
     exposed = max(0.0, draft.seconds[i].gather - hidden - again)
@@ -202,6 +228,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
     shard = draft.value(f"gradient_shard.{name}", group.gradient_shard, Kind.GRADIENT)
     copies = group.padded if draft.cluster.device.name == "cpu" else 0
     copies += group.rearranged
+    sent = group.reduced if draft.configuration.spread.shard_ranks > 1 else 0
     draft.op(f"copy_in.{name}", gradients, (buffer,), workspace_bytes=copies, module=module)
     draft.op(
         f"reduce_scatter.{name}",
@@ -209,7 +236,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
         (shard,),
         seconds=max(0.0, draft.seconds[i].reduce - behind),
         moved_bytes=group.reduced,
-        workspace_bytes=draft.gloo_bytes(group.reduced),
+        workspace_bytes=draft.gloo_bytes(sent),
         module=module,
     )
     draft.reducing = buffer

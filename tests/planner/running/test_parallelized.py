@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import planner
 from planner.graphs import Phase
-from tests.planner.running.parallel import CASES, planned, run_two
+from tests.planner.running.parallel import CASES, planned, run_two, sequence_parallel, step_of
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +88,11 @@ def test_collectives_hold_what_they_are_priced_at(ranks: list[dict[str, Any]]) -
 def test_ranks_run_one_plan(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         assert "ranks 1 have another plan than rank 0" in found["refused"]
+
+
+def test_a_sequence_that_ranks_do_not_share_evenly_is_refused(mesh: DeviceMesh) -> None:
+    """The ranks of such a step have other sizes, and what one sends the other would not take."""
+    model, inputs = sequence_parallel(mesh), step_of("sequence parallel")["inputs"]
+    odd = {name: ids[:, :63] for name, ids in inputs.items()}
+    with pytest.raises(planner.CaptureError, match=r"\[16, 63, 64\].*parts of different sizes"):
+        planner.fit(model, "1GB", inputs=odd)

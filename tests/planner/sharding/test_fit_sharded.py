@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from planner.sharding.nowhere import least_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from planner.plan.configuration import Configuration
 from planner.plan.strategy import Strategy
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
-from planner.sharding.fit_sharded import least_ranks
 from planner.sharding.pricing import price_recipes
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.stage_first import stage_first
@@ -143,6 +143,8 @@ def test_what_fits_nowhere_says_how_many_devices_would_do() -> None:
     words = str(caught.value).split()
     ranks = int(words[words.index("such") - 1])
     assert planner.fit(model, "1.3MB", world_size=ranks, **options | {"global_batch": ranks}).fits
+    assert "the least" in str(caught.value)
+    assert planner.fit(model, caught.value.least_bytes, world_size=2, **options).fits
 
 
 def test_what_no_number_of_devices_can_hold_is_said() -> None:

@@ -35,8 +35,7 @@ def test_parted_layers_are_trained_on_their_ranks(plan: planner.ShardedPlan) -> 
     found = planner.verify(example, plan, steps=1, tensor_parallel=PARTED)
     assert found.identical
     assert found.fits
-    # over a single data-parallel rank it is predicted too high, why is not known
-    assert 0 <= found.prediction_error < 0.05
+    assert abs(found.prediction_error) < 0.01
     assert found.planned.peak_bytes < found.plain.peak_bytes
     assert "bit-identical" in str(found)
 

@@ -119,9 +119,9 @@ def train(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
     return [*found, *(local_of(p).detach().clone() for p in model.parameters())]
 
 
-def refused(plan: planner.ShardedPlan, **options: Any) -> str:
+def refused(plan: planner.ShardedPlan, model: nn.Module | None = None, **options: Any) -> str:
     try:
-        plan.apply(llama(), **options)
+        plan.apply(model or llama(), **options)
     except PlanMismatch as error:
         return str(error)
     return ""
@@ -156,6 +156,11 @@ def on_rank(rank: int, folder: str) -> None:
         wide = init_device_mesh("cpu", (1, 4), mesh_dim_names=("shard", "tensor"))
         found["other mesh"] = refused(plans["declared"], mesh=wide)
         found["other plans"] = refused(other if rank == 3 else plans["declared"], mesh=mesh)
+        frozen, still = llama().requires_grad_(rank != 1), llama().train(rank != 3)
+        found["other model"] = refused(plans["declared"], frozen, mesh=mesh)
+        found["other mode"] = refused(plans["declared"], still, mesh=mesh)
+        apart = DeviceMesh("cpu", [[0, 2], [1, 3]], mesh_dim_names=("shard", "tensor"))
+        found["apart"] = refused(plans["declared"], mesh=apart)
         torch.save(found, Path(folder) / f"{rank}.pt")
         dist.barrier()
 

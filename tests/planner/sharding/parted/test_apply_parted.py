@@ -60,3 +60,11 @@ def test_another_mesh_and_other_plans_are_refused_on_every_rank(
             "shape (1, 4), the plan is for (2, 2), 2 to shard, 2 to tensor" in found["other mesh"]
         )
         assert "ranks 3 have another plan than rank 0" in found["other plans"]
+
+
+def test_no_rank_waits_for_one_that_refuses(ranks: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(ranks):
+        assert "ranks 1 have another model than rank 0" in found["other model"]
+        assert "train/eval mode of module" in found["other mode"]
+        assert ("cannot be applied on ranks 3" in found["other mode"]) == (rank != 3)
+        assert "holds ranks [0, 2], which are not neighbours" in found["apart"]

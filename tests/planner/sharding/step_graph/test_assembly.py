@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from planner.graphs import plain_schedule, simulate
 from planner.plan.configuration import Configuration
+from planner.plan.strategy import Strategy
 from planner.solvers import minimum_budget, solve
-from tests.planner.sharding.assembled import DDP, FSDP, ZERO1, step
+from tests.planner.sharding.assembled import DDP, FSDP, ZERO1, step, unit_parameters
 
 
 @pytest.mark.parametrize("configuration", [DDP, ZERO1, FSDP], ids=str)
@@ -53,3 +56,14 @@ def test_gathers_run_one_unit_ahead_in_backward() -> None:
         *("copy_out.h.1", "all_gather.h.0", "reshard.h.1", "copy_out.h.0", "reshard.h.0"),
         "reshard.root",
     ]
+
+
+def test_one_rank_that_has_all_of_a_group_copies_it_and_sends_nothing() -> None:
+    """Its layers are parted over two: what they send themselves is in the units."""
+    alone = step(Configuration(Strategy.FSDP, 1, micro_batch=2, tensor_ranks=2)).graph
+    gathers = [op for op in alone.ops if op.target in ("all_gather", "reduce_scatter")]
+    assert gathers
+    assert all(op.workspace_bytes == 0 for op in gathers)
+    held = {v.name: v.size_bytes for v in alone.values}
+    assert held["flat.h.0"] == held["late releases of gloo"] == 0
+    assert held["gathered.h.0"] == sum(p.itemsize * math.prod(p.shape) for p in unit_parameters())
