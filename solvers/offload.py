@@ -139,9 +139,17 @@ class _Search:
         if seconds < self.seconds - 1e-12:
             self.best, self.order, self.seconds = schedule, order, seconds
 
-    def move(self, order: Sequence[int], ranks: Sequence[Rank] = RANKS) -> Moved | None:
-        """Move what is too much in an order, and take the schedule if it is the best."""
-        made = moving(self.problem, order, ranks, deadline=self.until)
+    def move(
+        self, order: Sequence[int], ranks: Sequence[Rank] = RANKS, *, below: float = math.inf
+    ) -> Moved | None:
+        """Move what is too much in an order, and take the schedule if it is the best.
+
+        Args:
+            order: the ops to run, repetitions included.
+            ranks: by which what moves is chosen.
+            below: seconds; of no interest is what takes as long.
+        """
+        made = moving(self.problem, order, ranks, deadline=self.until, below=below)
         if made is not None:
             self._offer(made.schedule, made.order, made.trace.seconds)
         return made
@@ -231,8 +239,8 @@ class _Search:
                     tries -= 1
                     refused.add(key)
                     without = without_run(self.problem.flat, order, position)
-                    made = self.move(without, RANKS[:1])
-                    if made is not None and made.trace.seconds < before - 1e-12:
+                    made = self.move(without, RANKS[:1], below=before - 1e-12)
+                    if made is not None:
                         order, before, better = made.order, made.trace.seconds, True
                         break
 
