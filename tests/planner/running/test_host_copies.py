@@ -175,7 +175,7 @@ def test_a_copy_that_fails_ends_the_step_and_nothing_else(
     with monkeypatch.context() as patched:
         patched.setattr(copies_to_files.os, call, broken)
         with pytest.raises(
-            planner.HostMemoryError, match="could not be .*(Input/output error|no memory)"
+            planner.HostMemoryError, match=r"could not be .*(Input/output error|no memory)"
         ):
             planned(scene.call()).backward()
     assert all(p.grad is None for p in planned.parameters())
