@@ -14,6 +14,7 @@ from typing import Any
 
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
 from planner.output.layout import table, wrap
+from planner.plan.chunk_notes import described
 from planner.solvers import Status
 
 PLANNED, EAGER = "plan", "eager"
@@ -49,6 +50,8 @@ class Comparison:
     """The rows of every method, cheapest schedule first.
 
     ``eager_peak_bytes`` is what torch itself holds of the plain step, where that is known.
+    ``rewrite`` is the name of what was planned, and of the plain step here: as captured, or its
+    loss in chunks. What torch runs itself is never rewritten.
     """
 
     budget_bytes: int
@@ -56,6 +59,7 @@ class Comparison:
     plain_seconds: float
     rows: tuple[MethodResult, ...]
     eager_peak_bytes: int | None = None
+    rewrite: str = "as_captured"
 
     @property
     def bound_seconds(self) -> float:
@@ -102,6 +106,7 @@ class Comparison:
         if names := [row.method for row in self.rows if row.reordered]:
             foot += f"\nReordered, with gaps to bounds for any order: {', '.join(names)}"
         foot += f"\n{self._footing()}"
+        foot += "".join(f"\nIn what was planned, {said}" for said in described(self.rewrite))
         why = [wrap(_why(row), "  ", "    ") for row in self.rows if not row.fits]
         return "\n".join([title, table("llrlrrrl", header, rows), foot, *why])
 
@@ -143,6 +148,7 @@ class Comparison:
             "plain_seconds": self.plain_seconds,
             "eager_peak_bytes": self.eager_peak_bytes,
             "bound_seconds": self.bound_seconds,
+            "rewrite": self.rewrite,
             "rows": [
                 {
                     "method": row.method,

@@ -16,14 +16,14 @@ from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.host_budget import MovedSolution
 from planner.host_states import WithStates, choices, quickest
-from planner.planning import captured_step, plan_captured
+from planner.planning import captured_step, captured_variant, plan_captured, refuse_for_engine
 from planner.progress import Progress, silent
 from planner.request import DEFAULT_LIMITS, OP_BY_OP, Request, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Solution, Status, solve
 from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH
 from planner.solvers.offload import solve_with_host
-from planner.step_options import SingleOptions
+from planner.step_options import VariantOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,14 +36,14 @@ WITH_HOST = (OURS, *BY_HAND)
 do without a plan."""
 
 
-@takes(SingleOptions)
+@takes(VariantOptions)
 def compare(
     model: nn.Module | Request,
     budget: str | float,
     *,
     methods: Sequence[str] | None = None,
     engines: Sequence[str] = (),
-    **said: Unpack[SingleOptions],
+    **said: Unpack[VariantOptions],
 ) -> Comparison:
     """Capture a training step once and plan it by several methods, and in other engines.
 
@@ -61,12 +61,14 @@ def compare(
         BadBudget, BadRequest, UnknownMethod, UnknownEngine, UnknownDevice, CaptureError: as
             ``fit`` does.
     """
-    with requested(model, said, SingleOptions) as asked:
+    with requested(model, said, VariantOptions) as asked:
         methods = _checked(methods, asked.host)
         budget_bytes = asked.budget_bytes(budget)
         beside = dict.fromkeys(name for name in (*engines, asked.engine) if name != OP_BY_OP)
         request = replace(asked, engine=OP_BY_OP)
-        captured = captured_step(request)
+        for name in beside:
+            refuse_for_engine(name, chunks=asked.loss_chunks != 1)
+        captured = captured_variant(request)
         # first what may be refused, such as a step that a compiler does not take whole
         inside = [replace(request, engine=name) for name in beside]
         steps = [(other, captured_step(other)) for other in inside]
@@ -81,7 +83,8 @@ def compare(
             host=request.host,
             ours=partial(_ours, captured, budget_bytes, request),
         )
-    return replace(found, rows=tuple(sorted((*found.rows, *others), key=_cheapest)))
+    rows = tuple(sorted((*found.rows, *others), key=_cheapest))
+    return replace(found, rows=rows, rewrite=captured.rewrite)
 
 
 def _ours(captured: Captured, budget_bytes: int, request: Request) -> MethodResult:

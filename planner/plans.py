@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,9 +151,10 @@ class Plan(_Told, StepPlan):
         self, methods: Sequence[str] | None = None, *, limits: Limits = DEFAULT_LIMITS
     ) -> Comparison:
         """Run other methods on the same graph and budget; all that are registered by default."""
-        return comparison.compare_graph(
+        found = comparison.compare_graph(
             self.graph, self.budget_bytes, methods, limits=limits, host=self.host
         )
+        return replace(found, rewrite=self.rewrite)
 
 
 class ShardedPlan(_Told, ShardedStepPlan):

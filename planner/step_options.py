@@ -43,6 +43,17 @@ class MovableOptions(BatchOptions, total=False):
     offload: Offload
 
 
+class ChunkOptions(TypedDict, total=False):
+    """In how many chunks a loss is computed, and what becomes of the logits."""
+
+    loss_chunks: int | str
+    logits: str
+
+
+class AnyBatchOptions(MovableOptions, ChunkOptions, total=False):
+    """What may be said of a step on one device, whatever its batch."""
+
+
 class StepOptions(MovableOptions, total=False):
     """What may be said of a step on any number of devices."""
 
@@ -58,11 +69,8 @@ class SingleOptions(StepOptions, total=False):
     checks: str
 
 
-class VariantOptions(SingleOptions, total=False):
+class VariantOptions(SingleOptions, ChunkOptions, total=False):
     """What may be said of a step on one device, and of which variant of it is meant."""
-
-    loss_chunks: int | str
-    logits: str
 
 
 class FitOptions(VariantOptions, total=False):

@@ -27,6 +27,7 @@ from planner.solvers.search.prune import without_run
 from planner.solvers.search.transfers import Moved
 from planner.solvers.tuning import (
     HOST_BOUND_SHARE,
+    HOST_POLISH_OTHERS,
     HOST_POLISH_SHARE,
     HOST_POLISH_SWEEPS,
     HOST_POLISH_TRIES,
@@ -119,6 +120,7 @@ class _Search:
         self.order: Sequence[int] = ()
         self.seconds = math.inf
         self.at: dict[int, float] = {}  # the budget that recomputation was for -> seconds
+        self.made: dict[tuple[int, ...], float] = {}  # an order for a larger budget -> seconds
 
     @property
     def left_seconds(self) -> float:
@@ -139,9 +141,17 @@ class _Search:
         if seconds < self.seconds - 1e-12:
             self.best, self.order, self.seconds = schedule, order, seconds
 
-    def move(self, order: Sequence[int], ranks: Sequence[Rank] = RANKS) -> Moved | None:
-        """Move what is too much in an order, and take the schedule if it is the best."""
-        made = moving(self.problem, order, ranks, deadline=self.until)
+    def move(
+        self, order: Sequence[int], ranks: Sequence[Rank] = RANKS, *, below: float = math.inf
+    ) -> Moved | None:
+        """Move what is too much in an order, and take the schedule if it is the best.
+
+        Args:
+            order: the ops to run, repetitions included.
+            ranks: by which what moves is chosen.
+            below: seconds; of no interest is what takes as long.
+        """
+        made = moving(self.problem, order, ranks, deadline=self.until, below=below)
         if made is not None:
             self._offer(made.schedule, made.order, made.trace.seconds)
         return made
@@ -157,7 +167,8 @@ class _Search:
         """Search for the budget that recomputation is best for, then give up single runs.
 
         Runs are given up of the best order, and of that which moves nothing, since what it
-        recomputes need not be what is then best to recompute.
+        recomputes need not be what is then best to recompute; of the next best in what time is
+        left then.
         """
         low = max(self.budget, self._least())
         alone, until = self.order, self.until
@@ -172,9 +183,10 @@ class _Search:
             self._solve_for(self._beside_best())
         self.by_hand()
         starts = dict.fromkeys(tuple(order) for order in (self.order, alone) if order)
-        for k, order in enumerate(starts):
+        others = sorted(self.made.keys() - starts.keys(), key=lambda o: (self.made[o], o))
+        for k, order in enumerate([*starts, *others[:HOST_POLISH_OTHERS]]):
             left = max(0.0, until - time.monotonic())
-            self.until = time.monotonic() + left / (len(starts) - k)
+            self.until = time.monotonic() + left / max(1, len(starts) - k)
             self._polish(order)
 
     def _least(self) -> int:
@@ -199,6 +211,8 @@ class _Search:
         """Move what is too much in a schedule for a larger budget."""
         made = None if schedule is None else self.move(schedule.order)
         seconds = math.inf if made is None else made.trace.seconds
+        if made is not None:
+            self.made[made.order] = seconds
         self.at[target] = min(seconds, self.at.get(target, math.inf))
 
     def _beside_best(self) -> list[int]:
@@ -231,8 +245,8 @@ class _Search:
                     tries -= 1
                     refused.add(key)
                     without = without_run(self.problem.flat, order, position)
-                    made = self.move(without, RANKS[:1])
-                    if made is not None and made.trace.seconds < before - 1e-12:
+                    made = self.move(without, RANKS[:1], below=before - 1e-12)
+                    if made is not None:
                         order, before, better = made.order, made.trace.seconds, True
                         break
 

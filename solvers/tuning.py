@@ -313,8 +313,10 @@ HOST_REFINEMENTS = 3
 """How often such budgets are sought between those beside the best."""
 HOST_POLISH_SHARE = 0.5
 """The part of a search's seconds in which repeated runs are given up."""
-HOST_POLISH_TRIES = 400
+HOST_POLISH_TRIES = 2_000
 """How many repeated runs of an order are given up, one at a time, for more to be moved."""
+HOST_POLISH_OTHERS = 4
+"""Of how many orders beside the best, and that which moves nothing."""
 HOST_POLISH_SWEEPS = 3
 """How often all of them are tried."""
 HOST_ALONE_SHARE = 0.4

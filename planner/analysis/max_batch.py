@@ -17,10 +17,11 @@ from planner.byte_sizes import format_both, format_percent
 from planner.errors import BadBudget, BadRequest, CaptureError
 from planner.host_states import told
 from planner.output.layout import wrap
-from planner.planning import captured_step, plan_captured, plan_of, refuse_asked
+from planner.plan.chunk_notes import described
+from planner.planning import captured_step, captured_variant, plan_captured, plan_of, refuse_asked
 from planner.plans import Plan
 from planner.request import Request, requested, takes
-from planner.step_options import MovableOptions, StepOptions, check_said
+from planner.step_options import AnyBatchOptions, VariantOptions, check_said
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,6 +71,7 @@ class MaxBatch:
         ]
         if plan.states is not None:
             lines.append(f"States  {told(plan.states)}")
+        lines += [f"Loss    {said}" for said in described(plan.rewrite)]
         if self.stopped:
             lines.append("Limit   a solve was cut off by its seconds; with more, more may fit")
         return "\n".join(wrap(line, "", "        ") for line in lines)
@@ -87,10 +89,11 @@ class MaxBatch:
             "max_overhead": self.max_overhead,
             "captures": self.captures,
             "stopped": self.stopped,
+            "rewrite": self.plan.rewrite,
         }
 
 
-@takes(MovableOptions)
+@takes(AnyBatchOptions)
 def max_batch(
     model: nn.Module | Request,
     budget: str | float,
@@ -98,7 +101,7 @@ def max_batch(
     inputs: Callable[[int], Any],
     targets: Callable[[int], Any] | None = None,
     max_overhead: str | float = FORWARD,
-    **said: Unpack[MovableOptions],
+    **said: Unpack[AnyBatchOptions],
 ) -> MaxBatch:
     """Find the largest batch whose plan fits a budget at a bearable cost.
 
@@ -111,7 +114,8 @@ def max_batch(
             "forward" for what one more forward pass takes.
         said: what else is to be said of the step: see ``Request``. The seconds of ``limits``
             are for all that is solved together; one of some ten solves takes half of what is left
-            at most.
+            at most. Of the forms of a loss in chunks it is the one that holds least at the first
+            batch looked at.
 
     Raises:
         BadBudget: the budget or the overhead is not what it should be.
@@ -125,20 +129,23 @@ def max_batch(
     True
     """
     allowed = parse_overhead(max_overhead)
-    check_said(said, MovableOptions)
+    check_said(said, AnyBatchOptions)
     for name, made in (("inputs", inputs), ("targets", targets)):
         if made is not None and not callable(made):
             raise BadRequest(
                 f"{name} is a {type(made).__name__}; expected a function of the batch size"
             )
     first = {"inputs": inputs(1), "targets": None if targets is None else targets(1)}
-    with requested(model, {**said, **first}, StepOptions) as request:
+    with requested(model, {**said, **first}, VariantOptions) as request:
         refuse_asked(request, "max_batch")
 
         def capture(batch: int) -> Captured:
             request.tell(f"batch {batch}")
             given = {} if targets is None else {"targets": targets(batch)}
-            return captured_step(replace(request, inputs=inputs(batch), **given))
+            asked = replace(request, inputs=inputs(batch), **given)
+            if not search.captured:
+                return captured_variant(asked)
+            return captured_step(asked, next(iter(search.captured.values())).rewrite)
 
         budget_bytes = request.budget_bytes(budget)
         search = Batches(capture, budget_bytes, allowed, request)

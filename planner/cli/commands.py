@@ -164,6 +164,8 @@ def explain(plan_path: Path, *, as_json: bool) -> None:
 @MODEL
 @BUDGET
 @shared
+@LOSS_CHUNKS
+@LOGITS
 @OFFLOAD
 @click.option("--method", "methods", multiple=True, help="A solver to run; repeatable.")
 def compare(
@@ -171,6 +173,8 @@ def compare(
     inputs: str | None,
     methods: tuple[str, ...],
     *,
+    loss_chunks: str,
+    logits: str,
     offload: str | None,
     as_json: bool,
     **options: Any,
@@ -184,6 +188,7 @@ def compare(
             inputs=example.inputs,
             methods=methods or None,
             progress=progress,
+            **chunked(loss_chunks, logits),
             **moved(offload),
             **arguments(**options),
         )
@@ -300,9 +305,18 @@ def pareto(
     show_default=True,
     help="0.33, '33%', or 'forward': what one more forward pass takes.",
 )
+@LOSS_CHUNKS
+@LOGITS
 @OFFLOAD
 def max_batch(
-    model: str, inputs: str | None, *, offload: str | None, as_json: bool, **options: Any
+    model: str,
+    inputs: str | None,
+    *,
+    loss_chunks: str,
+    logits: str,
+    offload: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Find the largest batch of MODEL within a budget.
 
@@ -319,6 +333,7 @@ def max_batch(
             inputs=given or rebatched(_inputs(example)),
             max_overhead=overhead,
             progress=progress,
+            **chunked(loss_chunks, logits),
             **moved(offload),
             **arguments(**options),
         )

@@ -104,11 +104,11 @@ def _ended(copy: Future[None], what: str) -> Callable[[], None]:
     def wait() -> None:
         try:
             copy.result()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
+            why = (isinstance(error, OSError) and error.strerror) or str(error) or "no memory"
             raise HostMemoryError(
-                f"a value of a planned step could not be {what} its file: "
-                f"{error.strerror or error}; the step ends here, with parameters and gradients as "
-                "they were before it reached this point"
+                f"a value of a planned step could not be {what} its file: {why}; the step ends "
+                "here, with parameters and gradients as they were before it reached this point"
             ) from error
 
     return wait

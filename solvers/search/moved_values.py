@@ -17,7 +17,7 @@ from planner.graphs.host_memory import host_layout
 from planner.solvers.model.gaps import Gap, gaps_of
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import Problem, held_bytes
-from planner.solvers.search.transfers import Moved, begin_seconds, placed
+from planner.solvers.search.transfers import Moved, Placed, begin_seconds, placed
 
 Rank = Callable[[Gap, int, NDArray[np.float64]], tuple[float, ...]]
 """Of a gap, for the position that holds most and the times at which positions begin; the least of
@@ -49,6 +49,7 @@ def moving(
     ranks: Sequence[Rank] = RANKS,
     *,
     deadline: float = math.inf,
+    below: float = math.inf,
 ) -> Moved | None:
     """Return the quickest schedule found that runs an order within the budget by moving values.
 
@@ -57,21 +58,23 @@ def moving(
         order: the ops to run, repetitions included.
         ranks: by which values are chosen; the first is the best in most cases.
         deadline: of ``time.monotonic``, after which no more choices are tried.
+        below: seconds; what takes as long or longer is not returned.
     """
-    found: Moved | None = None
+    found: list[Placed] = []
     candidates = gaps_of(problem.flat, order, problem.movable)
     for rank in ranks:
         if time.monotonic() > deadline:
             break
         chosen = _chosen(problem, order, candidates, rank)
         made = None if chosen is None else placed(problem, order, chosen)
-        if not isinstance(made, Moved) or made.trace.peak_bytes > problem.budget_bytes:
-            continue
-        if not problem.tier.admits(host_layout(problem.graph, made.schedule).size_bytes):
-            continue
-        if found is None or made.trace.seconds < found.trace.seconds:
-            found = made
-    return found
+        if isinstance(made, Placed) and made.seconds < below:
+            found.append(made)
+    for made in sorted(found, key=lambda made: made.seconds):
+        moved = made.moved(problem)
+        fits = moved.trace.peak_bytes <= problem.budget_bytes
+        if fits and problem.tier.admits(host_layout(problem.graph, moved.schedule).size_bytes):
+            return moved
+    return None
 
 
 def _chosen(

@@ -8,6 +8,7 @@ away: see ``solvers.search.moved_values``.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,6 @@ from planner.graphs import (
     Graph,
     Schedule,
     Step,
-    Subject,
     Trace,
     simulate,
 )
@@ -41,13 +41,35 @@ class Moved:
     trace: Trace
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where the copies of an order are, and the seconds that it then takes, as ``simulate`` says.
+
+    They are known without the schedule, which ``moved`` makes of it.
+    """
+
+    places: _Places
+    seconds: float
+
+    def moved(self, problem: HostProblem) -> Moved:
+        """Return the schedule, judged.
+
+        Args:
+            problem: whose places these are.
+        """
+        schedule = self.places.schedule(problem.graph)
+        trace = simulate(problem.graph, schedule, link_bytes_per_second=problem.tier.rates)
+        assert math.isclose(trace.seconds, self.seconds), "the clocks here are those of simulate"
+        return Moved(tuple(self.places.order), tuple(self.places.used()), schedule, trace)
+
+
 def begin_seconds(problem: Problem, order: Sequence[int]) -> NDArray[np.float64]:
     """Return when each position of an order begins if nothing waits, and when the last one ends."""
     return np.concatenate(([0.0], np.cumsum([problem.seconds[op] for op in order])))
 
 
-def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> Moved | int:
-    """Return the schedule in which values are away in gaps, or a position that holds too much.
+def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> Placed | int:
+    """Return when values are away in gaps of an order, or a position that holds too much.
 
     Args:
         problem: the step, the budget and the host.
@@ -55,18 +77,16 @@ def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> M
         gaps: of the order; one that no time is left for is not used.
     """
     begins = begin_seconds(problem.flat, order)
-    best: Moved | None = None
+    best: Placed | None = None
     for _ in range(HOST_ROUNDS):
         places = _Places(problem, order, sorted(gaps), begins)
         short = places.make_room(problem.budget_bytes)
         if short is not None:
             return short if best is None else best
-        schedule = places.schedule(problem.graph)
-        trace = simulate(problem.graph, schedule, link_bytes_per_second=problem.tier.rates)
-        if best is None or trace.seconds < best.trace.seconds:
-            best = Moved(tuple(order), tuple(places.used()), schedule, trace)
-        computes = [i for i, s in enumerate(schedule.steps) if s.action.subject is Subject.OP]
-        begins = np.append(trace.start_seconds[computes], trace.seconds)
+        begins = places.clocks()
+        seconds = float(begins[-1])
+        if best is None or seconds < best.seconds:
+            best = Placed(places, seconds)
     assert best is not None, "there are rounds"
     return best
 
@@ -81,7 +101,8 @@ class _Places:
         gaps: Sequence[Gap],
         begins: NDArray[np.float64],
     ) -> None:
-        self.problem, self.order, self.gaps, self.tier = problem.flat, order, gaps, problem.tier
+        self.problem, self.order, self.gaps = problem.flat, order, gaps
+        self.to_host, self.from_host = problem.tier.to_host, problem.tier.from_host
         self.begins = begins.tolist()
         self.freed = [0] * len(gaps)
         self.fetched = [0] * len(gaps)
@@ -95,7 +116,7 @@ class _Places:
         free = 0.0
         for k, gap in enumerate(self.gaps):  # by where they may begin
             size = self.problem.sizes[gap.value]
-            free = max(free, self.begins[gap.made + 1]) + size / self.tier.to_host
+            free = max(free, self.begins[gap.made + 1]) + size / self.to_host
             ended = bisect_left(self.begins, free - 1e-12)
             self.freed[k] = min(max(gap.after + 1, ended), gap.before)
 
@@ -104,7 +125,7 @@ class _Places:
         for k in sorted(range(len(self.gaps)), key=lambda k: -self.gaps[k].before):
             gap = self.gaps[k]
             size = self.problem.sizes[gap.value]
-            free = min(free, self.begins[gap.before]) - size / self.tier.from_host
+            free = min(free, self.begins[gap.before]) - size / self.from_host
             begun = bisect_right(self.begins, free + 1e-12) - 1
             self.fetched[k] = min(max(begun, self.freed[k]), gap.before)
 
@@ -146,6 +167,37 @@ class _Places:
                 self._away(k, self.fetched[k], i + 1, -1)
                 self.fetched[k] = i + 1
         return bool(self.held[i] <= budget)
+
+    def clocks(self) -> NDArray[np.float64]:
+        """Return when each position begins with these copies, and when all has ended at last.
+
+        Device and links wait for each other as they do in ``graphs.simulate``.
+        """
+        made, freed, fetched, read = (defaultdict[int, list[int]](list) for _ in range(4))
+        away = [k for k in range(len(self.gaps)) if self.freed[k] < self.fetched[k]]
+        for k in away:
+            made[self.gaps[k].made].append(k)
+            freed[self.freed[k]].append(k)
+        for k in sorted(away, key=lambda k: self.gaps[k].before):
+            fetched[self.fetched[k]].append(k)
+            read[self.gaps[k].before].append(k)
+        device = out = back = 0.0
+        left, arrived = dict[int, float](), dict[int, float]()
+        begins: list[float] = []
+        for i, op in enumerate(self.order):
+            for k in freed.get(i, ()):
+                device = max(device, left[k])
+            for k in fetched.get(i, ()):
+                back = max(back, device) + self.problem.sizes[self.gaps[k].value] / self.from_host
+                arrived[k] = back
+            for k in read.get(i, ()):
+                device = max(device, arrived[k])
+            begins.append(device)
+            device += self.problem.seconds[op]
+            for k in made.get(i, ()):
+                out = max(out, device) + self.problem.sizes[self.gaps[k].value] / self.to_host
+                left[k] = out
+        return np.array([*begins, max(device, out, back)])
 
     def used(self) -> list[Gap]:
         """Return the gaps in which something is away."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,6 +141,40 @@ def test_a_curve() -> None:
         planner.pareto(language_model(), inputs=batch(), loss_chunks="auto")
 
 
+def test_the_largest_batch() -> None:
+    said = {name: value for name, value in SAID.items() if name != "inputs"}
+    found = planner.max_batch(
+        language_model(), "2MB", inputs=batch, loss_chunks=8, limits=planner.Limits(5.0), **said
+    )
+    assert found.plan.rewrite.startswith("loss_chunks 8 ")
+    assert found.batch > 1
+    assert "8 chunks of the tokens" in " ".join(str(found).split())
+    assert found.to_json()["rewrite"] == found.plan.rewrite
+    inputs = batch(found.batch)
+    with pytest.raises(planner.InfeasibleBudget):  # as it is
+        planner.fit(language_model(), "2MB", inputs=inputs, optimizer=None)
+    planned = found.plan.apply(model := language_model())
+    assert distance(gradients(planned, inputs)[1], gradients(model, inputs)[1]) < 1e-5
+    with pytest.raises(planner.BadRequest, match=r"here say a number, such as 8"):
+        planner.max_batch(language_model(), "2MB", inputs=batch, loss_chunks="auto")
+
+
+def test_a_comparison(plan: planner.Plan) -> None:
+    methods = ["plain", "chen_sqrt", "checkpoint"]
+    whole = planner.compare(
+        language_model(), "2MB", inputs=batch(), optimizer=None, methods=["plain"]
+    )
+    found = planner.compare(language_model(), "2MB", methods=methods, loss_chunks=8, **SAID)
+    assert found.rewrite == plan.rewrite
+    assert found.plain_peak_bytes < 0.5 * whole.plain_peak_bytes
+    assert found.eager_peak_bytes == whole.eager_peak_bytes
+    assert "8 chunks of the tokens" in str(found)
+    assert "chunks" not in str(whole)
+    assert plan.compare(["plain"]).rewrite == plan.rewrite == found.to_json()["rewrite"]
+    with pytest.raises(planner.BadRequest, match="not for engine='inductor'"):
+        planner.compare(language_model(), "2MB", engines=["inductor"], loss_chunks=8, **SAID)
+
+
 def test_a_file(plan: planner.Plan, tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     again = planner.load(tmp_path / "plan.json")
@@ -230,6 +265,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert "4 chunks of the tokens" in " ".join(done.output.split())
     assert isinstance(loaded := planner.load(made), planner.Plan)
     assert loaded.rewrite.startswith("loss_chunks 4 ")
+    told = ["--budget", "2MB", "--method", "plain", "--json", *options]
+    done = CliRunner().invoke(cli, ["compare", source, *told])
+    assert json.loads(done.stdout)["rewrite"].startswith("loss_chunks 4 ")
 
 
 def example() -> tuple[nn.Module, dict[str, Tensor]]:

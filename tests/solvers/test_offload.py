@@ -13,9 +13,11 @@ from planner.graphs.host_memory import host_layout, movable
 from planner.solvers import Limits, Status, floor_bytes, offload, solve
 from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.bounds.with_host import bound_with_host
+from planner.solvers.model.gaps import gaps_of
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.offload import solve_with_host
-from planner.solvers.search.moved_values import moving
+from planner.solvers.search.moved_values import RANKS, moving
+from planner.solvers.search.transfers import Placed, placed
 from tests.brute_host import brute_host
 from tests.strategies import random_graph, transformer, unet
 
@@ -84,6 +86,28 @@ def test_against_brute_force() -> None:
 def test_against_more_brute_force() -> None:
     met = sum(map(check, MORE_SEEDS))
     assert met >= 0.95 * len(MORE_SEEDS)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_clocks_without_a_schedule_are_those_of_simulate(seed: int) -> None:
+    """And what takes as long as what is known is not returned."""
+    rng = random.Random(seed)
+    problem, named = drawn(seed)
+    order = list(range(problem.flat.n))
+    for op, recomputable in enumerate(problem.flat.recomputable):
+        if recomputable and rng.random() < 0.5:
+            order.insert(rng.randint(order.index(op) + 1, len(order)), op)
+    for rank in RANKS:
+        chosen = [g for g in gaps_of(problem.flat, order, problem.movable) if rng.random() < 0.7]
+        made = placed(problem, order, chosen)
+        if isinstance(made, Placed):
+            trace = made.moved(problem).trace
+            assert trace.seconds == made.seconds, named
+            assert trace.peak_bytes <= problem.budget_bytes, named
+        found = moving(problem, order, [rank])
+        if found is not None:
+            assert moving(problem, order, [rank], below=found.trace.seconds) is None
+            assert moving(problem, order, [rank], below=found.trace.seconds + 1e-9) is not None
 
 
 STEPS = {"transformer": transformer(2), "unet": unet(3)}

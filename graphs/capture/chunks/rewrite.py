@@ -36,8 +36,7 @@ def in_chunks(joint: Joint, chunks: int, form: Form, *, late_logits: bool = Fals
         raise Declined(
             f"the model returns {name!r} beside the loss, which is the logits, held to the end; "
             + (
-                "it is not made of one product's result alone, so that it cannot be computed when "
-                "it is read: have the model return the loss alone"
+                "it cannot be computed when it is read: have the model return the loss alone"
                 if late_logits
                 else "have it return the loss alone, or say logits='when_read'"
             )

@@ -6,7 +6,7 @@ the logits of them. Knows torch.fx nodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from planner.graphs.capture.chunks.editing import sweep
-from planner.graphs.capture.chunks.token_dims import value
+from planner.graphs.capture.chunks.token_dims import VIEWS, value
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.late_outputs import LateOutput
+from planner.graphs.capture.node_kinds import is_random, is_view
 from planner.graphs.capture.rewrites import Declined
 
 aten = torch.ops.aten
@@ -36,14 +37,14 @@ def with_late_logits(joint: Joint, products: Sequence[fx.Node]) -> Joint:
     before = list(joint.graph.nodes)
     used = {n for n in before if n.users}
     for index, node in enumerate(joint.forward_outputs):
-        product = _source(node, products)
-        if product is None or joint.outputs.differentiable[index]:
+        sources = _sources(node, products)
+        if not sources or joint.outputs.differentiable[index]:
             continue
-        hidden: Any = product.args[-2]
         made = node
         while joint.outputs.refused[index] and made.target is aten.detach.default:
             made = _operand(made)  # only the step cuts it off: who differentiates it is told
-        late.append(_late(joint, index, joint.outputs.names[index], made, hidden))
+        found, hidden = _late_of_any(joint, index, made, sources)
+        late.append(found)
         with joint.graph.inserting_before(joint.graph.output_node()):
             outputs[index] = joint.graph.call_function(aten.detach.default, (hidden,))
         with value(hidden).fake_mode:
@@ -56,14 +57,42 @@ def with_late_logits(joint: Joint, products: Sequence[fx.Node]) -> Joint:
     return replace(joint, forward_outputs=tuple(outputs), outputs=described)
 
 
-def _source(node: fx.Node, products: Sequence[fx.Node]) -> fx.Node | None:
-    """Return the product that a tensor as large as its result is computed from, by one chain."""
-    while node.op == "call_function" and node not in products:
-        large = [n for n in node.all_input_nodes if _elements(n) == _elements(node)]
-        if len(large) != 1:
-            return None
-        node = large[0]
-    return node if node in products else None
+def _sources(node: fx.Node, products: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return the products that a tensor as large as their results is computed from."""
+    found, ahead, size = dict[fx.Node, None](), [node], _elements(node)
+    while ahead:
+        asked = ahead.pop()
+        if asked in products:
+            found[asked] = None
+        elif asked.op == "call_function":
+            ahead += [n for n in asked.all_input_nodes if _elements(n) == size]
+    return list(found)
+
+
+def _late_of_any(
+    joint: Joint, index: int, made: fx.Node, sources: Sequence[fx.Node]
+) -> tuple[LateOutput, fx.Node]:
+    """Return how an output is computed of the hidden states of one of its products, and those.
+
+    With an adapter beside the head there are two products, and one is given what the other makes.
+    """
+    reasons: list[Declined] = []
+    hidden_states: list[Any] = [product.args[-2] for product in sources]
+    for hidden in (*hidden_states, *map(_uncut, hidden_states)):
+        try:
+            return _late(joint, index, joint.outputs.names[index], made, hidden), hidden
+        except Declined as reason:
+            reasons.append(reason)
+    raise reasons[0]
+
+
+def _uncut(node: fx.Node) -> fx.Node:
+    """Return what a node is a view or a cast of: two products have one each of the same tensor."""
+    while node.op == "call_function" and (
+        node.target is aten._to_copy.default or (is_view(node) and node.target in VIEWS)
+    ):
+        node = _operand(node)
+    return node
 
 
 def _operand(node: fx.Node) -> fx.Node:
@@ -81,6 +110,7 @@ def _late(joint: Joint, index: int, name: str, node: fx.Node, hidden: fx.Node) -
     graph = fx.Graph()
     known = {hidden: graph.placeholder("hidden")}
     operands: list[fx.Node] = []
+    later, given = _made_of(joint, [hidden]), _made_of(joint, joint.inputs)
 
     def ask(asked: fx.Node) -> None:
         if asked in known:
@@ -89,9 +119,11 @@ def _late(joint: Joint, index: int, name: str, node: fx.Node, hidden: fx.Node) -
             known[asked] = graph.placeholder(asked.name)
             operands.append(asked)
             return
-        if asked.op != "call_function":
+        beside = asked in given and asked not in later and not _is_light(asked)
+        if asked.op != "call_function" or beside or is_random(asked):
             raise Declined(
-                f"output {name!r} is made of {asked.name}, which is gone when it is read"
+                f"output {name!r} is made of {asked.name}, which is gone when it is read: have the "
+                "model return the loss alone"
             )
         for operand in asked.all_input_nodes:
             ask(operand)
@@ -110,6 +142,24 @@ def _late(joint: Joint, index: int, name: str, node: fx.Node, hidden: fx.Node) -
     places = tuple(arguments.index(n) for n in operands)
     like: Tensor = value(node)
     return LateOutput(index, name, places, compute, like)
+
+
+def _made_of(joint: Joint, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return some nodes and all that is computed of them."""
+    found = set(nodes)
+    for node in joint.graph.nodes:
+        if not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _is_light(node: fx.Node) -> bool:
+    """Tell what may be made of the model's inputs a second time: masks and the like."""
+    return (
+        torch.Tag.pointwise in getattr(node.target, "tags", ())
+        or node.target is aten._to_copy.default
+        or is_view(node)
+    )
 
 
 def _return_instead(joint: Joint, old: fx.Node, new: fx.Node) -> None:

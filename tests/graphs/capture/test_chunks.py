@@ -324,10 +324,53 @@ def test_declined(model: nn.Module, loss: Loss | None, reason: str) -> None:
     assert str(joint.graph) == before, "a copy is rewritten"
 
 
-def test_what_is_made_of_logits_in_two_ways_is_not_computed_late() -> None:
+class Adapted(Net):
+    """A head with an adapter beside it, and what is returned made of both."""
+
+    def __init__(self, returned: Callable[[Tensor, Tensor], Tensor], *, first: bool) -> None:
+        super().__init__()
+        self.head.requires_grad_(False)
+        self.down, self.up = nn.Linear(WIDTH, 4, bias=False), nn.Linear(4, WORDS, bias=False)
+        self.returned, self.first = returned, first
+
+    def forward(self, ids: Tensor) -> Any:
+        embedded = self.embedding(ids)
+        h = torch.tanh(self.layer(embedded))
+        small = lambda: self.up(self.down(h))  # noqa: E731
+        logits = small() + self.head(h) if self.first else self.head(h) + small()
+        return {"loss": flat(logits, ids), "seen": self.returned(logits, embedded)}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_two_products_make_is_computed_late(first: bool) -> None:
+    """Of the hidden states alone, whichever of the two comes first, and in two ways at once."""
+    torch.manual_seed(0)
+    model = Adapted(lambda x, _: x + x.exp(), first=first)
+    joint = captured(model)
+    made = in_chunks(copied(joint), 4, Form.A, late_logits=True)
+    (late,) = made.outputs.late
+    ids, *_ = batch()
+    hidden = torch.tanh(model.layer(model.embedding(ids))).detach()
+    parameters = [*made.parameters]
+    given = [model.get_parameter(parameters[i]).detach() for i in late.operands]
+    node = made.forward_outputs[late.index]
+    seen = late.compute(hidden.reshape(node.meta["val"].shape), *given)
+    assert torch.equal(seen, model(ids)["seen"])
+    pairs = zip(*(computed(j, model, 1.0)[1] for j in (made, joint)), strict=True)
+    assert all(distance(new, old) < 1e-6 for new, old in pairs)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda x, embedded: x + torch.cat([embedded] * 14, -1)[..., :WORDS],
+        lambda x, _: x * torch.rand(()),
+    ],
+)
+def test_what_is_gone_is_not_computed_late(returned: Callable[[Tensor, Tensor], Tensor]) -> None:
     """And nobody is told to ask for what they asked for."""
-    joint = captured(Returns(lambda x: x + x.exp()))
-    with pytest.raises(Declined, match="cannot be computed when it is read: have the model return"):
+    joint = captured(Adapted(returned, first=False))
+    with pytest.raises(Declined, match="is gone when it is read: have the model return the loss"):
         in_chunks(joint, 4, Form.A, late_logits=True)
 
 
