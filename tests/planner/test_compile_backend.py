@@ -112,6 +112,15 @@ def test_what_would_break_the_budget_is_refused() -> None:
         planner.backend("1GB", optimiser="sgd")
 
 
+def test_a_mark_for_one_graph_of_all_sizes_is_refused_by_its_name() -> None:
+    model, x = Net(depth=1), torch.randn(64, 32)
+    torch._dynamo.mark_dynamic(x, 0)
+    with pytest.raises(BackendCompilerFailed, match="dimension 0 .* leave the mark out"):
+        torch.compile(model, backend=planner.backend("1GB", **QUICK))(x)
+    with pytest.raises(planner.CaptureError, match="leave torch._dynamo.mark_dynamic out"):
+        planner.fit(model, "1GB", inputs=x, **QUICK, engine="inductor")
+
+
 def test_by_name() -> None:
     model, x = net()
     options = {"budget": "1GB", **QUICK}

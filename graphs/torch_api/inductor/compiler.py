@@ -225,8 +225,12 @@ def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
 
     Args:
         module, inputs: what Dynamo calls a backend with.
+
+    Raises:
+        CaptureError: somebody asked for one graph of all sizes of a training step.
     """
     if any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        _refuse_marked(module)
         for value in inputs:
             sizes = (*value.shape, *value.stride()) if isinstance(value, Tensor) else (value,)
             for size in sizes:
@@ -240,6 +244,18 @@ def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
     frame, again = (None, None) if found is None else (found.frame_id, found.frame_compile_id)
     last = again is not None and again + 1 >= dynamo_config.recompile_limit
     return HandedGraph(module, inputs, frame, breaks, last)
+
+
+def _refuse_marked(module: fx.GraphModule) -> None:
+    for node in module.graph.find_nodes(op="placeholder"):
+        given = node.meta.get("grapharg")
+        marked = getattr(getattr(given, "example", None), "_dynamo_dynamic_indices", None)
+        if marked:
+            raise CaptureError(
+                f"dimension {min(marked)} of an input is marked by torch._dynamo.mark_dynamic, "
+                "which asks for one compiled step of all sizes; each size is compiled and planned "
+                "by itself here: leave the mark out, or use torch._dynamo.maybe_mark_dynamic"
+            )
 
 
 def compiled_graph(
