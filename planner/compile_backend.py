@@ -50,6 +50,10 @@ LAST = (
     "torch compiles no more sizes or modes of this step (torch._dynamo.config.recompile_limit), "
     "and runs others without a plan: raise that limit, or pad batches to fewer sizes"
 )
+CHANGES = (
+    "{} changes from call to call, and each value of it is compiled and planned by itself: hand it "
+    "over as a tensor, or keep it in one (register_buffer), or out of forward"
+)
 
 
 @takes(BackendOptions)
@@ -149,6 +153,8 @@ class PlanningBackend:
             request.tell(repr(plan))
         self._frame = graph.frame
         self._plans.append(plan)
+        if graph.changing:
+            warnings.warn(CHANGES.format(graph.changing[0]), PlannerWarning, stacklevel=2)
         if graph.last:
             warnings.warn(LAST, PlannerWarning, stacklevel=2)
         return compiled

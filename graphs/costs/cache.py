@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,14 +81,28 @@ def recall(folder: Path, kind: str, where: str) -> dict[str, Any]:
     path = _path(folder, kind, where)
     if not path.exists():
         return {}
+    found = path.stat()
     try:
-        data = json.loads(path.read_text())
-        if data["version"] != _VERSION or data["environment"] != where:
-            return {}
-        return {str(key): value for key, value in data["entries"].items()}
+        return dict(_entries(path, where, (found.st_ino, found.st_mtime_ns, found.st_size)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(f"{path} is damaged ({error!r}): measuring again", stacklevel=2)
         return {}
+
+
+@lru_cache(maxsize=8)
+def _entries(path: Path, where: str, version: tuple[int, ...]) -> Mapping[str, Any]:
+    """Read a file once, until another takes its place: a large one takes longer than a question.
+
+    Args:
+        path: of the file.
+        where: the environment that it has to be for.
+        version: what tells the file from those before and after it.
+    """
+    del version
+    data = json.loads(path.read_text())
+    if data["version"] != _VERSION or data["environment"] != where:
+        return {}
+    return {str(key): value for key, value in data["entries"].items()}
 
 
 def remember(folder: Path, kind: str, where: str, entries: Mapping[str, Any]) -> None:
@@ -103,7 +118,7 @@ def remember(folder: Path, kind: str, where: str, entries: Mapping[str, Any]) ->
     with _alone(folder):
         known = recall(folder, kind, where) | dict(entries)
         data = {"version": _VERSION, "environment": where, "entries": known}
-        write_atomically(_path(folder, kind, where), json.dumps(data, indent=0))
+        write_atomically(_path(folder, kind, where), json.dumps(data))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import planner
@@ -110,6 +111,36 @@ def test_what_would_break_the_budget_is_refused() -> None:
         planner.backend("1GB", loss=torch.mean)
     with pytest.raises(planner.BadRequest, match="did you mean 'optimizer'"):
         planner.backend("1GB", optimiser="sgd")
+
+
+def test_a_mark_for_one_graph_of_all_sizes_is_refused_by_its_name() -> None:
+    model, x = Net(depth=1), torch.randn(64, 32)
+    torch._dynamo.mark_dynamic(x, 0)
+    with pytest.raises(BackendCompilerFailed, match=r"dimension 0 .* leave the mark out"):
+        torch.compile(model, backend=planner.backend("1GB", **QUICK))(x)
+    with pytest.raises(planner.CaptureError, match=r"leave torch\._dynamo\.mark_dynamic out"):
+        planner.fit(model, "1GB", inputs=x, **QUICK, engine="inductor")
+
+
+class Scaled(nn.Module):
+    """Takes a number of Python's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, scale: int) -> Tensor:
+        hidden: Tensor = self.layer(x)
+        return hidden.square().mean() * scale
+
+
+def test_a_number_that_changes_from_call_to_call_is_named() -> None:
+    model, x, backend = Scaled(), torch.randn(16, 8), planner.backend("1GB", **QUICK)
+    compiled = torch.compile(model, backend=backend)
+    compiled(x, 2).backward()
+    with pytest.warns(planner.PlannerWarning, match=r"L\['scale'\] changes from call to call"):
+        compiled(x, 3).backward()
+    assert len(backend.plans) == 2
 
 
 def test_by_name() -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+from torch._dynamo.source import TensorPropertySource
 from torch._functorch import config as functorch_config
 from torch._guards import CompileContext
 from torch._inductor.compile_fx import compile_fx
@@ -207,7 +208,8 @@ class HandedGraph:
     """A graph that Dynamo hands to a backend, and which of a program's frames it is of.
 
     ``breaks`` says where the code after it could not be traced, and why, if it could not. After the
-    ``last`` one Dynamo compiles no more of the frame, and runs what differs as it is.
+    ``last`` one Dynamo compiles no more of the frame, and runs what differs as it is. ``changing``
+    are Python's numbers, but for sizes, that were others in a call before, as Dynamo names them.
     """
 
     module: fx.GraphModule
@@ -215,6 +217,7 @@ class HandedGraph:
     frame: int | None
     breaks: str | None
     last: bool = False
+    changing: tuple[str, ...] = ()
 
 
 def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
@@ -225,8 +228,12 @@ def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
 
     Args:
         module, inputs: what Dynamo calls a backend with.
+
+    Raises:
+        CaptureError: somebody asked for one graph of all sizes of a training step.
     """
     if any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        _refuse_marked(module)
         for value in inputs:
             sizes = (*value.shape, *value.stride()) if isinstance(value, Tensor) else (value,)
             for size in sizes:
@@ -239,7 +246,29 @@ def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
         breaks = _broken(reason.user_stack, str(reason.reason))
     frame, again = (None, None) if found is None else (found.frame_id, found.frame_compile_id)
     last = again is not None and again + 1 >= dynamo_config.recompile_limit
-    return HandedGraph(module, inputs, frame, breaks, last)
+    return HandedGraph(module, inputs, frame, breaks, last, tuple(_changing(module)))
+
+
+def _changing(module: fx.GraphModule) -> Iterator[str]:
+    """Yield the numbers that Dynamo takes for symbols and that are not the sizes of tensors."""
+    for node in module.graph.find_nodes(op="placeholder"):
+        given = node.meta.get("grapharg")
+        is_number = given is not None and isinstance(given.example, torch.SymInt)
+        if is_number and not isinstance(given.source, TensorPropertySource):
+            name = given.source.name  # a method in older versions
+            yield name if isinstance(name, str) else name()
+
+
+def _refuse_marked(module: fx.GraphModule) -> None:
+    for node in module.graph.find_nodes(op="placeholder"):
+        given = node.meta.get("grapharg")
+        marked = getattr(getattr(given, "example", None), "_dynamo_dynamic_indices", None)
+        if marked:
+            raise CaptureError(
+                f"dimension {min(marked)} of an input is marked by torch._dynamo.mark_dynamic, "
+                "which asks for one compiled step of all sizes; each size is compiled and planned "
+                "by itself here: leave the mark out, or use torch._dynamo.maybe_mark_dynamic"
+            )
 
 
 def compiled_graph(

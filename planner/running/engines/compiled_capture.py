@@ -101,7 +101,7 @@ def plannable(step: JointStep) -> None:
 
     Raises:
         CaptureError: it draws random numbers that a plan cannot draw again, or is compiled for
-            sizes that are symbols.
+            numbers that are symbols.
     """
     if draws_outside():
         raise CaptureError(
@@ -110,8 +110,9 @@ def plannable(step: JointStep) -> None:
         )
     if step.is_symbolic:
         raise CaptureError(
-            "the step is compiled for sizes that are symbols, whose bytes are not known; pass "
-            "dynamic=False to torch.compile, and each size gets a plan of its own"
+            "the step is compiled for numbers that are symbols, sizes or floats that change from "
+            "call to call, so that its bytes are not known; leave torch._dynamo.mark_dynamic out, "
+            "and pass a number that changes as a tensor of it"
         )
 
 

@@ -18,6 +18,7 @@ from planner.plan.advice import advice, tightest
 from planner.request import Request
 from planner.running.engines.engine import Settled
 from planner.solvers import Limits, Solution, Status, minimum_budget, solve
+from planner.solvers.minimum_budget import proven_floor
 
 EXCESS = "compiler's buffers beyond the plan's"
 ROUNDS = 6
@@ -193,6 +194,8 @@ def _out_of_reach(search: _Search, reason: str) -> InfeasibleBudget:
     graph, budget = search.captured.graph, search.budget_bytes
     least = min(search.known, key=lambda a: with_margin(search.captured, a))
     needed = with_margin(search.captured, least)
+    if needed < proven_floor(graph):
+        reason = ""  # it is of the kernels, which are fused further where they run again
     found = binding(graph, least.schedule, simulate(graph, least.schedule))
     text = (
         f"No schedule was found that the compiler keeps within {format_both(budget)}"

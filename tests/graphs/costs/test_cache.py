@@ -5,6 +5,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from planner.graphs.costs.cache import recall, remember
 
 WRITER = """
@@ -38,3 +40,21 @@ def test_processes_do_not_write_over_each_others_entries(tmp_path: Path) -> None
     running = [subprocess.Popen([*command, name]) for name in ("one", "other")]
     assert [process.wait() for process in running] == [0, 0]
     assert len(recall(tmp_path, "seconds", "here")) == 80
+
+
+def test_a_file_is_read_once_until_another_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    real = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: read.append(path) or real(path))
+    remember(tmp_path, "seconds", "here", {"one": 1.0})
+    for _ in range(3):
+        found = recall(tmp_path, "seconds", "here")
+        assert found == {"one": 1.0}
+        found["other"] = 3.0  # the caller's own
+    assert len(read) == 1
+    remember(tmp_path, "seconds", "here", {"other": 2.0})
+    assert recall(tmp_path, "seconds", "here") == {"one": 1.0, "other": 2.0}
+    assert len(read) == 2
+    assert recall(tmp_path, "seconds", "elsewhere") == {}

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from planner.errors import InfeasibleBudget
 from planner.graphs import Graph, Schedule, plain_schedule, simulate
 from planner.graphs.capture.fused.compiled_step import Asked
 from planner.graphs.capture.training_step import Captured
 from planner.request import Request, request_of
 from planner.running.engines.kept_promise import EXCESS, settled
 from planner.solvers import Limits, solve
+from planner.solvers.minimum_budget import proven_floor
 from tests.strategies import transformer
 
 
@@ -64,3 +66,16 @@ def test_what_the_compiler_says_is_predicted_and_within_the_budget(
     assert found.solution.bound_seconds <= simulate(graph, schedule).seconds
     if share < 1:  # what the compiler leaves free is made use of
         assert simulate(graph, schedule).seconds < simulate(graph, usual).seconds
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_why_nothing_fits_is_not_said_of_more_than_the_compiler_needs(
+    graph: Graph, share: float, request_said: Request
+) -> None:
+    captured = Captured(graph, {"compiled": {}}, compiled=cast(Any, Compiler(graph, share)))
+    reason = solve(graph, 1000, method="auto", limits=Limits(seconds=2)).message
+    assert reason
+    with pytest.raises(InfeasibleBudget) as found:
+        settled(captured, 1000, request_said)
+    assert (found.value.least_bytes < proven_floor(graph)) == (share < 1)
+    assert (reason in str(found.value)) == (share == 1)
