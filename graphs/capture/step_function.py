@@ -7,7 +7,7 @@ tracing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from planner.graphs.capture.placed import placed_as
 from planner.graphs.capture.step_outputs import Outputs, of_its_own, split_outputs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
+    attributes_of_tensor,
     flat_weights,
     renew_flat_weights,
     restore_flat_weights,
@@ -54,6 +55,7 @@ class StepFunction(nn.Module):
         self._names = (tuple(parameters), tuple(buffers))
         own = {n: t for part in unique_tensors(model) for n, t in part.items()}
         self._placed = [placed_as(own[n]) for part in self._names for n in part]
+        self._own = [own[n] for part in self._names for n in part]
         self._aside = aside
         self._call, self._loss = call, loss
         self.outputs: Outputs | None = None
@@ -96,22 +98,32 @@ class StepFunction(nn.Module):
         values = [*self.members("p", len(self._names[0])), *self.buffers_now]
         args, kwargs, targets = self._call.rebuild(tensors)
         self._state[0].restore()
-        modules = list(self._model[0].modules())
-        before = [path.replace(modules, number) for path, number in self.numbers]
         whole = [
             value if placed is None else placed.around(value)
             for value, placed in zip(values, self._placed, strict=True)
         ]
-        with swapped(self._model[0], {**self._aside, **dict(zip(names, whole, strict=True))}):
-            output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
-            if self._loss is not None:
-                output = self._loss(output, *targets)
-        for (path, _), number in zip(self.numbers, before, strict=True):
-            path.replace(modules, number)
+        with self._numbers_put():
+            found = [_dressed(x, t) for x, t in zip(whole, self._own, strict=True)]
+            given = {**self._aside, **dict(zip(names, whole, strict=True))}
+            with swapped(self._model[0], given):
+                output = self._model[0].forward(*args, **kwargs)  # its own hooks: around the plan
+                if self._loss is not None:
+                    output = self._loss(output, *targets)
+        for name, tensor, before_call in zip(names, whole, found, strict=True):
+            _refuse_marks(name, tensor, before_call)
         kept, outputs = split_outputs(output)
         leaves = [x for x in tree_flatten(output)[0] if isinstance(x, Tensor)]
         self.outputs = self._with_effects(kept, leaves, outputs, [*values, *tensors])
         return kept
+
+    @contextmanager
+    def _numbers_put(self) -> Iterator[None]:
+        """Have numbers where Python holds others while the block runs, however it ends."""
+        modules = list(self._model[0].modules())
+        with ExitStack() as undo:
+            for path, number in self.numbers:
+                undo.callback(path.replace, modules, path.replace(modules, number))
+            yield
 
     def _with_effects(
         self,
@@ -147,6 +159,28 @@ class StepFunction(nn.Module):
 def unique_tensors(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
     """Return the parameters and buffers by their first name, each tensor once."""
     return dict(model.named_parameters()), dict(model.named_buffers())
+
+
+def _dressed(stand_in: Tensor, tensor: Tensor) -> dict[str, Any]:
+    """Hang on a stand-in what somebody's code hung on the tensor; return all that hangs on it."""
+    inside = vars(stand_in)
+    inside.update(attributes_of_tensor(tensor))
+    return dict(inside)
+
+
+def _refuse_marks(name: str, tensor: Tensor, before: Mapping[str, Any]) -> None:
+    """Refuse what forward left on the stand-in of a tensor, and would leave on it at each call."""
+    if tensor._backward_hooks:
+        raise CaptureError(
+            f"the forward pass sets a hook on {name!r} (register_hook), one more at each call; set "
+            "it once, outside the model's forward, or on a tensor that is computed in it"
+        )
+    for key, value in vars(tensor).items():
+        if not key.startswith("_") and value is not before.get(key):
+            raise CaptureError(
+                f"the forward pass sets attribute {key!r} of {name!r}, which a plan, that runs no "
+                "Python, would not do again; keep it in a buffer or an attribute of the module"
+            )
 
 
 @contextmanager

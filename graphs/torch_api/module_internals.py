@@ -34,6 +34,17 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
                 yield store, name, tensor
 
 
+def attributes_of_tensor(tensor: Tensor) -> dict[str, Any]:
+    """Return what somebody hung on a parameter or a buffer; nothing of tensors with own classes.
+
+    >>> weight = nn.Linear(2, 2).weight
+    >>> weight.scale = 2.0
+    >>> attributes_of_tensor(weight)
+    {'scale': 2.0}
+    """
+    return dict(vars(tensor)) if type(tensor) in (Tensor, nn.Parameter) else {}
+
+
 def own_children(module: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """Yield a module's own children: the attribute they lie under, name, module."""
     for name, child in module._modules.items():

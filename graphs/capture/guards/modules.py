@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from planner.graphs.capture.guards.reads import Read
+from planner.graphs.capture.guards.reads import Changed, Read
 from planner.graphs.torch_api.module_internals import hooks_of, tensor_stores
 
 
@@ -59,8 +59,8 @@ def hook_changes(fixed: Fixed, model: nn.Module) -> Iterator[str]:
             yield f"hooks or the forward of submodule {path!r} changed after the plan was applied"
 
 
-def read_changes(fixed: Fixed, model: nn.Module) -> Iterator[tuple[str, bool]]:
-    """Yield what the step read of Python's state and would find otherwise; if it is a constant."""
+def read_changes(fixed: Fixed, model: nn.Module) -> Iterator[Changed]:
+    """Yield what the step read of Python's state and would find otherwise."""
     modules = list(model.modules())
     for read in fixed.reads:
         if not read.holds(now := read.now(modules)):

@@ -25,6 +25,7 @@ from planner.graphs.capture.guards.paths import (
     Content,
     InModel,
     Item,
+    Member,
     Outside,
     Path,
     Step,
@@ -37,12 +38,13 @@ _MOST = 20_000
 """Places that are looked at; code that reaches more has them in a data set or a trainer."""
 _LARGE = 4096
 """Items of a list or dict beyond which only the collection itself is looked at."""
-_LIBRARIES = (
+LIBRARIES = (
     *NOT_THE_USERS,
     *(f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")),
 )
 """Whose globals are taken to be what they are: they are settings that a loop does not change."""
 _CACHED = functools._lru_cache_wrapper
+_TYPE = ("LOAD_GLOBAL", "type")
 _GLOBAL = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"))
 
 
@@ -122,7 +124,9 @@ class Place:
 class Reached:
     """What a model's code reaches: places, modules first, every ``lru_cache``, the functions.
 
-    ``generators`` are random generators, ``arrays`` are arrays, with the paths to them.
+    ``generators`` are random generators, ``arrays`` are arrays, with the paths to them. ``names``
+    are those that the code asks for, of globals, attributes or anything that it has as a text.
+    ``functions`` are those of nobody's library.
     """
 
     places: list[Place]
@@ -130,6 +134,14 @@ class Reached:
     codes: list[types.CodeType]
     generators: list[tuple[Path, Any]]
     arrays: list[tuple[Path, Any]]
+    functions: list[types.FunctionType]
+    names: frozenset[str]
+
+    @property
+    def asks_for_types(self) -> bool:
+        """Whether code of nobody's library calls ``type``, or matches classes."""
+        steps = (step for f in self.functions for step in _instructions(f.__code__))
+        return any(s.opname == "MATCH_CLASS" or (s.opname, s.argval) == _TYPE for s in steps)
 
     def only_appends_to(self, name: str) -> bool:
         """Tell whether all that the code does with an attribute is ``.name.append(...)``.
@@ -173,7 +185,15 @@ def reached(model: nn.Module, functions: Iterable[Any]) -> Reached:
     for function in functions:
         walk.waiting.append((Path(Outside(function, named(function))), function))
     walk.run()
-    return Reached(walk.found, walk.caches, walk.codes, walk.generators, walk.arrays)
+    return Reached(
+        walk.found,
+        walk.caches,
+        walk.codes,
+        walk.generators,
+        walk.arrays,
+        walk.functions,
+        frozenset(walk.names),
+    )
 
 
 def named(function: Any) -> str:
@@ -203,6 +223,13 @@ def _forward_of(cls: type) -> Iterator[Any]:
                 yield member
 
 
+def _is_own(module: types.ModuleType | None) -> bool:
+    """Tell a module that is in no library, the one that runs as a script among them."""
+    if module is not None and module.__name__.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    return not (getattr(module, "__file__", None) or "").startswith(LIBRARIES)
+
+
 def _in(function: types.FunctionType, folders: tuple[str, ...]) -> bool:
     return function.__code__.co_filename.startswith(folders)
 
@@ -219,16 +246,22 @@ class _Walk:
         self.codes: list[types.CodeType] = []
         self.generators: list[tuple[Path, Any]] = []
         self.arrays: list[tuple[Path, Any]] = []
+        self.functions: list[types.FunctionType] = []
+        self.names = set[str]()
+        self.files = set[int]()
         self.kinds = generator_kinds()
-        self.classes = set[int]()
+        self.classes: dict[int, tuple[Path, type, set[str]]] = {}
 
     def run(self) -> None:
         while self.waiting and len(self.found) < _MOST:
             path, value = self.waiting.pop()
-            if _is_plain(value) or id(value) in self.seen:
-                continue
-            self.seen[id(value)] = value
-            self._visit(path, value)
+            if isinstance(value, types.ModuleType):
+                self._file(value)
+            elif not _is_plain(value) and id(value) not in self.seen:
+                self.seen[id(value)] = value
+                self._visit(path, value)
+            if not self.waiting:
+                self._by_name()
         for root, names in self.globals.values():
             self.found.append(Place(root, root.find(()), frozenset(names)))
 
@@ -254,11 +287,39 @@ class _Walk:
     def own_class(self, cls: type) -> None:
         """Walk what somebody's own class holds, and those that it is made of."""
         for base in cls.__mro__:
-            file = getattr(sys.modules.get(base.__module__), "__file__", None) or ""
-            own = written_in_python(base) and not file.startswith(_LIBRARIES)
+            own = written_in_python(base) and _is_own(sys.modules.get(base.__module__))
             if own and id(base) not in self.classes:
-                self.classes.add(id(base))
-                self._add(Place(Path(Outside(base, f"class {base.__qualname__}")), base))
+                path = Path(Outside(base, f"class {base.__qualname__}"))
+                self.classes[id(base)] = path, base, set()
+                self._add(Place(path, base))
+
+    def _by_name(self) -> None:
+        """Walk the members of own classes and files that the code walked so far has names of."""
+        for path, cls, known in self.classes.values():
+            for name in self._new(vars(cls), known):
+                member = vars(cls)[name]
+                member = getattr(member, "fget", getattr(member, "__func__", member))
+                self.waiting.append((path.then(Attribute(name)), member))
+        for root, known in list(self.globals.values()):
+            table = root.find(())
+            if id(table) in self.files:
+                fresh = self._new(table, known)
+                self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
+
+    def _new(self, table: Mapping[str, Any], known: set[str]) -> set[str]:
+        fresh = {n for n in self.names & table.keys() if not n.startswith("__")} - known
+        known.update(fresh)
+        return fresh
+
+    def _file(self, module: types.ModuleType | None) -> None:
+        """Walk what of one's own file is asked for by name, as ``file.name``, from another."""
+        if module is not None and _is_own(module):
+            self._globals_of(vars(module), module.__name__)
+            self.files.add(id(vars(module)))
+
+    def _globals_of(self, table: dict[str, Any], name: str) -> tuple[Path, set[str]]:
+        new = Path(Outside(table, f"global of {name} ")), set[str]()
+        return self.globals.setdefault(id(table), new)
 
     def _visit_callable(self, path: Path, value: Any) -> bool:
         """Visit a function, or what wraps one; tell whether it is such a thing."""
@@ -284,6 +345,8 @@ class _Walk:
         if len(held) <= _LARGE:
             parts = [(key, value) for key, value in held.items() if not _is_plain(value)]
             self.waiting += [(path.then(place.step(key)), value) for key, value in parts]
+            if isinstance(place.owner, dict | set):
+                self.waiting += [(path.then(Member(i)), key) for i, key in enumerate(held)]
 
     def function(self, function: Any) -> None:
         """Walk what a function's code reaches: its closure, its defaults, the globals it names."""
@@ -295,21 +358,28 @@ class _Walk:
             return
         self.codes.append(function.__code__)
         label = named(function)
+        if vars(function):
+            self.found.append(Place(Path(Outside(function, label)), function))
         names = function.__code__.co_freevars
         for name, cell in zip(names, function.__closure__ or (), strict=True):
             self.waiting.append((Path(Outside(cell, f"{name!r} in the closure of {label}")), cell))
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
         for value in defaults:
             self.waiting.append((Path(Outside(value, f"a default of {label}")), value))
-        if _in(function, _LIBRARIES):
+        if _in(function, LIBRARIES):
             return
+        self.functions.append(function)
         table = function.__globals__
-        new = Path(Outside(table, f"global of {function.__module__} ")), set[str]()
-        root, known = self.globals.setdefault(id(table), new)
-        steps = _instructions(function.__code__)
+        root, known = self._globals_of(table, function.__module__)
+        steps = list(_instructions(function.__code__))
         fresh = {s.argval for s in steps if s.opname in _GLOBAL and s.argval in table} - known
         known.update(fresh)
         self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
+        self.names.update(s.argval for s in steps if isinstance(s.argval, str))
+        for step in steps:
+            if step.opname == "IMPORT_NAME":
+                inside = f"{table.get('__package__')}.{step.argval}"
+                self._file(sys.modules.get(step.argval) or sys.modules.get(inside))
 
 
 def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -326,5 +396,5 @@ def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
 
 
 def _is_plain(value: Any) -> bool:
-    plain = (type(None), bool, int, float, complex, str, bytes, Tensor, types.ModuleType)
+    plain = (type(None), bool, int, float, complex, str, bytes, Tensor)
     return isinstance(value, plain)
