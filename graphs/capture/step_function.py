@@ -35,7 +35,8 @@ class StepFunction(nn.Module):
     """Parameters, buffers and input tensors in; output tensors out. Tied tensors are one argument.
 
     After a call ``outputs`` describes what came out. ``numbers`` are put where Python holds others
-    while the model runs. ``aside`` stand for parameters that are no arguments.
+    while the model runs, and stay there until ``put_back``. ``aside`` stand for parameters that are
+    no arguments.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StepFunction(nn.Module):
         self._call, self._loss = call, loss
         self.outputs: Outputs | None = None
         self.numbers: tuple[tuple[Path, Any], ...] = ()
+        self._others = ExitStack()
         for i, value in enumerate(parameters.values()):
             self.register_parameter(f"p{i}", nn.Parameter(value, value.requires_grad))
         for i, value in enumerate(buffers.values()):
@@ -97,33 +99,36 @@ class StepFunction(nn.Module):
         names = [*self._names[0], *self._names[1]]
         values = [*self.members("p", len(self._names[0])), *self.buffers_now]
         args, kwargs, targets = self._call.rebuild(tensors)
+        self.put_back()
         self._state[0].restore()
         whole = [
             value if placed is None else placed.around(value)
             for value, placed in zip(values, self._placed, strict=True)
         ]
-        with self._numbers_put():
-            found = [_dressed(x, t) for x, t in zip(whole, self._own, strict=True)]
-            given = {**self._aside, **dict(zip(names, whole, strict=True))}
-            with swapped(self._model[0], given):
-                output = self._model[0].forward(*args, **kwargs)  # its own hooks: around the plan
-                if self._loss is not None:
-                    output = self._loss(output, *targets)
+        self._put_numbers()
+        found = [_dressed(x, t) for x, t in zip(whole, self._own, strict=True)]
+        with swapped(self._model[0], {**self._aside, **dict(zip(names, whole, strict=True))}):
+            output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
+            if self._loss is not None:
+                output = self._loss(output, *targets)
+        self.put_back()
         for name, tensor, before_call in zip(names, whole, found, strict=True):
             _refuse_marks(name, tensor, before_call)
         kept, outputs = split_outputs(output)
         leaves = [x for x in tree_flatten(output)[0] if isinstance(x, Tensor)]
         self.outputs = self._with_effects(kept, leaves, outputs, [*values, *tensors])
+        self._put_numbers()  # the backward pass may read them, too
         return kept
 
-    @contextmanager
-    def _numbers_put(self) -> Iterator[None]:
-        """Have numbers where Python holds others while the block runs, however it ends."""
+    def _put_numbers(self) -> None:
+        """Have numbers where Python holds others, until ``put_back``."""
         modules = list(self._model[0].modules())
-        with ExitStack() as undo:
-            for path, number in self.numbers:
-                undo.callback(path.replace, modules, path.replace(modules, number))
-            yield
+        for path, number in self.numbers:
+            self._others.callback(path.replace, modules, path.replace(modules, number))
+
+    def put_back(self) -> None:
+        """Have what Python held where numbers were put."""
+        self._others.close()
 
     def _with_effects(
         self,

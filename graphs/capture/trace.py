@@ -132,7 +132,9 @@ def trace(
         reads = stack.enter_context(watched_reads(model, patches, lifted))
         reads.take(state.reached)
         state.written = reads.written
+        stack.callback(step.put_back)
         module = export_joint(stack, watched, inputs)
+        step.put_back()
         assert step.outputs is not None
         refuse_backward_effects(state)
         found = tuple(reads.kept())

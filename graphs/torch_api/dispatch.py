@@ -18,6 +18,7 @@ __all__ = [
     "TorchDispatchMode",
     "composed",
     "heeds_autocast",
+    "inside_a_transform",
     "use_composition",
     "use_kernel",
     "without_autocast",
@@ -39,6 +40,15 @@ def without_modes() -> Iterator[None]:
 def without_autocast() -> AbstractContextManager[None]:
     """Call operators in the dtypes of their arguments."""
     return torch._C._DisableAutocast()
+
+
+def inside_a_transform() -> bool:
+    """Tell whether a transform of ``torch.func`` (vmap, grad, jvp) is running what is called.
+
+    >>> inside_a_transform(), torch.vmap(lambda x: x * inside_a_transform())(torch.ones(1)).item()
+    (False, 1.0)
+    """
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def heeds_autocast(target: OpOverload, device: str) -> bool:

@@ -25,6 +25,7 @@ from planner.graphs.capture.guards.call import (
     signature_of,
 )
 from planner.graphs.capture.guards.call_form import in_form
+from planner.graphs.torch_api.dispatch import inside_a_transform
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning
 from planner.running.branches import program_of
@@ -226,6 +227,8 @@ def _dispatch(
 
 
 def _program_or_reason(runtime: Runtime, model: nn.Module, call: Arguments) -> Program | str:
+    if inside_a_transform():
+        return "it is inside a transform of torch.func, whose tensors a plan's kernels do not know"
     try:
         found = program_of(runtime, model, call)
     except PlannerError as error:

@@ -100,6 +100,7 @@ def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...
             for d in sorted(devices)
         ),
         torch.is_autocast_cache_enabled(),
+        torch.get_default_dtype(),
     )
 
 

@@ -35,6 +35,8 @@ class Attribute:
 
     def of(self, owner: Any) -> Any:
         """Return what an owner has there: its own or its class's; no property is run."""
+        if self.name == "__dict__":
+            return getattr(owner, "__dict__", MISSING)
         try:
             return owner.__dict__[self.name]
         except (AttributeError, KeyError):

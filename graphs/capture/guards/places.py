@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from planner.graphs.capture.guards.own_attributes import attributes_of, generator_kinds, has_state
@@ -44,7 +45,11 @@ LIBRARIES = (
 )
 """Whose globals are taken to be what they are: they are settings that a loop does not change."""
 _CACHED = functools._lru_cache_wrapper
-_TYPE = ("LOAD_GLOBAL", "type")
+_TYPE, _TABLE = ("LOAD_GLOBAL", "type"), ("LOAD_GLOBAL", "globals")
+_OF_TABLES = frozenset(vars(types.ModuleType("")))
+_NOT_TO_COMPUTE = frozenset(
+    f"__{name}__" for name in ("del", "repr", "reduce", "reduce_ex", "getstate", "setstate", "copy")
+)
 _GLOBAL = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"))
 
 
@@ -230,6 +235,13 @@ def _is_own(module: types.ModuleType | None) -> bool:
     return not (getattr(module, "__file__", None) or "").startswith(LIBRARIES)
 
 
+def _is_called_unnamed(cls: type, name: str) -> bool:
+    """Tell a method that runs though no code has its name, as those of operators do."""
+    method = isinstance(vars(cls)[name], types.FunctionType | staticmethod | classmethod)
+    by_torch = issubclass(cls, torch.autograd.Function)
+    return method and (by_torch or (name.startswith("__") and name not in _NOT_TO_COMPUTE))
+
+
 def _in(function: types.FunctionType, folders: tuple[str, ...]) -> bool:
     return function.__code__.co_filename.startswith(folders)
 
@@ -292,6 +304,8 @@ class _Walk:
                 path = Path(Outside(base, f"class {base.__qualname__}"))
                 self.classes[id(base)] = path, base, set()
                 self._add(Place(path, base))
+                if not issubclass(base, nn.Module):
+                    self.names.update(n for n in vars(base) if _is_called_unnamed(base, n))
 
     def _by_name(self) -> None:
         """Walk the members of own classes and files that the code walked so far has names of."""
@@ -307,7 +321,7 @@ class _Walk:
                 self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
 
     def _new(self, table: Mapping[str, Any], known: set[str]) -> set[str]:
-        fresh = {n for n in self.names & table.keys() if not n.startswith("__")} - known
+        fresh = (self.names & table.keys()) - known - _OF_TABLES
         known.update(fresh)
         return fresh
 
@@ -372,7 +386,10 @@ class _Walk:
         table = function.__globals__
         root, known = self._globals_of(table, function.__module__)
         steps = list(_instructions(function.__code__))
-        fresh = {s.argval for s in steps if s.opname in _GLOBAL and s.argval in table} - known
+        asked = {s.argval for s in steps if s.opname in _GLOBAL}
+        if any((s.opname, s.argval) == _TABLE for s in steps):
+            asked |= {s.argval for s in steps if isinstance(s.argval, str)}
+        fresh = asked & table.keys() - known
         known.update(fresh)
         self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
         self.names.update(s.argval for s in steps if isinstance(s.argval, str))

@@ -44,7 +44,11 @@ from planner.graphs.capture.guards.told_values import (
     tensors_told,
     told,
 )
-from planner.graphs.capture.guards.unseen_reads import unseen_reads, watch_environment
+from planner.graphs.capture.guards.unseen_reads import (
+    asked_by_the_user,
+    unseen_reads,
+    watch_environment,
+)
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
     BOOKKEEPING,
@@ -161,6 +165,8 @@ class Reads:
             name: of the attribute.
             value: what was found, or ``MISSING``.
         """
+        if name == "__dict__" and asked_by_the_user(1):
+            self._look_at_all(owner, value)
         if name.startswith("__") or name in STORED or identity(owner) not in self._at:
             return
         own = getattr(owner, "__dict__", {})
@@ -174,6 +180,15 @@ class Reads:
         if written_as(owner, name) in self.written:
             return  # it finds what it put there itself
         self.note(self._at[identity(owner)][1].then(Attribute(name)), value)
+
+    def _look_at_all(self, owner: Any, inside: dict[str, Any]) -> None:
+        """Note that all attributes of an object were looked at, and which there are."""
+        if id(inside) in self._at:
+            path = self._at[id(inside)][1]
+            names = path.then(Attribute("__dict__"))
+            self._seen.setdefault(names, Read(names, keys_of(inside), only_keys=True))
+            for name, value in list(inside.items()):
+                self.look(owner, name, value)
 
     def note(self, path: Path, value: Any) -> None:
         """Note that a value was found at the end of a path, and watch the objects it holds."""

@@ -143,7 +143,8 @@ def written_in_python(cls: type) -> bool:
     Args:
         cls: any class.
     """
-    return bool(cls.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE
+    made, fixed = 1 << 9, 1 << 8  # Py_TPFLAGS_HEAPTYPE, Py_TPFLAGS_IMMUTABLETYPE
+    return cls.__flags__ & (made | fixed) == made
 
 
 _HOLDERS = (argparse.Namespace, UserDict, UserList, Optimizer, LRScheduler, Distribution)

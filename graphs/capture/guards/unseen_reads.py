@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -77,7 +78,7 @@ def watch_environment(patches: Patches, note: Callable[[Path, Any], None]) -> No
     own, root = kind.__getitem__, Path(Outside(os.environ, "os.environ"))
 
     def read(self: Any, key: str) -> str:
-        if self is not os.environ or not patches.mine() or not _asked_by_the_user():
+        if self is not os.environ or not patches.mine() or not asked_by_the_user():
             return own(self, key)  # type: ignore[no-any-return]
         try:
             value: str = own(self, key)
@@ -90,8 +91,20 @@ def watch_environment(patches: Patches, note: Callable[[Path, Any], None]) -> No
     patches.attribute(kind, "__getitem__", read)
 
 
-def _asked_by_the_user() -> bool:
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith("<frozen"):
+def asked_by_the_user(further: int = 0) -> bool:
+    """Tell whether it is code of nobody's library that called, if only through Python's own.
+
+    Args:
+        further: frames between the one that is called and the one that asks here.
+    """
+    frame = sys._getframe(2 + further)
+    while frame.f_back is not None and _is_pythons_own(frame.f_code.co_filename):
         frame = frame.f_back
     return not frame.f_code.co_filename.startswith(LIBRARIES)
+
+
+def _is_pythons_own(file: str) -> bool:
+    return file.startswith(("<frozen", _PYTHON)) and "site-packages" not in file
+
+
+_PYTHON = sysconfig.get_path("stdlib") + os.sep

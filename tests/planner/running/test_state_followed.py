@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import enum
 import functools
 import math
 import os
 import sys
+import threading
 import types
+import weakref
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -83,7 +86,18 @@ class Settings:
     value = 1.0
 
 
+class Plain:
+    """Is multiplied by a global."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def __mul__(self, other: float) -> float:
+        return other * FACTOR
+
+
 FACTOR = 1.0
+WEAKLY = Plain()
 OTHER: Any = types.ModuleType("a_file_of_settings")
 OTHER.value = 1.0
 VARIABLE: ContextVar[float] = ContextVar("scale", default=1.0)
@@ -133,6 +147,12 @@ def _imported_inside(state: Any) -> float:
 def _text(value: float) -> Text:
     made = Text("a")
     made.value = value
+    return made
+
+
+def _of_a_thread() -> threading.local:
+    made = threading.local()
+    made.value = 1.0
     return made
 
 
@@ -187,6 +207,22 @@ STATES: dict[str, tuple[Any, Callable[[Any], float], Callable[[Any, float], None
         None,
         _imported_inside,
         lambda m, v: setattr(OTHER, "value", v),
+    ),
+    "all attributes": (Plain(), lambda s: sum(vars(s).values()), _put("value")),
+    "a copy": (Plain(), lambda s: copy.copy(s).value, _put("value")),
+    "a new attribute": (Plain(), lambda s: s.__dict__.get("more", 1.0), _put("more")),
+    "a table of globals": (None, lambda s: float(globals()["FACTOR"]), _global),
+    "what an operator reads": (Plain(), lambda s: s * 1.0, _global),
+    "what is of a thread": (_of_a_thread(), lambda s: s.value, _put("value")),
+    "what is referred to weakly": (
+        weakref.ref(WEAKLY),
+        lambda s: s().value,
+        lambda m, v: setattr(WEAKLY, "value", v),
+    ),
+    "a rate of an optimizer": (
+        torch.optim.SGD([torch.zeros(1)], 1.0),
+        lambda s: s.param_groups[0]["lr"],
+        lambda m, v: m.state.param_groups[0].update(lr=v),
     ),
     "the environment": (
         None,
@@ -292,3 +328,54 @@ def test_what_forward_does_to_parameters_is_refused_and_leaves_nothing(
         planner.fit(model, "1GB", inputs=torch.randn(2, 4))
     assert not vars(model.weight)
     assert not model.weight._backward_hooks
+
+
+def test_what_the_backward_of_a_function_reads_is_followed() -> None:
+    class Scaling(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return gradient * FACTOR * Settings.value
+
+    class Own(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            found: Tensor = Scaling.apply(super().forward(input))
+            return found.square().mean()
+
+    model, x = Own(4, 4), torch.randn(2, 4)
+    globals()["FACTOR"], Settings.value = 1.0, 1.0
+    called = planner.fit(model, "1GB", inputs=x, optimizer=None).apply(model)
+    for factor, value in ((1.0, 1.0), (2.0, 1.0), (2.0, 5.0)):
+        globals()["FACTOR"], Settings.value = factor, value
+        found = []
+        for each in (model, called):
+            each.zero_grad()
+            each(x).backward()
+            found.append([p.grad for p in each.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # type: ignore[arg-type]
+
+
+def test_what_hangs_on_an_input_is_refused() -> None:
+    class Own(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).square().mean() * getattr(input, "scale", 1.0)
+
+    model, x = Own(4, 4), torch.randn(2, 4)
+    called = planner.fit(model, "1GB", inputs=x, optimizer=None).apply(model)
+    called(x)
+    x.scale = 2.0  # type: ignore[attr-defined]
+    with pytest.raises(planner.PlanMismatch, match=r"attributes of its own \(scale\)"):
+        called(x)
+
+
+def test_a_trace_that_fails_leaves_no_number_behind() -> None:
+    table = {Key(1.5): 1.0}
+    model, x = Scaled(table, lambda s: float(next(iter(s)).value)), torch.randn(2, 4)
+    called = planner.fit(model, "1GB", inputs=x, optimizer=None).apply(model)
+    key = next(iter(table))
+    key.value = 2.5
+    assert torch.equal(called(x), model(x))
+    assert type(key.value) is float
