@@ -15,8 +15,10 @@ from typing import Any
 
 from torch import nn
 
+from planner.graphs.capture.guards.own_code import LIBRARIES
 from planner.graphs.capture.guards.paths import MISSING, Attribute, InModel, Item, Outside, Path
-from planner.graphs.capture.guards.places import LIBRARIES, Reached, named
+from planner.graphs.capture.guards.places import Reached
+from planner.graphs.capture.guards.walk import named
 from planner.graphs.torch_api.module_internals import attributes_of_tensor, own_tensors
 from planner.graphs.torch_api.patches import Patches
 
