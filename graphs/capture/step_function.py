@@ -24,6 +24,7 @@ from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
     attributes_of_tensor,
     flat_weights,
+    has_hooks,
     renew_flat_weights,
     restore_flat_weights,
     tensor_stores,
@@ -175,7 +176,7 @@ def _dressed(stand_in: Tensor, tensor: Tensor) -> dict[str, Any]:
 
 def _refuse_marks(name: str, tensor: Tensor, before: Mapping[str, Any]) -> None:
     """Refuse what forward left on the stand-in of a tensor, and would leave on it at each call."""
-    if tensor._backward_hooks:
+    if has_hooks(tensor):
         raise CaptureError(
             f"the forward pass sets a hook on {name!r} (register_hook), one more at each call; set "
             "it once, outside the model's forward, or on a tensor that is computed in it"

@@ -46,6 +46,15 @@ def attributes_of_tensor(tensor: Tensor) -> dict[str, Any]:
     return dict(vars(tensor)) if type(tensor) in (Tensor, nn.Parameter) else {}
 
 
+def has_hooks(tensor: Tensor) -> bool:
+    """Tell whether a hook runs when the gradient of a tensor is computed.
+
+    >>> has_hooks(nn.Linear(2, 2).weight)
+    False
+    """
+    return bool(tensor._backward_hooks)
+
+
 def own_children(module: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """Yield a module's own children: the attribute they lie under, name, module."""
     for name, child in module._modules.items():

@@ -228,7 +228,7 @@ def _dispatch(
 
 def _program_or_reason(runtime: Runtime, model: nn.Module, call: Arguments) -> Program | str:
     if inside_a_transform():
-        return "it is inside a transform of torch.func, whose tensors a plan's kernels do not know"
+        return "it is inside torch.func or forward-mode autograd, which a plan's kernels lack"
     try:
         found = program_of(runtime, model, call)
     except PlannerError as error:
