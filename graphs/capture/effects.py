@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs.capture.first_call import KeepsFunctions
+from planner.graphs.capture.guards.keyed_use import used_by_key_alone
 from planner.graphs.capture.guards.paths import MISSING, Attribute, Item, Path, Step
 from planner.graphs.capture.guards.pending import Pending, tells_a_value
 from planner.graphs.capture.guards.python_state import Change, PythonState
@@ -160,6 +161,9 @@ def effects_of(
             "knows; if that is at the first call only, call the model once before planning"
         )
     for moved in state.keys_moved():
+        last = moved.steps[-1] if moved.steps else None
+        if isinstance(last, Attribute) and used_by_key_alone(state.reached.codes, last.name):
+            continue  # a cache, which notes what was used last
         raise CaptureError(
             f"the forward pass changes the order or the type of the keys of {moved}"
             f"{_line(state, moved)}, so that each call depends on the one before, which a plan "

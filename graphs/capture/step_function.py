@@ -7,7 +7,7 @@ tracing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,9 @@ from planner.graphs.capture.placed import placed_as
 from planner.graphs.capture.step_outputs import Outputs, of_its_own, split_outputs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
+    attributes_of_tensor,
     flat_weights,
+    has_hooks,
     renew_flat_weights,
     restore_flat_weights,
     tensor_stores,
@@ -34,7 +36,8 @@ class StepFunction(nn.Module):
     """Parameters, buffers and input tensors in; output tensors out. Tied tensors are one argument.
 
     After a call ``outputs`` describes what came out. ``numbers`` are put where Python holds others
-    while the model runs. ``aside`` stand for parameters that are no arguments.
+    while the model runs, and stay there until ``put_back``. ``aside`` stand for parameters that are
+    no arguments.
     """
 
     def __init__(
@@ -54,10 +57,12 @@ class StepFunction(nn.Module):
         self._names = (tuple(parameters), tuple(buffers))
         own = {n: t for part in unique_tensors(model) for n, t in part.items()}
         self._placed = [placed_as(own[n]) for part in self._names for n in part]
+        self._own = [own[n] for part in self._names for n in part]
         self._aside = aside
         self._call, self._loss = call, loss
         self.outputs: Outputs | None = None
         self.numbers: tuple[tuple[Path, Any], ...] = ()
+        self._others = ExitStack()
         for i, value in enumerate(parameters.values()):
             self.register_parameter(f"p{i}", nn.Parameter(value, value.requires_grad))
         for i, value in enumerate(buffers.values()):
@@ -95,23 +100,36 @@ class StepFunction(nn.Module):
         names = [*self._names[0], *self._names[1]]
         values = [*self.members("p", len(self._names[0])), *self.buffers_now]
         args, kwargs, targets = self._call.rebuild(tensors)
+        self.put_back()
         self._state[0].restore()
-        modules = list(self._model[0].modules())
-        before = [path.replace(modules, number) for path, number in self.numbers]
         whole = [
             value if placed is None else placed.around(value)
             for value, placed in zip(values, self._placed, strict=True)
         ]
+        self._put_numbers()
+        found = [_dressed(x, t) for x, t in zip(whole, self._own, strict=True)]
         with swapped(self._model[0], {**self._aside, **dict(zip(names, whole, strict=True))}):
             output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
             if self._loss is not None:
                 output = self._loss(output, *targets)
-        for (path, _), number in zip(self.numbers, before, strict=True):
-            path.replace(modules, number)
+        self.put_back()
+        for name, tensor, before_call in zip(names, whole, found, strict=True):
+            _refuse_marks(name, tensor, before_call)
         kept, outputs = split_outputs(output)
         leaves = [x for x in tree_flatten(output)[0] if isinstance(x, Tensor)]
         self.outputs = self._with_effects(kept, leaves, outputs, [*values, *tensors])
+        self._put_numbers()  # the backward pass may read them, too
         return kept
+
+    def _put_numbers(self) -> None:
+        """Have numbers where Python holds others, until ``put_back``."""
+        modules = list(self._model[0].modules())
+        for path, number in self.numbers:
+            self._others.callback(path.replace, modules, path.replace(modules, number))
+
+    def put_back(self) -> None:
+        """Have what Python held where numbers were put."""
+        self._others.close()
 
     def _with_effects(
         self,
@@ -147,6 +165,28 @@ class StepFunction(nn.Module):
 def unique_tensors(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
     """Return the parameters and buffers by their first name, each tensor once."""
     return dict(model.named_parameters()), dict(model.named_buffers())
+
+
+def _dressed(stand_in: Tensor, tensor: Tensor) -> dict[str, Any]:
+    """Hang on a stand-in what somebody's code hung on the tensor; return all that hangs on it."""
+    inside = vars(stand_in)
+    inside.update(attributes_of_tensor(tensor))
+    return dict(inside)
+
+
+def _refuse_marks(name: str, tensor: Tensor, before: Mapping[str, Any]) -> None:
+    """Refuse what forward left on the stand-in of a tensor, and would leave on it at each call."""
+    if has_hooks(tensor):
+        raise CaptureError(
+            f"the forward pass sets a hook on {name!r} (register_hook), one more at each call; set "
+            "it once, outside the model's forward, or on a tensor that is computed in it"
+        )
+    for key, value in vars(tensor).items():
+        if not key.startswith("_") and value is not before.get(key):
+            raise CaptureError(
+                f"the forward pass sets attribute {key!r} of {name!r}, which a plan, that runs no "
+                "Python, would not do again; keep it in a buffer or an attribute of the module"
+            )
 
 
 @contextmanager

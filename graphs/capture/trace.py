@@ -63,7 +63,7 @@ from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warning
 from planner.graphs.torch_api.random_state import leave_generators_alone
 from planner.graphs.torch_api.recurrent import lstm_of_any_size
 from planner.graphs.torch_api.refused import refuse_what_cannot_be_traced
-from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes, whole_to_the_user
+from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes, as_numbers_to_the_user
 from planner.graphs.torch_api.versions import require_supported
 
 
@@ -123,11 +123,18 @@ def trace(
         state.watch_draws(patches)
         if sizes:
             lstm_of_any_size(patches)
-            whole_to_the_user(patches, NOT_THE_USERS)
+        if lifted and state.reached.asks_for_types:
+            raise CaptureError(
+                "the model's code asks for types, and a number that is no constant has another"
+            )
+        if sizes or lifted:
+            as_numbers_to_the_user(patches, NOT_THE_USERS)
         reads = stack.enter_context(watched_reads(model, patches, lifted))
-        reads.take(state.places)
+        reads.take(state.reached)
         state.written = reads.written
+        stack.callback(step.put_back)
         module = export_joint(stack, watched, inputs)
+        step.put_back()
         assert step.outputs is not None
         refuse_backward_effects(state)
         found = tuple(reads.kept())

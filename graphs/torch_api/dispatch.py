@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._C import DispatchKey
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from planner.graphs.torch_api.patches import Patches
@@ -18,6 +19,7 @@ __all__ = [
     "TorchDispatchMode",
     "composed",
     "heeds_autocast",
+    "inside_a_transform",
     "use_composition",
     "use_kernel",
     "without_autocast",
@@ -39,6 +41,15 @@ def without_modes() -> Iterator[None]:
 def without_autocast() -> AbstractContextManager[None]:
     """Call operators in the dtypes of their arguments."""
     return torch._C._DisableAutocast()
+
+
+def inside_a_transform() -> bool:
+    """Tell whether a transform of ``torch.func`` (vmap, grad, jvp) or forward mode is around.
+
+    >>> inside_a_transform(), torch.vmap(lambda x: x * inside_a_transform())(torch.ones(1)).item()
+    (False, 1.0)
+    """
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 def heeds_autocast(target: OpOverload, device: str) -> bool:

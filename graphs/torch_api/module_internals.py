@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 
 TENSOR_STORES = frozenset(("_parameters", "_buffers", "_modules"))
 """The attributes of a module under which its tensors lie, its children's among them."""
@@ -34,6 +35,26 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
                 yield store, name, tensor
 
 
+def attributes_of_tensor(tensor: Tensor) -> dict[str, Any]:
+    """Return what somebody hung on a parameter or a buffer; nothing of tensors with own classes.
+
+    >>> weight = nn.Linear(2, 2).weight
+    >>> weight.scale = 2.0
+    >>> attributes_of_tensor(weight)
+    {'scale': 2.0}
+    """
+    return dict(vars(tensor)) if type(tensor) in (Tensor, nn.Parameter) else {}
+
+
+def has_hooks(tensor: Tensor) -> bool:
+    """Tell whether a hook runs when the gradient of a tensor is computed.
+
+    >>> has_hooks(nn.Linear(2, 2).weight)
+    False
+    """
+    return bool(tensor._backward_hooks)
+
+
 def own_children(module: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """Yield a module's own children: the attribute they lie under, name, module."""
     for name, child in module._modules.items():
@@ -56,6 +77,15 @@ def hooks_of(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     """Return the keys of a module's own hooks, kind by kind."""
     inside = vars(module)
     return tuple(tuple(inside.get(kind, ())) for kind in _HOOKS)
+
+
+def hooks_of_every_module() -> tuple[tuple[int, ...], ...]:
+    """Return the keys of the hooks that run around the forward of every module, kind by kind.
+
+    >>> hooks_of_every_module() == hooks_of_every_module()
+    True
+    """
+    return tuple(tuple(getattr(every_module, f"_global{kind}")) for kind in _HOOKS)
 
 
 def hooks_inside(modules: Sequence[nn.Module]) -> Iterator[tuple[tuple[int, str], Any]]:
@@ -86,14 +116,17 @@ def is_child(owner: Any, name: str) -> bool:
 
 
 def written_by_torch(module: nn.Module) -> set[str]:
-    """Return the attributes that torch's own code renews in every forward, such as a normed weight.
+    """Return the attributes that torch's own code renews in every forward: a normed weight.
+
+    Or a pruned one.
 
     >>> written_by_torch(nn.utils.spectral_norm(nn.Linear(2, 2))) >= {"weight"}
     True
     """
     hooks = vars(module).get("_forward_pre_hooks", {}).values()
-    normed = {h.name for h in hooks if type(h).__module__.startswith("torch.nn.utils.")}
-    return {"_flat_weights", "_flat_weight_refs", *normed}
+    own = [vars(h) for h in hooks if type(h).__module__.startswith("torch.nn.utils.")]
+    made = {str(h[key]) for h in own for key in ("name", "_tensor_name") if key in h}
+    return {"_flat_weights", "_flat_weight_refs", *made}
 
 
 def flat_weights(model: nn.Module) -> dict[nn.RNNBase, list[Tensor | None]]:

@@ -63,6 +63,11 @@ _DATA = (
     "forward puts other data into a tensor (x.data = ...), which autograd does not see and a graph "
     "cannot: between steps it may, outside the model; of a buffer, assign or copy_ instead"
 )
+_GRAD = (
+    "forward reads or sets x.grad, which a plan, that runs no Python, does not see: each call "
+    "would depend on the backward pass before; keep what is needed in a buffer (register_buffer), "
+    "written outside the model, or pass it as an input"
+)
 
 
 def refuse_what_cannot_be_traced(patches: Patches) -> None:
@@ -85,10 +90,15 @@ def refuse_what_cannot_be_traced(patches: Patches) -> None:
     for name in ("set_rng_state", "manual_seed", "manual_seed_all"):
         refuse(torch.cuda, name, _SEEDED)
     refuse(torch.Tensor, "register_post_accumulate_grad_hook", _ARRIVAL)
+    refuse(torch.autograd.graph, "register_multi_grad_hook", _ARRIVAL)
+    refuse(torch.nn.Module, "zero_grad", _GRAD)
     own: Any = torch.Tensor.data
     setter = _refusing(patches, own.__set__, _DATA)
     patches.attribute(torch.Tensor, "data", property(own.__get__, setter, own.__delete__))
-    _refuse_on_meshes(patches, sys.modules.get("torch.distributed.tensor"))
+    grad: Any = torch.Tensor.grad
+    read = _refusing(patches, grad.__get__, _GRAD, users=True)
+    write = _refusing(patches, grad.__set__, _GRAD, users=True)
+    patches.attribute(torch.Tensor, "grad", property(read, write, grad.__delete__))
 
 
 def _refuse_on_meshes(patches: Patches, loaded: Any) -> None:
@@ -143,10 +153,15 @@ class _Drawing(set[Any]):
         return found
 
 
-def _refusing(patches: Patches, own: Callable[..., Any], text: str) -> Callable[..., Any]:
+def _refusing(
+    patches: Patches, own: Callable[..., Any], text: str, *, users: bool = False
+) -> Callable[..., Any]:
+    """Return a function that refuses; of ``users``, where neither torch nor this package asks."""
+    passed = ("torch.", "planner.", "graphs.") if users else ("torch._dynamo",)
+
     def refused(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        if patches.mine() and not caller.startswith("torch._dynamo"):  # it puts back what it set
+        if patches.mine() and not caller.startswith(passed):  # dynamo puts back what it set
             raise NotImplementedError(text)
         return own(*args, **kwargs)
 

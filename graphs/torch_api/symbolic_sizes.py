@@ -129,11 +129,12 @@ def _is_pythons_own(file: str) -> bool:
     return file.startswith((_PYTHON, "<")) and "site-packages" not in file
 
 
-def whole_to_the_user(patches: Patches, of_ours: tuple[str, ...]) -> None:
-    """Let code outside some folders see a symbol as the whole number of the largest call.
+def as_numbers_to_the_user(patches: Patches, of_ours: tuple[str, ...]) -> None:
+    """Let code outside some folders see a symbol as the number that it stands for.
 
-    As a text, and to ``isinstance``: neither raises a guard by itself. To be a number for a text is
-    to be no symbol from then on.
+    As a text, of a size the whole number of the largest call, and to ``isinstance``: neither raises
+    a guard by itself. To be a number for a text is to be no symbol from then on. A number that
+    nobody knows yet is no text.
 
     Args:
         patches: what undoes it.
@@ -146,21 +147,29 @@ def whole_to_the_user(patches: Patches, of_ours: tuple[str, ...]) -> None:
             frame = frame.f_back  # json or logging asks for whoever called it
         return patches.mine() and not frame.f_code.co_filename.startswith((*of_ours, _SYMPY))
 
-    def told(name: str) -> Callable[..., str]:
-        own: Any = getattr(torch.SymInt, name)
+    def told(kind: Any, name: str) -> Callable[..., str]:
+        own: Any = getattr(kind, name)
 
         def text(self: Any, *spec: str) -> str:
-            return getattr(int(self), name)(*spec) if theirs() else own(self, *spec)  # type: ignore[no-any-return]
+            if not theirs():
+                return own(self, *spec)  # type: ignore[no-any-return]
+            if not is_size(self):
+                raise NotImplementedError("a text is made of a number that is not known yet")
+            return getattr(int(self), name)(*spec)  # type: ignore[no-any-return]
 
         return text
 
-    for name in ("__str__", "__repr__", "__format__"):
-        patches.attribute(torch.SymInt, name, told(name))
+    for kind in (torch.SymInt, torch.SymFloat):
+        for name in ("__str__", "__repr__", "__format__"):
+            patches.attribute(kind, name, told(kind, name))
     is_one = builtins.isinstance
+    examples = {torch.SymInt: 0, torch.SymFloat: 0.0}
 
     def is_instance(value: Any, kinds: Any) -> bool:
         found = is_one(value, kinds)
-        return found or (type(value) is torch.SymInt and is_one(0, kinds) and theirs())
+        return found or (
+            type(value) in examples and is_one(examples[type(value)], kinds) and theirs()
+        )
 
     patches.attribute(builtins, "isinstance", is_instance)
 

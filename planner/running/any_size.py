@@ -20,6 +20,7 @@ from planner.graphs.capture.guards.modules import (
     read_changes,
 )
 from planner.graphs.capture.guards.paths import Path
+from planner.graphs.capture.guards.told_values import is_number
 from planner.running.engines.engine import Sized
 
 MOST = 2
@@ -35,7 +36,9 @@ class _Written:
     fixed: Fixed
 
     def serves(self, model: nn.Module, lifted: Collection[Path]) -> bool:
-        if not set(lifted) <= set(self.sized.program.lifted):
+        own = self.sized.program.lifted
+        modules = list(model.modules())
+        if not set(lifted) <= set(own) or not all(is_number(p.find(modules)) for p in own):
             return False
         looks: Any = (changes, hook_changes, read_changes)
         return not any(any(look(self.fixed, model)) for look in looks)

@@ -26,6 +26,7 @@ from planner.graphs.capture.guards.call import (
 )
 from planner.graphs.capture.guards.call_form import in_form
 from planner.graphs.capture.placed import meshes_of
+from planner.graphs.torch_api.dispatch import inside_a_transform
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning
 from planner.running.branches import program_of
@@ -248,6 +249,8 @@ def _dispatch(
 
 
 def _program_or_reason(runtime: Runtime, model: nn.Module, call: Arguments) -> Program | str:
+    if inside_a_transform():
+        return "it is inside torch.func or forward-mode autograd, which a plan's kernels lack"
     try:
         found = program_of(runtime, model, call)
     except PlannerError as error:

@@ -42,10 +42,26 @@ def program_of(runtime: Runtime, model: nn.Module, call: Arguments) -> Program |
     """
     for _ in range(DEEPEST):
         found = at_sizes(runtime, model, call).variants.of(model, call)
-        if isinstance(found, Program) or found.answers is None or found.failed:
+        if isinstance(found, Program) or found.failed:
             break
-        runtime = _branch(runtime, model, call, found)
+        if found.answers is not None:
+            runtime = _branch(runtime, model, call, found)
+        elif found.filled and runtime.replan is not None:
+            runtime = _settled(runtime, model, call, found)
+        else:
+            break
     return found
+
+
+def _settled(runtime: Runtime, model: nn.Module, call: Arguments, departure: Departure) -> Runtime:
+    """Return the runtime for a call that finds filled what the step before it filled."""
+
+    def make() -> Runtime:
+        made = _planned(runtime, model, call, departure)
+        return replace(made, replan=runtime.replan)
+
+    now = lambda: runtime.variants.key(model, call)  # noqa: E731
+    return runtime.branches.get(departure.text, make, circumstances=now)
 
 
 def _branch(runtime: Runtime, model: nn.Module, call: Arguments, departure: Departure) -> Runtime:

@@ -28,6 +28,7 @@ from planner.graphs.capture.guards.modules import (
     read_changes,
 )
 from planner.graphs.capture.guards.paths import Path
+from planner.graphs.capture.guards.told_values import is_number
 from planner.graphs.capture.step_function import unique_tensors
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.served_sizes import too_large
@@ -38,7 +39,7 @@ from planner.running.program import Program
 MOST_VARIANTS = 16
 """Programs kept for one plan; the one used longest ago goes first."""
 _MANY = 8
-_MOST_ACCEPTED = 256
+_MOST_KNOWN = 256
 
 Trace = Callable[[nn.Module, Sequence[Path]], Program]
 """Traces the planned call of a model with floats of Python's as inputs, not constants.
@@ -52,13 +53,15 @@ class Departure:
     """Why a program is not for a call; ``in_reads`` if it is what it read, or hooks, alone.
 
     ``answers`` are what the call's data answer to the program's questions, if all but they is;
-    ``failed`` is the check that fails for them, if the model's own code would raise.
+    ``failed`` is the check that fails for them, if the model's own code would raise. ``filled``
+    says that the step itself put there what it found otherwise: a cache that it filled.
     """
 
     text: str
     in_reads: bool = False
     answers: tuple[Any, ...] | None = None
     failed: Check | None = None
+    filled: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Variant:
 
     program: Program
     fixed: Fixed
-    accepted: set[tuple[Any, ...]] = field(default_factory=set)
+    known: dict[tuple[Any, ...], Departure | None] = field(default_factory=dict)
 
     def difference(self, plan: StepPlan, model: nn.Module, call: Arguments) -> Departure | None:
         """Say why a call is not the one this program is for, or ``None`` if it is.
@@ -79,15 +82,17 @@ class Variant:
         """
         modules = list(model.modules())
         try:
-            seen = (fingerprint(modules, call), quick_look(modules, self.fixed.reads))
+            look = quick_look(modules, self.fixed.reads)
+            numbers = tuple(is_number(path.find(modules)) for path in self.program.lifted)
+            seen = (fingerprint(modules, call), look, numbers)
         except GraphsCaptureError as error:
             return Departure(str(error))
-        if seen not in self.accepted:
-            for departure in self._departures(plan, model, call):
-                return departure
-            if len(self.accepted) >= _MOST_ACCEPTED:
-                self.accepted.clear()
-            self.accepted.add(seen)
+        if seen not in self.known:
+            if len(self.known) >= _MOST_KNOWN:
+                self.known.clear()
+            self.known[seen] = next(self._departures(plan, model, call), None)
+        if (departure := self.known[seen]) is not None:
+            return departure
         decisions = self.program.decisions
         known = [*call.tensors, *unique_tensors(model)[1].values()] if decisions.items else []
         if (broken := decisions.broken_by(known)) is not None:
@@ -112,12 +117,13 @@ class Variant:
         )
         for text in hook_changes(self.fixed, model):
             yield Departure(text, in_reads=True)
-        for text, constant in read_changes(self.fixed, model):
-            yield Departure(text, in_reads=not constant)
+        made = {e.path for e in self.program.outputs.effects.items if e.has_tensors}
+        for read in read_changes(self.fixed, model):
+            yield Departure(read.text, in_reads=not read.constant, filled=read.path in made)
         modules = list(model.modules())
         for path in self.program.lifted:
-            if type(now := path.find(modules)) is not float:
-                yield Departure(f"{path} is {now!r}, and was a float", in_reads=True)
+            if not is_number(now := path.find(modules)):
+                yield Departure(f"{path} is {now!r}, and was a number", in_reads=True)
 
 
 class Variants:
@@ -127,6 +133,7 @@ class Variants:
         self._plan, self._trace = plan, trace
         self._items = [self._traced(model, ())]
         self._again = 0
+        self._refused: dict[tuple[Any, ...], Departure] = {}
 
     @property
     def last_used(self) -> Program:
@@ -160,17 +167,27 @@ class Variants:
             if not difference.in_reads:
                 return difference
         assert first is not None, "there is always one program"
-        try:
-            made = self._traced_otherwise(model)
-        except PlanMismatch as error:
-            return Departure(f"{first.text}; with that, {error}")
-        if made.program.output_count != self.last_used.output_count:
-            return Departure(f"{first.text}; with that, other tensors are handed out")
-        if (still := made.difference(self._plan, model, call)) is not None:
-            return still
+        made = self._made(model, call, first)
+        if isinstance(made, Departure):
+            return made
         self._items = [made, *self._items[: MOST_VARIANTS - 1]]
         self._tell(first.text)
         return made.program
+
+    def _made(self, model: nn.Module, call: Arguments, first: Departure) -> Variant | Departure:
+        """Return a further program for a call, or why there is none, which is asked only once."""
+        if (key := self.key(model, call)) in self._refused:
+            return self._refused[key]
+        try:
+            made = self._traced_otherwise(model)
+        except PlanMismatch as error:
+            refused = Departure(f"{first.text}; with that, {error}", filled=first.filled)
+            if len(self._refused) >= _MOST_KNOWN:
+                self._refused.clear()
+            return self._refused.setdefault(key, refused)
+        if made.program.output_count != self.last_used.output_count:
+            return Departure(f"{first.text}; with that, other tensors are handed out")
+        return made.difference(self._plan, model, call) or made
 
     def _traced_otherwise(self, model: nn.Module) -> Variant:
         """Trace again; a float that has changed becomes an input if the step lets it.
@@ -181,7 +198,8 @@ class Variants:
         modules = list(model.modules())
         last = self._items[0]
         changed = [path for read in last.fixed.reads for path in read.changed_floats(modules)]
-        if wanted := (*last.program.lifted, *changed):
+        paths = (*last.program.lifted, *changed)
+        if wanted := [path for path in paths if is_number(path.find(modules))]:
             try:
                 return self._traced(model, wanted)
             except PlanMismatch:

@@ -21,7 +21,7 @@ from planner.graphs.capture.step_function import unique_tensors
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.autocast_cache import Keeping, keeping_now
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
-from planner.graphs.torch_api.module_internals import tensor_stores
+from planner.graphs.torch_api.module_internals import attributes_of_tensor, tensor_stores
 from planner.graphs.torch_api.pytree import treespec_dumps, treespec_loads
 
 Signature = Mapping[str, Any]
@@ -79,6 +79,8 @@ def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...
         CaptureError: an argument is neither a tensor nor a plain constant.
     """
     members = [t for m in modules for d in tensor_stores(m) for t in d.values()]
+    for x in call.tensors:
+        _refuse_what_hangs_on(x)
     devices = {t.device.type for t in (*members, *call.tensors) if t is not None} - {"meta"}
     return (
         tuple((type(m), m.training) for m in modules),
@@ -98,6 +100,7 @@ def fingerprint(modules: Sequence[nn.Module], call: Arguments) -> tuple[Any, ...
             for d in sorted(devices)
         ),
         torch.is_autocast_cache_enabled(),
+        torch.get_default_dtype(),
     )
 
 
@@ -191,6 +194,7 @@ def _leaf(leaf: Any) -> Any:
             "(PrepareModuleInput(input_layouts=...) of a submodule)"
         )
     if isinstance(leaf, Tensor):
+        _refuse_what_hangs_on(leaf)
         device = "cpu" if leaf.is_meta else leaf.device.type
         shape, stride = list(leaf.shape), list(leaf.stride())
         return [shape, stride, _dtype(leaf.dtype), device, leaf.requires_grad]
@@ -205,6 +209,16 @@ def _leaf(leaf: Any) -> Any:
         "bool, int, float, str, torch.dtype, torch.device, a number of NumPy), in lists, tuples or "
         "dicts if need be"
     )
+
+
+def _refuse_what_hangs_on(tensor: Tensor) -> None:
+    """Refuse attributes that somebody's code hung on an argument."""
+    hung = [name for name in attributes_of_tensor(tensor) if not name.startswith("_")]
+    if hung:
+        raise CaptureError(
+            f"an argument is a tensor with attributes of its own ({', '.join(hung)}), which a plan "
+            "does not pass on to the model's code; pass them as arguments"
+        )
 
 
 def is_numpy_scalar(value: Any) -> bool:

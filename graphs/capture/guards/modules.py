@@ -13,8 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from planner.graphs.capture.guards.reads import Read
-from planner.graphs.torch_api.module_internals import hooks_of, tensor_stores
+from planner.graphs.capture.guards.reads import Changed, Read
+from planner.graphs.torch_api.module_internals import (
+    hooks_of,
+    hooks_of_every_module,
+    tensor_stores,
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,14 @@ def hook_changes(fixed: Fixed, model: nn.Module) -> Iterator[str]:
     """
     found = _hooks(model)
     for path in {**fixed.hooks, **found}:
-        if fixed.hooks.get(path) != found.get(path):
+        if path == _EVERY and fixed.hooks[path] != found[path]:
+            yield "hooks of every module (register_module_forward_hook) changed after the plan"
+        elif fixed.hooks.get(path) != found.get(path):
             yield f"hooks or the forward of submodule {path!r} changed after the plan was applied"
 
 
-def read_changes(fixed: Fixed, model: nn.Module) -> Iterator[tuple[str, bool]]:
-    """Yield what the step read of Python's state and would find otherwise; if it is a constant."""
+def read_changes(fixed: Fixed, model: nn.Module) -> Iterator[Changed]:
+    """Yield what the step read of Python's state and would find otherwise."""
     modules = list(model.modules())
     for read in fixed.reads:
         if not read.holds(now := read.now(modules)):
@@ -76,7 +82,7 @@ def quick_look(modules: Sequence[nn.Module], reads: Sequence[Read]) -> tuple[Any
             None if t is None else (first.setdefault(id(t), i), t.stride(), t.device)
             for i, t in enumerate(members)
         ),
-        tuple(_hooks_of(m) for m in modules[1:]),
+        (hooks_of_every_module(), *(_hooks_of(m) for m in modules[1:])),
         tuple(read.quick(modules) for read in reads),
     )
 
@@ -113,7 +119,12 @@ def _layout_changes(
 
 def _hooks(model: nn.Module) -> dict[str, tuple[Any, ...]]:
     """Return the hooks of each submodule; those of the model itself run around the plan."""
-    return {path: _hooks_of(m) for path, m in model.named_modules() if m is not model}
+    own = {path: _hooks_of(m) for path, m in model.named_modules() if m is not model}
+    return {**own, _EVERY: hooks_of_every_module()}
+
+
+_EVERY = ""
+"""The name of the model itself, under which are the hooks that run around all its submodules."""
 
 
 def _hooks_of(module: nn.Module) -> tuple[Any, ...]:

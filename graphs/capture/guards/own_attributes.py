@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from planner.graphs.capture.guards.told_values import written_in_python
+from planner.graphs.capture.guards.told_values import is_of_libraries, written_in_python
 
 
 def attributes_of(owner: Any) -> dict[str, Any]:
@@ -41,9 +41,8 @@ def has_state(value: Any) -> bool:
     """
     if isinstance(value, nn.Module | types.SimpleNamespace):
         return True
-    module = type(value).__module__
-    machinery = module.partition(".")[0] in {"torch", *sys.stdlib_module_names}
-    return not machinery and (hasattr(value, "__dict__") or bool(_slots_of(value)))
+    own = not is_of_libraries(type(value))
+    return own and (hasattr(value, "__dict__") or bool(_slots_of(value)))
 
 
 def generator_kinds() -> tuple[type, ...]:

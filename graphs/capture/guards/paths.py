@@ -6,8 +6,11 @@ which places a model's code reaches.
 
 from __future__ import annotations
 
+import itertools
 import types
+import weakref
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +35,8 @@ class Attribute:
 
     def of(self, owner: Any) -> Any:
         """Return what an owner has there: its own or its class's; no property is run."""
+        if self.name == "__dict__":
+            return getattr(owner, "__dict__", MISSING)
         try:
             return owner.__dict__[self.name]
         except (AttributeError, KeyError):
@@ -82,24 +87,52 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """One step of a path: what a variable of a closure is bound to."""
+    """One step of a path: what a variable of a closure, or of a context, is bound to.
 
-    def of(self, owner: types.CellType) -> Any:
-        """Return what is in the cell."""
+    Or what a weak reference leads to.
+    """
+
+    def of(self, owner: types.CellType | ContextVar[Any] | weakref.ref[Any]) -> Any:
+        """Return what is in it."""
+        if isinstance(owner, ContextVar):
+            return owner.get(MISSING)
+        if isinstance(owner, weakref.ref):
+            return owner()
         try:
             return owner.cell_contents
         except ValueError:
             return MISSING
 
-    def put(self, owner: types.CellType, value: Any) -> None:
+    def put(self, owner: types.CellType | ContextVar[Any], value: Any) -> None:
         """Bind the variable."""
-        owner.cell_contents = value
+        if isinstance(owner, ContextVar):
+            owner.set(value)
+        else:
+            owner.cell_contents = value
 
     def __str__(self) -> str:
         return ""
 
 
-Step = Attribute | Item | Content
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One step of a path: a key of a dict or an element of a set, by its place among them."""
+
+    place: int
+
+    def of(self, owner: Any) -> Any:
+        """Return the key or the element itself."""
+        return next(itertools.islice(owner, self.place, None), MISSING)
+
+    def put(self, owner: Any, value: Any) -> None:
+        """Refuse: who has other members is another collection."""
+        raise TypeError(f"member {self.place} of a collection cannot be replaced")
+
+    def __str__(self) -> str:
+        return f", member {self.place}"
+
+
+Step = Attribute | Item | Content | Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +216,13 @@ def in_class(cls: type, name: str, owner: Any) -> Any:
     for base in cls.__mro__:
         if name in vars(base):
             found = vars(base)[name]
-            if isinstance(found, types.MemberDescriptorType):
+            if isinstance(found, types.MemberDescriptorType) or cls is types.FunctionType:
                 return _in_slot(found, owner)
             return MISSING if hasattr(type(found), "__get__") else found
     return MISSING
 
 
-def _in_slot(slot: types.MemberDescriptorType, owner: Any) -> Any:
+def _in_slot(slot: Any, owner: Any) -> Any:
     try:
         return slot.__get__(owner, type(owner))
     except AttributeError:

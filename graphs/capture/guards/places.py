@@ -1,49 +1,30 @@
 """Where Python keeps what a model's code reaches: attributes, lists, dicts, closures, globals.
 
-Knows how to find such places and how to put back what they held. Knows nothing of tracing.
+Knows how to put back what such places held. Knows nothing of tracing, nor how they are found.
 """
 
 from __future__ import annotations
 
-import dis
-import functools
-import inspect
-import sys
-import sysconfig
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
-from planner.graphs.capture.guards.own_attributes import attributes_of, generator_kinds, has_state
+from planner.graphs.capture.guards.own_attributes import attributes_of
+from planner.graphs.capture.guards.own_code import instructions
 from planner.graphs.capture.guards.paths import (
     MISSING,
     Attribute,
     Content,
     InModel,
     Item,
-    Outside,
     Path,
     Step,
 )
-from planner.graphs.capture.guards.told_values import is_array, written_in_python
-from planner.graphs.capture.guards.values import NOT_THE_USERS
-from planner.graphs.torch_api.module_internals import BOOKKEEPING, TENSOR_STORES
+from planner.graphs.torch_api.module_internals import TENSOR_STORES
 
-_MOST = 20_000
-"""Places that are looked at; code that reaches more has them in a data set or a trainer."""
-_LARGE = 4096
-"""Items of a list or dict beyond which only the collection itself is looked at."""
-_LIBRARIES = (
-    *NOT_THE_USERS,
-    *(f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")),
-)
-"""Whose globals are taken to be what they are: they are settings that a loop does not change."""
-_CACHED = functools._lru_cache_wrapper
-_GLOBAL = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"))
+_TYPE = ("LOAD_GLOBAL", "type")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +103,9 @@ class Place:
 class Reached:
     """What a model's code reaches: places, modules first, every ``lru_cache``, the functions.
 
-    ``generators`` are random generators, ``arrays`` are arrays, with the paths to them.
+    ``generators`` are random generators, ``arrays`` are arrays, with the paths to them. ``names``
+    are those that the code asks for, of globals, attributes or anything that it has as a text.
+    ``functions`` are those of nobody's library.
     """
 
     places: list[Place]
@@ -130,6 +113,14 @@ class Reached:
     codes: list[types.CodeType]
     generators: list[tuple[Path, Any]]
     arrays: list[tuple[Path, Any]]
+    functions: list[types.FunctionType]
+    names: frozenset[str]
+
+    @property
+    def asks_for_types(self) -> bool:
+        """Whether code of nobody's library calls ``type``, or matches classes."""
+        steps = (step for f in self.functions for step in instructions(f.__code__))
+        return any(s.opname == "MATCH_CLASS" or (s.opname, s.argval) == _TYPE for s in steps)
 
     def only_appends_to(self, name: str) -> bool:
         """Tell whether all that the code does with an attribute is ``.name.append(...)``.
@@ -138,193 +129,9 @@ class Reached:
             name: of the attribute.
         """
         for code in self.codes:
-            steps = list(_instructions(code))
+            steps = list(instructions(code))
             for step, after in zip(steps, [*steps[1:], None], strict=True):
                 appends = after is not None and after.argval == "append"
                 if step.argval == name and not (step.opname == "LOAD_ATTR" and appends):
                     return False
         return True
-
-
-def reached(model: nn.Module, functions: Iterable[Any]) -> Reached:
-    """Return what a model's code reaches.
-
-    Args:
-        model: whose attributes are walked, its hooks' functions, too.
-        functions: further callables that run with it, such as a loss.
-
-    >>> class Scaled(nn.Linear):
-    ...     def __init__(self) -> None:
-    ...         super().__init__(2, 2)
-    ...         self.config = {"beta": 1.0}
-    >>> [str(p.path) for p in reached(Scaled(), ()).places][:2]
-    ['the model', "attribute 'config' of the model"]
-    """
-    walk = _Walk({id(m): m for m in model.modules()})
-    for place, (name, module) in enumerate(model.named_modules()):
-        root = Path(InModel(place, name))
-        walk.found.append(Place(root, module))
-        held = Place(root, module).held().items()
-        steps = sorted(held, key=lambda item: item[0] not in BOOKKEEPING)
-        walk.waiting += [(root.then(Attribute(k)), v) for k, v in steps if not _is_plain(v)]
-        walk.own_class(type(module))
-        for function in _forward_of(type(module)):
-            walk.function(function)
-    for function in functions:
-        walk.waiting.append((Path(Outside(function, named(function))), function))
-    walk.run()
-    return Reached(walk.found, walk.caches, walk.codes, walk.generators, walk.arrays)
-
-
-def named(function: Any) -> str:
-    """Return what people call a callable."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', '')}.{name}"
-
-
-def _forward_of(cls: type) -> Iterator[Any]:
-    """Return the functions of a module's class that its forward calls, as far as names tell."""
-    waiting, seen = ["forward"], set[str]()
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for base in cls.__mro__:
-            member = vars(base).get(name)
-            member = member.fget if isinstance(member, property) else member
-            member = getattr(member, "__func__", member)
-            if isinstance(member, _CACHED):
-                yield member
-                member = member.__wrapped__
-            if isinstance(member, types.FunctionType) and not _in(member, NOT_THE_USERS):
-                codes = _with_inner(inspect.unwrap(member).__code__)
-                waiting += [name for code in codes for name in code.co_names]
-                yield member
-
-
-def _in(function: types.FunctionType, folders: tuple[str, ...]) -> bool:
-    return function.__code__.co_filename.startswith(folders)
-
-
-class _Walk:
-    """A walk over everything reachable; each place is visited once."""
-
-    def __init__(self, seen: dict[int, Any]) -> None:
-        self.seen = seen  # by id, held so that no id is given again
-        self.found: list[Place] = []
-        self.waiting: list[tuple[Path, Any]] = []
-        self.globals: dict[int, tuple[Path, set[str]]] = {}
-        self.caches: list[Any] = []
-        self.codes: list[types.CodeType] = []
-        self.generators: list[tuple[Path, Any]] = []
-        self.arrays: list[tuple[Path, Any]] = []
-        self.kinds = generator_kinds()
-        self.classes = set[int]()
-
-    def run(self) -> None:
-        while self.waiting and len(self.found) < _MOST:
-            path, value = self.waiting.pop()
-            if _is_plain(value) or id(value) in self.seen:
-                continue
-            self.seen[id(value)] = value
-            self._visit(path, value)
-        for root, names in self.globals.values():
-            self.found.append(Place(root, root.find(()), frozenset(names)))
-
-    def _visit(self, path: Path, value: Any) -> None:
-        if isinstance(value, self.kinds):
-            self.generators.append((path, value))
-        elif is_array(value):
-            self.arrays.append((path, value))
-        elif isinstance(value, type):
-            self.own_class(value)
-        elif callable(value) and self._visit_callable(path, value):
-            pass
-        elif isinstance(value, tuple | frozenset):
-            if len(value) <= _LARGE:
-                self.waiting += [(path.then(Item(i)), part) for i, part in enumerate(value)]
-        elif isinstance(value, dict | list | deque | set | types.CellType):
-            self._add(Place(path, value))
-        elif has_state(value):
-            self._add(Place(path, value))
-            self.waiting.append((path, vars(type(value)).get("__call__")))
-            self.own_class(type(value))
-
-    def own_class(self, cls: type) -> None:
-        """Walk what somebody's own class holds, and those that it is made of."""
-        for base in cls.__mro__:
-            file = getattr(sys.modules.get(base.__module__), "__file__", None) or ""
-            own = written_in_python(base) and not file.startswith(_LIBRARIES)
-            if own and id(base) not in self.classes:
-                self.classes.add(id(base))
-                self._add(Place(Path(Outside(base, f"class {base.__qualname__}")), base))
-
-    def _visit_callable(self, path: Path, value: Any) -> bool:
-        """Visit a function, or what wraps one; tell whether it is such a thing."""
-        if isinstance(value, types.FunctionType):
-            self.function(value)
-        elif isinstance(value, _CACHED):
-            self.caches.append(value)
-            self.waiting.append((path, value.__wrapped__))
-        elif isinstance(value, types.MethodType):
-            self.waiting += [(path, value.__self__), (path, value.__func__)]
-        elif isinstance(value, types.BuiltinFunctionType):
-            self.waiting.append((path, value.__self__))
-        elif isinstance(value, functools.partial):
-            parts = (value.func, *value.args, *value.keywords.values())
-            self.waiting += [(path, part) for part in parts]
-        else:
-            return False
-        return True
-
-    def _add(self, place: Place) -> None:
-        self.found.append(place)
-        held, path = place.held(), place.path
-        if len(held) <= _LARGE:
-            parts = [(key, value) for key, value in held.items() if not _is_plain(value)]
-            self.waiting += [(path.then(place.step(key)), value) for key, value in parts]
-
-    def function(self, function: Any) -> None:
-        """Walk what a function's code reaches: its closure, its defaults, the globals it names."""
-        function = getattr(function, "__func__", function)
-        if not isinstance(function, types.FunctionType):
-            self.waiting.append((Path(Outside(function, named(function))), function))
-            return
-        if _in(function, NOT_THE_USERS):
-            return
-        self.codes.append(function.__code__)
-        label = named(function)
-        names = function.__code__.co_freevars
-        for name, cell in zip(names, function.__closure__ or (), strict=True):
-            self.waiting.append((Path(Outside(cell, f"{name!r} in the closure of {label}")), cell))
-        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        for value in defaults:
-            self.waiting.append((Path(Outside(value, f"a default of {label}")), value))
-        if _in(function, _LIBRARIES):
-            return
-        table = function.__globals__
-        new = Path(Outside(table, f"global of {function.__module__} ")), set[str]()
-        root, known = self.globals.setdefault(id(table), new)
-        steps = _instructions(function.__code__)
-        fresh = {s.argval for s in steps if s.opname in _GLOBAL and s.argval in table} - known
-        known.update(fresh)
-        self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
-
-
-def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield the code of a function, then that of the functions defined in it."""
-    yield code
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _with_inner(inner)
-
-
-def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
-    for part in _with_inner(code):
-        yield from dis.get_instructions(part)
-
-
-def _is_plain(value: Any) -> bool:
-    plain = (type(None), bool, int, float, complex, str, bytes, Tensor, types.ModuleType)
-    return isinstance(value, plain)

@@ -20,9 +20,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from planner.graphs.capture.guards.paths import MISSING, Attribute, Path, Step
-from planner.graphs.capture.guards.places import Place, reached
+from planner.graphs.capture.guards.places import Place
 from planner.graphs.capture.guards.told_values import contents_of, exact
 from planner.graphs.capture.guards.values import user_line
+from planner.graphs.capture.guards.walk import reached
 from planner.graphs.torch_api.module_internals import (
     children_of,
     set_children,

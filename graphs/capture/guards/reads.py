@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import types
-from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,21 +26,28 @@ from planner.graphs.capture.guards.paths import (
     Path,
     in_class,
 )
-from planner.graphs.capture.guards.places import Place
+from planner.graphs.capture.guards.places import Place, Reached
 from planner.graphs.capture.guards.python_state import identity, written_as
 from planner.graphs.capture.guards.told_values import (
+    DEEPEST,
     LARGE,
-    PLAIN,
     first_difference,
     floats_changed,
-    is_object,
     is_told,
+    is_watched,
     keys_of,
+    parts_of,
     quickly,
     same,
     shown,
+    size_of,
     tensors_told,
     told,
+)
+from planner.graphs.capture.guards.unseen_reads import (
+    asked_by_the_user,
+    unseen_reads,
+    watch_environment,
 )
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
@@ -53,6 +59,15 @@ from planner.graphs.torch_api.module_internals import (
 )
 from planner.graphs.torch_api.module_watch import watch_attributes, watch_writes
 from planner.graphs.torch_api.patches import Patches
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What is otherwise than a traced step found it, where, and whether that was a constant."""
+
+    text: str
+    path: Path
+    constant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +102,7 @@ class Read:
             return keys_of(value)
         if self.only_appended:
             return type(value)
-        kind = type(value)
-        return (kind, value) if kind in PLAIN else quickly(value, loose=self.loose)
+        return quickly(value, loose=self.loose)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -113,15 +127,17 @@ class Read:
         """
         return list(floats_changed(self.path, self.value, self.now(modules)))
 
-    def change(self, now: Any) -> tuple[str, bool]:
-        """Say what is there now and was when the step was traced; whether that was a constant."""
+    def change(self, now: Any) -> Changed:
+        """Say what is there now and was when the step was traced."""
         path, was, found = first_difference(self.path, self.value, now, loose=self.loose)
         if isinstance(was, Tensor):
             constant = isinstance(path.root, Outside) and not self.loose
             advice = "; pass it as an input, or for a loss callable as targets="
             text = f"{path} is another tensor than when the plan was applied"
-            return text + advice * constant, constant
-        return f"{path} is {shown(found)}, and was {shown(was)} when the plan was applied", False
+            return Changed(text + advice * constant, path, constant)
+        return Changed(
+            f"{path} is {shown(found)}, and was {shown(was)} when the plan was applied", path
+        )
 
 
 class Reads:
@@ -131,14 +147,14 @@ class Reads:
         self._patches = patches
         self._lifted = frozenset(lifted)
         self._around = {Path(p.root, p.steps[:n]) for p in lifted for n in range(len(p.steps))}
-        self._in_order = list(model.modules())
+        self._in_order = list(model.named_modules())
         self._at: dict[int, tuple[Any, Path]] = {}  # by identity, held so that it stays unique
         self._watched: set[type] = set()
         self._seen: dict[Path, Read] = {}
         self.written: set[tuple[int, str]] = set()
         """Attributes that were set, by ``written_as``."""
         self._watch(nn.Module)
-        for place, (name, module) in enumerate(model.named_modules()):
+        for place, (name, module) in enumerate(self._in_order):
             self._at[identity(module)] = module, Path(InModel(place, name))
 
     def look(self, owner: Any, name: str, value: Any) -> None:
@@ -149,6 +165,8 @@ class Reads:
             name: of the attribute.
             value: what was found, or ``MISSING``.
         """
+        if name == "__dict__" and asked_by_the_user(1):
+            self._look_at_all(owner, value)
         if name.startswith("__") or name in STORED or identity(owner) not in self._at:
             return
         own = getattr(owner, "__dict__", {})
@@ -162,6 +180,15 @@ class Reads:
         if written_as(owner, name) in self.written:
             return  # it finds what it put there itself
         self.note(self._at[identity(owner)][1].then(Attribute(name)), value)
+
+    def _look_at_all(self, owner: Any, inside: dict[str, Any]) -> None:
+        """Note that all attributes of an object were looked at, and which there are."""
+        if id(inside) in self._at:
+            path = self._at[id(inside)][1]
+            names = path.then(Attribute("__dict__"))
+            self._seen.setdefault(names, Read(names, keys_of(inside), only_keys=True))
+            for name, value in list(inside.items()):
+                self.look(owner, name, value)
 
     def note(self, path: Path, value: Any) -> None:
         """Note that a value was found at the end of a path, and watch the objects it holds."""
@@ -181,17 +208,21 @@ class Reads:
             for step, part in list(Place(path, value).entries().items()):
                 self.note(path.then(step), part)
 
-    def take(self, places: Sequence[Place]) -> None:
-        """Note all that lies in closures and globals: reading those cannot be watched."""
-        for place in places:
-            if place.names is not None or isinstance(place.owner, types.CellType):
-                for step, value in place.entries().items():
-                    self.note(place.path.then(step), value)
+    def take(self, reached: Reached) -> None:
+        """Note all that the code may read where nobody can watch it.
+
+        Args:
+            reached: what the model's code reaches.
+        """
+        for path, value in unseen_reads(reached, self._in_order):
+            self.note(path, value)
+        watch_environment(self._patches, self.note)
 
     def kept(self) -> Iterator[Read]:
         """Yield what is still there: what the code put there itself it need not find again."""
+        modules = [module for _, module in self._in_order]
         for read in self._seen.values():
-            if read.holds(read.now(self._in_order)):
+            if read.holds(read.now(modules)):
                 yield read
 
     def _foreign(self, path: Path, module: nn.Module) -> None:
@@ -214,31 +245,27 @@ class Reads:
     def _wrote(self, owner: Any, name: str) -> None:
         self.written.add(written_as(owner, name))
 
-    def _follow(self, path: Path, value: Any) -> None:
+    def _follow(self, path: Path, value: Any, depth: int = 0) -> None:
         """Watch the objects that a value is or holds."""
-        if isinstance(value, tuple | list | deque | dict):
-            if len(value) <= LARGE:
-                pairs = value.items() if isinstance(value, dict) else enumerate(value)
-                for key, part in list(pairs):
-                    self._follow(path.then(Item(key)), part)
-        elif isinstance(value, nn.Module) and identity(value) not in self._at:
-            self._foreign(path, value)
-        elif isinstance(value, types.SimpleNamespace):
-            for name, part in list(vars(value).items()):
-                self._follow(path.then(Attribute(name)), part)
-        elif is_object(value):
+        if isinstance(value, nn.Module):
+            if identity(value) not in self._at:
+                self._foreign(path, value)
+            return
+        if is_watched(value):
             self._at[identity(value)] = value, path  # most recently reached this way
             self._watch(type(value))
+        if depth < DEEPEST and size_of(value) <= LARGE:
+            for step, part in list(parts_of(value)):
+                self._follow(path.then(step), part, depth + 1)
 
 
 def _iterators(path: Path, value: Any, depth: int = 0) -> Iterator[Path]:
     """Yield where an iterator is, alone or in collections, which may hold themselves."""
     if isinstance(value, Iterator) and not isinstance(value, io.IOBase):
         yield path
-    elif isinstance(value, tuple | list | deque | dict) and len(value) <= LARGE and depth < _DEEP:
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, part in list(pairs):
-            yield from _iterators(path.then(Item(key)), part, depth + 1)
+    elif depth < _DEEP and size_of(value) <= LARGE:
+        for step, part in list(parts_of(value)):
+            yield from _iterators(path.then(step), part, depth + 1)
 
 
 _DEEP = 8

@@ -6,20 +6,38 @@ of where they were found.
 
 from __future__ import annotations
 
+import argparse
 import enum
+import itertools
+import math
 import sys
+import threading
 import types
+import weakref
 from array import array
-from collections import deque
+from collections import UserDict, UserList, deque
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.weak import WeakIdKeyDictionary
 
-from planner.graphs.capture.guards.paths import MISSING, Attribute, Item, Path, Step
+from planner.graphs.capture.guards.paths import (
+    MISSING,
+    Attribute,
+    Content,
+    Item,
+    Member,
+    Path,
+    Step,
+)
 
 _CONSTANTS = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, enum.Enum),
@@ -53,19 +71,30 @@ def tensors_told(value: Any) -> Iterator[Tensor]:
 
 
 def floats_changed(path: Path, was: Any, now: Any) -> Iterator[Path]:
-    """Yield where a float is another float now.
+    """Yield where a float is another number now, if another can be put there.
 
     Args:
         path: of the values.
         was, now: as told.
     """
     if isinstance(was, Whole) and isinstance(now, Whole):
+        if issubclass(was.kind, tuple | set | frozenset):
+            return
         after = dict(now.parts)
         for step, part in was.parts:
             if step is not None and step in after:
                 yield from floats_changed(path.then(step), part, after[step])
-    elif type(was) is type(now) is float and repr(was) != repr(now):
+    elif type(was) is float and is_number(now) and repr(was) != repr(now):
         yield path
+
+
+def is_number(value: Any) -> bool:
+    """Tell a float that is a number: what holds of every one need not hold of nan, nor of inf.
+
+    >>> is_number(1.0), is_number(float("nan")), is_number(1)
+    (True, False, False)
+    """
+    return type(value) is float and math.isfinite(value)
 
 
 def first_difference(path: Path, was: Any, now: Any, *, loose: bool) -> tuple[Path, Any, Any]:
@@ -93,20 +122,19 @@ def shown(value: Any) -> str:
 
 
 def is_told(value: Any) -> bool:
-    """Tell a value that can be told and compared."""
+    """Tell a value that can be told and compared, if only by its identity."""
     # a tensor of another type was made by the trace itself
-    kinds = (*_CONSTANTS, *_FUNCTIONS, tuple, list, dict, set, frozenset, deque)
-    return (
-        isinstance(value, (*kinds, types.SimpleNamespace, nn.Module))
-        or type(value) is Tensor
-        or is_array(value)
-        or is_object(value)
-    )
+    return type(value) is Tensor or not isinstance(value, Tensor)
+
+
+def is_watched(value: Any) -> bool:
+    """Tell an instance whose attributes can be watched, a collection or a constant among them."""
+    return _is_own_class(type(value))  # type: ignore[arg-type] # classes are hashable
 
 
 def is_object(value: Any) -> bool:
-    """Tell an instance of somebody's own class, whose attributes can be watched."""
-    return _is_own_class(type(value))  # type: ignore[arg-type] # classes are hashable
+    """Tell an instance whose attributes are all that there is to it, and can be watched."""
+    return is_watched(value) and not isinstance(value, (*_CONSTANTS, *_COLLECTIONS))
 
 
 def written_in_python(cls: type) -> bool:
@@ -115,15 +143,28 @@ def written_in_python(cls: type) -> bool:
     Args:
         cls: any class.
     """
-    return bool(cls.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE
+    made, fixed = 1 << 9, 1 << 8  # Py_TPFLAGS_HEAPTYPE, Py_TPFLAGS_IMMUTABLETYPE
+    return cls.__flags__ & (made | fixed) == made
+
+
+_HOLDERS = (argparse.Namespace, UserDict, UserList, Optimizer, LRScheduler, Distribution)
+"""Classes of Python and torch whose instances hold what a loop may change."""
+
+
+def is_of_libraries(cls: type) -> bool:
+    """Tell a class that is Python's or torch's own machinery, and holds nothing of anybody's.
+
+    Args:
+        cls: any class.
+    """
+    own = cls.__module__.partition(".")[0] in {"torch", *sys.stdlib_module_names}
+    return own and not issubclass(cls, _HOLDERS)
 
 
 @lru_cache(maxsize=4096)
 def _is_own_class(cls: type) -> bool:
-    foreign = cls.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
-    heap = written_in_python(cls)
-    plain = issubclass(cls, (*_CONSTANTS, Tensor, nn.Module, types.ModuleType, BaseException))
-    return foreign and heap and not plain
+    plain = issubclass(cls, (type, Tensor, nn.Module, types.ModuleType, BaseException))
+    return written_in_python(cls) and not plain and not is_of_libraries(cls)
 
 
 def is_array(value: Any) -> bool:
@@ -156,27 +197,66 @@ def contents_of(value: Any) -> tuple[Any, ...]:
 _BYTES = (bytearray, array)
 
 
-def told(value: Any) -> Any:
-    """Return a value as one that does not change, as deep as its collections go."""
+def told(value: Any, depth: int = 0) -> Any:
+    """Return a value as one that does not change, as deep as its collections go.
+
+    Args:
+        value: any; of what is none of these kinds only the identity counts.
+        depth: of collections around it; of one that is too deep, too, for it may hold itself.
+    """
     if is_array(value):
-        return Whole(type(value), ((None, contents_of(value)),))
+        content = contents_of(value)
+        held = value if type(content[-1]) is int else None  # so that its identity stays its own
+        return Whole(type(value), ((None, content), (None, held)))
     if isinstance(value, torch.Size) or not isinstance(value, _COLLECTIONS):
         return Whole(type(value)) if is_object(value) else value
-    pairs: list[tuple[Step | None, Any]]
-    if isinstance(value, types.SimpleNamespace):
-        pairs = [(Attribute(k), told(v)) for k, v in vars(value).items()]
-    elif len(value) > LARGE:
-        pairs = [(None, (id(value), len(value)))]
+    if depth == DEEPEST:
+        return value
+    if size_of(value) > LARGE:
+        return Whole(type(value), ((None, (id(value), size_of(value))), (None, value)))
+    pairs = parts_of(value)
+    return Whole(type(value), tuple((step, told(part, depth + 1)) for step, part in pairs))
+
+
+_SIZED = (tuple, list, deque, dict, set, frozenset)
+_COLLECTIONS = (
+    *_SIZED,
+    *(types.SimpleNamespace, threading.local),
+    *(partial, types.MethodType, ContextVar, weakref.ref),
+)
+DEEPEST = 16
+"""Collections around a value beyond which it is told by its identity."""
+
+
+def size_of(value: Any) -> int:
+    """Return how much there is in a collection."""
+    return len(value) if isinstance(value, _SIZED) else 0
+
+
+def parts_of(value: Any) -> Iterator[tuple[Step, Any]]:
+    """Yield what lies in a collection, and how to come to it; nothing for other values.
+
+    A key is a part of a dict, too, where it holds something itself: an object, no text.
+
+    >>> list(parts_of({"a": 1}))
+    [(Item(key='a'), 1)]
+    """
+    if isinstance(value, types.SimpleNamespace | threading.local):
+        yield from ((Attribute(k), v) for k, v in vars(value).items())
+    elif isinstance(value, partial):
+        yield from ((Attribute(k), getattr(value, k)) for k in ("func", "args", "keywords"))
+    elif isinstance(value, types.MethodType):
+        yield from ((Attribute(k), getattr(value, k)) for k in ("__self__", "__func__"))
+    elif isinstance(value, ContextVar | weakref.ref):
+        yield Content(), Content().of(value)
     elif isinstance(value, dict):
-        pairs = [(Item(k), told(v)) for k, v in value.items()]
+        yield from ((Item(k), v) for k, v in value.items())
+        more = ((i, k) for i, k in enumerate(value) if is_watched(k) or isinstance(k, _COLLECTIONS))
+        yield from ((Member(i), k) for i, k in more)
     elif isinstance(value, set | frozenset):
-        pairs = [(None, tuple(sorted(map(repr, value))))]
-    else:
-        pairs = [(Item(i), told(v)) for i, v in enumerate(value)]
-    return Whole(type(value), tuple(pairs))
-
-
-_COLLECTIONS = (tuple, list, deque, dict, set, frozenset, types.SimpleNamespace)
+        yield from ((Member(i), x) for i, x in enumerate(value))
+    elif isinstance(value, tuple | list | deque):
+        yield from ((Item(i), x) for i, x in enumerate(value))
 
 
 def same(a: Any, b: Any, *, loose: bool = False) -> bool:
@@ -198,7 +278,7 @@ def same(a: Any, b: Any, *, loose: bool = False) -> bool:
         return a is b or (kinds[0] == kinds[1] and (loose or not real or torch.equal(a, b)))
     if isinstance(a, Item) and isinstance(b, Item) and type(a.key) is not type(b.key):
         return False  # True is no 1
-    comparable = type(a) is type(b) and isinstance(a, (*_CONSTANTS, Attribute, Item))
+    comparable = type(a) is type(b) and isinstance(a, (*_CONSTANTS, Step))
     return a is b or (comparable and bool(exact(a) == exact(b)))
 
 
@@ -211,33 +291,50 @@ def exact(value: Any) -> Any:
     return repr(value) if isinstance(value, float | complex) else value
 
 
-def quickly(value: Any, *, loose: bool) -> Any:
-    """Return a value as a hashable one, quick enough for every step.
+def quickly(value: Any, *, loose: bool, depth: int = 0) -> Any:
+    """Return a value as a hashable one, quick enough for every step, another where it is told so.
 
     Args:
         value: as it is now.
         loose: tensors may be others of the same kind.
+        depth: as for ``told``.
     """
-    if is_object(value):
-        return type(value)  # watched by itself
-    if isinstance(value, _CONSTANTS) and not isinstance(value, slice):
-        return type(value), exact(value)  # True is no 1
+    kind = type(value)
+    if kind in PLAIN:
+        return kind, value  # True is no 1
     if isinstance(value, Tensor):
-        return (value.shape, value.dtype) if loose else id(value)
+        return (value.shape, value.dtype) if loose else token_of(value)
     if is_array(value):
-        return type(value), contents_of(value)
-    if isinstance(value, (*_COLLECTIONS, slice)):
-        return _quick_contents(value, loose=loose)
-    return id(value)
+        return kind, contents_of(value)
+    if isinstance(value, _COLLECTIONS) and not isinstance(value, torch.Size):
+        return kind, _quick_contents(value, loose=loose, depth=depth)
+    if isinstance(value, _CONSTANTS):
+        return kind, repr(value) if kind is slice else exact(value)
+    return kind if is_object(value) else token_of(value)  # an object is watched by itself
 
 
-def _quick_contents(value: Any, *, loose: bool) -> Any:
-    if isinstance(value, types.SimpleNamespace):
-        value = vars(value)
-    elif not isinstance(value, tuple | list | deque | dict):
-        return repr(value)
-    if len(value) > LARGE:
-        return id(value), len(value)
+_TOKENS = WeakIdKeyDictionary()
+_COUNT = itertools.count()
+
+
+def token_of(value: Any) -> int:
+    """Return a number that no other object has or will have, as its id may when it is gone.
+
+    Args:
+        value: any; of what cannot be told from afar when it is gone, it is the id.
+    """
+    try:
+        if value not in _TOKENS:
+            _TOKENS[value] = -1 - next(_COUNT)  # no id
+    except TypeError:
+        return id(value)
+    return int(_TOKENS[value])
+
+
+def _quick_contents(value: Any, *, loose: bool, depth: int) -> Any:
+    if size_of(value) > LARGE or depth == DEEPEST:
+        return id(value), size_of(value)
+    parts = (quickly(part, loose=loose, depth=depth + 1) for _, part in parts_of(value))
     if isinstance(value, dict):
-        return tuple((type(k), k, quickly(part, loose=loose)) for k, part in value.items())
-    return tuple(quickly(part, loose=loose) for part in value)
+        return tuple((type(k), k) for k in value), tuple(parts)
+    return tuple(parts)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.graphs.capture.guards.places import reached
+from planner.graphs.capture.guards.walk import reached
 
 scale = torch.ones(1)
 offset = 2.0
