@@ -166,9 +166,7 @@ def _walk(search: Search, limits: Limits) -> None:
         before = search.extra
         walk_down(search, lambda larger: _relax(larger, limits))
         if search.extra < before:
-            polish(
-                search, target=WORTH_WALKING_GAP, work=BRIEF_POLISH_WORK, deadline=search.deadline
-            )
+            polish(search, target=WORTH_WALKING_GAP, evict=False, deadline=search.deadline)
         improve_stretches(search, limits, target=WORTH_WALKING_GAP)
 
 
