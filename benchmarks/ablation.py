@@ -4,7 +4,8 @@ A fixed set of graphs and budgets is solved as it is, then with one trick at a t
 its number in ``solvers/tuning.py``; ``--constants`` doubles and halves every number there instead.
 What counts is the plan (extra time in points of the step, positive: worse without), the bound
 (positive: weaker without) and the processor's seconds. Effort is counted by the solvers, so that
-only the seconds depend on what else runs.
+only the seconds depend on what else runs, unless the limit in seconds cut one of the two solves:
+such a row is ``cut``, and says more of the machine than of the trick.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks.instances import OWN
 from benchmarks.record import record, show
 from planner.graphs import Graph, read_graph, simulate
 from planner.solvers import Limits, minimum_budget, solve, tuning
+from planner.solvers.given_order import STOPPED
 
 CASES: tuple[tuple[str, float], ...] = (
     ("gpt2_2_layers", 1.05),
@@ -68,26 +70,30 @@ class Row:
     bound_lost: float
     cpu_seconds: float
     seconds_saved: float
+    cut: bool
 
 
 @dataclass(frozen=True)
 class Earned:
-    """The sums over all cases; ``beaten`` is how many of them are worse without."""
+    """The sums over all cases; ``beaten`` is how many are worse without, ``cut`` how many the limit
+    in seconds cut."""
 
     trick: str
     plan_points: float
     bound_points: float
     beaten: int
     seconds_saved: float
+    cut: int
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Percents of the step, and the processor's seconds."""
+    """Percents of the step, the processor's seconds, and whether the limit cut the search."""
 
     cost: float
     bound: float
     seconds: float
+    cut: bool
 
 
 @contextmanager
@@ -151,7 +157,7 @@ def answer(graph: Graph, budget: int, limits: Limits) -> Answer:
     if found.schedule is not None:
         cost = simulate(graph, found.schedule).seconds
     percent: Callable[[float], float] = lambda s: 100 * (s / graph.seconds - 1)  # noqa: E731
-    return Answer(percent(cost), percent(found.bound_seconds), spent)
+    return Answer(percent(cost), percent(found.bound_seconds), spent, STOPPED in found.message)
 
 
 def measure(
@@ -168,6 +174,7 @@ def measure(
             yield Row(
                 trick, model, multiple, found.cost, found.cost - whole.cost,
                 whole.bound - found.bound, found.seconds, whole.seconds - found.seconds,
+                whole.cut or found.cut,
             )  # fmt: skip
 
 
@@ -184,6 +191,7 @@ def earned(rows: Sequence[Row]) -> list[Earned]:
                 sum(row.bound_lost for row in own),
                 worse,
                 sum(row.seconds_saved for row in own),
+                sum(row.cut for row in own),
             )
         )
     return sorted(found, key=lambda e: -(e.plan_points + e.bound_points))

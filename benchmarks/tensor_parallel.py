@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from planner.sharding.explored import explored
 from torch import nn
 
 from benchmarks.record import record, show
@@ -29,6 +28,7 @@ from planner.request import Request, request_of
 from planner.sharding import strategies  # noqa: F401 (it enters them)
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import Parted, configurations
+from planner.sharding.explored import explored
 from planner.sharding.margin import margin_of
 from planner.sharding.parted.ways import ways_of
 from planner.sharding.pricing import price_recipes

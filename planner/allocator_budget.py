@@ -19,7 +19,8 @@ from planner.graphs.hardware.allocators import EXPANDABLE, SEGMENTS
 from planner.graphs.hardware.columns import Device
 from planner.request import Request
 from planner.solvers import Limits, MinimumBudget, Solution, Status, minimum_budget, solve
-from planner.solvers.given_order import STOPPED, deadline_of
+from planner.solvers.api import deadline_of
+from planner.solvers.given_order import STOPPED
 from planner.solvers.least_with_host import least_with_host
 from planner.solvers.reorder import any_order_bound
 from planner.solvers.search.packing import packed

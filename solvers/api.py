@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, schedule_from_order, simulate
+from planner.solvers.tuning import JUDGING_SHARE
 
 
 class Status(enum.Enum):
@@ -75,6 +76,15 @@ class Limits:
         0.0
         """
         return replace(self, seconds=share * max(0.0, deadline - time.monotonic()))
+
+
+def deadline_of(limits: Limits) -> float:
+    """Return when to stop, of ``time.monotonic``, so that a whole call keeps its seconds.
+
+    Args:
+        limits: of the call, judging and writing down what was found included.
+    """
+    return time.monotonic() + (1 - JUDGING_SHARE) * limits.seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from planner.graphs import Graph, simulate
-from planner.solvers.api import Answer, Limits, register
+from planner.solvers.api import Answer, Limits, deadline_of, register
 from planner.solvers.bounds.parametric import quick_bound
-from planner.solvers.given_order import deadline_of, in_given_order
+from planner.solvers.given_order import in_given_order
 from planner.solvers.model.precedence import may_reorder
 from planner.solvers.reorder import promise, reorder
 from planner.solvers.tuning import (

@@ -19,9 +19,8 @@ from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order, simulate
 from planner.graphs.hardware.host_tier import HostTier
-from planner.solvers.api import Limits, Status, solve
+from planner.solvers.api import Limits, Status, deadline_of, solve
 from planner.solvers.bounds.parametric import Line, supporting_line
-from planner.solvers.given_order import deadline_of
 from planner.solvers.minimum_budget import minimum_budget
 from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import flatten, held_bytes

@@ -14,9 +14,8 @@ from dataclasses import replace
 
 from planner.graphs import Graph, Schedule, plain_schedule, schedule_from_order, simulate
 from planner.graphs.hardware.host_tier import HostTier
-from planner.solvers.api import Limits, Solution, Status, solve
+from planner.solvers.api import Limits, Solution, Status, deadline_of, solve
 from planner.solvers.frontier import Frontier, Point, bounded, solved_at, spaced
-from planner.solvers.given_order import deadline_of
 from planner.solvers.least_with_host import least_with_host
 from planner.solvers.minimum_budget import MinimumBudget, minimum_budget
 from planner.solvers.model.problem import flatten

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 
 from planner.graphs import Graph
-from planner.solvers.api import Answer, Limits, Solver, Status
+from planner.solvers.api import Answer, Limits, Solver, Status, deadline_of
 from planner.solvers.baselines.blocks import blocks_greedy, blocks_uniform
 from planner.solvers.baselines.chen_greedy import chen_greedy
 from planner.solvers.baselines.chen_sqrt import chen_sqrt
@@ -41,7 +41,6 @@ from planner.solvers.tuning import (
     CLOSE_GAP,
     CUTS_SHARE,
     INTEGER_OPS,
-    JUDGING_SHARE,
     LARGE_OPS,
     TINY_OPS,
     WORTH_BASELINES_GAP,
@@ -101,11 +100,6 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     status = Status.OPTIMAL if proved else Status.FEASIBLE
     message = "" if proved else stopped
     return Answer.of_order(graph, status, search.order, search.base + search.bound, message)
-
-
-def deadline_of(limits: Limits) -> float:
-    """Return when to stop, of ``time.monotonic``, so that a whole call keeps its seconds."""
-    return time.monotonic() + (1 - JUDGING_SHARE) * limits.seconds
 
 
 def _infeasible(message: str) -> Answer:
@@ -172,12 +166,8 @@ def _walk(search: Search, limits: Limits) -> None:
         before = search.extra
         walk_down(search, lambda larger: _relax(larger, limits))
         if search.extra < before:
-            _polish_briefly(search, WORTH_WALKING_GAP)
+            polish(search, target=WORTH_WALKING_GAP, evict=False, deadline=search.deadline)
         improve_stretches(search, limits, target=WORTH_WALKING_GAP)
-
-
-def _polish_briefly(search: Search, target: float) -> None:
-    polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
 
 
 def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> None:
@@ -216,7 +206,8 @@ def _polish(search: Search, limits: Limits) -> None:
     if search.problem.n <= LARGE_OPS:
         polish(search, target=fine_target(search, limits), deadline=search.deadline)
     elif search.problem.n <= INTEGER_OPS:
-        _polish_briefly(search, max(WORTH_BASELINES_GAP, limits.gap))
+        target = max(WORTH_BASELINES_GAP, limits.gap)
+        polish(search, target=target, work=BRIEF_POLISH_WORK, deadline=search.deadline)
     if search.problem.n <= INTEGER_OPS:
         improve_stretches(search, limits, target=max(WORTH_STRETCHES_GAP, limits.gap))
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.graphs import Graph, Schedule, schedule_from_order
-from planner.solvers.api import Limits, floor_bytes
+from planner.solvers.api import Limits, deadline_of, floor_bytes
 from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import search_states
 from planner.solvers.model.master import solve_master
@@ -74,7 +74,7 @@ def minimum_budget(
     (3, 3)
     """
     problem = flatten(graph)
-    deadline = time.monotonic() + (limits or Limits()).seconds
+    deadline = deadline_of(limits or Limits())
     floor = least_bytes(problem, proven_floor(graph), deadline=deadline)
     order = least_order(graph, floor, deadline, thorough=thorough)
     least = int(held_bytes(problem, order).max(initial=graph.resident_bytes))

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 from planner.graphs import Graph, Schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
-from planner.solvers.api import Limits, Solution, Status, floor_bytes, solve
+from planner.solvers.api import Limits, Solution, Status, deadline_of, floor_bytes, solve
 from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.bounds.with_host import bound_with_host
-from planner.solvers.given_order import deadline_of
+from planner.solvers.given_order import STOPPED
 from planner.solvers.minimum_budget import minimum_budget
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import held_bytes
@@ -95,8 +95,9 @@ def solve_with_host(
     if floor_bytes(graph) > budget_bytes:
         return Offloading(first, None, None)
     recomputing = None if first.schedule is None else search.take_schedule(first.schedule)
+    hand = search.by_hand()
     unrepeated = search.move(range(len(graph.ops)))
-    search.run(larger)
+    search.run(larger, hand)
     return Offloading(
         search.solution(first),
         recomputing,
@@ -116,6 +117,7 @@ class _Search:
         self.plain_peak = int(held.max(initial=0))
         self.deadline = deadline_of(limits)
         self.until = self.deadline - HOST_BOUND_SHARE * limits.seconds
+        self.stopped = False
         self.best: Schedule | None = None
         self.order: Sequence[int] = ()
         self.seconds = math.inf
@@ -126,9 +128,11 @@ class _Search:
     def left_seconds(self) -> float:
         return self.until - time.monotonic()
 
-    @property
-    def late(self) -> bool:
-        return self.left_seconds < 0
+    def over(self) -> bool:
+        """Say whether the time is over, and note it if so."""
+        late = self.left_seconds < 0
+        self.stopped |= late
+        return late
 
     def take_schedule(self, schedule: Schedule) -> float:
         """Take a schedule that moves nothing; return its seconds."""
@@ -156,32 +160,44 @@ class _Search:
             self._offer(made.schedule, made.order, made.trace.seconds)
         return made
 
-    def by_hand(self) -> None:
-        """Take what people do without a plan, where that is best."""
-        for family in BY_HAND:
-            for peak, seconds, schedule in admitted(self.graph, family, self.problem.tier):
-                if peak <= self.budget:
-                    self._offer(schedule, schedule.order, seconds)
+    def by_hand(self) -> list[tuple[float, Schedule]]:
+        """Return what people do without a plan and what it takes, where it fits.
 
-    def run(self, larger: Sequence[tuple[int, Schedule]] = ()) -> None:
+        It is looked for early: a plan is to be no slower even where the time is soon over.
+        """
+        found: list[tuple[float, Schedule]] = []
+        for family in BY_HAND:
+            if not self.over():
+                made = admitted(self.graph, family, self.problem.tier)
+                found += [(s, schedule) for peak, s, schedule in made if peak <= self.budget]
+        return found
+
+    def run(
+        self, larger: Sequence[tuple[int, Schedule]], hand: Sequence[tuple[float, Schedule]]
+    ) -> None:
         """Search for the budget that recomputation is best for, then give up single runs.
 
         Runs are given up of the best order, and of that which moves nothing, since what it
         recomputes need not be what is then best to recompute; of the next best in what time is
         left then.
+
+        Args:
+            larger: larger budgets, and a schedule known for each.
+            hand: what people do without a plan, each with its seconds.
         """
         low = max(self.budget, self._least())
         alone, until = self.order, self.until
         self.until -= HOST_POLISH_SHARE * max(0.0, self.left_seconds)
         span = self.plain_peak - low
         for target, schedule in larger:
-            if not self.late:
+            if not self.over():
                 self._moved_for(target, schedule)
         if not larger:
             self._solve_for(low + span * k // HOST_TARGETS for k in range(HOST_TARGETS))
         for _ in range(HOST_REFINEMENTS):
             self._solve_for(self._beside_best())
-        self.by_hand()
+        for seconds, schedule in hand:
+            self._offer(schedule, schedule.order, seconds)
         starts = dict.fromkeys(tuple(order) for order in (self.order, alone) if order)
         others = sorted(self.made.keys() - starts.keys(), key=lambda o: (self.made[o], o))
         for k, order in enumerate([*starts, *others[:HOST_POLISH_OTHERS]]):
@@ -201,7 +217,7 @@ class _Search:
 
     def _solve_for(self, targets: Iterable[int]) -> None:
         for target in targets:
-            if target in self.at or self.late:
+            if target in self.at or self.over():
                 continue
             limits = replace(self.limits.of_a_correction(self.left_seconds), reorder=False)
             found = solve(self.graph, target, method=self.method, limits=limits)
@@ -240,7 +256,7 @@ class _Search:
                 for position, key in _repeated(self.problem.flat.seconds, order):
                     if key in refused:
                         continue
-                    if not tries or self.late:
+                    if not tries or self.over():
                         return
                     tries -= 1
                     refused.add(key)
@@ -265,7 +281,8 @@ class _Search:
             )
         close = seconds - bound <= self.limits.gap * base
         status = Status.OPTIMAL if close else Status.FEASIBLE
-        return Solution(status, self.best, min(bound, seconds), "")
+        message = STOPPED if self.stopped and status is not Status.OPTIMAL else ""
+        return Solution(status, self.best, min(bound, seconds), message)
 
 
 def _repeated(seconds: Sequence[float], order: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:

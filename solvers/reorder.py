@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 
 from planner.graphs import Graph
-from planner.solvers.api import Answer, Limits, Status, register
+from planner.solvers.api import Answer, Limits, Status, deadline_of, register
 from planner.solvers.bounds.any_order import bound_any_order
-from planner.solvers.given_order import deadline_of, in_given_order
+from planner.solvers.given_order import in_given_order
 from planner.solvers.model.precedence import freedom, may_reorder, permuted
 from planner.solvers.model.problem import flatten
 from planner.solvers.search.anneal_order import best_arrangement, overshoot

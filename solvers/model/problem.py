@@ -8,11 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.graphs import Graph
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Touched:
+    """What the ops of a problem touch: op ``o`` the ``count[o]`` entries from ``first[o]`` on.
+
+    Of each entry, ``value`` is what is touched, and ``makes`` says whether it is made or read.
+    ``sizes`` and ``ends`` are by value, ``workspace`` is by op.
+    """
+
+    first: Ints
+    count: Ints
+    value: Ints
+    makes: Bools
+    sizes: Ints
+    workspace: Ints
+    ends: Bools
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,26 @@ class Problem:
     uses: tuple[tuple[int, ...], ...]
     ends: tuple[int, ...]
     resident_bytes: int
+
+    @cached_property
+    def touched(self) -> Touched:
+        """What ops make and read, as arrays."""
+        pairs = [
+            [*((v, True) for v in made), *((v, False) for v in read)]
+            for made, read in zip(self.outputs, self.inputs, strict=True)
+        ]
+        count = np.array([len(own) for own in pairs], dtype=np.int64)
+        ends = np.zeros(len(self.sizes), dtype=np.bool_)
+        ends[list(self.ends)] = True
+        return Touched(
+            first=np.cumsum(count) - count,
+            count=count,
+            value=np.array([v for own in pairs for v, _ in own], dtype=np.int64),
+            makes=np.array([makes for own in pairs for _, makes in own], dtype=np.bool_),
+            sizes=np.array(self.sizes, dtype=np.int64),
+            workspace=np.array(self.workspace, dtype=np.int64),
+            ends=ends,
+        )
 
     @property
     def n(self) -> int:
@@ -87,17 +128,27 @@ def held_bytes(problem: Problem, order: Sequence[int]) -> NDArray[np.int64]:
     >>> held_bytes(flatten(g), [0, 1]).tolist()
     [3, 7]
     """
-    last = dict.fromkeys(problem.ends, len(order) - 1)
-    change = [0] * (len(order) + 1)
-    for i in range(len(order) - 1, -1, -1):
-        op = order[i]
-        for v in problem.outputs[op]:
-            size = problem.sizes[v]
-            change[i] += size
-            change[last.pop(v, i) + 1] -= size
-        for v in problem.inputs[op]:
-            last.setdefault(v, i)
-    assert not last, "the order reads a value before it is made"
-    held = np.cumsum(np.array(change[:-1], dtype=np.int64))
-    workspace = np.array([problem.workspace[o] for o in order], dtype=np.int64)
-    return held + workspace + problem.resident_bytes
+    touched, ops = problem.touched, np.asarray(order, dtype=np.int64)
+    count = touched.count[ops]
+    at = np.repeat(np.arange(len(ops)), count)
+    index = np.arange(len(at)) + np.repeat(touched.first[ops] - np.cumsum(count) + count, count)
+    index, at = _by_value(touched.value[index], index, at)
+    value, makes = touched.value[index], touched.makes[index]
+    closing = np.append(value[1:] != value[:-1], np.True_)[: len(value)]  # the last of a value
+    made = np.flatnonzero(makes)
+    copies, read = value[made], np.append(made[1:], len(at))[: len(made)] - 1
+    kept = touched.ends[copies] & closing[read]
+    assert makes[np.roll(closing, 1)].all(), "the order reads a value before it is made"
+    assert np.count_nonzero(kept) == len(problem.ends), "the order leaves out what the end needs"
+    last = np.where(kept, len(ops) - 1, at[read])
+    size = touched.sizes[copies].astype(np.float64)  # exact up to 2**53 bytes
+    change = np.bincount(at[made], size, len(ops) + 1)
+    change -= np.bincount(last + 1, size, len(ops) + 1)
+    held = np.cumsum(change[:-1]).astype(np.int64)
+    return held + touched.workspace[ops] + problem.resident_bytes
+
+
+def _by_value(value: Ints, *arrays: Ints) -> tuple[Ints, ...]:
+    """Sort arrays by value; what is of one value stays in its order."""
+    places = np.argsort(value, kind="stable")
+    return tuple(array[places] for array in arrays)

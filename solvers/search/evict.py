@@ -16,9 +16,11 @@ from itertools import product
 from planner.solvers.model.problem import Problem
 from planner.solvers.tuning import DEEPEST_NESTING, LONGER_ORDER, LONGER_ORDER_RUNS, PATIENCES
 
+CLOCK_EVERY = 64  # how many runs of ops are made between looks at the clock
+
 
 class _Stuck(Exception):
-    """What must be live at once exceeds the budget, or the order grows beyond its limits."""
+    """What must be live at once exceeds the budget, the order grows too long, or time is over."""
 
 
 def fit(
@@ -49,11 +51,9 @@ def fit(
     >>> fit(flatten(g), range(5), 3)
     [0, 1, 2, 3, 4]
     """
-    run = _Eviction(problem, order, budget, patience, most_seconds)
+    run = _Eviction(problem, order, budget, patience, most_seconds, deadline=deadline)
     try:
         for position, op in enumerate(order):
-            if position % 256 == 0 and time.monotonic() > deadline:
-                return None
             run.step(position, op)
         run.finish(len(order))
     except _Stuck:
@@ -95,8 +95,11 @@ class _Eviction:
         budget: int,
         patience: float,
         seconds_left: float,
+        *,
+        deadline: float = math.inf,
     ) -> None:
         self.p, self.patience, self.seconds_left = problem, patience, seconds_left
+        self.deadline = deadline
         self.max_steps = LONGER_ORDER * len(order) + LONGER_ORDER_RUNS
         self.space = budget - problem.resident_bytes
         self.live: set[int] = set()
@@ -212,6 +215,8 @@ class _Eviction:
         self.seen.add(op)
         self.done.append(op)
         if len(self.done) > self.max_steps or self.seconds_left < 0:
+            raise _Stuck
+        if len(self.done) % CLOCK_EVERY == 0 and time.monotonic() > self.deadline:
             raise _Stuck
 
     def _make_room(self, needed: int) -> None:

@@ -13,6 +13,7 @@ from planner.graphs.host_memory import host_layout, movable
 from planner.solvers import Limits, Status, floor_bytes, offload, solve
 from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.bounds.with_host import bound_with_host
+from planner.solvers.given_order import STOPPED
 from planner.solvers.model.gaps import gaps_of
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.offload import solve_with_host
@@ -221,3 +222,18 @@ def test_what_may_not_move() -> None:
     )
     graph = Graph(ops, (*values, done), frozenset({4}))
     assert movable(graph) == frozenset()
+
+
+def test_a_search_that_the_limit_cut_says_so() -> None:
+    step, tier = transformer(6), HostTier(20.0, 20.0)
+    budget = step.resident_bytes + (peak_above(step) * 2) // 5
+    cut = solve_with_host(step, budget, tier, limits=Limits(seconds=0.02)).solution
+    assert cut.status is not Status.OPTIMAL
+    assert STOPPED in cut.message
+    plenty = solve_with_host(step, peak_above(step) + step.resident_bytes, tier).solution
+    assert plenty.message == ""
+
+
+def peak_above(graph: Graph) -> int:
+    """Return what the plain step holds beyond what is resident."""
+    return simulate(graph, plain_schedule(graph)).peak_bytes - graph.resident_bytes

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from planner.sharding.nowhere import least_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +20,7 @@ from planner.plan.configuration import Configuration
 from planner.plan.strategy import Strategy
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import configurations
+from planner.sharding.nowhere import least_ranks
 from planner.sharding.pricing import price_recipes
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.stage_first import stage_first
