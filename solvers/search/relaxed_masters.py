@@ -172,6 +172,7 @@ class _RelaxedRun:
             seed=self.seed,
         )
         self.took = time.monotonic() - begin
+        self.search.over(self.until)  # notes that it was cut off there
         return found
 
 

@@ -132,6 +132,7 @@ class _CutRun:
             seed=self.limits.seed,
             path_rounds=PATH_ROUNDS if paths else 0,
         )
+        search.over(self.deadline)  # notes that it was cut off there
         if budget == search.budget:
             search.raise_bound(result.bound)
         if result.plan is None:
