@@ -17,7 +17,7 @@ from planner.graphs.host_memory import host_layout
 from planner.solvers.model.gaps import Gap, gaps_of
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.model.problem import Problem, held_bytes
-from planner.solvers.search.transfers import Moved, Placed, begin_seconds, placed
+from planner.solvers.search.transfers import Moved, PlacedCopies, begin_seconds, placed
 
 Rank = Callable[[Gap, int, NDArray[np.float64]], tuple[float, ...]]
 """Of a gap, for the position that holds most and the times at which positions begin; the least of
@@ -60,14 +60,14 @@ def moving(
         deadline: of ``time.monotonic``, after which no more choices are tried.
         below: seconds; what takes as long or longer is not returned.
     """
-    found: list[Placed] = []
+    found: list[PlacedCopies] = []
     candidates = gaps_of(problem.flat, order, problem.movable)
     for rank in ranks:
         if time.monotonic() > deadline:
             break
         chosen = _chosen(problem, order, candidates, rank)
         made = None if chosen is None else placed(problem, order, chosen)
-        if isinstance(made, Placed) and made.seconds < below:
+        if isinstance(made, PlacedCopies) and made.seconds < below:
             found.append(made)
     for made in sorted(found, key=lambda made: made.seconds):
         moved = made.moved(problem)

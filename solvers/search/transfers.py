@@ -42,7 +42,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedCopies:
     """Where the copies of an order are, and the seconds that it then takes, as ``simulate`` says.
 
     They are known without the schedule, which ``moved`` makes of it.
@@ -68,7 +68,7 @@ def begin_seconds(problem: Problem, order: Sequence[int]) -> NDArray[np.float64]
     return np.concatenate(([0.0], np.cumsum([problem.seconds[op] for op in order])))
 
 
-def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> Placed | int:
+def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> PlacedCopies | int:
     """Return when values are away in gaps of an order, or a position that holds too much.
 
     Args:
@@ -77,7 +77,7 @@ def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> P
         gaps: of the order; one that no time is left for is not used.
     """
     begins = begin_seconds(problem.flat, order)
-    best: Placed | None = None
+    best: PlacedCopies | None = None
     for _ in range(HOST_ROUNDS):
         places = _Places(problem, order, sorted(gaps), begins)
         short = places.make_room(problem.budget_bytes)
@@ -86,7 +86,7 @@ def placed(problem: HostProblem, order: Sequence[int], gaps: Iterable[Gap]) -> P
         begins = places.clocks()
         seconds = float(begins[-1])
         if best is None or seconds < best.seconds:
-            best = Placed(places, seconds)
+            best = PlacedCopies(places, seconds)
     assert best is not None, "there are rounds"
     return best
 

@@ -18,7 +18,7 @@ from planner.solvers.model.gaps import gaps_of
 from planner.solvers.model.host_problem import HostProblem
 from planner.solvers.offload import solve_with_host
 from planner.solvers.search.moved_values import RANKS, moving
-from planner.solvers.search.transfers import Placed, placed
+from planner.solvers.search.transfers import PlacedCopies, placed
 from tests.brute_host import brute_host
 from tests.strategies import random_graph, transformer, unet
 
@@ -101,7 +101,7 @@ def test_clocks_without_a_schedule_are_those_of_simulate(seed: int) -> None:
     for rank in RANKS:
         chosen = [g for g in gaps_of(problem.flat, order, problem.movable) if rng.random() < 0.7]
         made = placed(problem, order, chosen)
-        if isinstance(made, Placed):
+        if isinstance(made, PlacedCopies):
             trace = made.moved(problem).trace
             assert trace.seconds == made.seconds, named
             assert trace.peak_bytes <= problem.budget_bytes, named
