@@ -72,6 +72,11 @@ class _Planned:
 
     def cut(self, step: JointStep) -> Halves:
         """Return forward and backward for the compiler."""
+        if step.is_symbolic:
+            raise PlanMismatch(
+                "the call is compiled for sizes that are symbols, and a plan is for one size: "
+                "leave torch._dynamo.mark_dynamic out"
+            )
         plan, whole = self.plan, stitched(step)
         if plan.signature["compiled"]["nodes"] != identity(whole)["nodes"]:
             raise PlanMismatch(

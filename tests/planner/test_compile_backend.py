@@ -115,7 +115,10 @@ def test_what_would_break_the_budget_is_refused() -> None:
 
 def test_a_mark_for_one_graph_of_all_sizes_is_refused_by_its_name() -> None:
     model, x = Net(depth=1), torch.randn(64, 32)
+    plan = planner.fit(model, "1GB", inputs=x.clone(), **QUICK, engine="inductor")
     torch._dynamo.mark_dynamic(x, 0)
+    with pytest.raises(planner.PlanMismatch, match=r"leave torch\._dynamo\.mark_dynamic out"):
+        plan.apply(Net(depth=1))(x)
     with pytest.raises(BackendCompilerFailed, match=r"dimension 0 .* leave the mark out"):
         torch.compile(model, backend=planner.backend("1GB", **QUICK))(x)
     with pytest.raises(planner.CaptureError, match=r"leave torch\._dynamo\.mark_dynamic out"):
