@@ -15,7 +15,7 @@ from planner.graphs import Graph, Op, Phase, Value, plain_schedule
 from planner.graphs.allocation import needs
 from planner.graphs.simulate import simulate
 from planner.request import Request
-from planner.sharding import fit_sharded
+from planner.sharding import explored
 from planner.sharding.margin import FRAGMENTS_SHARE, NCCL_BYTES, Margin, margin_of, widened
 from tests.asked import request
 from tests.planner.sharding.blocks import Decoder, batch
@@ -73,7 +73,7 @@ def test_it_is_planned_again_until_the_allocator_has_what_it_needs(
     def more(margin: Margin, *_: object) -> Margin:
         return replace(margin, fragments_bytes=max(margin.fragments_bytes, lacking))
 
-    monkeypatch.setattr(fit_sharded, "widened", more)
+    monkeypatch.setattr(explored, "widened", more)
     plan = fitted()
     assert plan.margin_bytes >= NCCL_BYTES + lacking > tight.margin_bytes
     assert plan.peak_bytes + plan.margin_bytes <= plan.budget_bytes

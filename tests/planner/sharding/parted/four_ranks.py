@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from planner.sharding.parted.declared import declared
 from planner.tensor_parallel import TensorParallel
 from planner.verification.meeting import meeting
 from planner.verification.ranks import ShardedTrial, measure_rank
+from planner.verification.training_run import scalar_of
+from tests.planner.sharding.parted.decoders import along_sequence, decoder, styles
 
 WORDS, TOKENS, SAMPLES = 512, 64, 4
-BUDGETS = {"experts": "13.5MB"}
-CASES = ("parted", "along the sequence", "declared", "experts")
+BUDGETS = {"experts": "13.5MB", "gpt": "2.9MB", "gpt along the sequence": "2.6MB"}
+CASES = ("parted", "along the sequence", "declared", "experts", "gpt", "gpt along the sequence")
+DECLARED = ("declared", "experts")
 
 
 SIZES: dict[str, Any] = {
@@ -57,36 +61,41 @@ def mixtral() -> nn.Module:
 
 
 def model_of(case: str) -> nn.Module:
+    if case.startswith("gpt"):
+        return decoder(layers=3)
     return mixtral() if case == "experts" else llama()
 
 
-def batch(part: int) -> dict[str, Tensor]:
+def batch(part: int, case: str = "declared") -> dict[str, Tensor]:
+    gpt = case.startswith("gpt")
     generator = torch.Generator().manual_seed(part)
-    ids = torch.randint(WORDS, (SAMPLES, TOKENS), generator=generator)
-    return {"input_ids": ids, "labels": ids}
+    ids = torch.randint(128 if gpt else WORDS, (SAMPLES, TOKENS), generator=generator)
+    return {"ids" if gpt else "input_ids": ids, "labels": ids}
 
 
-def example(rank: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return the model and a rank's samples: the two that share layers have the same."""
-    return llama(), batch(rank // 2)
+@dataclass(frozen=True)
+class Example:
+    """Makes the model of a case and a rank's samples: the two that share layers have the same."""
 
+    case: str
 
-def example_of_experts(rank: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return a model with experts, and a rank's samples."""
-    return mixtral(), batch(rank // 2)
+    def __call__(self, rank: int) -> tuple[nn.Module, dict[str, Tensor]]:
+        return model_of(self.case), batch(rank // 2, self.case)
 
 
 def said(case: str) -> Any:
     """Return what ``fit`` and ``apply`` are told of tensor parallelism."""
-    own = declared(llama())
-    if case in ("declared", "experts"):
+    if case in DECLARED:
         return 2
+    if case.startswith("gpt"):
+        return TensorParallel(styles() if case == "gpt" else along_sequence(), degrees=(2,))
+    own = declared(llama())
     return TensorParallel(own.styles if case == "parted" else own.sequence, degrees=(2,))
 
 
 def planned(case: str, budget: str = "") -> planner.ShardedPlan:
     plan = planner.fit(
-        model_of(case), budget or BUDGETS.get(case, "8MB"), inputs=batch(0), world_size=4,
+        model_of(case), budget or BUDGETS.get(case, "8MB"), inputs=batch(0, case), world_size=4,
         global_batch=8, offload=False,
         tensor_parallel=said(case), progress="off", limits=planner.Limits(seconds=10),
     )  # fmt: skip
@@ -96,10 +105,13 @@ def planned(case: str, budget: str = "") -> planner.ShardedPlan:
 
 def plain(plan: planner.ShardedPlan, case: str, mesh: DeviceMesh) -> nn.Module:
     """Do by torch's own means what a plan does, without a schedule."""
-    model, own = model_of(case), declared(model_of(case))
-    along = case == "along the sequence" or plan.configuration.sequence_parallel
-    styles: Any = own.sequence if along else own.styles
-    parallelize_module(model, mesh["tensor"], dict(styles))
+    model, chosen = model_of(case), said(case)
+    if case in DECLARED:
+        own = declared(model)
+        found: Any = own.sequence if plan.configuration.sequence_parallel else own.styles
+    else:
+        found = chosen.styles
+    parallelize_module(model, mesh["tensor"], dict(found))
     for unit in plan.units:
         kept = not unit.keep_gathered
         fully_shard(model.get_submodule(unit.path), mesh=mesh["shard"], reshard_after_forward=kept)
@@ -112,7 +124,7 @@ def train(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
     found: list[Tensor] = []
     for _ in range(3):
         optimizer.zero_grad(set_to_none=True)
-        loss = model(**inputs).loss
+        loss = scalar_of(model(**inputs))
         loss.backward()
         found += [loss.detach(), *(local_of(p.grad).clone() for p in model.parameters())]
         optimizer.step()
@@ -136,17 +148,17 @@ def on_rank(rank: int, folder: str) -> None:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
         found: dict[str, Any] = {}
         for case, plan in plans.items():
-            styles = None if case in ("declared", "experts") else said(case)
-            inputs = batch(rank // 2)
+            chosen = None if case in DECLARED else said(case)
+            inputs = batch(rank // 2, case)
             without = train(plain(plan, case, mesh), inputs)
-            applied = plan.apply(model_of(case), mesh=mesh, tensor_parallel=styles)
+            applied = plan.apply(model_of(case), mesh=mesh, tensor_parallel=chosen)
             trial = ShardedTrial(
-                example_of_experts if case == "experts" else example,
+                Example(case),
                 plan.configuration,
                 plan.units,
                 plan,
                 compared=False,
-                styles=styles,
+                styles=chosen,
             )
             pairs = zip(without, train(applied, inputs), strict=True)
             found[case] = {
