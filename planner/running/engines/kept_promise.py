@@ -159,6 +159,7 @@ def _tighten(search: _Search, request: Request) -> None:
     graph = search.captured.graph
     least = minimum_budget(graph, limits=request.limits)
     search.ask(least.schedule)
+    search.ask(plain_schedule(graph))  # known, and less than what is fused otherwise may hold
     plain = simulate(graph, plain_schedule(graph)).peak_bytes
     for share in (0.05, 0.15, 0.3):
         target = int(least.least_bytes + share * (plain - least.least_bytes))

@@ -79,3 +79,14 @@ def test_why_nothing_fits_is_not_said_of_more_than_the_compiler_needs(
         settled(captured, 1000, request_said)
     assert (found.value.least_bytes < proven_floor(graph)) == (share < 1)
     assert (reason in str(found.value)) == (share == 1)
+
+
+def test_the_least_budget_is_never_more_than_what_repeats_nothing_holds(
+    graph: Graph, request_said: Request
+) -> None:
+    captured = Captured(graph, {"compiled": {}}, compiled=cast(Any, Compiler(graph, 3.0)))
+    with pytest.raises(InfeasibleBudget) as found:
+        settled(captured, 1000, request_said)
+    plain = simulate(graph, plain_schedule(graph)).peak_bytes
+    assert found.value.least_bytes <= 1.01 * plain
+    settled(captured, found.value.least_bytes, request_said)
