@@ -22,6 +22,7 @@ from planner.graphs.capture.placed import placed_as
 from planner.graphs.capture.step_outputs import Outputs, of_its_own, split_outputs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import (
+    STAND_IN,
     attributes_of_tensor,
     flat_weights,
     has_hooks,
@@ -171,6 +172,8 @@ def _dressed(stand_in: Tensor, tensor: Tensor) -> dict[str, Any]:
     """Hang on a stand-in what somebody's code hung on the tensor; return all that hangs on it."""
     inside = vars(stand_in)
     inside.update(attributes_of_tensor(tensor))
+    if isinstance(tensor, nn.Parameter):
+        inside[STAND_IN] = True
     return dict(inside)
 
 

@@ -116,6 +116,11 @@ def trace(
         aside=aside,
     )
     step, watched.checks = watched.step, checks
+    if (where := state.reached.compares_type_with_tensor()) is not None:
+        raise CaptureError(
+            f"{where} compares type(...) with that of tensors or parameters, for which others "
+            "stand while a step is captured: ask with isinstance"
+        )
     with (
         unchanged(state),
         _capturing(watched, model, lean=lean, card=card, keeping=keeping) as (stack, patches),

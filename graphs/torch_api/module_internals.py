@@ -14,6 +14,8 @@ STORED = frozenset((*vars(nn.Module()), "_flat_weights"))
 """What torch itself keeps in every module: tensors, hooks, the mode."""
 BOOKKEEPING = STORED | frozenset(vars(nn.Module))
 """That, and the names of its methods, under which a model may keep something of its own."""
+STAND_IN = "_is_param"
+"""What torch looks for on a tensor that is to be taken for a parameter though it is none."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

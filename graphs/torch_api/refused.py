@@ -14,6 +14,7 @@ from torch._dynamo.exc import UncapturedHigherOrderOpError as NotTracedWhole
 from torch.nn import functional
 from torch.utils import checkpoint
 
+from planner.graphs.torch_api.module_internals import STAND_IN
 from planner.graphs.torch_api.patches import Patches
 
 __all__ = ["NotTracedWhole", "refuse_what_cannot_be_traced"]
@@ -56,6 +57,7 @@ _CONTEXT = (
     "attention runs inside context_parallel(), whose ring of ranks a plan cannot run: leave the "
     "block, or parallelize along the sequence with SequenceParallel"
 )
+_OURS = ("torch.", "planner.", "graphs.")
 _SETTERS = ("manual_seed", "seed", "set_rng_state")
 
 
@@ -95,6 +97,7 @@ def refuse_what_cannot_be_traced(patches: Patches) -> None:
     own: Any = torch.Tensor.data
     setter = _refusing(patches, own.__set__, _DATA)
     patches.attribute(torch.Tensor, "data", property(own.__get__, setter, own.__delete__))
+    _as_leaves(patches)
     grad: Any = torch.Tensor.grad
     read = _refusing(patches, grad.__get__, _GRAD, users=True)
     write = _refusing(patches, grad.__set__, _GRAD, users=True)
@@ -139,6 +142,24 @@ def _require_even(spec: Any) -> None:
             raise NotImplementedError(_UNEVEN.format(list(spec.shape), spec.placements, ranks))
 
 
+def _as_leaves(patches: Patches) -> None:
+    """Let code that is not torch's see the stand-ins of parameters as the leaves that they are."""
+
+    def told(name: str, of_a_leaf: Any) -> property:
+        own: Any = getattr(torch.Tensor, name)
+
+        def read(tensor: torch.Tensor) -> Any:
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            theirs = patches.mine() and not caller.startswith(_OURS)
+            stands_in = theirs and vars(tensor).get(STAND_IN, False)
+            return of_a_leaf if stands_in else own.__get__(tensor)
+
+        return property(read)
+
+    patches.attribute(torch.Tensor, "is_leaf", told("is_leaf", of_a_leaf=True))
+    patches.attribute(torch.Tensor, "grad_fn", told("grad_fn", of_a_leaf=None))
+
+
 class _Drawing(set[Any]):
     """Random operators; one that is looked for, and is there, is about to run on a mesh."""
 
@@ -157,7 +178,7 @@ def _refusing(
     patches: Patches, own: Callable[..., Any], text: str, *, users: bool = False
 ) -> Callable[..., Any]:
     """Return a function that refuses; of ``users``, where neither torch nor this package asks."""
-    passed = ("torch.", "planner.", "graphs.") if users else ("torch._dynamo",)
+    passed = _OURS if users else ("torch._dynamo",)
 
     def refused(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 _BY_KEY = frozenset(("get", "move_to_end", "setdefault", "__contains__", "__getitem__"))
+_NO_ORDER = frozenset(("len", "isinstance"))
 _DROPS = frozenset(("pop", "popitem", "clear"))
 
 
@@ -61,12 +62,14 @@ def _found_in(node: ast.AST, around: tuple[ast.AST, ...]) -> Iterator[tuple[int,
 
 def _by_key(node: ast.Attribute, around: tuple[ast.AST, ...]) -> bool:
     parent, *further = reversed(around)
+    if isinstance(node.ctx, ast.Store):
+        return True  # that the attribute is another is noticed
     if isinstance(parent, ast.Subscript):
         return parent.value is node
     if isinstance(parent, ast.Compare):
         return all(isinstance(op, ast.In | ast.NotIn) for op in parent.ops)
     if isinstance(parent, ast.Call):
-        return isinstance(parent.func, ast.Name) and parent.func.id == "len"
+        return isinstance(parent.func, ast.Name) and parent.func.id in _NO_ORDER
     if not isinstance(parent, ast.Attribute) or not isinstance(further[0], ast.Call):
         return False
     dropped = isinstance(further[1], ast.Expr) or (parent.attr == "pop" and further[0].args)

@@ -5,11 +5,14 @@ Knows files and bytecode. Knows nothing of what is found there.
 
 from __future__ import annotations
 
+import ast
 import dis
+import linecache
 import sys
 import sysconfig
 import types
 from collections.abc import Iterator
+from functools import lru_cache
 
 from planner.graphs.capture.guards.values import NOT_THE_USERS
 
@@ -51,3 +54,39 @@ def instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
     """
     for part in with_inner(code):
         yield from dis.get_instructions(part)
+
+
+def lines_comparing_types(code: types.CodeType, names: frozenset[str]) -> Iterator[int]:
+    """Yield the lines of a function that compare a ``type(...)`` with something of a name.
+
+    Args:
+        code: of the function.
+        names: of classes, with or without the file that they are in.
+    """
+    lines = {line for part in with_inner(code) for _, _, line in part.co_lines()}
+    for line, compared in _type_comparisons(code.co_filename):
+        if line in lines and compared & names:
+            yield line
+
+
+@lru_cache(maxsize=64)
+def _type_comparisons(filename: str) -> tuple[tuple[int, frozenset[str]], ...]:
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except (SyntaxError, ValueError):
+        return ()
+    return tuple(
+        (node.lineno, frozenset(map(_name_of, ast.walk(node))))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        and any(isinstance(x, ast.Call) and _name_of(x.func) == "type" for x in _sides(node))
+    )
+
+
+def _sides(node: ast.Compare) -> Iterator[ast.expr]:
+    yield node.left
+    yield from node.comparators
+
+
+def _name_of(node: ast.AST) -> str:
+    return str(getattr(node, "attr", "") or getattr(node, "id", ""))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.graphs.capture.guards.own_attributes import attributes_of
-from planner.graphs.capture.guards.own_code import instructions
+from planner.graphs.capture.guards.own_code import instructions, lines_comparing_types
 from planner.graphs.capture.guards.paths import (
     MISSING,
     Attribute,
@@ -24,7 +24,7 @@ from planner.graphs.capture.guards.paths import (
 )
 from planner.graphs.torch_api.module_internals import TENSOR_STORES
 
-_TYPE = ("LOAD_GLOBAL", "type")
+_TYPE, _TENSORS = ("LOAD_GLOBAL", "type"), frozenset(("Tensor", "Parameter"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +121,13 @@ class Reached:
         """Whether code of nobody's library calls ``type``, or matches classes."""
         steps = (step for f in self.functions for step in instructions(f.__code__))
         return any(s.opname == "MATCH_CLASS" or (s.opname, s.argval) == _TYPE for s in steps)
+
+    def compares_type_with_tensor(self) -> str | None:
+        """Return where code of nobody's library compares a ``type(...)`` with that of tensors."""
+        for function in self.functions:
+            for line in lines_comparing_types(function.__code__, _TENSORS):
+                return f"{function.__code__.co_filename}:{line}"
+        return None
 
     def only_appends_to(self, name: str) -> bool:
         """Tell whether all that the code does with an attribute is ``.name.append(...)``.

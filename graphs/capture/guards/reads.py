@@ -140,6 +140,10 @@ class Read:
         )
 
 
+_WHOLE = ("__dict__", "__getstate__")
+"""What ``vars`` and ``copy`` ask for: all that an object has."""
+
+
 class Reads:
     """What the code of a model reads inside ``watched_reads``."""
 
@@ -165,8 +169,8 @@ class Reads:
             name: of the attribute.
             value: what was found, or ``MISSING``.
         """
-        if name == "__dict__" and asked_by_the_user(1):
-            self._look_at_all(owner, value)
+        if name in _WHOLE and asked_by_the_user(1):
+            self._look_at_all(owner, getattr(owner, "__dict__", {}))
         if name.startswith("__") or name in STORED or identity(owner) not in self._at:
             return
         own = getattr(owner, "__dict__", {})

@@ -358,6 +358,41 @@ def test_what_the_backward_of_a_function_reads_is_followed() -> None:
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # type: ignore[arg-type]
 
 
+def test_a_parameter_is_seen_as_one() -> None:
+    class Own(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            whole = isinstance(self.weight, nn.Parameter) and self.weight.is_leaf
+            scale = 2.0 if whole and self.weight.grad_fn is None else 1.0
+            return super().forward(input).square().mean() * scale
+
+    model, x = Own(4, 4), torch.randn(2, 4)
+    called = planner.fit(model, "1GB", inputs=x, optimizer=None).apply(model)
+    assert torch.equal(called(x), model(x))
+
+
+def test_what_compares_the_type_of_a_tensor_is_refused() -> None:
+    class Own(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            scale = 2.0 if type(self.weight) is nn.Parameter else 1.0
+            return super().forward(input).square().mean() * scale
+
+    with pytest.raises(planner.CaptureError, match=r"compares type.*ask with isinstance"):
+        planner.fit(Own(4, 4), "1GB", inputs=torch.randn(2, 4))
+
+
+def test_hooks_of_every_module_are_noticed() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), torch.randn(2, 4)
+    called = planner.fit(model, "1GB", inputs=x, loss=torch.mean, optimizer=None).apply(model)
+    called(x)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, args, out: 2 * out)
+    try:
+        with pytest.raises(planner.PlanMismatch, match="hooks of every module"):
+            called(x)
+    finally:
+        hook.remove()
+    called(x)
+
+
 def test_what_hangs_on_an_input_is_refused() -> None:
     class Own(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
