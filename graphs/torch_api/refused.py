@@ -102,6 +102,7 @@ def refuse_what_cannot_be_traced(patches: Patches) -> None:
     read = _refusing(patches, grad.__get__, _GRAD, users=True)
     write = _refusing(patches, grad.__set__, _GRAD, users=True)
     patches.attribute(torch.Tensor, "grad", property(read, write, grad.__delete__))
+    _refuse_on_meshes(patches, sys.modules.get("torch.distributed.tensor"))
 
 
 def _refuse_on_meshes(patches: Patches, loaded: Any) -> None:
