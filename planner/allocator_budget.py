@@ -88,8 +88,8 @@ def solve_within(
     door = _Door(
         graph, budget_bytes, request, allocator == EXPANDABLE, until, _order_may_be_left(first)
     )
-    if door.lets(first):
-        return first
+    if (passed := door.through(first)) is not None:
+        return passed
     peak = min(budget_bytes, simulate(graph, first.schedule).peak_bytes)
     found, target = _lowered(door, first, peak, _ROUNDS if thorough else _QUICK_ROUNDS)
     if found is not None and thorough:

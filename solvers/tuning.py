@@ -94,6 +94,8 @@ SEGMENTS_STEP = 4
 # search/evict.py and search/incumbent.py
 PATIENCES = (0.0, 0.5, 1.0)
 """Powers of the wait in the rank of what to evict; none wins always, and trying all is cheap."""
+CLOCK_EVERY = 64
+"""How many runs of ops are made between looks at the clock."""
 DEEPEST_NESTING = 100
 """How deep recomputations may nest."""
 LONGER_ORDER = 3

@@ -16,6 +16,7 @@ BOOKKEEPING = STORED | frozenset(vars(nn.Module))
 """That, and the names of its methods, under which a model may keep something of its own."""
 STAND_IN = "_is_param"
 """What torch looks for on a tensor that is to be taken for a parameter though it is none."""
+_OF_BUFFERS = frozenset(vars(nn.Buffer()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -40,12 +41,16 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 def attributes_of_tensor(tensor: Tensor) -> dict[str, Any]:
     """Return what somebody hung on a parameter or a buffer; nothing of tensors with own classes.
 
+    What torch itself hangs on an ``nn.Buffer`` is left out.
+
     >>> weight = nn.Linear(2, 2).weight
     >>> weight.scale = 2.0
     >>> attributes_of_tensor(weight)
     {'scale': 2.0}
     """
-    return dict(vars(tensor)) if type(tensor) in (Tensor, nn.Parameter) else {}
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return {}
+    return {k: v for k, v in vars(tensor).items() if k not in _OF_BUFFERS}
 
 
 def has_hooks(tensor: Tensor) -> bool:

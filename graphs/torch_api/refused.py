@@ -57,13 +57,18 @@ _CONTEXT = (
     "attention runs inside context_parallel(), whose ring of ranks a plan cannot run: leave the "
     "block, or parallelize along the sequence with SequenceParallel"
 )
-_OURS = ("torch.", "planner.", "graphs.")
+_OURS = ("torch.", "planner.")
+_REGISTERS = "torch.nn.modules.module"
 _SETTERS = ("manual_seed", "seed", "set_rng_state")
 
 
 _DATA = (
     "forward puts other data into a tensor (x.data = ...), which autograd does not see and a graph "
     "cannot: between steps it may, outside the model; of a buffer, assign or copy_ instead"
+)
+_REBOUND = (
+    "forward puts another parameter in the place of {!r}, so that the optimizer and each later "
+    "call see another model: tie parameters outside of forward, before planning"
 )
 _GRAD = (
     "forward reads or sets x.grad, which a plan, that runs no Python, does not see: each call "
@@ -151,12 +156,25 @@ def _as_leaves(patches: Patches) -> None:
 
         def read(tensor: torch.Tensor) -> Any:
             caller = sys._getframe(1).f_globals.get("__name__", "")
-            theirs = patches.mine() and not caller.startswith(_OURS)
-            stands_in = theirs and vars(tensor).get(STAND_IN, False)
+            theirs = caller == _REGISTERS or not f"{caller}.".startswith(_OURS)
+            stands_in = theirs and patches.mine() and vars(tensor).get(STAND_IN, False)
             return of_a_leaf if stands_in else own.__get__(tensor)
 
         return property(read)
 
+    register = torch.nn.Module.register_parameter
+
+    def kept(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        """Keep a stand-in aside, so that it is an attribute that forward sets, as any other."""
+        stands_in = tensor is not None and patches.mine() and vars(tensor).get(STAND_IN, False)
+        if not stands_in or module._parameters.get(name) is tensor:
+            register(module, name, tensor)  # type: ignore[arg-type]
+        elif name in module._parameters:
+            raise NotImplementedError(_REBOUND.format(name))
+        else:
+            vars(module)[name] = tensor
+
+    patches.attribute(torch.nn.Module, "register_parameter", kept)
     patches.attribute(torch.Tensor, "is_leaf", told("is_leaf", of_a_leaf=True))
     patches.attribute(torch.Tensor, "grad_fn", told("grad_fn", of_a_leaf=None))
 
@@ -183,7 +201,7 @@ def _refusing(
 
     def refused(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        if patches.mine() and not caller.startswith(passed):  # dynamo puts back what it set
+        if patches.mine() and not f"{caller}.".startswith(passed):  # dynamo puts back what it set
             raise NotImplementedError(text)
         return own(*args, **kwargs)
 

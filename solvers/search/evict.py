@@ -14,9 +14,13 @@ from heapq import heappop, heappush
 from itertools import product
 
 from planner.solvers.model.problem import Problem
-from planner.solvers.tuning import DEEPEST_NESTING, LONGER_ORDER, LONGER_ORDER_RUNS, PATIENCES
-
-CLOCK_EVERY = 64  # how many runs of ops are made between looks at the clock
+from planner.solvers.tuning import (
+    CLOCK_EVERY,
+    DEEPEST_NESTING,
+    LONGER_ORDER,
+    LONGER_ORDER_RUNS,
+    PATIENCES,
+)
 
 
 class _Stuck(Exception):

@@ -118,9 +118,21 @@ class Reached:
 
     @property
     def asks_for_types(self) -> bool:
-        """Whether code of nobody's library calls ``type``, or matches classes."""
-        steps = (step for f in self.functions for step in instructions(f.__code__))
-        return any(s.opname == "MATCH_CLASS" or (s.opname, s.argval) == _TYPE for s in steps)
+        """Whether code of nobody's library asks for another's ``type``, or matches classes.
+
+        Comparisons of objects (``__eq__``) do so of objects, which no number is.
+        """
+        for function in self.functions:
+            if function.__name__.startswith("__") and function.__name__ != "__call__":
+                continue
+            steps = list(instructions(function.__code__))
+            for step, after in zip(steps, [*steps[1:], None], strict=True):
+                of_self = after is not None and after.argval == "self"
+                if step.opname == "MATCH_CLASS":
+                    return True
+                if (step.opname, step.argval) == _TYPE and not of_self:
+                    return True
+        return False
 
     def compares_type_with_tensor(self) -> str | None:
         """Return where code of nobody's library compares a ``type(...)`` with that of tensors."""

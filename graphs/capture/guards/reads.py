@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import types
+import weakref
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -265,7 +266,7 @@ class Reads:
 
 def _iterators(path: Path, value: Any, depth: int = 0) -> Iterator[Path]:
     """Yield where an iterator is, alone or in collections, which may hold themselves."""
-    if isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+    if isinstance(value, Iterator) and not isinstance(value, _NO_ITERATORS):
         yield path
     elif depth < _DEEP and size_of(value) <= LARGE:
         for step, part in list(parts_of(value)):
@@ -273,6 +274,7 @@ def _iterators(path: Path, value: Any, depth: int = 0) -> Iterator[Path]:
 
 
 _DEEP = 8
+_NO_ITERATORS = (io.IOBase, weakref.ProxyType, weakref.CallableProxyType)
 
 
 @contextmanager

@@ -107,7 +107,8 @@ class Observer(TorchFunctionMode):
             self._known[id(x)][0] if isinstance(x, Tensor) else repr(x)
             for x in tree_iter((args, kwargs))
         )
-        self.called.append((func, *told))
+        getter = isinstance(getattr(func, "__self__", None), property)  # another in each capture
+        self.called.append((func.__name__ if getter else func, *told))
 
     def number(self, made: Any) -> None:
         """Give tensors that are met for the first time the next numbers."""

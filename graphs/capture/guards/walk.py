@@ -5,12 +5,13 @@ Knows what leads from one thing to the next. Knows nothing of tracing.
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,15 @@ _OF_TABLES = frozenset(vars(types.ModuleType("")))
 _NOT_TO_COMPUTE = frozenset(
     f"__{name}__" for name in ("del", "repr", "reduce", "reduce_ex", "getstate", "setstate", "copy")
 )
+_TO_CONSTRUCT = frozenset(
+    f"__{name}__" for name in ("init", "new", "post_init", "init_subclass", "set_name")
+)
+"""What runs where objects are made, which the code walked does of classes that it names alone."""
+_BY_TEXT = frozenset((
+    "getattr", "hasattr", "setattr", "delattr", "vars", "globals", "locals", "eval", "attrgetter",
+    "methodcaller", "__dict__", "__getattribute__",
+))  # fmt: skip
+_NO_NAMES = frozenset((*dis.haslocal, *dis.hasfree))
 _GLOBAL = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"))
 
 
@@ -114,11 +124,22 @@ def _forward_of(cls: type) -> Iterator[Any]:
                 yield member
 
 
-def _is_called_unnamed(cls: type, name: str) -> bool:
-    """Tell a method that runs though no code has its name, as those of operators do."""
+def _is_called_unnamed(cls: type, name: str, *, made: bool) -> bool:
+    """Tell a method that runs though no code has its name, as those of operators do.
+
+    Those that make objects do where they are ``made``.
+    """
     method = isinstance(vars(cls)[name], types.FunctionType | staticmethod | classmethod)
     by_torch = issubclass(cls, torch.autograd.Function)
-    return method and (by_torch or (name.startswith("__") and name not in _NOT_TO_COMPUTE))
+    computes = name not in _NOT_TO_COMPUTE and (made or name not in _TO_CONSTRUCT)
+    return method and (by_torch or (name.startswith("__") and computes))
+
+
+def _asked_for(steps: Sequence[dis.Instruction]) -> set[str]:
+    """Return the names that code asks for; texts only where it asks for something by its text."""
+    named = [s for s in steps if isinstance(s.argval, str) and s.opcode not in _NO_NAMES]
+    by_text = any(s.argval in _BY_TEXT for s in named)
+    return {s.argval for s in named if by_text or s.opname != "LOAD_CONST"}
 
 
 def _in(function: types.FunctionType, folders: tuple[str, ...]) -> bool:
@@ -162,7 +183,7 @@ class _Walk:
         elif is_array(value):
             self.arrays.append((path, value))
         elif isinstance(value, type):
-            self.own_class(value)
+            self.own_class(value, made=True)
         elif callable(value) and self._visit_callable(path, value):
             pass
         elif isinstance(value, tuple | frozenset):
@@ -175,29 +196,41 @@ class _Walk:
             self.waiting.append((path, vars(type(value)).get("__call__")))
             self.own_class(type(value))
 
-    def own_class(self, cls: type) -> None:
-        """Walk what somebody's own class holds, and those that it is made of."""
+    def own_class(self, cls: type, *, made: bool = False) -> None:
+        """Walk what somebody's own class holds, and those that it is made of.
+
+        Args:
+            cls: the class.
+            made: whether the code may make objects of it.
+        """
         for base in cls.__mro__:
-            own = written_in_python(base) and is_own_file(sys.modules.get(base.__module__))
-            if own and id(base) not in self.classes:
-                path = Path(Outside(base, f"class {base.__qualname__}"))
+            if not (written_in_python(base) and is_own_file(sys.modules.get(base.__module__))):
+                continue
+            path = Path(Outside(base, f"class {base.__qualname__}"))
+            if id(base) not in self.classes:
                 self.classes[id(base)] = path, base, set()
                 self._add(Place(path, base))
-                if not issubclass(base, nn.Module):
-                    self.names.update(n for n in vars(base) if _is_called_unnamed(base, n))
+            known = self.classes[id(base)][2]
+            if not issubclass(base, nn.Module):
+                unnamed = {n for n in vars(base) if _is_called_unnamed(base, n, made=made)} - known
+                known.update(unnamed)
+                self._members(path, base, unnamed)
 
     def _by_name(self) -> None:
         """Walk the members of own classes and files that the code walked so far has names of."""
         for path, cls, known in self.classes.values():
-            for name in self._new(vars(cls), known):
-                member = vars(cls)[name]
-                member = getattr(member, "fget", getattr(member, "__func__", member))
-                self.waiting.append((path.then(Attribute(name)), member))
+            self._members(path, cls, self._new(vars(cls), known))
         for root, known in list(self.globals.values()):
             table = root.find(())
             if id(table) in self.files:
                 fresh = self._new(table, known)
                 self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
+
+    def _members(self, path: Path, cls: type, names: Iterable[str]) -> None:
+        for name in sorted(names):
+            member = vars(cls)[name]
+            member = getattr(member, "fget", getattr(member, "__func__", member))
+            self.waiting.append((path.then(Attribute(name)), member))
 
     def _new(self, table: Mapping[str, Any], known: set[str]) -> set[str]:
         fresh = (self.names & table.keys()) - known - _OF_TABLES
@@ -271,7 +304,7 @@ class _Walk:
         fresh = asked & table.keys() - known
         known.update(fresh)
         self.waiting += [(root.then(Item(n)), table[n]) for n in sorted(fresh)]
-        self.names.update(s.argval for s in steps if isinstance(s.argval, str))
+        self.names.update(_asked_for(steps))
         for step in steps:
             if step.opname == "IMPORT_NAME":
                 inside = f"{table.get('__package__')}.{step.argval}"
