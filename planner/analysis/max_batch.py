@@ -145,7 +145,13 @@ def max_batch(
             asked = replace(request, inputs=inputs(batch), **given)
             if not search.captured:
                 return captured_variant(asked)
-            return captured_step(asked, next(iter(search.captured.values())).rewrite)
+            rewrite = next(iter(search.captured.values())).rewrite
+            try:
+                return captured_step(asked, rewrite)
+            except CaptureError:
+                if rewrite is None:
+                    raise
+                return captured_step(asked)  # of too few tokens for its chunks
 
         budget_bytes = request.budget_bytes(budget)
         search = Batches(capture, budget_bytes, allowed, request)

@@ -79,18 +79,20 @@ def _least(
     """Return what a configuration holds at least, and its least plans if one may be below.
 
     What runs may hold more than the order that is asked for: a weight that is gathered again is
-    fetched one unit ahead. So the least with weights gathered once is looked at, too.
+    fetched one unit ahead. So the least with weights gathered once is looked at, too. What ranks
+    that do not divide its parameters pad is taken off the first: over fewer ranks there may be
+    none.
     """
-    step = space.open(c)
+    step, deadline = space.open(c), time.monotonic() + limits.seconds
     floor = max(proven_floor(step.graph), step.floor_bytes())
     if floor >= below_bytes:
-        return floor, []
+        return floor - step.padding_bytes, []
     least = minimum_budget(step.graph, limits)
     planned = [price(c, step, least.schedule.order)]
     if planned[0].peak_bytes > least.least_bytes:
-        once = minimum_budget(keeping_gathered(step.graph), limits)
+        once = minimum_budget(keeping_gathered(step.graph), limits.until(deadline))
         planned.append(price(c, step, once.schedule.order))
-    return max(floor, least.floor_bytes), planned
+    return max(floor, least.floor_bytes) - step.padding_bytes, planned
 
 
 def _in_order(space: Space, found: SearchResult) -> list[Configuration]:

@@ -154,9 +154,10 @@ def _staged_bytes(draft: Draft, i: int) -> int:
     """Return the copies of a shard in the dtype of compute: all at once, or two one by one.
 
     Where one rank has all of a group, ``wait_for_unshard`` makes the copy of a parameter before it
-    lets go of that of the one before.
+    lets go of that of the one before. What comes from the host is copied to the device first, in
+    its own dtype: then all of it is counted.
     """
-    if draft.configuration.spread.shard_ranks > 1:
+    if draft.configuration.spread.shard_ranks > 1 or draft.elsewhere:
         return draft.groups[i].staged
     sizes = [
         math.prod(p.shape) * p.compute_itemsize * (p.compute_itemsize != p.itemsize)
@@ -235,7 +236,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
         (buffer, *_held_while_reduced(draft, i)),
         (shard,),
         seconds=max(0.0, draft.seconds[i].reduce - behind),
-        moved_bytes=group.reduced,
+        moved_bytes=sent,
         workspace_bytes=draft.gloo_bytes(sent),
         module=module,
     )
