@@ -42,7 +42,7 @@ _MUCH_ROOM = 0.02
 _PACKINGS = 3
 _PACKED_AT_ONCE, _PACKABLE = 0.025, 0.15
 """The excess, as a fraction of the budget, up to which an order of frees is sought before less is
-asked of the tensors, and beyond which that is without hope."""
+asked of the tensors, with expandable segments, and beyond which that is without hope."""
 
 
 def allocator_of(said: str, hardware: Device) -> str | None:
@@ -85,8 +85,15 @@ def solve_within(
     if allocator is None or first.schedule is None:
         return first
     until = begun + request.limits.seconds
+    expandable = allocator == EXPANDABLE
     door = _Door(
-        graph, budget_bytes, request, allocator == EXPANDABLE, until, _order_may_be_left(first)
+        graph,
+        budget_bytes,
+        request,
+        expandable,
+        until,
+        first_runs_too=_order_may_be_left(first),
+        packable=_PACKED_AT_ONCE if expandable else 0.0,
     )
     if (passed := door.through(first)) is not None:
         return passed
@@ -133,7 +140,7 @@ class _Door:
     expandable: bool
     until: float
     first_runs_too: bool
-    packable: float = _PACKED_AT_ONCE
+    packable: float = 0.0
     reorder: bool = False
 
     @property

@@ -61,7 +61,7 @@ class Scene:
             plain = simulate(captured.graph, plain_schedule(captured.graph)).peak_bytes
             budget = AMPLE if share is None else int(share * plain)
             return replace(plan_graph(captured, budget, method=method), loss=self.loss)
-        least = minimum_budget(captured.graph)
+        least = minimum_budget(captured.graph, thorough=False)
         budget = least.least_bytes
         plan = plan_graph(captured, AMPLE, method="plain")
         return replace(plan, schedule=least.schedule, budget_bytes=budget, loss=self.loss)
