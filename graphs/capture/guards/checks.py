@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 import itertools
-import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FrameType
+
+from planner.graphs.capture.guards.source_tree import source_tree
 
 _LOGS = frozenset(("print", "warn", "warning", "warning_once", "info", "debug", "error", "log"))
 
@@ -65,11 +66,7 @@ _Span = tuple[int | None, int | None, int | None, int | None]
 
 @lru_cache(maxsize=64)
 def _conditions(filename: str) -> tuple[_Condition, ...]:
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except (SyntaxError, ValueError):
-        return ()
-    return tuple(_found_in(tree))
+    return tuple(_found_in(source_tree(filename)))
 
 
 def _found_in(tree: ast.AST) -> Iterator[_Condition]:

@@ -7,10 +7,12 @@ Read from the source: code without one is taken to use the order.
 from __future__ import annotations
 
 import ast
-import linecache
 import types
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+
+from planner.graphs.capture.guards.own_code import with_inner
+from planner.graphs.capture.guards.source_tree import source_tree
 
 _BY_KEY = frozenset(("get", "move_to_end", "setdefault", "__contains__", "__getitem__"))
 _NO_ORDER = frozenset(("len", "isinstance"))
@@ -32,24 +34,17 @@ def _uses(code: types.CodeType, name: str) -> list[bool] | None:
     if not _names(code, name):
         return []
     uses = _uses_in(code.co_filename)
-    if uses is None:
-        return None
     lines = [line for _, _, line in code.co_lines() if line is not None]
     return [ok for at, used, ok in uses if used == name and min(lines) <= at <= max(lines)] or None
 
 
 def _names(code: types.CodeType, name: str) -> bool:
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return name in (*code.co_names, *code.co_consts) or any(_names(c, name) for c in inner)
+    return any(name in (*part.co_names, *part.co_consts) for part in with_inner(code))
 
 
 @lru_cache(maxsize=64)
-def _uses_in(filename: str) -> tuple[tuple[int, str, bool], ...] | None:
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except (SyntaxError, ValueError):
-        return None
-    return tuple(_found_in(tree, ()))
+def _uses_in(filename: str) -> tuple[tuple[int, str, bool], ...]:
+    return tuple(_found_in(source_tree(filename), ()))
 
 
 def _found_in(node: ast.AST, around: tuple[ast.AST, ...]) -> Iterator[tuple[int, str, bool]]:

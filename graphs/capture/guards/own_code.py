@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ast
 import dis
-import linecache
 import sys
 import sysconfig
 import types
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import zip_longest
 
+from planner.graphs.capture.guards.source_tree import source_tree
 from planner.graphs.capture.guards.values import NOT_THE_USERS
 
 LIBRARIES = (
@@ -56,6 +57,16 @@ def instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
         yield from dis.get_instructions(part)
 
 
+def followed(code: types.CodeType) -> Iterator[tuple[dis.Instruction, dis.Instruction | None]]:
+    """Yield what a function does, each with what comes next.
+
+    Args:
+        code: of the function.
+    """
+    steps = list(instructions(code))
+    yield from zip_longest(steps, steps[1:])
+
+
 def lines_comparing_types(code: types.CodeType, names: frozenset[str]) -> Iterator[int]:
     """Yield the lines of a function that compare a ``type(...)`` with something of a name.
 
@@ -71,13 +82,9 @@ def lines_comparing_types(code: types.CodeType, names: frozenset[str]) -> Iterat
 
 @lru_cache(maxsize=64)
 def _type_comparisons(filename: str) -> tuple[tuple[int, frozenset[str]], ...]:
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except (SyntaxError, ValueError):
-        return ()
     return tuple(
         (node.lineno, frozenset(map(_name_of, ast.walk(node))))
-        for node in ast.walk(tree)
+        for node in ast.walk(source_tree(filename))
         if isinstance(node, ast.Compare)
         and any(isinstance(x, ast.Call) and _name_of(x.func) == "type" for x in _sides(node))
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import itertools
-import linecache
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import FrameType
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from planner.graphs.capture.guards.source_tree import source_tree
 from planner.graphs.capture_error import CaptureError
 
 VALUE_OF_THE_STEP = "(a value of the step)"
@@ -80,12 +80,8 @@ def asks_for_item(frame: FrameType) -> bool:
 
 @lru_cache(maxsize=64)
 def _item_calls(filename: str) -> frozenset[tuple[int | None, ...]]:
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except (SyntaxError, ValueError):
-        return frozenset()
     return frozenset(
         (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
-        for node in ast.walk(tree)
+        for node in ast.walk(source_tree(filename))
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "item"
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.graphs.capture.guards.own_attributes import attributes_of
-from planner.graphs.capture.guards.own_code import instructions, lines_comparing_types
+from planner.graphs.capture.guards.own_code import followed, lines_comparing_types
 from planner.graphs.capture.guards.paths import (
     MISSING,
     Attribute,
@@ -125,8 +125,7 @@ class Reached:
         for function in self.functions:
             if function.__name__.startswith("__") and function.__name__ != "__call__":
                 continue
-            steps = list(instructions(function.__code__))
-            for step, after in zip(steps, [*steps[1:], None], strict=True):
+            for step, after in followed(function.__code__):
                 of_self = after is not None and after.argval == "self"
                 if step.opname == "MATCH_CLASS":
                     return True
@@ -148,8 +147,7 @@ class Reached:
             name: of the attribute.
         """
         for code in self.codes:
-            steps = list(instructions(code))
-            for step, after in zip(steps, [*steps[1:], None], strict=True):
+            for step, after in followed(code):
                 appends = after is not None and after.argval == "append"
                 if step.argval == name and not (step.opname == "LOAD_ATTR" and appends):
                     return False

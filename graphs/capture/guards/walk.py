@@ -33,14 +33,12 @@ from planner.graphs.capture.guards.paths import (
     Path,
 )
 from planner.graphs.capture.guards.places import Place, Reached
-from planner.graphs.capture.guards.told_values import is_array, written_in_python
+from planner.graphs.capture.guards.told_values import LARGE, is_array, written_in_python
 from planner.graphs.capture.guards.values import NOT_THE_USERS
 from planner.graphs.torch_api.module_internals import BOOKKEEPING
 
 _MOST = 20_000
 """Places that are looked at; code that reaches more has them in a data set or a trainer."""
-_LARGE = 4096
-"""Items of a list or dict beyond which only the collection itself is looked at."""
 _CACHED = functools._lru_cache_wrapper
 _TABLE = ("LOAD_GLOBAL", "globals")
 _OF_TABLES = frozenset(vars(types.ModuleType("")))
@@ -137,9 +135,9 @@ def _is_called_unnamed(cls: type, name: str, *, made: bool) -> bool:
 
 def _asked_for(steps: Sequence[dis.Instruction]) -> set[str]:
     """Return the names that code asks for; texts only where it asks for something by its text."""
-    named = [s for s in steps if isinstance(s.argval, str) and s.opcode not in _NO_NAMES]
-    by_text = any(s.argval in _BY_TEXT for s in named)
-    return {s.argval for s in named if by_text or s.opname != "LOAD_CONST"}
+    texts = [s for s in steps if isinstance(s.argval, str) and s.opcode not in _NO_NAMES]
+    by_text = any(s.argval in _BY_TEXT for s in texts)
+    return {s.argval for s in texts if by_text or s.opname != "LOAD_CONST"}
 
 
 def _in(function: types.FunctionType, folders: tuple[str, ...]) -> bool:
@@ -187,7 +185,7 @@ class _Walk:
         elif callable(value) and self._visit_callable(path, value):
             pass
         elif isinstance(value, tuple | frozenset):
-            if len(value) <= _LARGE:
+            if len(value) <= LARGE:
                 self.waiting += [(path.then(Item(i)), part) for i, part in enumerate(value)]
         elif isinstance(value, dict | list | deque | set | types.CellType):
             self._add(Place(path, value))
@@ -268,7 +266,7 @@ class _Walk:
     def _add(self, place: Place) -> None:
         self.found.append(place)
         held, path = place.held(), place.path
-        if len(held) <= _LARGE:
+        if len(held) <= LARGE:
             parts = [(key, value) for key, value in held.items() if not _is_plain(value)]
             self.waiting += [(path.then(place.step(key)), value) for key, value in parts]
             if isinstance(place.owner, dict | set):

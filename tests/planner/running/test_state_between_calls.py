@@ -16,18 +16,7 @@ from torch import Tensor, nn
 
 import planner
 from planner import CaptureError
-
-
-class Scaled(nn.Module):
-    """One layer, whose output is multiplied by a number that Python finds in ``state``."""
-
-    def __init__(self, state: Any, number: Callable[[Any], float]) -> None:
-        super().__init__()
-        self.layer, self.state, self.number = nn.Linear(4, 4), state, number
-
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.layer(x).square().mean() * self.number(self.state)
-        return made
+from tests.planner.running.scaled import Scaled
 
 
 def _first_to_the_end(state: Any) -> float:
