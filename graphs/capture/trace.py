@@ -21,18 +21,18 @@ from planner.graphs.capture.effects import (
     refuse_backward_effects,
     tensors_left_at,
 )
-from planner.graphs.capture.first_call import Called, KeepsFunctions, of_second_call
+from planner.graphs.capture.first_call import Called, of_second_call
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.python_state import PythonState, unchanged
 from planner.graphs.capture.guards.reads import loosened, watched_reads
-from planner.graphs.capture.guards.tape import Decisions
-from planner.graphs.capture.guards.values import NOT_THE_USERS, Observer
+from planner.graphs.capture.guards.values import NOT_THE_USERS
 from planner.graphs.capture.joint_graph import Joint, joint_of, refuse_baked_tensors
 from planner.graphs.capture.node_kinds import drop_idle_waits, tie_shared_storage
 from planner.graphs.capture.placed import local_of, placed_as, require_even_parts
 from planner.graphs.capture.step_function import StepFunction, unique_tensors
 from planner.graphs.capture.trace_errors import explained
+from planner.graphs.capture.watched_step import WatchedStep
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import annotate, preserve_node_meta
 from planner.graphs.torch_api.autocast_cache import (
@@ -201,7 +201,7 @@ def _forward(
     loss: Callable[..., Any] | None,
     card: Card | None = None,
     aside: Collection[str] = (),
-) -> tuple[tuple[_Watched, FakeTensorMode], Called]:
+) -> tuple[tuple[WatchedStep, FakeTensorMode], Called]:
     state = PythonState(model, () if loss is None else (loss,))
     watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state, aside=aside)
     try:
@@ -217,7 +217,7 @@ class _Enough(Exception):
 
 
 class _ForwardOnly(nn.Module):
-    def __init__(self, watched: _Watched) -> None:
+    def __init__(self, watched: WatchedStep) -> None:
         super().__init__()
         self.watched = watched
 
@@ -228,7 +228,7 @@ class _ForwardOnly(nn.Module):
 
 @contextmanager
 def _capturing(
-    watched: _Watched,
+    watched: WatchedStep,
     model: nn.Module,
     *,
     lean: bool = True,
@@ -276,7 +276,7 @@ def _watch(
     lifted: Sequence[Path] = (),
     sizes: SymbolicSizes | None = None,
     aside: Collection[str] = (),
-) -> tuple[_Watched, tuple[Tensor, ...], FakeTensorMode]:
+) -> tuple[WatchedStep, tuple[Tensor, ...], FakeTensorMode]:
     """Return a step of a model around fake tensors, what to call it with, and their mode."""
     parameters, buffers = unique_tensors(model)
     require_even_parts(model)
@@ -305,7 +305,7 @@ def _watch(
     with mode:
         numbers = [torch.empty((), dtype=torch.float64) for _ in lifted]
     data = [None if isinstance(t, FakeTensor) or t.is_meta else t for t in known]
-    return _Watched(step, data, answers, lifted), (*inputs, *numbers), mode
+    return WatchedStep(step, data, answers, lifted), (*inputs, *numbers), mode
 
 
 def _fake(member: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
@@ -339,52 +339,6 @@ def blank(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
     with mode:
         fresh = torch.empty_strided(shape, stride, dtype=tensor.dtype, device=device)
         return fresh.requires_grad_(tensor.requires_grad)
-
-
-class _Watched(nn.Module):
-    """A step run under an ``Observer``; AOTAutograd runs it several times, the last one counts."""
-
-    def __init__(
-        self,
-        step: StepFunction,
-        data: Sequence[Tensor | None],
-        answers: Sequence[Any] | None,
-        lifted: Sequence[Path],
-    ) -> None:
-        super().__init__()
-        self.step, self._data, self._answers = step, data, answers
-        self._lifted = tuple(lifted)
-        self.decisions = Decisions()
-        self.checks = True
-        self.casts: Casts | None = None
-        self.called: Called = ()
-
-    def forward(self, *tensors: Tensor) -> list[Tensor]:
-        count = len(tensors) - len(self._lifted)
-        tensors, numbers = tensors[:count], [t.item() for t in tensors[count:]]
-        self.step.numbers = tuple(zip(self._lifted, numbers, strict=True))
-        known = [*tensors, *self.step.buffers_now]
-        with Observer(known, self._data, self._answers) as observer, self._casting(tensors):
-            observer.number([*self.step.parameters()])
-            try:
-                kept: list[Tensor] = self.step(*tensors)
-            except KeepsFunctions as error:
-                error.called = tuple(observer.called)
-                raise
-        self.called = tuple(observer.called)
-        self.step.add_checks(kept, observer.checks if self.checks else ())
-        self.decisions = Decisions(tuple(observer.found), tuple(observer.by_size))
-        return kept
-
-    @contextmanager
-    def _casting(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Keep autocast's casts of parameters and inputs while the step runs."""
-        assert self.casts is not None, "set up around a capture"
-        self.casts.begin((*self.step.parameters(), *tensors))
-        try:
-            yield
-        finally:
-            self.casts.end()
 
 
 @contextmanager
