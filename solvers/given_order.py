@@ -34,12 +34,13 @@ from planner.solvers.search.initial import least_checkpointed
 from planner.solvers.search.polish import polish
 from planner.solvers.search.relaxed_masters import run_relaxed
 from planner.solvers.search.stretches import improve_stretches
-from planner.solvers.search.time_cuts import fine_target, run_cuts
+from planner.solvers.search.time_cuts import CutRun, fine_target, run_cuts
 from planner.solvers.search.walk_down import walk_down
 from planner.solvers.tuning import (
     BRIEF_POLISH_WORK,
     CLOSE_GAP,
     CUTS_SHARE,
+    GOING_ON_SHARE,
     INTEGER_OPS,
     LARGE_OPS,
     TINY_OPS,
@@ -83,7 +84,7 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if not rounded and search.bound < math.inf and search.problem.n > LARGE_OPS:
         least = _start(search, graph, floor)
     _leap(search, graph, limits, rounded=rounded)
-    _cut(search, limits, cuts)
+    run = _cut(search, limits, cuts)
     if search.bound < math.inf:
         _compare(search, graph, limits)
         if search.order is None and not least:
@@ -91,6 +92,8 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.bound == math.inf:
         return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
     _polish(search, limits)
+    if run is not None:
+        _go_on(search, limits, run)
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
         found = f"nothing found that fits; the least peak found is {least} bytes"
@@ -170,11 +173,21 @@ def _walk(search: Search, limits: Limits) -> None:
         improve_stretches(search, limits, target=WORTH_WALKING_GAP)
 
 
-def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> None:
+def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> CutRun | None:
     """Solve integer masters where they can do better."""
     n, left = search.problem.n, search.deadline - time.monotonic()
     if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and not search.over()):
-        run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
+        return run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
+    return None
+
+
+def _go_on(search: Search, limits: Limits, run: CutRun) -> None:
+    """Let masters go on that their share of the seconds cut off, then small steps."""
+    before, left = search.extra, search.deadline - time.monotonic()
+    if run.rounds > 0 and search.order is not None:
+        run.go_on(search.deadline - (1 - GOING_ON_SHARE) * left)
+        if search.extra < before:
+            _polish(search, limits)
 
 
 def _compare(search: Search, graph: Graph, limits: Limits) -> None:

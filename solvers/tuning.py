@@ -254,6 +254,8 @@ LEAST_CUTS_OPS = 100
 # given_order.py
 CUTS_SHARE = 0.62
 """The integer masters' part of the seconds; the baselines and the local search have the rest."""
+GOING_ON_SHARE = 0.8
+"""Their part of what is left after those; small steps from a better plan have the rest of it."""
 START_SHARE = 0.4
 """The part of the seconds that is kept for orders that hold little while nothing fits yet."""
 JUDGING_SHARE = 0.03

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
+from planner.allocator_budget import limits_left
 from planner.analysis.curve import Curve
 from planner.graphs import Schedule
 from planner.graphs.hardware.host_tier import HostTier
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 POINTS = 20
 RIVALS_ASKED = 5
 """At so many budgets the heuristics that depend on the budget are run."""
-RIVAL_SECONDS = 5.0
+POINTS_SHARE, RIVALS_SHARE = 0.7, 0.5
+"""With heuristics, the points' part of the seconds, and the heuristics' of what is left; the rest
+is for points between."""
 
 
 @takes(VariantOptions)
@@ -50,7 +53,7 @@ def pareto(
         heuristics: set the schedules of the usual heuristics beside ours; a point takes one that is
             quicker, and points come where one is between two.
         said: what else is to be said of the step: see ``Request``. The seconds of ``limits`` are
-            for all points together.
+            for all of it together.
 
     Raises:
         ValueError: fewer than two points.
@@ -89,6 +92,8 @@ def curve_of(
         return _curve_with_states(captured, request, points, heuristics=heuristics)
     request.tell(f"solving {len(graph.ops):,} ops at {points} budgets")
     start = time.perf_counter()
+    if heuristics:
+        limits = replace(limits, seconds=POINTS_SHARE * limits.seconds)
     if host is None:
         found = frontier(graph, points, limits)
     else:
@@ -97,14 +102,16 @@ def curve_of(
     marks: dict[str, tuple[Mark, ...]] = {}
     if heuristics:
         request.tell("running the usual heuristics")
-        quick = Limits(seconds=RIVAL_SECONDS, seed=limits.seed)
+        left = limits_left(request, start)
+        quick = Limits(seconds=RIVALS_SHARE * left.seconds, seed=limits.seed)
         marks = rivals(graph, list(_some(found)), quick, eager=captured.eager, host=host)
         request.tell("solving where a heuristic comes between two points")
-        share = replace(limits, seconds=limits.seconds / (2 * points))
+        between, left = list(_between(found, marks)), limits_left(request, start)
+        each = replace(left, seconds=left.seconds / max(1, len(between)))
         if host is None:
-            found = refined(graph, found, _between(found, marks), share)
+            found = refined(graph, found, between, each)
         else:
-            found = refined_with_host(graph, host, found, _between(found, marks), share)
+            found = refined_with_host(graph, host, found, between, each)
         found = offered(graph, found, _schedules(captured, host, marks), host)
         marks = {n: tuple(replace(m, schedule=None) for m in front) for n, front in marks.items()}
     return Curve(captured, request, found, marks, solve_seconds=spent)

@@ -7,12 +7,15 @@ some budgets.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from planner.graphs import Graph, Schedule, schedule_from_order, simulate
 from planner.graphs.hardware.host_tier import HostTier
-from planner.solvers.api import Limits, solve
+from planner.solvers.api import Limits, deadline_of, solve
 from planner.solvers.baselines import blocks, checkpoint, chen_greedy, chen_sqrt
 from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.model.order_from_kept import order_from_kept
@@ -68,7 +71,8 @@ def rivals(
     Args:
         graph: the step.
         budgets: in bytes.
-        limits: when to stop.
+        limits: whose seconds are for all families together; one that they cut off offers what was
+            tried of it until then.
         eager: the step as torch runs it itself, on which ``RUN_BY_TORCH`` are judged, and those
             of ``moved_by_hand``.
         host: where values may go; without it nobody moves any.
@@ -80,9 +84,12 @@ def rivals(
     >>> rivals(g, [])["chen_sqrt"]
     (Mark(peak_bytes=3, seconds=3.0),)
     """
-    found = {name: _front(graph, orders(graph)) for name, orders in FAMILIES.items()}
-    for name in MEASURED:
-        found[name] = _front(graph, _asked(graph, name, budgets, limits or Limits()))
+    limits = limits or Limits()
+    until = deadline_of(limits)
+    found = {name: _front(graph, orders(graph), until) for name, orders in FAMILIES.items()}
+    for nth, name in enumerate(MEASURED):
+        share = limits.until(until, share=1 / (len(MEASURED) - nth))
+        found[name] = _front(graph, _asked(graph, name, budgets, share))
     found |= without_a_plan(graph if eager is None else eager, host)
     return {name: marks for name, marks in found.items() if marks}
 
@@ -114,18 +121,22 @@ def _unbeaten(marks: Iterable[Mark]) -> tuple[Mark, ...]:
 
 
 def _asked(graph: Graph, name: str, budgets: Sequence[int], limits: Limits) -> Iterator[list[int]]:
-    for budget in budgets:
-        schedule = solve(graph, budget, method=name, limits=limits).schedule
+    until = deadline_of(limits)
+    for nth, budget in enumerate(budgets):
+        share = limits.until(until, share=1 / (len(budgets) - nth))
+        schedule = solve(graph, budget, method=name, limits=share).schedule
         if schedule is not None:
             yield list(schedule.order)
 
 
-def _front(graph: Graph, orders: Iterable[Sequence[int]]) -> tuple[Mark, ...]:
-    """Return what no other order of the family beats in both bytes and seconds."""
+def _front(
+    graph: Graph, orders: Iterable[Sequence[int]], until: float = math.inf
+) -> tuple[Mark, ...]:
+    """Return what no other order tried of the family beats in both bytes and seconds."""
     problem = flatten(graph)
     tried = sorted(
         (int(held_bytes(problem, order).max()), problem.order_seconds(order), list(order))
-        for order in orders
+        for order in takewhile(lambda _: time.monotonic() < until, orders)
     )
     found: list[Mark] = []
     for _, seconds, order in tried:

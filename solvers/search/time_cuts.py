@@ -15,7 +15,7 @@ from planner.solvers.model.master import solve_master
 from planner.solvers.model.master_program import Burst
 from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import bursts, overshoots
-from planner.solvers.model.problem import held_bytes
+from planner.solvers.model.problem import Problem, held_bytes
 from planner.solvers.search.incumbent import Search
 from planner.solvers.tuning import (
     ANY_GAP,
@@ -47,8 +47,10 @@ def run_cuts(
     *,
     most_work: int = MOST_WORK,
     tight: bool = True,
-) -> None:
+) -> CutRun:
     """Raise the bound and lower the cost with masters at more and more cuts until they meet.
+
+    Returns what was done; where the seconds cut it off, it may go on.
 
     Args:
         search: what is known; it takes in what is found.
@@ -58,24 +60,26 @@ def run_cuts(
         tight: whether rows along paths are worth their time, which raise the bound alone.
     """
     search.offer(range(search.problem.n))
-    if search.problem.n:
-        run = _CutRun(search, limits, cuts)
-        run.relaxations()
-        if tight:
-            run.tightened()
-        run.integers(most_work)
+    run = CutRun(search, limits, cuts, most_work)
+    run.relaxations()
+    if tight:
+        run.tightened()
+    run.integers()
+    return run
 
 
-class _CutRun:
-    """Cuts and bursts, and how hard to try."""
+class CutRun:
+    """Cuts and bursts, and how hard to try: what integer masters may cost, rounds left of them."""
 
-    def __init__(self, search: Search, limits: Limits, cuts: Sequence[int]) -> None:
+    def __init__(self, search: Search, limits: Limits, cuts: Sequence[int], most_work: int) -> None:
         problem = search.problem
         self.search, self.limits = search, limits
         self.deadline = time.monotonic() + limits.seconds
         self.target = fine_target(search, limits) if problem.n <= LARGE_OPS else limits.gap
-        self.cuts = list(cuts) or [int(held_bytes(problem, range(problem.n)).argmax())]
+        self.cuts = list(cuts) or _turn(problem)
         self.again: set[Burst] = set()
+        self.work, self.most_work = min(FIRST_WORK, most_work), most_work
+        self.rounds = INTEGER_ROUNDS
 
     @property
     def done(self) -> bool:
@@ -102,17 +106,20 @@ class _CutRun:
             if self.done or not self._add(self._solve(self.search.budget, relax=True, paths=True)):
                 return
 
-    def integers(self, most_work: int) -> None:
+    def integers(self) -> None:
         """Solve integer masters, with more cuts or bursts each time, or more effort."""
-        work = min(FIRST_WORK, most_work)
-        for _ in range(INTEGER_ROUNDS):
-            if self.done:
-                return
-            order = self._solve(self.search.budget, work=work)
-            if not self._add(order):
-                if self.done or work >= most_work or self.search.gap <= self.limits.gap:
-                    return
-                work *= WORK_GROWTH
+        while self.rounds > 0 and not self.done:
+            self.rounds -= 1
+            order = self._solve(self.search.budget, work=self.work)
+            if not self._add(order) and not self.done:
+                if self.work >= self.most_work or self.search.gap <= self.limits.gap:
+                    self.rounds = 0
+                self.work *= WORK_GROWTH
+
+    def go_on(self, deadline: float) -> None:
+        """Solve more of them until a later deadline, of ``time.monotonic``."""
+        self.deadline = deadline
+        self.integers()
 
     def _solve(
         self, budget: int, *, relax: bool = False, paths: bool = False, work: int = 0
@@ -152,3 +159,8 @@ class _CutRun:
             fresh = overshoots(problem, order, budget, self.cuts)
         self.cuts, self.again = sorted({*self.cuts, *fresh}), self.again | runs
         return bool(fresh or runs)
+
+
+def _turn(problem: Problem) -> list[int]:
+    """Return the op at whose first run the plain step holds most; of no ops, none."""
+    return [int(held_bytes(problem, range(problem.n)).argmax())] if problem.n else []
