@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dis
 import inspect
-import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.graphs.capture.first_call import KeepsFunctions
+from planner.graphs.capture.first_call import SetsUp
 from planner.graphs.capture.guards.keyed_use import used_by_key_alone
 from planner.graphs.capture.guards.paths import MISSING, Attribute, Item, Path, Step
 from planner.graphs.capture.guards.pending import Pending, tells_a_value
@@ -145,7 +144,7 @@ def effects_of(
         output: makes a tensor an output of the step, under a name; returns its index.
 
     Raises:
-        KeepsFunctions: a function is kept, perhaps at the first call alone.
+        SetsUp: what is kept cannot be kept again, but perhaps the first call alone does.
         CaptureError: something else that cannot be done again at each call.
     """
     if (generator := state.drawn_from()) is not None:
@@ -193,7 +192,7 @@ def effects_of(
         plain = effect.replaces and not effect.has_tensors
         unseen = isinstance(change.place.owner, type)  # who reads those of a class is not known
         if plain and (unseen or not isinstance(change.step, Attribute)):
-            raise _depends(state, change)
+            raise _depends(state, change, changes)
         items.append(effect)
     return Effects(tuple(items))
 
@@ -231,8 +230,7 @@ def _kept(
         f"{_line(state, change.path)}, which a plan cannot make again at each call; return it, or "
         "keep tensors and plain values there, in lists, tuples or dicts"
     )
-    is_function = isinstance(value, types.FunctionType)
-    return KeepsFunctions(text, changes) if is_function else CaptureError(text)
+    return SetsUp(text, changes)
 
 
 def not_read_before(effects: Effects, state: PythonState, reads: Collection[Path]) -> Effects:
@@ -306,12 +304,13 @@ def _appended_last(change: Change) -> tuple[bool, int]:
     return change.before is MISSING, key if isinstance(key, int) else 0
 
 
-def _depends(state: PythonState, change: Change) -> CaptureError:
-    return CaptureError(
+def _depends(state: PythonState, change: Change, changes: Sequence[Change]) -> CaptureError:
+    text = (
         f"the forward pass changes {change.path} from {change.before!r} to {change.now!r}"
         f"{_line(state, change.path)}; a plan runs no Python, so it would stay as it was when the "
         "plan was made; keep it in a buffer (register_buffer), or change it outside the model"
     )
+    return SetsUp(text, changes)
 
 
 def _name(path: Path) -> str:

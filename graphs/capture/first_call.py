@@ -1,8 +1,9 @@
-"""What a model sets up at its first call and never again, such as hooks that record outputs.
+"""What code sets up at its first call and never again: hooks, the entries of a registry, a flag.
 
-A planned model runs no Python, so what its code keeps must be kept again at each call, and a
-function cannot be. If it is the first call alone that keeps it, the model may be captured as its
-second call finds it: what was set up then stays in the model, as after a first call in eager mode.
+A planned model runs no Python, so what its code keeps must be kept again at each call, and an
+object or what depends on the call before cannot be. If it is the first call alone that keeps it,
+the model may be captured as its second call finds it: what was set up then stays, as after a first
+call in eager mode.
 """
 
 from __future__ import annotations
@@ -13,12 +14,25 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from planner.graphs.capture.guards.own_attributes import attributes_of
+from planner.graphs.capture.guards.paths import MISSING
+from planner.graphs.capture.guards.pending import tells_a_value
 from planner.graphs.capture.guards.python_state import Change
+from planner.graphs.capture.guards.told_values import written_in_python
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.patches import capturing
 from planner.graphs.torch_api.pytree import tree_leaves
+from planner.graphs.torch_api.symbolic_sizes import is_size
+
+_DEPTH = 4
+_OF_NO_CALL = (
+    *(type(None), bool, int, float, complex, str, bytes, type, types.ModuleType),
+    *(types.BuiltinFunctionType, torch.dtype, torch.device, torch.layout, type(MISSING)),
+    nn.Module,  # one that is new is refused elsewhere
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,10 +40,10 @@ Called = tuple[Any, ...]
 """What a model called of torch, in order: functions, their constants, and which tensors."""
 
 
-class KeepsFunctions(CaptureError):
-    """The forward pass keeps functions; ``changes`` are all that it did to Python's state.
+class SetsUp(CaptureError):
+    """The forward pass keeps what no later call can keep again, perhaps at the first call alone.
 
-    ``called`` is what it called of torch, in order.
+    ``changes`` are all that it did to Python's state, ``called`` what it called of torch, in order.
     """
 
     def __init__(self, message: str, changes: Sequence[Change]) -> None:
@@ -39,22 +53,28 @@ class KeepsFunctions(CaptureError):
 
 
 def may_stay(change: Change) -> bool:
-    """Tell a change that holds nothing of the call that made it: no tensor, in no closure.
+    """Tell a change that holds nothing of the call that made it: no tensor, no size, anywhere.
 
     Args:
         change: what a call did to Python's state.
     """
-    return not any(_holds_tensor(x, 0) for x in tree_leaves(change.now))
+    return not any(_is_of_a_call(x, 0) for x in tree_leaves(change.now))
 
 
-def _holds_tensor(value: Any, depth: int) -> bool:
-    if isinstance(value, Tensor) or depth > 4:
+def _is_of_a_call(value: Any, depth: int) -> bool:
+    """Tell what holds something of a call, or may: not all can be looked into."""
+    if isinstance(value, _OF_NO_CALL) and not tells_a_value(value):
+        return False
+    if isinstance(value, Tensor) or is_size(value) or depth > _DEPTH:
         return True
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        inside = (*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
-        return any(_holds_tensor(x, depth + 1) for x in tree_leaves(inside))
-    return False
+        inside: Any = (*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+    elif written_in_python(type(value)):
+        inside = attributes_of(value)
+    else:
+        return True
+    return any(_is_of_a_call(x, depth + 1) for x in tree_leaves(inside))
 
 
 def of_second_call(capture: Callable[P, tuple[T, Called]]) -> Callable[P, T]:
@@ -62,7 +82,7 @@ def of_second_call(capture: Callable[P, tuple[T, Called]]) -> Callable[P, T]:
 
     Args:
         capture: captures a model, leaves it as it was, and returns what it called of torch, too.
-            It may raise ``KeepsFunctions``, which the result does only if the second call is not
+            It may raise ``SetsUp``, which the result does only if the second call is not
             as the first.
     """
 
@@ -71,7 +91,7 @@ def of_second_call(capture: Callable[P, tuple[T, Called]]) -> Callable[P, T]:
         with capturing():
             try:
                 return capture(*args, **kwargs)[0]
-            except KeepsFunctions as error:
+            except SetsUp as error:
                 if not all(map(may_stay, error.changes)):
                     raise
                 with contextlib.ExitStack() as undo:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from planner.graphs.capture.first_call import Called, KeepsFunctions
+from planner.graphs.capture.first_call import Called, SetsUp
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.tape import Decisions
 from planner.graphs.capture.guards.values import Observer
@@ -46,7 +46,7 @@ class WatchedStep(nn.Module):
             observer.number([*self.step.parameters()])
             try:
                 kept: list[Tensor] = self.step(*tensors)
-            except KeepsFunctions as error:
+            except SetsUp as error:
                 error.called = tuple(observer.called)
                 raise
         self.called = tuple(observer.called)

@@ -107,6 +107,105 @@ def test_a_first_call_unlike_the_second_is_refused(kind: type[nn.Module]) -> Non
     assert not model.ready
 
 
+class Backend:
+    """What a library keeps for a type of tensors."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.library, self.scale = torch, scale
+
+
+BACKENDS: dict[Any, Any] = {}
+
+
+class Looking(nn.Module):
+    """Looks something up by the type of its input, and makes it where there is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 1))
+
+    def found(self, x: Tensor) -> Backend:
+        if type(x) not in BACKENDS:
+            BACKENDS[type(x)] = Backend()
+        return BACKENDS[type(x)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        backend = self.found(x)
+        return self.layers(backend.library.tanh(x) * backend.scale).square().mean()
+
+
+class LookingInADict(Looking):
+    """Keeps it, and that it did, in a dict of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[str, Any] = {"ready": False}
+
+    def found(self, x: Tensor) -> Backend:
+        if not self.known["ready"]:
+            self.known.update(backend=Backend(2.0), ready=True)
+        return self.known["backend"]
+
+
+class LookingInItself(Looking):
+    """Keeps it in an attribute."""
+
+    backend: Backend | None = None
+
+    def found(self, x: Tensor) -> Backend:
+        if self.backend is None:
+            self.backend = Backend(0.5)
+        return self.backend
+
+
+@pytest.mark.parametrize("kind", [Looking, LookingInADict, LookingInItself])
+@pytest.mark.parametrize("called", [False, True])
+def test_what_is_looked_up_is_made_once(kind: type[Looking], *, called: bool) -> None:
+    BACKENDS.clear()
+    torch.manual_seed(0)
+    model, x = kind(), torch.randn(4, 8)
+    plain = copy.deepcopy(model)
+    if called:
+        model(x)
+    patched = planner.fit(model, "1GB", inputs=x).apply(model)
+    for a, b in zip(gradients(plain, x), gradients(patched, x), strict=True):
+        assert torch.equal(a, b)
+
+
+class LookingUpItsBatch(Looking):
+    """Keeps an object with its first batch."""
+
+    def found(self, x: Tensor) -> Backend:
+        found = BACKENDS.setdefault("first", Backend())
+        found.first = getattr(found, "first", x * 2)
+        return found
+
+
+class LookingAnew(Looking):
+    """Keeps another object at every call."""
+
+    def found(self, x: Tensor) -> Backend:
+        BACKENDS[len(BACKENDS)] = Backend(1.0 + len(BACKENDS))
+        return BACKENDS[len(BACKENDS) - 1]
+
+
+class LookingOften(Looking):
+    """Keeps an object once, and counts in it."""
+
+    def found(self, x: Tensor) -> Backend:
+        found = BACKENDS.setdefault("first", Backend())
+        found.scale += 1.0
+        return found
+
+
+@pytest.mark.parametrize("kind", [LookingUpItsBatch, LookingAnew, LookingOften])
+def test_what_is_made_of_each_call_is_refused(kind: type[Looking]) -> None:
+    BACKENDS.clear()
+    with pytest.raises(CaptureError, match="keeps a Backend in global"):
+        planner.fit(kind(), "1GB", inputs=torch.randn(4, 8))
+    assert not BACKENDS
+
+
 def language() -> tuple[nn.Module, dict[str, Any]]:
     config = hf.LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
