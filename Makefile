@@ -10,12 +10,15 @@ OTHER := .venv-torch-$(TORCH)
 # fixtures, and the longest files go first (tests/conftest.py).
 ABREAST := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-torch format lint types docs bench house clean
+.PHONY: setup demo test suite test-torch format lint types docs bench house clean
 
 demo: setup  ## train GPT-2 in half the memory it needs
 	$(BIN)/python -m benchmarks.demo
 
-test: lint types  ## everything a change must pass
+test: lint  ## everything a change must pass
+	$(MAKE) --jobs=2 types suite
+
+suite: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ABREAST)
 
 test-torch:  ## the tests with another release of torch: make test-torch TORCH=2.14.1

@@ -117,6 +117,7 @@ def test_what_is_trained_and_how_shows_in_the_prediction() -> None:
     assert checkpointed.per_second < plain.per_second
 
 
+@pytest.mark.slow
 def test_recipes_of_several_devices() -> None:
     mpt_125m = Case(
         Library.FOUNDRY, "125m", device("A100-40GB"), 4, LENGTH,

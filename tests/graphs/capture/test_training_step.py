@@ -105,6 +105,7 @@ def test_nothing_of_a_model_is_changed() -> None:
 # Models without memory
 
 
+@pytest.mark.slow
 def test_seventy_billion_parameters_are_captured_on_meta() -> None:
     with torch.device("meta"):
         model = nn.Sequential(

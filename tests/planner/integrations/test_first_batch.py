@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from planner import BadBudget, BadRequest, InfeasibleBudget
 from planner.integrations import plan_at_first_batch, plan_of, without_plan
+from tests.by_default import slow_but
 from tests.planner.integrations.trainers import QUICK, gpt2, padded, same, sentences
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -112,7 +113,7 @@ def test_a_loop_in_the_manner_of_nanogpt_is_the_same() -> None:
     assert plan.peak_bytes <= 520_000 < plan.plain_peak_bytes
 
 
-@pytest.mark.parametrize("prepared_first", [False, True])
+@pytest.mark.parametrize("prepared_first", slow_but({True}, [False, True]))
 def test_accelerate_trains_the_same(prepared_first: bool) -> None:
     accelerate = pytest.importorskip("accelerate")
     state = accelerate.state

@@ -14,6 +14,7 @@ from planner import BadRequest
 from planner.integrations import plan_of
 from planner.running.states_on_host import storages_on_host
 from planner.solvers import Limits
+from tests.by_default import slow_but
 from tests.planner.integrations.trainers import QUICK, gpt2, padded, same, sentences
 
 lightning = pytest.importorskip("lightning.pytorch")
@@ -86,7 +87,9 @@ def test_states_of_the_optimizer_wait_on_the_host(tmp_path: Path) -> None:
     assert same(planned, plain)
 
 
-@pytest.mark.parametrize(("call", "module"), [("net", None), ("self", "")])
+@pytest.mark.parametrize(
+    ("call", "module"), slow_but({("net", None)}, [("net", None), ("self", "")])
+)
 def test_lightning_is_the_same_in_less_memory(tmp_path: Path, call: str, module: str) -> None:
     from planner.integrations import LightningPlannerCallback
 

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 import planner
 from benchmarks.sizes import CASES, row_of, step
+from tests.by_default import slow_but
 
-SLOW = {"t5", "cnn"}
+SLOW = {"t5", "cnn", "lstm"}
 """The others meet the same code in CI."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
-)
+@pytest.mark.parametrize("name", slow_but(CASES.keys() - SLOW, CASES))
 def test_thirty_sizes_through_one_plan(name: str) -> None:
     torch.set_num_threads(1)
     row = row_of(name, scale=1, rounds=1)

@@ -25,6 +25,7 @@ from planner.running import copies_to_files, host_copies
 from planner.running.host_copies import HostMemory, send
 from planner.solvers.model.gaps import gaps_of, with_copies
 from planner.solvers.model.problem import flatten
+from tests.by_default import slow_but
 from tests.layers import SCENES
 from tests.training import Scene, assert_same, measured_peak, train
 
@@ -66,8 +67,7 @@ def moved(plan: planner.Plan, directory: Path, *, early: bool = False) -> planne
 def _cases() -> list[Any]:
     names = sorted(SCENES.keys() - ROUNDED_ELSEWHERE)
     cases = [(name, method) for name in names for method in ("plain", "recompute_all")]
-    slow = pytest.mark.slow
-    return [c if c in BY_DEFAULT else pytest.param(*c, marks=slow) for c in cases]
+    return slow_but(BY_DEFAULT, cases)
 
 
 @pytest.mark.parametrize(("name", "method"), _cases())
@@ -78,7 +78,7 @@ def test_moving_all_that_may_move_changes_no_bit(name: str, method: str, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", slow_but(MEASURED[1:], MEASURED))
 def test_what_is_away_is_not_held(name: str, tmp_path: Path) -> None:
     scene, model = SCENES[name], SCENES[name].model()
     plain = scene.plan(model, "plain")

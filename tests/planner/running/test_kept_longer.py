@@ -13,6 +13,7 @@ from torch import nn
 from planner.graphs import Action, Graph, Phase, Schedule, Step
 from planner.plans import Plan
 from planner.solvers.search.free_moves import FreeMoves
+from tests.by_default import slow_but
 from tests.layers import SCENES
 from tests.planner.running.test_reordered import HARD
 from tests.training import Scene, assert_same, measured_peak, train
@@ -38,10 +39,13 @@ def _moved(scene: Scene, model: nn.Module, *, reorder: bool) -> Plan:
 
 @pytest.mark.parametrize(
     ("name", "reorder"),
-    [
-        *((name, True) for name in (*HARD, "buffers_changed", "called_twice")),
-        *((name, False) for name in ("batch_norm", "dropout", "tied_three_times")),
-    ],
+    slow_but(
+        {("attention", True), ("batch_norm_called_twice", True), ("dropout", False)},
+        [
+            *((name, True) for name in (*HARD, "buffers_changed", "called_twice")),
+            *((name, False) for name in ("batch_norm", "dropout", "tied_three_times")),
+        ],
+    ),
 )
 def test_moves_change_no_bit(name: str, *, reorder: bool) -> None:
     scene, model = SCENES[name], SCENES[name].model()
@@ -50,7 +54,10 @@ def test_moves_change_no_bit(name: str, *, reorder: bool) -> None:
     assert_same(plain, train(scene, plan.apply(model), steps=2))
 
 
-@pytest.mark.parametrize("name", ["convolutions_and_norms", "attention", "batch_norm", "lstm"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but({"attention", "lstm"}, ["convolutions_and_norms", "attention", "batch_norm", "lstm"]),
+)
 def test_what_is_kept_longer_is_held_as_long_as_planned(name: str) -> None:
     scene, model = SCENES[name], SCENES[name].model()
     plan = scene.plan(model, "recompute_all")

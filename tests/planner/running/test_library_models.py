@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 import planner
+from tests.by_default import slow_but
 from tests.scenes import DEEP, Answer, Apply, mlp
 from tests.training import Scene, assert_same, measured_peak, train
 
@@ -42,7 +43,7 @@ def tokens() -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", slow_but({"eager"}, ["sdpa", "eager"]))
 def test_gpt2_with_dropout_and_tied_weights(attention: str) -> None:
     scene = Scene(lambda: gpt2(attn_implementation=attention), tokens)
     model = scene.model()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from planner.errors import OtherKernels
 from planner.graphs.capture.guards.call import differences
 from planner.plan.step_plan import StepPlan
 from planner.running.apply import apply
+from tests.by_default import slow_but
 from tests.scenes import Apply
 from tests.training import Scene, assert_same, train
 
@@ -119,15 +121,28 @@ def test_planned_anew_it_is_in_the_autocast_that_it_was_planned_in() -> None:
     loss.backward()
 
 
-def test_grouped_heads_are_planned_in_any_precision() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "card"),
+    slow_but(
+        {
+            (torch.float32, CARD),
+            (torch.float16, "V100-16GB"),
+            (torch.bfloat16, "H100-SXM"),
+            (torch.float16, "MI300X"),
+        },
+        itertools.product(
+            (torch.float32, torch.float16, torch.bfloat16),
+            ("V100-16GB", CARD, "H100-SXM", "MI300X"),
+        ),
+    ),
+)
+def test_grouped_heads_are_planned_in_any_precision(dtype: torch.dtype, card: str) -> None:
     config = LlamaConfig(
         hidden_size=64, intermediate_size=176, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=512, use_cache=False,
     )  # fmt: skip
     ids = torch.empty(4, 64, dtype=torch.long, device="meta")
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        with torch.device("meta"):
-            model = LlamaForCausalLM(config).to(dtype).train()
-        for card in ("V100-16GB", CARD, "H100-SXM", "MI300X"):
-            inputs = {"input_ids": ids, "labels": ids}
-            assert planner.fit(model, "8GB", inputs=inputs, device=card).fits
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(dtype).train()
+    inputs = {"input_ids": ids, "labels": ids}
+    assert planner.fit(model, "8GB", inputs=inputs, device=card).fits

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.by_default import slow_but
 from tests.layers import SCENES
 from tests.scenes import mlp
 from tests.training import (
@@ -27,6 +28,14 @@ MEASURED = (
     "dropout",
     "attention",
     "tied_three_times",
+    "frozen_with_adapters",
+    "autocast",
+    "lstm",
+)
+QUICKLY_MEASURED = (
+    "batch_norm",
+    "dropout",
+    "attention",
     "frozen_with_adapters",
     "autocast",
     "lstm",
@@ -53,7 +62,7 @@ def test_a_kernel_that_eager_mode_runs_on_a_strided_view_agrees_closely() -> Non
     torch.testing.assert_close(right, left, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", slow_but(QUICKLY_MEASURED, MEASURED))
 def test_the_least_budget_is_kept(name: str) -> None:
     scene, model = SCENES[name], SCENES[name].model()
     plan = scene.plan(model, "least")

@@ -28,6 +28,7 @@ from planner.running.states_on_host import (
     storages_on_host,
 )
 from planner.solvers import Limits
+from tests.by_default import slow_but
 
 WIDTH, ROWS = 64, 32
 
@@ -193,7 +194,7 @@ def test_states_lie_on_the_host_between_steps_those_that_are_loaded_too() -> Non
     assert len(storages_on_host(again)) == len(storages_on_host(moved))
 
 
-@pytest.mark.parametrize("more", [{}, {"accumulate": True}])
+@pytest.mark.parametrize("more", [pytest.param({}, marks=pytest.mark.slow), {"accumulate": True}])
 def test_measured_memory_falls_and_is_within_the_budget(more: dict[str, Any]) -> None:
     plan = tight(adamw, **more)
     model = build()
@@ -380,7 +381,7 @@ def test_steps_counted_for_all_are_not_counted_by_parts(where: str) -> None:
     assert optimizer.steps == optimizer.param_groups[0]["steps"] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", slow_but({torch.float64}, [torch.float64, torch.bfloat16]))
 def test_states_of_another_dtype_have_places_of_their_own(dtype: torch.dtype) -> None:
     """Wider or narrower than what was there, they lie over no other and are read as they are."""
     found = []
