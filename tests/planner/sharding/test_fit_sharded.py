@@ -208,7 +208,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_fewer_samples_than_a_model_takes_are_left_out() -> None:
     """A batch norm of rows wants two: what has one a rank is impossible, not the whole."""
     model = nn.Sequential(
-        *(nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(1))
+        *(nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(2))
     )
     said = {"inputs": torch.randn(2, 16), "loss": lambda out: out.square().mean(), "reserve": 0}
     plan = planner.fit(model, "10MB", world_size=2, global_batch=8, device="cpu", **said)
