@@ -62,7 +62,10 @@ from planner.graphs.torch_api.patches import Patches, patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors, silence_warnings
 from planner.graphs.torch_api.random_state import leave_generators_alone
 from planner.graphs.torch_api.recurrent import lstm_of_any_size
-from planner.graphs.torch_api.refused import refuse_what_cannot_be_traced
+from planner.graphs.torch_api.refused import (
+    refuse_checkpointed_writes,
+    refuse_what_cannot_be_traced,
+)
 from planner.graphs.torch_api.symbolic_sizes import SymbolicSizes, as_numbers_to_the_user
 from planner.graphs.torch_api.versions import require_supported
 
@@ -258,6 +261,7 @@ def _capturing(
             casts_on_cpu(patches, casts)
         let_lists_be_asked_for(patches)
         refuse_what_cannot_be_traced(patches)
+        refuse_checkpointed_writes(patches, lambda: watched.step.buffers_now)
         trace_collectives(patches)
         stack.enter_context(preserve_node_meta())
         stack.enter_context(_module_paths(model, patches))

@@ -5,23 +5,30 @@ What is raised here is told with the user's line by ``graphs.capture.trace_error
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch._dynamo.exc import UncapturedHigherOrderOpError as NotTracedWhole
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn import functional
 from torch.utils import checkpoint
 
 from planner.graphs.torch_api.module_internals import STAND_IN
 from planner.graphs.torch_api.patches import Patches
 
-__all__ = ["NotTracedWhole", "refuse_what_cannot_be_traced"]
+__all__ = ["NotTracedWhole", "refuse_checkpointed_writes", "refuse_what_cannot_be_traced"]
 
 _REENTRANT = (
     "a reentrant checkpoint hides its backward pass: pass use_reentrant=False, or leave it out "
     "(model.gradient_checkpointing_disable()): the plan decides what is recomputed"
+)
+_WRITTEN_TWICE = (
+    "a checkpoint runs this part twice in a step, and each time it writes a buffer (batch norm its "
+    "statistics), which a plan writes once: leave the checkpoint out of this part, as with "
+    "memory_efficient=False: the plan decides what is recomputed"
 )
 _BACKWARD = (
     "backward() inside the step puts gradients where a plan does not see them: use "
@@ -108,6 +115,36 @@ def refuse_what_cannot_be_traced(patches: Patches) -> None:
     write = _refusing(patches, grad.__set__, _GRAD, users=True)
     patches.attribute(torch.Tensor, "grad", property(read, write, grad.__delete__))
     _refuse_on_meshes(patches, sys.modules.get("torch.distributed.tensor"))
+
+
+def refuse_checkpointed_writes(patches: Patches, buffers: Callable[[], Iterable[Any]]) -> None:
+    """Refuse checkpoints of what writes buffers: where it runs again it writes them again.
+
+    Args:
+        patches: in force while a step is traced.
+        buffers: returns the tensors that stand for the buffers in the call that is traced.
+    """
+    own = checkpoint._checkpoint_without_reentrant_generator
+
+    @functools.wraps(own)
+    def watching(*args: Any, **kwargs: Any) -> Iterator[None]:
+        if not patches.mine():
+            yield from own(*args, **kwargs)
+            return
+        before = [_writes(x) for x in buffers()]
+        yield from own(*args, **kwargs)
+        if torch.is_grad_enabled() and [_writes(x) for x in buffers()] != before:
+            raise NotImplementedError(_WRITTEN_TWICE)
+
+    patches.attribute(checkpoint, own.__name__, watching)
+
+
+def _writes(tensor: torch.Tensor) -> tuple[int, bool]:
+    """Tell how often a traced tensor was written to, as far as torch counts, and whether at all."""
+    if not isinstance(tensor, FunctionalTensor):
+        return tensor._version, False
+    written = torch._functionalize_has_data_mutation(tensor.elem)  # type: ignore[attr-defined]
+    return tensor._version, written
 
 
 def _refuse_on_meshes(patches: Patches, loaded: Any) -> None:

@@ -70,6 +70,10 @@ def _reentrant(m: Any, x: Tensor) -> Tensor:
     return checkpoint(m.d, m.a(x), use_reentrant=True).square().mean()
 
 
+def _with_statistics(m: Any, x: Tensor) -> Tensor:
+    return checkpoint(m.n, m.a(x), use_reentrant=False).square().mean()
+
+
 def _hidden(m: Any, x: Tensor) -> Tensor:
     return (x + 1).requires_grad_().square().mean() + m.a(x).detach().mean()
 
@@ -82,6 +86,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "scan": (_scanned, r"test_refused.py:\d+ .*write the loop in Python"),
     "cond": (_branched, r"test_refused.py:\d+ .*torch.where"),
     "reentrant": (_reentrant, r"test_refused.py:\d+ .*use_reentrant=False"),
+    "statistics": (_with_statistics, r"test_refused.py:\d+ .*twice in a step.* writes a buffer"),
     "hidden": (_hidden, "no parameter and no input gets a gradient"),
 }
 
@@ -89,8 +94,20 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_it_is_refused_with_what_to_do(kind: str) -> None:
     step, words = REFUSED[kind]
-    model = Apply(step, a=mlp(), d=nn.Dropout(0.5))
+    model = Apply(step, a=mlp(), d=nn.Dropout(0.5), n=nn.BatchNorm1d(16))
     with pytest.raises(CaptureError, match=words):
+        capture(model, torch.ones(8, 16), optimizer=None)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_statistics_that_stay_or_lie_outside_of_a_checkpoint_are_no_reason(
+    momentum: float | None,
+) -> None:
+    norm = nn.BatchNorm1d(16, momentum=momentum)
+    model = Apply(_with_statistics, a=nn.Sequential(mlp(), nn.BatchNorm1d(16)), n=norm.eval())
+    assert capture(model, torch.ones(8, 16), optimizer=None).graph.ops
+    norm.train()
+    with pytest.raises(CaptureError, match="twice in a step"):
         capture(model, torch.ones(8, 16), optimizer=None)
 
 
