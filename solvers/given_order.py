@@ -31,6 +31,7 @@ from planner.solvers.model.problem import flatten, held_bytes
 from planner.solvers.search.block_plans import plan_blocks
 from planner.solvers.search.incumbent import Search
 from planner.solvers.search.initial import least_checkpointed
+from planner.solvers.search.master_neighbours import improve_near
 from planner.solvers.search.polish import polish
 from planner.solvers.search.relaxed_masters import run_relaxed
 from planner.solvers.search.stretches import improve_stretches
@@ -40,9 +41,9 @@ from planner.solvers.tuning import (
     BRIEF_POLISH_WORK,
     CLOSE_GAP,
     CUTS_SHARE,
-    GOING_ON_SHARE,
     INTEGER_OPS,
     LARGE_OPS,
+    NEAR_PLANS_SHARE,
     TINY_OPS,
     WORTH_BASELINES_GAP,
     WORTH_BLOCKS_GAP,
@@ -91,9 +92,9 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
             least = _start(search, graph, floor)
     if search.bound == math.inf:
         return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
-    _polish(search, limits)
     if run is not None:
-        _go_on(search, limits, run)
+        improve_near(run, target=limits.gap, share=NEAR_PLANS_SHARE)
+    _polish(search, limits)
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
         found = f"nothing found that fits; the least peak found is {least} bytes"
@@ -179,15 +180,6 @@ def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> CutRun | None:
     if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and not search.over()):
         return run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
     return None
-
-
-def _go_on(search: Search, limits: Limits, run: CutRun) -> None:
-    """Let masters go on that their share of the seconds cut off, then small steps."""
-    before, left = search.extra, search.deadline - time.monotonic()
-    if run.rounds > 0 and search.order is not None:
-        run.go_on(search.deadline - (1 - GOING_ON_SHARE) * left)
-        if search.extra < before:
-            _polish(search, limits)
 
 
 def _compare(search: Search, graph: Graph, limits: Limits) -> None:

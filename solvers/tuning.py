@@ -165,6 +165,21 @@ PINS_THINNED = 3
 POLISH_WORK = 200_000
 """The effort: neighbours tried times their length in ops, some five seconds."""
 
+# search/master_neighbours.py
+NEAR_ROUNDS = 60
+"""How many masters near the best plan are solved at most."""
+NEAR_IDLE = 12
+"""After so many that lead to nothing the search ends."""
+NEAR_LENGTH = 0.2
+"""The length of each of two stretches of ops that are free, as a part of those that may run again;
+it changes."""
+NEAR_GROWTH = 1.15
+"""By how much it does."""
+NEAR_WORK = 3_000_000
+"""What each master may cost, in the unit of ``solve_master``."""
+NEAR_GAIN = 1e-5
+"""The gain, as a fraction of the step, that is not worth looking for."""
+
 # search/stretches.py
 STRETCH_RUNS = (64, 160)
 """How many runs of ops a stretch has, about: short ones first."""
@@ -252,10 +267,10 @@ LEAST_CUTS_OPS = 100
 """Up to so many ops integer masters are asked where blocks do not help."""
 
 # given_order.py
-CUTS_SHARE = 0.62
-"""The integer masters' part of the seconds; the baselines and the local search have the rest."""
-GOING_ON_SHARE = 0.8
-"""Their part of what is left after those; small steps from a better plan have the rest of it."""
+CUTS_SHARE = 0.25
+"""The integer masters' part of the seconds; others have the rest."""
+NEAR_PLANS_SHARE = 0.75
+"""The part of what is left then of masters near the best plan; small steps have the rest."""
 START_SHARE = 0.4
 """The part of the seconds that is kept for orders that hold little while nothing fits yet."""
 JUDGING_SHARE = 0.03

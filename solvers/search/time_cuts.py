@@ -50,7 +50,7 @@ def run_cuts(
 ) -> CutRun:
     """Raise the bound and lower the cost with masters at more and more cuts until they meet.
 
-    Returns what was done; where the seconds cut it off, it may go on.
+    Returns the cuts and bursts.
 
     Args:
         search: what is known; it takes in what is found.
@@ -97,13 +97,13 @@ class CutRun:
             for aim in CLOSE_AIMS if self.search.problem.n <= LARGE_OPS else ():
                 if self.done or self._solve(int(aim * self.search.budget), relax=True) is None:
                     break
-            if not self._add(order):
+            if not self.add(order):
                 break
 
     def tightened(self) -> None:
         """Relax masters with rows along paths: the bound is theirs, mostly."""
         for _ in range(TIGHT_ROUNDS):
-            if self.done or not self._add(self._solve(self.search.budget, relax=True, paths=True)):
+            if self.done or not self.add(self._solve(self.search.budget, relax=True, paths=True)):
                 return
 
     def integers(self) -> None:
@@ -111,15 +111,10 @@ class CutRun:
         while self.rounds > 0 and not self.done:
             self.rounds -= 1
             order = self._solve(self.search.budget, work=self.work)
-            if not self._add(order) and not self.done:
+            if not self.add(order) and not self.done:
                 if self.work >= self.most_work or self.search.gap <= self.limits.gap:
                     self.rounds = 0
                 self.work *= WORK_GROWTH
-
-    def go_on(self, deadline: float) -> None:
-        """Solve more of them until a later deadline, of ``time.monotonic``."""
-        self.deadline = deadline
-        self.integers()
 
     def _solve(
         self, budget: int, *, relax: bool = False, paths: bool = False, work: int = 0
@@ -148,7 +143,7 @@ class CutRun:
         search.offer(order)
         return order
 
-    def _add(self, order: Sequence[int] | None) -> bool:
+    def add(self, order: Sequence[int] | None) -> bool:
         """Add cuts and bursts where an order overshoots; say whether there were any to add."""
         if order is None:
             return False
