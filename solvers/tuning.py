@@ -177,6 +177,8 @@ NEAR_GROWTH = 1.15
 """By how much it does."""
 NEAR_WORK = 3_000_000
 """What each master may cost, in the unit of ``solve_master``."""
+NEAR_AGREE = 1e-6
+"""The distance at which a plan and the relaxation say the same of a column."""
 NEAR_GAIN = 1e-5
 """The gain, as a fraction of the step, that is not worth looking for."""
 

@@ -20,9 +20,7 @@ from planner.solvers.model.master_program import Burst, MasterProgram
 from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import Problem
 from planner.solvers.model.windows import windows
-from planner.solvers.tuning import LEAST_CHECKS
-
-AGREE = 1e-6
+from planner.solvers.tuning import LEAST_CHECKS, NEAR_AGREE
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class NearPlans:
         none = frozenset[int]()
         self._master = MasterProgram(problem, windows(problem, cuts, none), none, none)
         self._model = self._master.model(budget, bursts)
-        self._integer = np.array(self._model.integer)
+        self._integer = np.array(self._model.integer, dtype=bool)
         self._relaxed = minimize(self._model, relax=True, seconds=seconds, seed=seed).x
         self._maker = np.zeros(len(self._integer), dtype=np.int64)
         for op, columns in _columns_by_op(self._master):
@@ -88,16 +86,17 @@ class NearPlans:
 
         >>> from planner.graphs import Graph, Op, Value
         >>> from planner.solvers.model.problem import flatten
-        >>> ops = (Op("x", "f", (), (0,)), Op("a", "f", (0,), (1,), 1.0), Op("b", "f", (1,), (2,)),
-        ...        Op("c", "f", (1, 2), (3,)), Op("d", "f", (1, 3), (4,)))
-        >>> problem = flatten(Graph(ops, tuple(Value(v, 1) for v in "xabcd")))
-        >>> near = NearPlans(problem, 4, [3, 4], ())
-        >>> near.best([0, 1, 2, 1, 3, 1, 4], {1}, work=10**6).plan is not None
-        True
+        >>> ops = (Op("a", "f", (), (0,), 5.0), Op("b", "f", (0,), (1,), 1.0),
+        ...        Op("c", "f", (1,), (2,), 1.0), Op("d", "f", (0, 1, 2), (3,), 1.0))
+        >>> problem = flatten(Graph(ops, tuple(Value(x, 1) for x in "abcd")))
+        >>> near = NearPlans(problem, 4, [2], ())
+        >>> dear = [0, 1, 2, 0, 3]  # a runs twice, and need not
+        >>> near.best(dear, {0}, work=10**6).plan is None, near.best(dear, {0}, work=10**6).closed
+        (False, True)
         """
         model, master = self._model, self._master
         point = point_of(master, Positions(master.problem, order), len(model.cost))
-        agreed = np.abs(point - self._relaxation(point)) < AGREE
+        agreed = np.abs(point - self._relaxation(point)) < NEAR_AGREE
         fixed = self._integer & agreed & ~np.isin(self._maker, list(free))
         lower, upper = np.array(model.lower), np.array(model.upper)
         lower[fixed] = upper[fixed] = point[fixed]
@@ -111,7 +110,7 @@ class NearPlans:
         )
         cost, known = np.array(model.cost), float(np.dot(model.cost, point))
         least = math.inf if found.x is None else float(np.dot(cost, found.x))
-        slack = gap / master.unit + AGREE
+        slack = gap / master.unit + NEAR_AGREE
         plan = None if least >= known - slack or found.x is None else exact_plan(master, found.x)
         return NearPlan(plan, found.bound >= min(least, known) - slack)
 

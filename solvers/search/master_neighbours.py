@@ -33,7 +33,8 @@ def improve_near(run: CutRun, *, target: float, share: float) -> None:
         share: the part of the seconds left that this may take.
     """
     search, draw = run.search, random.Random(run.limits.seed)
-    until = search.deadline - (1 - share) * (search.deadline - time.monotonic())
+    begun = time.monotonic()
+    until = begun + share * (search.deadline - begun)
     length, idle, near, at = NEAR_LENGTH, 0, None, None
     for turn in range(NEAR_ROUNDS):
         if search.order is None or search.gap <= target or idle >= NEAR_IDLE or search.over(until):
