@@ -4,8 +4,8 @@ Solves the master at few cuts, relaxed and then integer, for a bound and a plan 
 builds an order, makes it fit and prunes it, sees where it overshot, adds cuts there, until bound
 and cost meet or nothing moves. Large graphs begin with relaxations alone (``relaxed_masters``),
 which seldom leave more to do. What gap is left is for plans from blocks (``block_plans``) or from
-larger budgets (``walk_down``, ``stretches``), for the baselines and a local search. Tiny graphs are
-``state_search``'s. Effort is counted, not timed, so that the answer does not depend on the machine,
+larger budgets (``walk_down``, ``stretches``), for masters near the best plan
+(``master_neighbours``), for the baselines and a local search. Tiny graphs are ``state_search``'s. Effort is counted, not timed, so that the answer does not depend on the machine,
 short of ``limits.seconds``.
 """
 
