@@ -103,6 +103,7 @@ class PlanningBackend:
         self._budget, self._said, self._known = budget, said, _checked(plans)
         self._plans: list[Plan] = []
         self._frame: int | None = None
+        self._calls = set[tuple[str, ...]]()
 
     def __repr__(self) -> str:
         """Name it as it was made, in torch's errors, too."""
@@ -132,18 +133,20 @@ class PlanningBackend:
                 "said itself: planner.backend(budget, ...)"
             )
         graph = traced(gm, example_inputs)
-        known: list[CompiledStep] = []
+        known: list[tuple[Plan, CompiledStep]] = []
 
         def cut(step: JointStep) -> Halves:
-            known.append(self._cut(graph, step))
-            return known[-1].halves(self._plans[-1].schedule)
+            plan, compiled = self._cut(graph, step)
+            known.append((plan, compiled))
+            return compiled.halves(plan.schedule)
 
         def check(first: Kernels, second: Kernels) -> None:
-            within(known[-1], first, second, self._plans[-1].budget_bytes)
+            plan, compiled = known[-1]
+            within(compiled, first, second, plan.budget_bytes)
 
         return compiled_graph(graph, Partitioner(cut), check)
 
-    def _cut(self, graph: HandedGraph, step: JointStep) -> CompiledStep:
+    def _cut(self, graph: HandedGraph, step: JointStep) -> tuple[Plan, CompiledStep]:
         self._refuse_second(graph)
         said: dict[str, Any] = {"dynamic": "off", **self._said, "engine": "inductor"}
         said = {"device": _device_of(graph), **said, "inputs": tuple(graph.inputs)}
@@ -152,28 +155,44 @@ class PlanningBackend:
             plan, compiled = found or self._planned(graph, step, request)
             request.tell(repr(plan))
         self._frame = graph.frame
-        self._plans.append(plan)
+        if not any(plan is known for known in self._plans):
+            self._plans.append(plan)
+        self._warn(graph, compiled)
+        return plan, compiled
+
+    def _warn(self, graph: HandedGraph, compiled: CompiledStep) -> None:
+        """Say what compiles a step again and again, and when torch ends that."""
+        from planner.graphs.capture.fused.identity import call_of
+        from planner.running.compiled_model import AGAIN
+
+        call = call_of(compiled.stitched)
         if graph.changing:
             warnings.warn(CHANGES.format(graph.changing[0]), PlannerWarning, stacklevel=2)
+        elif call in self._calls:
+            warnings.warn(AGAIN.format("the step"), PlannerWarning, stacklevel=2)
         if graph.last:
             warnings.warn(LAST, PlannerWarning, stacklevel=2)
-        return compiled
+        self._calls.add(call)
 
     def _known_for(
         self, graph: HandedGraph, step: JointStep, budget_bytes: int
     ) -> tuple[Plan, CompiledStep] | None:
-        """Return a plan made before for the very step, if one is within the budget."""
+        """Return a plan made before, here or elsewhere, for the very step, if it is within the
+        budget.
+        """
         from planner.graphs.capture.fused.identity import identity
         from planner.graphs.capture.fused.stitched import stitched
         from planner.running.compiled_model import step_under
 
-        if not self._known:
+        plans = (*self._plans, *self._known)
+        if not plans:
             return None
         whole = stitched(step)
         same = identity(whole).items()
-        for plan in self._known:
+        for plan in plans:
             if same <= plan.signature["compiled"].items() and plan.peak_bytes <= budget_bytes:
-                return Plan.of(plan), step_under(plan, whole, graph.module)
+                found = plan if isinstance(plan, Plan) else Plan.of(plan)
+                return found, step_under(plan, whole, graph.module)
         return None
 
     def _planned(

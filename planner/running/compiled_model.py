@@ -6,6 +6,7 @@ is cut as the plan says if it is the planned one.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from planner.errors import PlanMismatch
 from planner.graphs.capture.call_arguments import Arguments, arguments
 from planner.graphs.capture.fused.compiled_step import CompiledStep, really_run, trace_of
 from planner.graphs.capture.fused.frame import frame_of
-from planner.graphs.capture.fused.identity import identity
+from planner.graphs.capture.fused.identity import call_of, identity
 from planner.graphs.capture.fused.prices import workspaces
 from planner.graphs.capture.fused.rewritten import UnknownValue
 from planner.graphs.capture.fused.stitched import Stitched, stitched
@@ -38,11 +39,18 @@ from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
 from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
+from planner.progress import PlannerWarning
 from planner.running.engines.engine import Applied
 from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.recent import Recent
 
 Compiled = Callable[..., Any]
+AGAIN = (
+    "{} is compiled again for a call like one before: forward reads something of Python's that "
+    "changes from call to call, such as a number that it counts, and each value of it is compiled "
+    "by itself (TORCH_LOGS=recompiles names it): keep it in a tensor (register_buffer), or out of "
+    "forward"
+)
 
 
 def step_of(base: type[nn.Module], loss: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -69,6 +77,7 @@ class _Planned:
     plan: StepPlan
     model: nn.Module
     known: CompiledStep | None = None
+    calls: set[tuple[str, ...]] = field(default_factory=set)
 
     def cut(self, step: JointStep) -> Halves:
         """Return forward and backward for the compiler."""
@@ -84,6 +93,10 @@ class _Planned:
                 "the plan again with planner.fit"
             )
         self.known = step_under(plan, whole, self.model)
+        if (call := call_of(whole)) in self.calls:
+            message = AGAIN.format(type(self.model).__name__)
+            warnings.warn(message, PlannerWarning, stacklevel=2)
+        self.calls.add(call)
         try:
             return self.known.halves(plan.schedule)
         except UnknownValue as error:

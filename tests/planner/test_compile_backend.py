@@ -146,6 +146,32 @@ def test_a_number_that_changes_from_call_to_call_is_named() -> None:
     assert len(backend.plans) == 2
 
 
+class Counting(Net):
+    """Counts its calls."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_a_step_that_is_compiled_again_and_again_is_planned_once_and_warned_of() -> None:
+    model, x, backend = Counting(depth=1), torch.randn(64, 32), planner.backend("1GB", **QUICK)
+    compiled = torch.compile(model, backend=backend)
+    step(compiled, x)
+    with pytest.warns(planner.PlannerWarning, match="the step is compiled again for a call like"):
+        step(compiled, x)
+    assert len(backend.plans) == 1
+    plan = planner.fit(model, "1GB", inputs=x, engine="inductor", **QUICK)
+    planned = plan.apply(model)
+    step(planned, x)
+    with pytest.warns(planner.PlannerWarning, match="Counting is compiled again for a call like"):
+        step(planned, x)
+    step(planned, x[:32])  # another size is no such call
+    assert model.calls == 5
+
+
 def test_by_name() -> None:
     model, x = net()
     options = {"budget": "1GB", **QUICK}

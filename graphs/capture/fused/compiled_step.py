@@ -27,11 +27,19 @@ from planner.graphs.torch_api.inductor.scheduler import kernels_of
 
 
 @dataclass(frozen=True)
+class Plain:
+    """Forward and backward that repeat nothing, and their kernels."""
+
+    halves: Halves
+    kernels: tuple[Kernels, Kernels]
+
+
+@dataclass(frozen=True)
 class CompiledStep:
     """A step that a compiler is to run, the graph of its kernels and what it holds beside them.
 
-    ``workspace`` is of kernels that are not fused; ``plain`` are the kernels of the schedule that
-    repeats nothing, if they are known, and ``with_share`` is the step as torch's own
+    ``workspace`` is of kernels that are not fused; ``plain`` is what repeats nothing as
+    the compiler makes it, if it was asked, and ``with_share`` is the step as torch's own
     ``activation_memory_budget`` has it.
     """
 
@@ -39,7 +47,7 @@ class CompiledStep:
     frame: Frame
     graph: Graph
     workspace: Workspace
-    plain: tuple[Kernels, Kernels] | None = None
+    plain: Plain | None = None
     with_share: Callable[[float], CompiledStep] | None = None
 
     def halves(self, schedule: Schedule) -> Halves:
@@ -58,9 +66,9 @@ class CompiledStep:
         Args:
             schedule: of the graph.
         """
-        halves = self.halves(schedule)
-        known = self.plain if self._repeats_nothing(schedule) else None
-        kernels = known or kernels_of(self.stitched.step, halves)
+        plain = self.plain if self._repeats_nothing(schedule) else None
+        halves = self.halves(schedule) if plain is None else plain.halves
+        kernels = kernels_of(self.stitched.step, halves) if plain is None else plain.kernels
         return Asked(trace_of(really_run(self, *kernels)).peak_bytes, written(halves))
 
     def _repeats_nothing(self, schedule: Schedule) -> bool:
@@ -88,10 +96,11 @@ def compiled_step(
         share: torch's own ``activation_memory_budget``.
     """
     whole = stitched(step, share)
-    kernels = kernels_of(whole.step, _plain(whole))
-    graph = graph_to_plan(whole, *kernels, frame, price)
+    halves = _plain(whole)
+    plain = Plain(halves, kernels_of(whole.step, halves))
+    graph = graph_to_plan(whole, *plain.kernels, frame, price)
     again = partial(compiled_step, step, frame, price, workspace)
-    return CompiledStep(whole, frame, graph, workspace, kernels, again)
+    return CompiledStep(whole, frame, graph, workspace, plain, again)
 
 
 def _plain(step: Stitched) -> Halves:

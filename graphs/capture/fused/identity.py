@@ -30,6 +30,16 @@ def identity(step: Stitched) -> dict[str, str]:
     }
 
 
+def call_of(step: Stitched) -> tuple[str, ...]:
+    """Return what tells the calls that a step is compiled for, but for Python's own numbers.
+
+    Args:
+        step: with torch's own cut.
+    """
+    inputs = step.graph.find_nodes(op="placeholder")
+    return (identity(step)["nodes"], *map(_shape, inputs))
+
+
 def written(halves: Halves) -> str:
     """Return what tells the halves that a plan was asked for from others.
 

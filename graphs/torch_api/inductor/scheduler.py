@@ -34,6 +34,7 @@ from torch._inductor.virtualized import V
 
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.inductor_kernels import Kernels, read
+from planner.graphs.torch_api.inductor.kernels_together import compile_together
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
 from planner.graphs.torch_api.patches import Patches, patching
 
@@ -157,7 +158,8 @@ def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
     def inner(module: fx.GraphModule, inputs: list[Any], **said: Any) -> Any:
         if said.get("is_inference"):
             return compile_fx_inner(module, inputs, **said)
-        with _watched(module, lambda k: told(k, bool(said.get("is_backward")))):
+        with _watched(module, lambda k: told(k, bool(said.get("is_backward")))) as patches:
+            compile_together(patches)
             return compile_fx_inner(module, inputs, **said)
 
     return inner

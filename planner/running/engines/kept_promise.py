@@ -25,7 +25,9 @@ ROUNDS = 6
 CLOSE = 0.985
 """A schedule that fills so much of the budget is not improved any more."""
 ENOUGH = 0.01
-"""Nor is one that costs so little of the plain step beyond the bound: to ask takes seconds."""
+"""Nor is one that costs so little of the plain step beyond the bound, or beyond what may be found
+next: to ask takes seconds.
+"""
 MARGIN = 0.01
 """What is left free for what no compiler says: alignment, buffers of single numbers."""
 UNCHECKED = (
@@ -124,22 +126,20 @@ def remarks(device: str) -> tuple[str, ...]:
 
 def _correct(search: _Search, first: Solution, request: Request) -> None:
     """Move the target by what the compiler holds too much, or leaves free, a few times."""
-    graph, budget, found = search.captured.graph, search.budget_bytes, first
-    target = budget
-    plain = plain_schedule(graph)
+    graph, budget = search.captured.graph, search.budget_bytes
+    plain = search.ask(plain_schedule(graph))
+    target, found = _ahead(search, plain, first, request)
     for _ in range(ROUNDS):
-        if found.schedule is None:
+        if found.schedule is None or not _worth_asking(search, found.schedule):
             return
-        known = len(search.known)
         asked = search.ask(found.schedule)
-        if len(search.known) == known:
-            return
         held = with_margin(search.captured, asked)
         over = held - budget
         # what runs again may be fused with what reads it: then neither buffers nor bound are right
         fused = asked.own_bytes - held > (1 - CLOSE) * budget
         enough = asked.seconds - first.bound_seconds <= ENOUGH * graph.seconds and not fused
-        if over <= 0 and (enough or held >= CLOSE * budget or asked.schedule.order == plain.order):
+        repeats = asked.schedule.order != plain.schedule.order
+        if over <= 0 and (enough or held >= CLOSE * budget or not repeats):
             return
         if over > 0:
             request.tell(f"the compiler needs {over / budget:.1%} more than that: again")
@@ -151,6 +151,34 @@ def _correct(search: _Search, first: Solution, request: Request) -> None:
         if target <= graph.resident_bytes:
             return
         found = search.solved(target, request)
+
+
+def _ahead(
+    search: _Search, plain: Candidate, first: Solution, request: Request
+) -> tuple[int, Solution]:
+    """Return a target, and what was found for it, that leaves room for the margin and for what the
+    compiler holds beyond a schedule that repeats nothing: to solve again takes less than to ask.
+    """
+    budget = search.budget_bytes
+    if first.schedule is None or first.schedule == plain.schedule:
+        return budget, first
+    own = simulate(search.captured.graph, first.schedule).peak_bytes
+    beyond = max(0, plain.held_bytes - plain.own_bytes)
+    likely = replace(plain, held_bytes=own + beyond)
+    over = with_margin(search.captured, likely) - budget
+    if over <= 0:
+        return budget, first
+    found = search.solved(own - over, request)
+    return (budget, first) if found.schedule is None else (own - over, found)
+
+
+def _worth_asking(search: _Search, schedule: Schedule) -> bool:
+    """Tell a schedule that is not known, and quicker by enough than the best that is."""
+    if any(asked.schedule == schedule for asked in search.known):
+        return False
+    graph, best = search.captured.graph, search.best
+    gain = 0.0 if best is None else best.seconds - simulate(graph, schedule).seconds
+    return best is None or gain >= ENOUGH * graph.seconds
 
 
 def _tighten(search: _Search, request: Request) -> None:

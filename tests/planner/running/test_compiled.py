@@ -18,8 +18,7 @@ from torch import Tensor, nn
 import planner
 from benchmarks.models.tiny import small_unet
 from benchmarks.stubs import stubs
-from planner.graphs.torch_api.inductor.compiler import compiled_by
-from planner.graphs.torch_api.inductor.partitioner import Partitioner, cut_by_torch
+from planner.running.compiled_model import without_plan
 from tests.compiled import QUICK, Broken, Net, gradients, measured_bytes, net, static_bytes, step
 
 
@@ -88,11 +87,7 @@ def test_the_measured_peak_is_within_the_budget(plain: planner.Plan, share: floa
 def test_gradients_are_inductors_own_in_every_bit(tight: planner.Plan) -> None:
     model, x = net()
     torch._dynamo.reset()
-    usual = compiled_by(lambda m, v: m(v), Partitioner(cut_by_torch))
-    torch.manual_seed(3)
-    loss = usual(model, x)
-    loss.backward()
-    expected = [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+    expected = gradients(without_plan(model, None), x)
     found = gradients(tight.apply(model), x)
     assert tight.recomputed
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

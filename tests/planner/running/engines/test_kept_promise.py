@@ -68,6 +68,41 @@ def test_what_the_compiler_says_is_predicted_and_within_the_budget(
         assert simulate(graph, schedule).seconds < simulate(graph, usual).seconds
 
 
+@dataclass(frozen=True)
+class Counting:
+    """Says that every schedule holds a share of what moves beyond it; notes its questions."""
+
+    graph: Graph
+    share: float
+    questions: list[Schedule]
+
+    def asked(self, schedule: Schedule) -> Asked:
+        own = simulate(self.graph, schedule).peak_bytes
+        if len(schedule.order) > len(self.graph.ops):
+            self.questions.append(schedule)
+        beside = plain_moving(self.graph) * self.share
+        return Asked(int(own + beside), str(hash(schedule)))
+
+
+def plain_moving(graph: Graph) -> int:
+    return simulate(graph, plain_schedule(graph)).peak_bytes - graph.resident_bytes
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_the_margin_and_what_is_known_of_the_compiler_are_left_free_before_it_is_asked(
+    graph: Graph, share: float, request_said: Request
+) -> None:
+    questions: list[Schedule] = []
+    compiler = Counting(graph, share, questions)
+    captured = Captured(graph, {"compiled": {}}, compiled=cast(Any, compiler))
+    budget = graph.resident_bytes + int(0.8 * plain_moving(graph))
+    found = settled(captured, budget, request_said).solution.schedule
+    assert found is not None
+    assert found == questions[0]
+    assert len(questions) == 1
+    assert compiler.asked(found).peak_bytes <= budget
+
+
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_why_nothing_fits_is_not_said_of_more_than_the_compiler_needs(
     graph: Graph, share: float, request_said: Request
