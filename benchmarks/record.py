@@ -56,7 +56,11 @@ def _text(name: str, value: Any) -> str:
 
     >>> _text("peak_bytes", 1_500_000), _text("gap_fraction", 0.0123), _text("fits", True)
     ('1.5', '1.23', 'yes')
+    >>> _text("gap_fraction", None)
+    ''
     """
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return "yes" if value else "NO"
     if name.endswith("_bytes"):

@@ -29,9 +29,9 @@ from planner.sharding import strategies  # noqa: F401 (it enters them)
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import Parted, configurations
 from planner.sharding.explored import explored
-from planner.sharding.margin import margin_of
+from planner.sharding.margin import margin_of, widened
 from planner.sharding.parted.ways import ways_of
-from planner.sharding.pricing import price_recipes
+from planner.sharding.pricing import Planned, price_recipes
 from planner.sharding.space import SearchResult
 from planner.solvers import Limits
 from planner.tensor_parallel import TensorParallel
@@ -132,9 +132,8 @@ def rows(name: str, sequence: int, *, recipes: bool, seconds: float) -> Iterator
     before = time.process_time()
     found = _searched(shop, cluster, budget)
     yield _row(name, sequence, found, time.perf_counter() - start, time.process_time() - before)
-    room = budget - margin_of(request, budget).size_bytes
     for way in shop.ways.styles if recipes else ():
-        yield from _recipes(name, sequence, shop, way, room)
+        yield from _recipes(name, sequence, shop, way, budget)
 
 
 def _searched(shop: Captures, cluster: Cluster, budget: int) -> SearchResult:
@@ -172,7 +171,16 @@ def _row(name: str, sequence: int, found: SearchResult, seconds: float, cpu: flo
     )
 
 
-def _recipes(name: str, sequence: int, shop: Captures, way: Parted, room: int) -> Iterator[Row]:
+def _fits(planned: Planned, request: Request, budget: int) -> bool:
+    """Tell whether a recipe fits as the search asks it: with NCCL, replayed by the allocator."""
+    kept = margin_of(request, budget)
+    if planned.peak_bytes > budget - kept.size_bytes:
+        return False
+    kept = widened(kept, request, planned.graph, planned.schedule)
+    return planned.peak_bytes <= budget - kept.size_bytes
+
+
+def _recipes(name: str, sequence: int, shop: Captures, way: Parted, budget: int) -> Iterator[Row]:
     """Price every recipe of a way to part layers."""
     cluster = shop.request.cluster(shop.request.world_size)
     devices = cluster.world_size
@@ -194,7 +202,7 @@ def _recipes(name: str, sequence: int, shop: Captures, way: Parted, room: int) -
             peak_bytes=planned.peak_bytes,
             milliseconds_a_sample=planned.seconds / devices * 1e3,
             gap_fraction=None,
-            fits=planned.peak_bytes <= room,
+            fits=_fits(planned, shop.request, budget),
             finished=None,
             planning_seconds=None,
             cpu_seconds=None,

@@ -210,7 +210,9 @@ def parts_of(captured: Captured, request: Request) -> tuple[StatePart, ...]:
             'offload={"states": True} moves the states of the optimizer, and it has none: leave '
             "that out, or say which optimizer= is used"
         )
-    trained = {n: p for n, p in request.model.named_parameters() if p.requires_grad}
+    from planner.graphs.torch_api.module_internals import named_parameters_of
+
+    trained = {n: p for n, p in named_parameters_of(request.model) if p.requires_grad}
     if isinstance(request.optimizer, Optimizer):
         stepped = stepped_by(request.optimizer)
         trained = {n: p for n, p in trained.items() if id(p) in stepped}

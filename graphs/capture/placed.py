@@ -135,20 +135,47 @@ def require_plannable(model: nn.Module) -> None:
     Raises:
         CaptureError: the message says what to do first.
     """
+    require_unwrapped(model)
     if not is_parallelized(model):
         return
-    sharded = sys.modules.get("torch.distributed.fsdp")
-    if sharded is not None and any(isinstance(m, sharded.FSDPModule) for m in model.modules()):
-        raise CaptureError(
-            "the model is sharded by fully_shard already, whose hooks gather weights where a plan "
-            "does not see them: plan and apply first, then call fully_shard on the planned modules"
-        )
     if any(source.startswith("torch.distributed.tensor") for source in hook_sources(model)):
         raise CaptureError(
             f"the {type(model).__name__} itself is parallelized by hooks around its forward "
             "(parallelize_module of the model with a style for all of it), which run outside of a "
             "plan: hold it in a module of your own, and plan that"
         )
+
+
+_WRAPPED = {
+    "DistributedDataParallel": "wrapped in DistributedDataParallel",
+    "FullyShardedDataParallel": "wrapped in FullyShardedDataParallel",
+    "FSDPModule": "sharded by fully_shard",
+    "ReplicateModule": "replicated by replicate()",
+    "DDP": "replicated by replicate()",
+}
+"""What torch's classes of modules that gather or reduce over ranks by hooks did to a model."""
+
+
+def require_unwrapped(model: nn.Module) -> None:
+    """Refuse a model that torch already shards or replicates over ranks.
+
+    Raises:
+        CaptureError: the message says what to do first.
+
+    >>> require_unwrapped(nn.Linear(2, 2))
+    """
+    for path, module in model.named_modules():
+        for cls in type(module).__mro__:
+            if cls.__name__ in _WRAPPED and cls.__module__.startswith(_OF_TORCH):
+                raise CaptureError(
+                    f"{repr(path) if path else 'the model'} is {_WRAPPED[cls.__name__]} already, "
+                    "whose hooks gather weights or reduce gradients where a plan does not see "
+                    "them: plan and apply first, then wrap what apply returns; or pass the model "
+                    "as it was with world_size=, and the plan wraps it"
+                )
+
+
+_OF_TORCH = ("torch.distributed.", "torch.nn.parallel.")
 
 
 def require_even_parts(model: nn.Module) -> None:

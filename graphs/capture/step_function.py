@@ -26,6 +26,7 @@ from planner.graphs.torch_api.module_internals import (
     attributes_of_tensor,
     flat_weights,
     has_hooks,
+    named_parameters_of,
     renew_flat_weights,
     restore_flat_weights,
     tensor_stores,
@@ -165,7 +166,7 @@ class StepFunction(nn.Module):
 
 def unique_tensors(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
     """Return the parameters and buffers by their first name, each tensor once."""
-    return dict(model.named_parameters()), dict(model.named_buffers())
+    return dict(named_parameters_of(model)), dict(nn.Module.named_buffers(model))
 
 
 def _dressed(stand_in: Tensor, tensor: Tensor) -> dict[str, Any]:

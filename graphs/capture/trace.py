@@ -42,6 +42,7 @@ from planner.graphs.torch_api.autocast_cache import (
     keeping_now,
 )
 from planner.graphs.torch_api.collective_ops import trace_collectives
+from planner.graphs.torch_api.compiled_code import run_as_written
 from planner.graphs.torch_api.cuda.autocast import autocast_of_cuda, casts_on_cuda
 from planner.graphs.torch_api.cuda.card import Card
 from planner.graphs.torch_api.cuda.cudnn_batch_norm import batch_norm_of_cuda
@@ -262,6 +263,7 @@ def _capturing(
         let_lists_be_asked_for(patches)
         refuse_what_cannot_be_traced(patches)
         refuse_checkpointed_writes(patches, lambda: watched.step.buffers_now)
+        run_as_written(patches)
         trace_collectives(patches)
         stack.enter_context(preserve_node_meta())
         stack.enter_context(_module_paths(model, patches))

@@ -38,6 +38,7 @@ from planner.graphs.hardware.detect import local_device
 from planner.graphs.schedule import plain_schedule
 from planner.graphs.simulate import simulate
 from planner.graphs.torch_api.fake_tensors import FakeTensor
+from planner.graphs.torch_api.module_internals import named_parameters_of
 from planner.graphs.torch_api.patches import capturing
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def capture_joint(
     )
     joint = normalized(joint)
     tell("running the optimizer on fake tensors")
-    wanted = {n for n, p in model.named_parameters() if p.requires_grad}
+    wanted = {n for n, p in named_parameters_of(model) if p.requires_grad}
     trainable = [node.meta["val"] for n, node in joint.parameters.items() if n in wanted]
     step = asked_step(trainable, optimizer, target.kernels)
     answers = joint.decisions.answers

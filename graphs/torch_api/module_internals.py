@@ -30,6 +30,17 @@ def tensor_stores(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     return module._parameters, module._buffers
 
 
+def named_parameters_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters below a module by the attributes that lead to them, each once.
+
+    Some modules give others: torch's ``checkpoint_wrapper`` leaves its own attribute out.
+
+    >>> [name for name, _ in named_parameters_of(nn.Sequential(nn.Linear(2, 2)))]
+    ['0.weight', '0.bias']
+    """
+    return nn.Module.named_parameters(module)
+
+
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     """Yield a module's own parameters and buffers: the attribute they lie under, name, tensor."""
     for store in ("_parameters", "_buffers"):

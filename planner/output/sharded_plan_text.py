@@ -92,9 +92,9 @@ def chosen(plan: ShardedStepPlan) -> str:
 def _groups(plan: ShardedStepPlan) -> Iterator[str]:
     c = plan.configuration
     yield c.strategy.title
-    if c.shard_ranks > 1 and c.replicas > 1:
+    if not c.spread.is_whole and c.replicas > 1:
         yield f"HSDP: {c.replicas} replicas, each over {c.shard_ranks} ranks"
-    elif c.shard_ranks > 1:
+    elif not c.spread.is_whole:
         yield f"sharded over {c.shard_ranks} ranks"
     if c.tensor_ranks > 1:
         along = " and the sequence between them" if c.sequence_parallel else ""

@@ -35,6 +35,15 @@ class Spread:
         """How many ranks there are, of those that have one part of every layer."""
         return self.shard_ranks * self.replicas
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a rank has all of every state, so that none is gathered or reduced in a group.
+
+        >>> Spread(1, replicas=4).is_whole, Spread(4).is_whole
+        (True, False)
+        """
+        return self.shard_ranks == 1
+
 
 @dataclass(frozen=True, slots=True)
 class UnitStage:

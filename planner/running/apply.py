@@ -7,6 +7,7 @@ the engine's to know, and how another call is planned is handed in.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from planner.progress import PlannerWarning
 from planner.running.branches import program_of
 from planner.running.engines import engine_of
 from planner.running.engines.engine import Applied
-from planner.running.one_plan import all_or_none, digest, require_one_plan
+from planner.running.one_plan import all_or_none, digest, groups_to_ask, require_one_plan
 from planner.running.optimizer_watch import watch_optimizer
 from planner.running.out_of_memory import Account
 from planner.running.planned_module import derived, reclassed, unplanned
@@ -105,11 +106,12 @@ def planned_class(
         account: what was planned for the whole device, to be told if memory runs out.
         compared: with the plans of ranks that share the step; else the caller has done so.
     """
-    model = unplanned(model)
-    base, loss = type(model), loss or plan.loss
-    ranks = _groups_of(model) if compared else []
+    ranks = _groups_of(model, plan) if compared else []
     with all_or_none(ranks) as told:
+        model = unplanned(model)
+        base, loss = type(model), loss or plan.loss
         on_mismatch = checked_mismatch(on_mismatch, MISMATCH if replan else ("error", "plain"))
+        told["on_mismatch"] = on_mismatch
         _require_own_forward(model)
         if (compiled := engine_of(plan.engine).forward) is not None:
             require_planned(plan, model)
@@ -151,10 +153,10 @@ def _require_no_replan(on_mismatch: str, groups: Sequence[str]) -> None:
         )
 
 
-def _groups_of(model: nn.Module) -> list[Any]:
-    """Return the process groups of the meshes that a model is parallelized on."""
-    meshes = meshes_of(model)
-    return [mesh.get_group(d) for mesh in meshes for d in range(mesh.ndim)]
+def _groups_of(model: nn.Module, plan: StepPlan) -> list[Any]:
+    """Return the process groups of ranks that a model, or a plan's, is parallelized over."""
+    meshes, planned = meshes_of(model), plan.signature.get("mesh", [])
+    return groups_to_ask(meshes, math.prod(planned)) if meshes or planned else []
 
 
 def require_planned(plan: StepPlan, model: nn.Module) -> None:

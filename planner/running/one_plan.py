@@ -18,6 +18,7 @@ from planner.plan.step_plan import StepPlan
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def require_one_plan(plan: StepPlan, groups: Iterable[str]) -> None:
@@ -32,6 +33,26 @@ def require_one_plan(plan: StepPlan, groups: Iterable[str]) -> None:
     """
     with all_or_none([group_named(name) for name in groups]) as told:
         told["plan"] = digest(plan)
+
+
+def groups_to_ask(meshes: Iterable[DeviceMesh], ranks: int) -> list[dist.ProcessGroup]:
+    """Return the groups over which the ranks of a step are to be compared before they share it.
+
+    Where they are all that there are, it is the group of all: a rank that was given another mesh is
+    in that, too, and in no group of this one.
+
+    Args:
+        meshes: that this rank was given.
+        ranks: how many share the step.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return []
+    within = [mesh for mesh in meshes if mesh.get_coordinate() is not None]
+    if max([ranks, *(mesh.size() for mesh in within)]) >= dist.get_world_size():
+        return [group for group in [dist.group.WORLD] if group is not None]
+    return [mesh.get_group(d) for mesh in within for d in range(mesh.ndim)]
 
 
 @contextmanager
@@ -105,6 +126,8 @@ def _require_alike(known: Mapping[int, _Told]) -> None:
 _NEXT = {
     "plan": "Make the plan on one rank, plan.save() it, and planner.load() it on all",
     "model": "Build the same model on all ranks",
+    "mesh": "Give all ranks the same mesh=, or none of them any",
+    "on_mismatch": "Say the same on_mismatch= on all ranks",
 }
 
 

@@ -23,7 +23,9 @@ _MARK = "_runs_a_plan"
 def derived(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
     """Derive a planned class with a forward of its own; everything else is the model's.
 
-    Where somebody compiles the planned model, its forward is left as it is.
+    Where somebody compiles the planned model, its forward is left as it is; where the model was
+    compiled before (``model.compile()``), its compiled call would run without the plan, and is not
+    taken.
     """
 
     def copied(self: nn.Module) -> nn.Module:
@@ -45,6 +47,7 @@ def derived(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Modul
 
     members = {
         _MARK: True,
+        "_compiled_call_impl": property(lambda self: None, lambda self, compiled: None),
         "forward": torch.compiler.disable(functools.wraps(base.forward)(forward)),  # type: ignore[no-untyped-call]
         "__copy__": copied,
         "__deepcopy__": deep_copied,

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from planner.errors import BadRequest
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.optimizer_parts import stepped_by
+from planner.graphs.torch_api.module_internals import named_parameters_of
 from planner.graphs.torch_api.optimizer_internals import is_scheduled, known_to_schedulers
 from planner.graphs.torch_api.storages import storage_key
 from planner.plan.step_plan import StepPlan
@@ -121,7 +122,7 @@ def _parameters_of(plan: StepPlan, model: nn.Module) -> list[list[nn.Parameter]]
         BadRequest: the model lacks some, or has them in other shapes.
     """
     assert plan.states is not None, "there is a plan for them"
-    by_name = dict(model.named_parameters())
+    by_name = dict(named_parameters_of(model))
     shapes = {name: tuple(shape) for name, shape, *_ in plan.signature.get("parameters", ())}
     for name in (n for names in plan.states.parts for n in names):
         found = by_name.get(name)

@@ -69,13 +69,13 @@ def apply(
         ValueError: an unknown ``on_mismatch``.
     """
     configuration = plan.configuration
-    with all_apply(mesh) as told:
-        on_mismatch = checked_mismatch(on_mismatch, ("error", "plain"))
+    with all_apply(configuration, mesh) as told:
+        told["on_mismatch"] = on_mismatch = checked_mismatch(on_mismatch, ("error", "plain"))
         styles = styles_of(plan, model, tensor_parallel)
         _check_ranks(configuration, mesh)
-        told.update(to_be_alike(plan, model))
+        told.update(to_be_alike(plan, model, mesh))
     ranks = _parted(model, configuration, mesh, styles)
-    with all_apply(mesh):
+    with all_apply(configuration, mesh):
         classes = _planned(plan, model, on_mismatch)
     for path, cls in classes.items():
         model.get_submodule(path).__class__ = cls
@@ -159,6 +159,7 @@ def _check_ranks(configuration: Configuration, mesh: DeviceMesh | None) -> None:
             f"the plan is for {configuration.world_size} ranks, but there is no process group: "
             "start with torchrun and call torch.distributed.init_process_group first"
         )
+    _check_given(mesh)
     _check_nodes(configuration, mesh)
     dimensions = configuration.mesh
     shape = tuple(ranks for _, ranks in dimensions)
@@ -177,6 +178,19 @@ def _check_ranks(configuration: Configuration, mesh: DeviceMesh | None) -> None:
         raise PlanMismatch(
             "the mesh has dimensions without names, which a plan cannot take apart: make it with "
             f"mesh_dim_names={tuple(name for name, _ in dimensions)}"
+        )
+
+
+def _check_given(mesh: Any) -> None:
+    """Refuse what is no mesh, or one that this rank is not in."""
+    if mesh is not None and not isinstance(mesh, DeviceMesh):
+        raise PlanMismatch(
+            f"mesh is {mesh!r}; expected a torch.distributed.device_mesh.DeviceMesh, or none"
+        )
+    if mesh is not None and mesh.get_coordinate() is None:
+        raise PlanMismatch(
+            f"the mesh holds ranks {mesh.mesh.flatten().tolist()}, and this is rank "
+            f"{dist.get_rank()}: call apply on the ranks of its mesh alone"
         )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from planner.graphs.capture.optimizer_step import OptimizerLike
 from planner.graphs.capture.placed import local_of
+from planner.graphs.torch_api.module_internals import named_parameters_of
 from planner.plan.configuration import Configuration
 from planner.sharding.step_graph.optimizer_pass import optimizer_of
 from planner.sharding.step_graph.step_rules import ModelStates, StepRules
@@ -36,7 +37,7 @@ def states_of(
     >>> states_of(nn.Linear(9, 10, bias=False), "adamw_loop", accelerated=False)
     ModelStates(parameters=360, gradients=360, optimizer=724)
     """
-    named = list(model.named_parameters())
+    named = list(named_parameters_of(model))
     trained = [(name, local_of(p)) for name, p in named if p.requires_grad]
     parts = [
         tuple((tuple(p.shape), p.element_size()) for _, p in group)

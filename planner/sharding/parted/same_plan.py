@@ -5,20 +5,20 @@ Ranks that shard or part otherwise wait for each other's collectives for ever.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+import sys
+from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from planner.errors import CaptureError, PlanMismatch
+from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan
-from planner.running.one_plan import all_or_none, digest, digest_of
+from planner.running.one_plan import all_or_none, digest, digest_of, groups_to_ask
 from planner.sharding.parted.declared import declared
 from planner.sharding.parted.parallelize import Styles, described
 from planner.tensor_parallel import tensor_parallel_of
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 
 def styles_of(plan: ShardedStepPlan, model: nn.Module, said: Any) -> Styles:
@@ -71,33 +71,34 @@ def _own(model: nn.Module, *, sequence: bool) -> Styles:
     return styles
 
 
-def all_apply(mesh: DeviceMesh | None) -> AbstractContextManager[dict[str, str]]:
+def all_apply(
+    configuration: Configuration, mesh: DeviceMesh | None
+) -> AbstractContextManager[dict[str, str]]:
     """Return a block that all ranks of a plan leave well, or none; see ``all_or_none``.
 
     Args:
+        configuration: of this rank's plan.
         mesh: over the ranks; none is all there are.
     """
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        return nullcontext({})
-    dimensions = range(0 if mesh is None else mesh.ndim)
-    groups = [mesh.get_group(d) for d in dimensions] if mesh else [dist.group.WORLD]
-    return all_or_none([group for group in groups if group is not None])
+    asked = [mesh] if isinstance(mesh, DeviceMesh) else []
+    ranks = configuration.world_size if asked else sys.maxsize
+    return all_or_none(groups_to_ask(asked, ranks))
 
 
-def to_be_alike(plan: ShardedStepPlan, model: nn.Module) -> dict[str, str]:
+def to_be_alike(plan: ShardedStepPlan, model: nn.Module, mesh: DeviceMesh | None) -> dict[str, str]:
     """Return what has to be the same on all ranks, by what it is called.
 
     Args:
         plan: of this rank.
         model: whole, before its layers are parted.
+        mesh: that this rank was given; without one it makes its own, together with all others.
     """
-    units = [(u.path, u.kind, u.keep_gathered, u.row_wise) for u in plan.units]
+    units = [(u.path, u.kind, u.keep_gathered, u.row_wise, u.held_bytes) for u in plan.units]
     styles = plan.tensor.styles if plan.tensor else ()
     tensors = [(n, list(t.shape), str(t.dtype), t.requires_grad)
                for n, t in (*model.named_parameters(), *model.named_buffers())]  # fmt: skip
     return {
         "plan": digest_of([repr(plan.configuration), digest(plan.step), units, styles]),
         "model": digest_of(tensors),
+        "mesh": "" if mesh is None else digest_of([mesh.mesh.tolist(), mesh.mesh_dim_names]),
     }

@@ -32,7 +32,7 @@ def _spreads(world_size: int, devices_per_node: int) -> Iterator[Spread]:
 
 
 def _check(spread: Spread) -> None:
-    if spread.shard_ranks > 1:
+    if not spread.is_whole:
         raise ValueError("DDP shards nothing: shard_ranks must be 1, replicas the world size")
     if spread.offload:
         raise ValueError("DDP stays on the device: only FSDP offloads its shards to the host")

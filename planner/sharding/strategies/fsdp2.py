@@ -98,7 +98,7 @@ def _row_wise_seconds(draft: Draft, unit: int) -> tuple[float, float] | None:
     """
     spread, cluster, capture = draft.configuration.spread, draft.cluster, draft.capture(unit)
     alone = spread.replicas == 1 and spread.stride == 1
-    if not alone or spread.offload or spread.shard_ranks == 1:
+    if not alone or spread.offload or spread.is_whole:
         return None
     ranks, sizes = spread.shard_ranks, exchange_of(capture, spread.shard_ranks)
     there = all_gather_seconds(sizes.asked, ranks, cluster)
@@ -143,11 +143,16 @@ def _gloo_reserve_bytes(units: Sequence[int], root: int) -> int:
 
 
 def _flat_bytes(draft: Draft, i: int) -> int:
-    """Return the buffer that a group is gathered in: none where one rank has all of it.
+    """Return the buffer that a group is gathered in."""
+    return _sent_bytes(draft, draft.groups[i].flat)
+
+
+def _sent_bytes(draft: Draft, buffer: int) -> int:
+    """Return what of a buffer a collective of the ranks that shard has: none if one has all of it.
 
     ``FSDPParamGroup.unshard`` and ``foreach_reduce`` then copy, without a collective.
     """
-    return draft.groups[i].flat if draft.configuration.spread.shard_ranks > 1 else 0
+    return 0 if draft.configuration.spread.is_whole else buffer
 
 
 def _staged_bytes(draft: Draft, i: int) -> int:
@@ -157,7 +162,7 @@ def _staged_bytes(draft: Draft, i: int) -> int:
     lets go of that of the one before. What comes from the host is copied to the device first, in
     its own dtype: then all of it is counted.
     """
-    if draft.configuration.spread.shard_ranks > 1 or draft.elsewhere:
+    if not draft.configuration.spread.is_whole or draft.elsewhere:
         return draft.groups[i].staged
     sizes = [
         math.prod(p.shape) * p.compute_itemsize * (p.compute_itemsize != p.itemsize)
@@ -229,7 +234,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
     shard = draft.value(f"gradient_shard.{name}", group.gradient_shard, Kind.GRADIENT)
     copies = group.padded if draft.cluster.device.name == "cpu" else 0
     copies += group.rearranged
-    sent = group.reduced if draft.configuration.spread.shard_ranks > 1 else 0
+    sent = _sent_bytes(draft, group.reduced)
     draft.op(f"copy_in.{name}", gradients, (buffer,), workspace_bytes=copies, module=module)
     draft.op(
         f"reduce_scatter.{name}",
@@ -253,11 +258,11 @@ def _held_while_reduced(draft: Draft, i: int) -> list[int]:
     Its loop over them leaves its variables bound: ``unsharded_grad`` to the last gradient,
     ``chunks`` to parts of the last that is cut along another dimension than its first.
     """
-    ranks, mapped = draft.configuration.spread.shard_ranks, draft.maps[i]
-    if ranks == 1:
+    spread, mapped = draft.configuration.spread, draft.maps[i]
+    if spread.is_whole:
         return []
     made = [(p, mapped[p.gradient]) for p in draft.capture(i).parameters if p.gradient is not None]
-    cut = [v for p, v in made if shard_dimension(p.shape, ranks)]
+    cut = [v for p, v in made if shard_dimension(p.shape, spread.shard_ranks)]
     return sorted({made[-1][1], *cut[-1:]})
 
 

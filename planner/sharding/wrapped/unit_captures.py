@@ -23,7 +23,7 @@ from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_data
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
-from planner.graphs.capture.placed import local_of, placed_as
+from planner.graphs.capture.placed import local_of, placed_as, require_unwrapped
 from planner.graphs.capture.same_step import computation
 from planner.graphs.capture.sizes import Dynamic
 from planner.graphs.capture.step_function import swapped, unique_tensors
@@ -37,6 +37,7 @@ from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
+from planner.graphs.torch_api.module_internals import named_parameters_of
 from planner.graphs.torch_api.patches import capturing
 from planner.running.engines.engine import CapturedUnit
 from planner.sharding.row_wise import is_table
@@ -118,13 +119,11 @@ def capture_units(
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of {PRECISIONS}")
     call = arguments_of(inputs, targets)
-    candidates = candidates_of(model, units)
-    stored = {name: p.element_size() for name, p in model.named_parameters()}
-    real = has_data(model)  # which in another precision it seems not to have
+    stored = {name: p.element_size() for name, p in named_parameters_of(model)}
     options: dict[str, Any] = {
         "device": device,
         "costs": costs,
-        "real": real,
+        "real": has_data(model),  # which in another precision it seems not to have
         "dynamic": dynamic,
         "cluster": cluster,
     }
@@ -139,6 +138,8 @@ def capture_units(
         options=options,
     )
     try:
+        require_unwrapped(model)
+        candidates = candidates_of(model, units)
         with in_precision(model, precision, device_type(model, call)):
             try:
                 return taken(candidates)
@@ -302,12 +303,12 @@ def _sparing(capture: Callable[..., T], apart: Collection[str]) -> T:
 
 def _names_in(units: Mapping[str, nn.Module]) -> Iterator[str]:
     for path, unit in units.items():
-        yield from (f"{path}.{name}" for name, _ in unit.named_parameters())
+        yield from (f"{path}.{name}" for name, _ in named_parameters_of(unit))
 
 
 def _anchor_of(path: str, unit: nn.Module) -> str:
     """Return the name of the parameter that the operator of a unit takes."""
-    return next(f"{path}.{name}" for name, p in unit.named_parameters() if p.requires_grad)
+    return next(f"{path}.{name}" for name, p in named_parameters_of(unit) if p.requires_grad)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from planner.errors import CaptureError
 from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.call import class_name, signature_of
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
-from planner.graphs.torch_api.module_internals import hooks_of
+from planner.graphs.torch_api.module_internals import hooks_of, named_parameters_of
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _shared_by(model: nn.Module, found: Mapping[str, nn.Module]) -> dict[str, tu
             owners[id(p)].add(unit)
     shared = dict[str, tuple[str, str]]()
     for path, module in found.items():
-        for name, p in module.named_parameters():
+        for name, p in named_parameters_of(module):
             if others := sorted(owners[id(p)] - {path}):
                 elsewhere = f"unit {others[0]!r}" if others[0] else "what is in no unit"
                 shared.setdefault(path, (f"{path}.{name}", elsewhere))

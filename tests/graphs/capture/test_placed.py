@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._composable.replicate import replicate
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.parallel import (
@@ -221,7 +222,7 @@ REFUSED: dict[str, tuple[Callable[[DeviceMesh], nn.Module], str]] = {
     "noise on a mesh": (drawing, r"test_placed.py:\d+ .*draws for a tensor that lies on a mesh"),
     "uneven parts": (uneven, "'part.up.weight', of shape .5, 8., .* divides what is parted"),
     "a DTensor returned": (returned, "output 'output' is a DTensor.*full_tensor"),
-    "fully_shard before": (sharded, "plan and apply first, then call fully_shard"),
+    "fully_shard before": (sharded, "is sharded by fully_shard already.*plan and apply first"),
     "hooks of the model": (around_the_root, "hold it in a module of your own"),
 }
 
@@ -233,6 +234,37 @@ def test_refused_by_name(case: str) -> None:
     step = {"inputs": torch.zeros(BATCH, WIDTH), "loss": None if "returned" in case else mean}
     with pytest.raises(CaptureError, match=said):
         planner.fit(build(mesh_of(2)), "1GB", **step)
+
+
+def in_ddp(model: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def in_fsdp(model: nn.Module) -> nn.Module:
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+
+
+def layer_in_ddp(model: nn.Module) -> nn.Module:
+    return nn.Sequential(in_ddp(model), nn.Linear(8, 8))
+
+
+WRAPPED: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
+    "DDP": (in_ddp, "the model is wrapped in DistributedDataParallel already"),
+    "a layer": (layer_in_ddp, "'0' is wrapped in DistributedDataParallel already"),
+    "FSDP": (in_fsdp, "the model is wrapped in FullyShardedDataParallel already"),
+    "replicate": (replicate, r"the model is replicated by replicate\(\) already"),
+}
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("case", WRAPPED)
+def test_what_torch_wrapped_already_is_refused(case: str, ranks: int) -> None:
+    """By its name, not for what its hooks do while they are traced."""
+    wrap, told = WRAPPED[case]
+    model = wrap(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)))
+    with pytest.raises(CaptureError, match=f"{told}.*plan and apply first"):
+        planner.fit(model, "1GB", inputs=torch.randn(4, 8), loss=mean, world_size=ranks)
 
 
 @pytest.mark.usefixtures("world")

@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-import torch
 import torch.distributed as dist
-from torch.testing._internal.distributed import multi_threaded_pg as threaded
 
 from planner.errors import CaptureError, PlanMismatch
 from planner.running.one_plan import all_or_none
-
-pytestmark = pytest.mark.usefixtures("threads")
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Let each thread be a process to ``torch.distributed``."""
-    isolated: Any = torch._C._distributed_c10d._set_thread_isolation_mode  # type: ignore[attr-defined]
-    isolated(True)
-    threaded._install_threaded_pg()
-    yield
-    threaded._uninstall_threaded_pg()
-    isolated(False)
-    threaded.ProcessLocalGroup.reset()
+from tests.planner.running import threaded_ranks
 
 
 def on_four(block: Callable[[int, dict[str, str]], None]) -> dict[int, Exception | None]:
-    """Run a block on each of four ranks, in one group of all; return what each raised."""
-    found: dict[int, Exception | None] = {}
-    store = dist.HashStore()
+    """Run a block on each of four ranks that go on together; return what each raised."""
 
     def run(rank: int) -> None:
-        dist.init_process_group("threaded", rank=rank, world_size=4, store=store)
-        try:
-            with all_or_none([cast("Any", dist.group.WORLD)]) as told:
-                block(rank, told)
-            found[rank] = None
-        except Exception as error:  # noqa: BLE001
-            found[rank] = error
-        dist.destroy_process_group()
+        with all_or_none([cast("Any", dist.group.WORLD)]) as told:
+            block(rank, told)
 
-    ranks = [threading.Thread(target=run, args=(r,), daemon=True) for r in range(4)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(60)
-    assert len(found) == 4, "a rank waits for others"
-    return found
+    return threaded_ranks.on_four(run)
 
 
 def test_all_go_on_that_say_the_same() -> None:

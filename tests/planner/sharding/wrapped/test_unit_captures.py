@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from planner.graphs import Phase
 from planner.graphs.capture.training_step import capture
@@ -25,6 +26,18 @@ def test_alike_units_share_one_capture() -> None:
     assert found.units == ("h.0", "h.1", "h.2", "h.3")
     assert found.kind_of == (0, 0, 0, 0)
     assert [p.name for p in found.root.parameters] == ["embed.weight", "norm.weight", "norm.bias"]
+
+
+def test_blocks_in_wrappers_that_hide_their_names() -> None:
+    """``checkpoint_wrapper`` leaves its own attribute out of the names of its parameters."""
+    model = decoder(2)
+    for i, block in enumerate(model.h):
+        model.h[i] = checkpoint_wrapper(block)
+    found, plain = taken_apart(model), taken_apart(decoder(2))
+    assert found.units == plain.units
+    assert [p.shape for p in found.kinds[0].parameters] == [
+        p.shape for p in plain.kinds[0].parameters
+    ]
 
 
 def test_a_number_that_is_not_the_position_counts() -> None:
