@@ -5,8 +5,9 @@ builds an order, makes it fit and prunes it, sees where it overshot, adds cuts t
 and cost meet or nothing moves. Large graphs begin with relaxations alone (``relaxed_masters``),
 which seldom leave more to do. What gap is left is for plans from blocks (``block_plans``) or from
 larger budgets (``walk_down``, ``stretches``), for masters near the best plan
-(``master_neighbours``), for the baselines and a local search. Tiny graphs are ``state_search``'s. Effort is counted, not timed, so that the answer does not depend on the machine,
-short of ``limits.seconds``.
+(``master_neighbours``), for the baselines and a local search. Tiny graphs are ``state_search``'s.
+Effort is counted, not timed, so that the answer does not depend on the machine, short of
+``limits.seconds``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from planner.solvers.tuning import (
     CUTS_SHARE,
     INTEGER_OPS,
     LARGE_OPS,
-    NEAR_PLANS_SHARE,
+    SMALL_STEPS_SHARE,
     TINY_OPS,
     WORTH_BASELINES_GAP,
     WORTH_BLOCKS_GAP,
@@ -93,7 +94,7 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.bound == math.inf:
         return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
     if run is not None:
-        improve_near(run, target=limits.gap, share=NEAR_PLANS_SHARE)
+        _go_on(search, limits, run)
     _polish(search, limits)
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
@@ -180,6 +181,16 @@ def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> CutRun | None:
     if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and not search.over()):
         return run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
     return None
+
+
+def _go_on(search: Search, limits: Limits, run: CutRun) -> None:
+    """Let masters near the best plan and whole ones take turns; small steps have the rest."""
+    until = search.deadline - SMALL_STEPS_SHARE * max(0.0, search.deadline - time.monotonic())
+    improve_near(run, target=limits.gap, until=until)
+    before, run.deadline = search.extra, until
+    run.integers()
+    if search.extra < before:
+        improve_near(run, target=limits.gap, until=until)
 
 
 def _compare(search: Search, graph: Graph, limits: Limits) -> None:
