@@ -47,6 +47,7 @@ def test_example_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_example_runs_by_itself(tmp_path: Path) -> None:
     name = "saved_plan.py"
     found = subprocess.run(

@@ -15,6 +15,7 @@ def test_what_is_captured_on_meta_is_what_is_captured_here() -> None:
     assert {row.verdict for row in rows} == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_plan_made_on_meta_is_applied_without_a_word() -> None:
     assert [row.verdict for row in gpu.guards("cpu")] == ["ok", "ok"]
 

@@ -105,6 +105,7 @@ LITGPT = Case(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_trained_and_how_shows_in_the_prediction() -> None:
     plain = predicted(LITGPT)
     accumulating = predicted(replace(LITGPT, holds_gradients=True))

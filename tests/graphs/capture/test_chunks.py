@@ -5,6 +5,7 @@ Both graphs are interpreted on real tensors; how plans run them is tested in ``t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from planner.graphs.capture.node_kinds import added_to
 from planner.graphs.capture.passes.eager_semantics import normalized
 from planner.graphs.capture.rewrites import Declined
 from planner.graphs.capture.trace import trace
+from tests.by_default import slow_but
 
 WORDS, WIDTH, ROWS, LENGTH = 211, 16, 3, 14
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -102,6 +104,19 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "autocast": Autocast,
     "float64": lambda: Net(tied=True).double(),
 }
+QUICK = {
+    ("tied", Form.B),
+    ("tied, padded", Form.A),
+    ("bias", Form.B),
+    ("bfloat16", Form.A),
+    ("autocast", Form.B),
+    ("float64", Form.A),
+    ("scaled", Form.B),
+    ("chosen", Form.A),
+    ("words left out", Form.B),
+    ("divided", Form.A),
+}
+"""Nets and constants that run by default, each in one of the forms."""
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -171,8 +186,7 @@ def test_loss_in_chunks(name: str) -> None:
         check(model, LOSSES[name], Form.B, 1e-5)
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize(("name", "form"), slow_but(QUICK, itertools.product(NETS, Form)))
 def test_head_in_chunks(name: str, form: Form) -> None:
     torch.manual_seed(0)
     model = NETS[name]()
@@ -262,8 +276,7 @@ CONSTANTS: dict[str, Loss] = {
 }
 
 
-@pytest.mark.parametrize("name", CONSTANTS)
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize(("name", "form"), slow_but(QUICK, itertools.product(CONSTANTS, Form)))
 def test_constants_of_the_code(name: str, form: Form) -> None:
     torch.manual_seed(0)
     check(Net(), CONSTANTS[name], form, 1e-5)

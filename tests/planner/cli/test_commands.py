@@ -116,6 +116,7 @@ def test_fit_as_json_takes_bytes_and_no_optimizer(spec: str) -> None:
     assert (answers["budget_bytes"], answers["optimizer"]) == (10**9, None)
 
 
+@pytest.mark.slow
 def test_the_compiled_engine(spec: str) -> None:
     said = (spec, "--budget", "1GB", "--optimizer", "none", "--time-limit", 3)
     result = run("fit", *said, "--engine", "inductor", "--json")

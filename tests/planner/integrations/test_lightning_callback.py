@@ -71,6 +71,7 @@ def trained(folder: Path, model: Any, callback: Any = None) -> tuple[Any, Any]:
     return model, trainer
 
 
+@pytest.mark.slow
 def test_states_of_the_optimizer_wait_on_the_host(tmp_path: Path) -> None:
     """From the first step on, in whose closure the plan is made."""
     from planner.integrations import LightningPlannerCallback

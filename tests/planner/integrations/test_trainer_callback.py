@@ -208,7 +208,8 @@ def finetuned(folder: Path, callback: Any = None, **changed: Any) -> Any:
     return trainer
 
 
-@pytest.mark.parametrize("below", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("below", [False, True])
 def test_trls_finetuning_is_the_same_in_less_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, below: bool
 ) -> None:

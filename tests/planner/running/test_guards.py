@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from planner import PlanMismatch
+from tests.by_default import slow_but
 from tests.scenes import DEEP, LOGITS, SCENES, Apply, mlp
 from tests.training import Scene, planned
 
@@ -66,7 +67,7 @@ def test_another_call_is_noticed(change: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("change", [_wider, _transposed, _requiring, _evaluating, _freezing])
-@pytest.mark.parametrize("choice", ["plain", "replan"])
+@pytest.mark.parametrize("choice", slow_but({"replan"}, ["plain", "replan"]))
 def test_another_call_runs_as_chosen(change: Any, choice: str) -> None:
     def run(model: nn.Module) -> list[Tensor | None]:
         torch.manual_seed(6)
@@ -304,7 +305,7 @@ def test_an_output_changed_before_backward_is_noticed_as_in_eager_mode(index: in
             loss.backward()
 
 
-@pytest.mark.parametrize("method", ["plain", "recompute_all"])
+@pytest.mark.parametrize("method", slow_but({"recompute_all"}, ["plain", "recompute_all"]))
 def test_two_forward_passes_before_one_backward(method: str) -> None:
     def run(model: nn.Module) -> list[Any]:
         torch.manual_seed(7)

@@ -18,6 +18,7 @@ from planner.graphs.capture.training_step import capture
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.solvers.baselines.blocks import find_blocks
 from planner.solvers.baselines.checkpoint import order_of
+from tests.by_default import slow_but
 from tests.planner.verification.compositions import FUNCTIONS, WIDTH, Composition, drawn
 
 
@@ -127,7 +128,10 @@ def test_the_peak_of_checkpointed_blocks_is_predicted(
     assert predicted == pytest.approx(measured, rel=0.02)
 
 
-@pytest.mark.parametrize("names", [[name] for name in FUNCTIONS] + drawn(10, seed=7), ids="-".join)
+SINGLE = [[name] for name in FUNCTIONS]
+
+
+@pytest.mark.parametrize("names", slow_but(SINGLE[::2], SINGLE) + drawn(10, seed=7), ids="-".join)
 def test_the_peak_of_what_functions_hold_is_predicted(names: list[str]) -> None:
     """Temporaries of a backward function are held until it returns."""
     model, x = Composition(names), torch.randn(512, WIDTH)

@@ -319,6 +319,7 @@ def _plain_losses() -> list[float]:
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "mixed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["mixed", *SLOW])
 def test_the_script_trains(case: str, tmp_path: Path) -> None:
     made, kept, _ = CASES[case]

@@ -133,6 +133,7 @@ def test_samples_that_do_not_divide_are_no_reason_to_part_layers() -> None:
     assert "chosen: no other was asked for" in plan.explain()
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_whose_first_weight_is_parted() -> None:
     """Its weights enter as local tensors, through views that nobody else reads."""
     config = transformers.LlamaConfig(
