@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -192,7 +193,7 @@ def effects_of(
         plain = effect.replaces and not effect.has_tensors
         unseen = isinstance(change.place.owner, type)  # who reads those of a class is not known
         if plain and (unseen or not isinstance(change.step, Attribute)):
-            raise _depends(state, change, changes)
+            raise _depends(state, change)
         items.append(effect)
     return Effects(tuple(items))
 
@@ -230,7 +231,8 @@ def _kept(
         f"{_line(state, change.path)}, which a plan cannot make again at each call; return it, or "
         "keep tensors and plain values there, in lists, tuples or dicts"
     )
-    return SetsUp(text, changes)
+    again = isinstance(value, types.FunctionType) or change.is_of_stand_ins
+    return SetsUp(text, changes) if again else CaptureError(text)
 
 
 def not_read_before(effects: Effects, state: PythonState, reads: Collection[Path]) -> Effects:
@@ -304,13 +306,12 @@ def _appended_last(change: Change) -> tuple[bool, int]:
     return change.before is MISSING, key if isinstance(key, int) else 0
 
 
-def _depends(state: PythonState, change: Change, changes: Sequence[Change]) -> CaptureError:
-    text = (
+def _depends(state: PythonState, change: Change) -> CaptureError:
+    return CaptureError(
         f"the forward pass changes {change.path} from {change.before!r} to {change.now!r}"
         f"{_line(state, change.path)}; a plan runs no Python, so it would stay as it was when the "
         "plan was made; keep it in a buffer (register_buffer), or change it outside the model"
     )
-    return SetsUp(text, changes)
 
 
 def _name(path: Path) -> str:

@@ -1,9 +1,9 @@
-"""What code sets up at its first call and never again: hooks, the entries of a registry, a flag.
+"""What a model sets up at its first call and never again, such as hooks that record outputs.
 
-A planned model runs no Python, so what its code keeps must be kept again at each call, and an
-object or what depends on the call before cannot be. If it is the first call alone that keeps it,
-the model may be captured as its second call finds it: what was set up then stays, as after a first
-call in eager mode.
+A planned model runs no Python, so what its code keeps must be kept again at each call, and a
+function cannot be; nor can what a library keeps for each type of tensors, such as those that stand
+for them in a capture. If it is the first call alone that keeps it, the model may be captured as its
+second call finds it: what was set up then stays, as after a first call in eager mode.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.graphs.capture.guards.own_attributes import attributes_of
-from planner.graphs.capture.guards.paths import MISSING
+from planner.graphs.capture.guards.paths import MISSING, Attribute
 from planner.graphs.capture.guards.pending import tells_a_value
 from planner.graphs.capture.guards.python_state import Change
 from planner.graphs.capture.guards.told_values import written_in_python
@@ -31,6 +32,7 @@ _DEPTH = 4
 _OF_NO_CALL = (
     *(type(None), bool, int, float, complex, str, bytes, type, types.ModuleType),
     *(types.BuiltinFunctionType, torch.dtype, torch.device, torch.layout, type(MISSING)),
+    weakref.ReferenceType,
     nn.Module,  # one that is new is refused elsewhere
 )
 
@@ -53,12 +55,17 @@ class SetsUp(CaptureError):
 
 
 def may_stay(change: Change) -> bool:
-    """Tell a change that holds nothing of the call that made it: no tensor, no size, anywhere.
+    """Tell a change that can be undone and holds nothing of the call that made it, such as tensors.
 
     Args:
         change: what a call did to Python's state.
     """
-    return not any(_is_of_a_call(x, 0) for x in tree_leaves(change.now))
+    simple = isinstance(change.step, Attribute) or isinstance(change.place.owner, dict)
+    return (
+        simple
+        and change.now is not MISSING
+        and not any(_is_of_a_call(x, 0) for x in tree_leaves(change.now))
+    )
 
 
 def _is_of_a_call(value: Any, depth: int) -> bool:

@@ -262,7 +262,7 @@ def _capturing(
             casts_on_cpu(patches, casts)
         let_lists_be_asked_for(patches)
         refuse_what_cannot_be_traced(patches)
-        refuse_checkpointed_writes(patches, lambda: watched.step.buffers_now)
+        refuse_checkpointed_writes(patches, model.buffers)
         run_as_written(patches)
         trace_collectives(patches)
         stack.enter_context(preserve_node_meta())

@@ -122,7 +122,7 @@ def refuse_checkpointed_writes(patches: Patches, buffers: Callable[[], Iterable[
 
     Args:
         patches: in force while a step is traced.
-        buffers: returns the tensors that stand for the buffers in the call that is traced.
+        buffers: returns what the model has for buffers now, in the call that is traced.
     """
     own = checkpoint._checkpoint_without_reentrant_generator
 
@@ -131,9 +131,14 @@ def refuse_checkpointed_writes(patches: Patches, buffers: Callable[[], Iterable[
         if not patches.mine():
             yield from own(*args, **kwargs)
             return
-        before = [_writes(x) for x in buffers()]
+        before = [(x, _writes(x)) for x in buffers()]
         yield from own(*args, **kwargs)
-        if torch.is_grad_enabled() and [_writes(x) for x in buffers()] != before:
+        now = list(buffers())
+        same = len(now) == len(before) and all(
+            x is known and _writes(x) == writes
+            for x, (known, writes) in zip(now, before, strict=True)
+        )
+        if torch.is_grad_enabled() and not same:
             raise NotImplementedError(_WRITTEN_TWICE)
 
     patches.attribute(checkpoint, own.__name__, watching)

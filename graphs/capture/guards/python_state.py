@@ -24,6 +24,7 @@ from planner.graphs.capture.guards.places import Place
 from planner.graphs.capture.guards.told_values import contents_of, exact
 from planner.graphs.capture.guards.values import user_line
 from planner.graphs.capture.guards.walk import reached
+from planner.graphs.torch_api.fake_tensors import stands_for_tensors
 from planner.graphs.torch_api.module_internals import (
     children_of,
     set_children,
@@ -45,6 +46,17 @@ class Change:
     def path(self) -> Path:
         """Where that is."""
         return self.place.path.then(self.step)
+
+    @property
+    def is_of_stand_ins(self) -> bool:
+        """Whether it is a new entry for a type that tensors have while a step is captured, alone.
+
+        Whoever keeps one for each type of tensors has made it for those of a training loop, or will
+        at their first call.
+        """
+        key = getattr(self.step, "key", None)
+        new = self.before is MISSING and isinstance(self.place.owner, dict)
+        return new and isinstance(key, type) and stands_for_tensors(key)
 
     @property
     def differs(self) -> bool:

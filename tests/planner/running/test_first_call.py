@@ -158,12 +158,11 @@ class LookingInItself(Looking):
         return self.backend
 
 
-@pytest.mark.parametrize("kind", [Looking, LookingInADict, LookingInItself])
 @pytest.mark.parametrize("called", [False, True])
-def test_what_is_looked_up_is_made_once(kind: type[Looking], *, called: bool) -> None:
+def test_what_is_kept_for_each_type_of_tensors_is_made_once(*, called: bool) -> None:
     BACKENDS.clear()
     torch.manual_seed(0)
-    model, x = kind(), torch.randn(4, 8)
+    model, x = Looking(), torch.randn(4, 8)
     plain = copy.deepcopy(model)
     if called:
         model(x)
@@ -198,12 +197,57 @@ class LookingOften(Looking):
         return found
 
 
-@pytest.mark.parametrize("kind", [LookingUpItsBatch, LookingAnew, LookingOften])
-def test_what_is_made_of_each_call_is_refused(kind: type[Looking]) -> None:
+class LookingByType(Looking):
+    """Keeps its first batch for a type of tensors."""
+
+    def found(self, x: Tensor) -> Backend:
+        if type(x) not in BACKENDS:
+            BACKENDS[type(x)] = Backend()
+            BACKENDS[type(x)].first = x * 2  # type: ignore[attr-defined]
+        return super().found(x)
+
+
+class LookingAndDropping(Looking):
+    """Gives up the rest of a list that it makes something of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = [1.0, 2.0, 3.0]
+
+    def found(self, x: Tensor) -> Backend:
+        if type(x) not in BACKENDS:
+            BACKENDS[type(x)] = Backend(sum(self.left))
+            self.left.clear()
+        return BACKENDS[type(x)]
+
+
+class LookingAndWarning(Looking):
+    """Notes in a set that it did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warned = {"other"}
+
+    def found(self, x: Tensor) -> Backend:
+        self.warned.add("here")
+        return super().found(x)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(LookingUpItsBatch, LookingAnew, LookingOften, LookingByType, LookingInADict),
+        *(LookingInItself, LookingAndDropping, LookingAndWarning),
+    ],
+)
+def test_what_is_made_of_a_call_is_refused_and_leaves_nothing(kind: type[Looking]) -> None:
     BACKENDS.clear()
-    with pytest.raises(CaptureError, match="keeps a Backend in global"):
-        planner.fit(kind(), "1GB", inputs=torch.randn(4, 8))
+    model = kind()
+    before = copy.deepcopy({k: v for k, v in vars(model).items() if not k.startswith("_")})
+    with pytest.raises(CaptureError, match=r"forward pass (keeps a Backend in|changes)"):
+        planner.fit(model, "1GB", inputs=torch.randn(4, 8))
     assert not BACKENDS
+    assert {k: v for k, v in vars(model).items() if not k.startswith("_")} == before
 
 
 def language() -> tuple[nn.Module, dict[str, Any]]:
