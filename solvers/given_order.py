@@ -44,7 +44,7 @@ from planner.solvers.tuning import (
     CUTS_SHARE,
     INTEGER_OPS,
     LARGE_OPS,
-    SMALL_STEPS_SHARE,
+    NEAR_PLANS_SHARE,
     TINY_OPS,
     WORTH_BASELINES_GAP,
     WORTH_BLOCKS_GAP,
@@ -94,7 +94,7 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     if search.bound == math.inf:
         return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
     if run is not None:
-        _go_on(search, limits, run)
+        improve_near(run, target=limits.gap, share=NEAR_PLANS_SHARE)
     _polish(search, limits)
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
@@ -181,16 +181,6 @@ def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> CutRun | None:
     if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and not search.over()):
         return run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
     return None
-
-
-def _go_on(search: Search, limits: Limits, run: CutRun) -> None:
-    """Let masters near the best plan and whole ones take turns; small steps have the rest."""
-    until = search.deadline - SMALL_STEPS_SHARE * max(0.0, search.deadline - time.monotonic())
-    improve_near(run, target=limits.gap, until=until)
-    before, run.deadline = search.extra, until
-    run.integers()
-    if search.extra < before:
-        improve_near(run, target=limits.gap, until=until)
 
 
 def _compare(search: Search, graph: Graph, limits: Limits) -> None:

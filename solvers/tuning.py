@@ -168,7 +168,7 @@ POLISH_WORK = 200_000
 # search/master_neighbours.py
 NEAR_ROUNDS = 60
 """How many masters near the best plan are solved at most."""
-NEAR_IDLE = 4
+NEAR_IDLE = 12
 """After so many that lead to nothing the search ends."""
 NEAR_LENGTH = 0.2
 """The length of each of two stretches of ops that are free, as a part of those that may run again;
@@ -270,10 +270,9 @@ LEAST_CUTS_OPS = 100
 
 # given_order.py
 CUTS_SHARE = 0.25
-"""The integer masters' part of the seconds at first."""
-SMALL_STEPS_SHARE = 0.25
-"""The part of what is left that is kept for small steps; masters near the best plan, and more of
-the others, have the rest."""
+"""The integer masters' part of the seconds; others have the rest."""
+NEAR_PLANS_SHARE = 0.75
+"""The part of what is left then of masters near the best plan; small steps have the rest."""
 START_SHARE = 0.4
 """The part of the seconds that is kept for orders that hold little while nothing fits yet."""
 JUDGING_SHARE = 0.03

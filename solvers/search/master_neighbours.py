@@ -24,15 +24,17 @@ from planner.solvers.tuning import (
 )
 
 
-def improve_near(run: CutRun, *, target: float, until: float) -> None:
+def improve_near(run: CutRun, *, target: float, share: float) -> None:
     """Improve the best order of a search by masters near it.
 
     Args:
         run: of masters at cuts, with its search; both take in what is found.
         target: the gap, as a fraction of the step, at which to stop.
-        until: when to stop, of ``time.monotonic``.
+        share: the part of the seconds left that this may take.
     """
     search, draw = run.search, random.Random(run.limits.seed)
+    begun = time.monotonic()
+    until = begun + share * (search.deadline - begun)
     length, idle, near, at = NEAR_LENGTH, 0, None, None
     for turn in range(NEAR_ROUNDS):
         if search.order is None or search.gap <= target or idle >= NEAR_IDLE or search.over(until):
