@@ -42,6 +42,7 @@ from planner.solvers.tuning import (
     BRIEF_POLISH_WORK,
     CLOSE_GAP,
     CUTS_SHARE,
+    FITTING_SHARE,
     INTEGER_OPS,
     LARGE_OPS,
     NEAR_PLANS_SHARE,
@@ -179,7 +180,8 @@ def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> CutRun | None:
     """Solve integer masters where they can do better."""
     n, left = search.problem.n, search.deadline - time.monotonic()
     if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and not search.over()):
-        return run_cuts(search, replace(limits, seconds=CUTS_SHARE * left), cuts)
+        share = FITTING_SHARE if search.order is None else CUTS_SHARE
+        return run_cuts(search, replace(limits, seconds=share * left), cuts)
     return None
 
 
