@@ -269,9 +269,10 @@ LEAST_CUTS_OPS = 100
 """Up to so many ops integer masters are asked where blocks do not help."""
 
 # given_order.py
-CUTS_SHARE, FITTING_SHARE = 0.25, 0.62
-"""The integer masters' part of the seconds where something fits already, and where nothing does;
-others have the rest."""
+CUTS_SHARE = 0.25
+"""The integer masters' part of the seconds where something fits already; others have the rest."""
+FITTING_SHARE = 0.62
+"""Their part where nothing does."""
 NEAR_PLANS_SHARE = 0.75
 """The part of what is left then of masters near the best plan; small steps have the rest."""
 START_SHARE = 0.4
