@@ -15,7 +15,7 @@ import highspy
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.solvers.tuning import STALLED_GAIN, STALLED_ROUNDS
+from planner.solvers.tuning import LEAST_CHECKS, STALLED_GAIN, STALLED_ROUNDS
 
 
 @dataclass
@@ -70,6 +70,14 @@ class Model:
         self.start.append(len(self.index))
         self.low.append(low)
         self.high.append(high)
+
+    def checks_for(self, work: int) -> int:
+        """Return after how many checks an integer search ends.
+
+        Args:
+            work: what it may cost: its checks times the entries of the matrix.
+        """
+        return max(LEAST_CHECKS, work // max(1, len(self.index)))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import Problem
 from planner.solvers.model.symmetry import aggregate, alike, ranks
 from planner.solvers.model.windows import windows
-from planner.solvers.tuning import LEAST_CHECKS, MOST_PATH_ROWS
+from planner.solvers.tuning import MOST_PATH_ROWS
 
 TOLERANCE = 1e-6  # the part taken off what an integer search proves, which is no more exact
 ROUNDING = 1e-12  # and off what multipliers prove, for the costs' units
@@ -82,7 +82,7 @@ def solve_master(
         model,
         gap=gap / master.unit,
         seconds=seconds,
-        checks=None if work is None else max(LEAST_CHECKS, work // max(1, len(model.index))),
+        checks=None if work is None else model.checks_for(work),
         start=None if near is None else point_of(master, Positions(problem, near), len(model.cost)),
         seed=seed,
     )

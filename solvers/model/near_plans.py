@@ -8,7 +8,7 @@ left is small enough to solve within a second or two. No bound comes of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from planner.solvers.model.master_program import Burst, MasterProgram
 from planner.solvers.model.positions import Positions
 from planner.solvers.model.problem import Problem
 from planner.solvers.model.windows import windows
-from planner.solvers.tuning import LEAST_CHECKS, NEAR_AGREE
+from planner.solvers.tuning import NEAR_AGREE
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,7 @@ class NearPlans:
         self._model = self._master.model(budget, bursts)
         self._integer = np.array(self._model.integer, dtype=bool)
         self._relaxed = minimize(self._model, relax=True, seconds=seconds, seed=seed).x
-        self._maker = np.zeros(len(self._integer), dtype=np.int64)
-        for op, columns in _columns_by_op(self._master):
-            self._maker[columns] = op
+        self._op = _ops_of_columns(self._master, len(self._integer))
         self.ops = max((op for redone in self._master.redone for op in redone), default=0) + 1
         """The ops from this one on never run again."""
 
@@ -97,19 +95,19 @@ class NearPlans:
         model, master = self._model, self._master
         point = point_of(master, Positions(master.problem, order), len(model.cost))
         agreed = np.abs(point - self._relaxation(point)) < NEAR_AGREE
-        fixed = self._integer & agreed & ~np.isin(self._maker, list(free))
+        fixed = self._integer & agreed & ~np.isin(self._op, list(free))
         lower, upper = np.array(model.lower), np.array(model.upper)
         lower[fixed] = upper[fixed] = point[fixed]
         found = minimize(
             replace(model, lower=lower.tolist(), upper=upper.tolist()),
             gap=gap / master.unit,
             seconds=seconds,
-            checks=max(LEAST_CHECKS, work // max(1, len(model.index))),
+            checks=model.checks_for(work),
             start=point,
             seed=seed,
         )
-        cost, known = np.array(model.cost), float(np.dot(model.cost, point))
-        least = math.inf if found.x is None else float(np.dot(cost, found.x))
+        known = float(np.dot(model.cost, point))
+        least = math.inf if found.x is None else float(np.dot(model.cost, found.x))
         slack = gap / master.unit + NEAR_AGREE
         plan = None if least >= known - slack or found.x is None else exact_plan(master, found.x)
         return NearPlan(plan, found.bound >= min(least, known) - slack)
@@ -118,19 +116,15 @@ class NearPlans:
         return point if self._relaxed is None else self._relaxed
 
 
-def _columns_by_op(master: MasterProgram) -> Iterator[tuple[int, list[int]]]:
-    """Yield for each op the columns of what it makes and of its runs."""
-    found: dict[int, list[int]] = {}
-    makers = master.problem.maker
-
-    def add(columns: Mapping[int, int], op_of: Sequence[int] | range) -> None:
-        for key, column in columns.items():
-            found.setdefault(op_of[key], []).append(column)
-
-    for columns in (*master.held, *master.through.values()):
-        add(columns, makers)
-    for columns in (*master.redone, *master.ever):
-        add(columns, range(master.problem.n))
+def _ops_of_columns(master: MasterProgram, columns: int) -> NDArray[np.int64]:
+    """Return for each column the op that it is a run of, or that makes what it holds."""
+    found = np.zeros(columns, dtype=np.int64)
+    for values in (*master.held, *master.through.values()):
+        for v, column in values.items():
+            found[column] = master.problem.maker[v]
+    for ops in (*master.redone, *master.ever):
+        for op, column in ops.items():
+            found[column] = op
     for k, column in master.own_again.items():
-        found.setdefault(master.frames[k].t, []).append(column)
-    yield from found.items()
+        found[column] = master.frames[k].t
+    return found

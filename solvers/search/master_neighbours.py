@@ -35,14 +35,13 @@ def improve_near(run: CutRun, *, target: float, share: float) -> None:
     search, draw = run.search, random.Random(run.limits.seed)
     begun = time.monotonic()
     until = begun + share * (search.deadline - begun)
-    length, idle, near, at = NEAR_LENGTH, 0, None, None
+    length, idle, near = NEAR_LENGTH, 0, None
     for turn in range(NEAR_ROUNDS):
         if search.order is None or search.gap <= target or idle >= NEAR_IDLE or search.over(until):
             return
-        if near is None or at != (run.cuts, run.again):
+        if near is None:
             left = until - time.monotonic()
             near = NearPlans(search.problem, search.budget, run.cuts, run.again, seconds=left)
-            at = run.cuts, run.again
         begins = [draw.randrange(near.ops) for _ in range(2 if turn else 0)]
         ops = int(length * near.ops)
         found = near.best(
@@ -58,6 +57,7 @@ def improve_near(run: CutRun, *, target: float, share: float) -> None:
         if found.plan is not None:
             order = order_from_plan(search.problem, found.plan)
             search.offer(order)
-            added = run.add(order)
-            if added or search.extra < before:
+            if run.add(order):
+                near, idle = None, 0
+            elif search.extra < before:
                 idle = 0

@@ -50,7 +50,7 @@ def run_cuts(
 ) -> CutRun:
     """Raise the bound and lower the cost with masters at more and more cuts until they meet.
 
-    Returns the cuts and bursts.
+    Returns the run, whose cuts and bursts others may go on from.
 
     Args:
         search: what is known; it takes in what is found.
@@ -60,26 +60,24 @@ def run_cuts(
         tight: whether rows along paths are worth their time, which raise the bound alone.
     """
     search.offer(range(search.problem.n))
-    run = CutRun(search, limits, cuts, most_work)
+    run = CutRun(search, limits, cuts)
     run.relaxations()
     if tight:
         run.tightened()
-    run.integers()
+    run.integers(most_work)
     return run
 
 
 class CutRun:
-    """Cuts and bursts, and how hard to try: what integer masters may cost, rounds left of them."""
+    """Cuts and bursts, and how hard to try."""
 
-    def __init__(self, search: Search, limits: Limits, cuts: Sequence[int], most_work: int) -> None:
+    def __init__(self, search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
         problem = search.problem
         self.search, self.limits = search, limits
         self.deadline = time.monotonic() + limits.seconds
         self.target = fine_target(search, limits) if problem.n <= LARGE_OPS else limits.gap
         self.cuts = list(cuts) or _turn(problem)
         self.again: set[Burst] = set()
-        self.work, self.most_work = min(FIRST_WORK, most_work), most_work
-        self.rounds = INTEGER_ROUNDS
 
     @property
     def done(self) -> bool:
@@ -106,15 +104,17 @@ class CutRun:
             if self.done or not self.add(self._solve(self.search.budget, relax=True, paths=True)):
                 return
 
-    def integers(self) -> None:
+    def integers(self, most_work: int) -> None:
         """Solve integer masters, with more cuts or bursts each time, or more effort."""
-        while self.rounds > 0 and not self.done:
-            self.rounds -= 1
-            order = self._solve(self.search.budget, work=self.work)
-            if not self.add(order) and not self.done:
-                if self.work >= self.most_work or self.search.gap <= self.limits.gap:
-                    self.rounds = 0
-                self.work *= WORK_GROWTH
+        work = min(FIRST_WORK, most_work)
+        for _ in range(INTEGER_ROUNDS):
+            if self.done:
+                return
+            order = self._solve(self.search.budget, work=work)
+            if not self.add(order):
+                if self.done or work >= most_work or self.search.gap <= self.limits.gap:
+                    return
+                work *= WORK_GROWTH
 
     def _solve(
         self, budget: int, *, relax: bool = False, paths: bool = False, work: int = 0
