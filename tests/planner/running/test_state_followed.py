@@ -269,7 +269,7 @@ def test_a_float_that_is_asked_is_a_float(kind: str) -> None:
     number = FLOATS[kind]
     model, x = Scaled(1.5, number), torch.ones(2, 4)
     called = planner.fit(model, "1GB", inputs=x, optimizer=None).apply(model)
-    for state in (1.5, 2.0, math.nan, math.inf):
+    for state in (1.5, 2.5, 2.0, math.nan, 3.0, math.inf, -math.inf):
         model.state = state
         assert torch.equal(called(x).nan_to_num(9.0), model(x).nan_to_num(9.0))
 
