@@ -15,6 +15,7 @@ import pytest
 
 from planner.request import DEFAULT_LIMITS
 from planner.solvers import Limits
+from tests.by_default import slow_but
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -23,6 +24,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MUL
 NUMBER = re.compile(r"\d[\d,]*\.?\d*")
 REST = "...\n"
 WITH_PYTHON = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+QUICK = {page for page in WITH_PYTHON if page.stem != "out_of_memory"}  # that plans for a minute
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def ample() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ample")
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", slow_but(QUICK, WITH_PYTHON), ids=lambda page: page.stem)
 def test_blocks_run(
     page: Path,
     tmp_path: Path,

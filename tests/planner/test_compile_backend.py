@@ -156,6 +156,7 @@ class Counting(Net):
         return super().forward(x)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_compiled_again_and_again_is_planned_once_and_warned_of() -> None:
     model, x, backend = Counting(depth=1), torch.randn(64, 32), planner.backend("1GB", **QUICK)
     compiled = torch.compile(model, backend=backend)

@@ -154,6 +154,7 @@ def test_a_link_too_slow_to_help_is_left_alone(budget: int) -> None:
     assert "and do not: it would be no quicker" in " ".join(str(plan).split())
 
 
+@pytest.mark.slow
 def test_planned_on_meta_for_a_card_through_its_allocator() -> None:
     with torch.device("meta"):
         model = language_model()

@@ -52,6 +52,10 @@ def test_fit_over_several(mine: Device | str) -> None:
 def test_the_other_questions(mine: Device | str) -> None:
     assert planner.pareto(net(), inputs=INPUTS, device=mine, points=2).device == "my card"
     assert planner.compare(net(), "50%", inputs=INPUTS, device=mine, methods=["plain"]).rows
+
+
+@pytest.mark.slow
+def test_the_largest_batch(mine: Device | str) -> None:
     batches = planner.max_batch(
         net(), "1.1GB", inputs=lambda n: torch.zeros(n, 64, device="meta"), device=mine
     )

@@ -91,7 +91,9 @@ def assert_same(one: Plan, other: Plan) -> None:
     assert one.recomputed
 
 
-@pytest.mark.parametrize("names", [("dropout", "gru"), tuple(STEPS)])
+@pytest.mark.parametrize(
+    "names", [("dropout", "gru"), pytest.param(tuple(STEPS), marks=pytest.mark.slow)]
+)
 def test_plans_made_at_once_are_those_made_in_turn(
     names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

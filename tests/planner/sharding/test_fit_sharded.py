@@ -144,6 +144,14 @@ def test_what_fits_nowhere_says_how_many_devices_would_do() -> None:
     ranks = int(words[words.index("such") - 1])
     assert planner.fit(model, "1.3MB", world_size=ranks, **options | {"global_batch": ranks}).fits
     assert "the least" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_least_budget_that_is_named_works() -> None:
+    model, inputs = build()
+    options = {"inputs": inputs, "device": "cpu", "global_batch": 2, "offload": False}
+    with pytest.raises(InfeasibleBudget) as caught:
+        planner.fit(model, "1.3MB", world_size=2, **options)
     assert planner.fit(model, caught.value.least_bytes, world_size=2, **options).fits
 
 

@@ -96,6 +96,7 @@ def test_layers_are_parted_where_nothing_fits_otherwise() -> None:
     assert "chosen: nothing fits without it" in plan.explain()
 
 
+@pytest.mark.slow
 def test_why_layers_cannot_be_parted_is_said_where_nothing_fits() -> None:
     needed = TensorParallel(styles(), degrees=(1, 8), only_if_needed=True)
     options = {"optimizer": None, "world_size": 8, "global_batch": 8, "tensor_parallel": needed}
@@ -109,6 +110,7 @@ def test_what_a_pipeline_would_hold_is_said_where_no_degree_fits() -> None:
         fitted("800KB", global_batch=4, optimizer=None, tensor_parallel=said)
 
 
+@pytest.mark.slow
 def test_where_states_alone_fill_the_device_parts_are_not_looked_at() -> None:
     """They are over all ranks anyway."""
     told: list[str] = []

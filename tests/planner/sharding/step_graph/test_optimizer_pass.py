@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from planner.sharding.step_graph.optimizer_pass import optimizer_of
+from tests.by_default import slow_but
 
 LAYER = (((8, 16), 4), ((16,), 4), ((3, 16), 2))
+CASES = list(product(("adamw", "sgd", "adafactor", "asgd", "adam_loop"), (True, False)))
+QUICK = {*CASES} - {("asgd", False), ("adafactor", True)}
 EMBEDDING, NORM = (((50, 16), 4),), (((16,), 4),)
 
 
-@pytest.mark.parametrize("accelerated", [True, False])
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "asgd", "adam_loop"])
+@pytest.mark.parametrize(("name", "accelerated"), slow_but(QUICK, CASES))
 def test_a_few_alike_units_tell_what_all_hold(name: str, accelerated: bool) -> None:
     parts = [NORM, EMBEDDING, *[LAYER] * 7, NORM, *[LAYER[:2]] * 5]
     found = optimizer_of(parts, name, accelerated=accelerated)
