@@ -18,6 +18,7 @@ from torch.utils import checkpoint
 
 from planner.graphs.torch_api.module_internals import STAND_IN
 from planner.graphs.torch_api.patches import Patches
+from planner.graphs.torch_api.saved_hooks import refuse_hooks_inside
 
 __all__ = ["NotTracedWhole", "refuse_checkpointed_writes", "refuse_what_cannot_be_traced"]
 
@@ -110,6 +111,7 @@ def refuse_what_cannot_be_traced(patches: Patches) -> None:
     setter = _refusing(patches, own.__set__, _DATA)
     patches.attribute(torch.Tensor, "data", property(own.__get__, setter, own.__delete__))
     _as_leaves(patches)
+    refuse_hooks_inside(patches)
     grad: Any = torch.Tensor.grad
     read = _refusing(patches, grad.__get__, _GRAD, users=True)
     write = _refusing(patches, grad.__set__, _GRAD, users=True)

@@ -15,6 +15,7 @@ from planner.errors import CheckFailed, PlanMismatch
 from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.step_function import unique_tensors
+from planner.graphs.torch_api.saved_hooks import hook_around
 from planner.progress import PlannerWarning
 from planner.running.autograd_node import execute
 from planner.running.held_memory import HeldMemory
@@ -37,7 +38,11 @@ def run(
         call: its inputs.
         held: what is held beside it.
         account: what was planned, to be told if memory runs out.
+
+    Raises:
+        PlanMismatch: hooks that are not torch's are to see what autograd saves.
     """
+    _refuse_hooks()
     parameters, buffers = unique_tensors(model)
     found, modules = program.outputs, list(model.modules())
     numbers = [torch.tensor(p.find(modules), dtype=torch.float64) for p in program.lifted]
@@ -51,6 +56,17 @@ def run(
         if bool(outputs[index]) is not check.expected:
             tell_failed(check)
     return found.rebuild(outputs, tensors, PlanMismatch)
+
+
+def _refuse_hooks() -> None:
+    hook = hook_around()
+    if hook is not None and torch.is_grad_enabled():
+        raise PlanMismatch(
+            f"a planned step runs inside saved_tensors_hooks({hook}, ...): what a plan keeps for "
+            "its backward pass does not go through them, and eager mode's gradients may differ; "
+            "leave that block around the call (torch's own save_on_cpu and checkpoints may stay; "
+            "offload= plans what moves to the host)"
+        )
 
 
 def tell_failed(check: Check) -> None:

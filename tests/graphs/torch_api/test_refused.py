@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from planner.graphs.capture.training_step import capture
@@ -16,6 +17,16 @@ from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.patches import patching
 from planner.graphs.torch_api.refused import refuse_what_cannot_be_traced
 from tests.scenes import Apply, mlp
+
+
+class Rounded(saved_tensors_hooks):
+    """Hooks in a class of one's own, as offloading by hand is written."""
+
+    def __init__(self) -> None:
+        super().__init__(self.pack, lambda x: x)
+
+    def pack(self, x: Tensor) -> Tensor:
+        return x.round()
 
 
 class Again(torch.autograd.Function):
@@ -52,6 +63,16 @@ def _seeded(m: Any, x: Tensor) -> Tensor:
 
 def _forked(m: Any, x: Tensor) -> Tensor:
     with torch.random.fork_rng():
+        return m.d(m.a(x)).square().mean()
+
+
+def _halved(m: Any, x: Tensor) -> Tensor:
+    with saved_tensors_hooks(Tensor.half, Tensor.float):
+        return m.d(m.a(x)).square().mean()
+
+
+def _rounded(m: Any, x: Tensor) -> Tensor:
+    with Rounded():
         return m.d(m.a(x)).square().mean()
 
 
@@ -93,6 +114,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "forked": (_forked, "setting the random generator"),
     "scan": (_scanned, r"test_refused.py:\d+ .*write the loop in Python"),
     "cond": (_branched, r"test_refused.py:\d+ .*torch.where"),
+    "packed": (_halved, r"test_refused.py:\d+ .*saved_tensors_hooks.*half.*offload="),
+    "packed by a class": (_rounded, r"test_refused.py:\d+ .*saved_tensors_hooks.*Rounded.pack"),
     "reentrant": (_reentrant, r"test_refused.py:\d+ .*use_reentrant=False"),
     "statistics": (_with_statistics, r"test_refused.py:\d+ .*twice in a step.* writes a buffer"),
     "assigned": (_assigned, r"test_refused.py:\d+ .*twice in a step.* writes a buffer"),
