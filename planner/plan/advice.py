@@ -54,12 +54,13 @@ def infeasible(
             "time limit."
         )
     else:
+        tight = tightest(graph, least.schedule, found, least_bytes)
         text += (
             f"The least budget known to work is {needed}, that is {least_bytes} bytes"
             f"{cut_short(least)}; {_proved(least_bytes, least.floor_bytes)}. "
             f"What binds there is {found}; "
             f"{format_bytes(found.category_bytes)} of it is {found.category.value}. "
-            f"{advice(budget_bytes, tightest(graph, least.schedule, found))}"
+            f"{advice(budget_bytes, tight)}"
         )
     return InfeasibleBudget(budget_bytes, least_bytes, found, text)
 
@@ -85,7 +86,8 @@ class Tightest:
 
     ``fixed_bytes`` are model states held all the time, ``state_bytes`` adds the gradients of
     parameters held there, and ``other_bytes``, the rest, grows with the batch: activations, their
-    gradients, inputs and temporaries. ``reserve_bytes`` is the device's own, in none of them.
+    gradients, inputs, temporaries, and what an allocator needs above tensors. ``reserve_bytes`` is
+    the device's own, in none of them.
     """
 
     fixed_bytes: int
@@ -95,12 +97,15 @@ class Tightest:
     reserve_bytes: int = 0
 
 
-def tightest(graph: Graph, schedule: Schedule, peak: Binding) -> Tightest:
+def tightest(
+    graph: Graph, schedule: Schedule, peak: Binding, needed_bytes: int | None = None
+) -> Tightest:
     """Split the bytes at the peak of a schedule by what could make them fewer.
 
     Args:
         graph, schedule: what runs.
         peak: where it holds most.
+        needed_bytes: what it needs in all, if that is more than its tensors' bytes.
     """
     held = live_at(graph, schedule, peak.step)
     lasting = {
@@ -111,7 +116,8 @@ def tightest(graph: Graph, schedule: Schedule, peak: Binding) -> Tightest:
     grown = (x.value for x in held if x.op is not None and x.value.kind is Kind.GRADIENT)
     state = fixed + sum(value.size_bytes for value in grown if value in lasting)
     reserve = sum(x.value.size_bytes for x in held if x.value.kind is Kind.RESERVE)
-    return Tightest(fixed, state, peak.peak_bytes - state - reserve, peak.phase, reserve)
+    other = max(peak.peak_bytes, needed_bytes or 0) - state - reserve
+    return Tightest(fixed, state, other, peak.phase, reserve)
 
 
 def advice(budget_bytes: int, tight: Tightest) -> str:

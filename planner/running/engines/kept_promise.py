@@ -230,6 +230,7 @@ def _out_of_reach(search: _Search, reason: str) -> InfeasibleBudget:
         f"No schedule was found that the compiler keeps within {format_both(budget)}"
         + (f" ({reason}). " if reason else ". ")
         + f"The least budget that it says works is {format_both(needed)}, that is {needed} bytes. "
-        f"What binds there is {found}. {advice(budget, tightest(graph, least.schedule, found))}"
+        f"What binds there is {found}. "
+        f"{advice(budget, tightest(graph, least.schedule, found, needed))}"
     )
     return InfeasibleBudget(budget, needed, found, text)

@@ -9,7 +9,8 @@ import torch
 import planner
 from planner.graphs import Kind, Phase, Value, plain_schedule, simulate
 from planner.graphs.binding import binding
-from planner.plan.advice import Tightest, advice, tightest
+from planner.plan.advice import Tightest, advice, infeasible, tightest
+from planner.solvers import MinimumBudget
 
 MB = 10**6
 
@@ -43,8 +44,18 @@ def test_only_gradients_of_parameters_are_model_states(captured: Any) -> None:
     values = tuple(
         replace(v, kind=Kind.GRADIENT) if v.name.startswith("up_") else v for v in graph.values
     )
+    needing = tightest(graph, schedule, peak, 300 * MB)  # through an allocator
+    assert needing == Tightest(48 * MB, 52 * MB, 248 * MB, Phase.BACKWARD)
     again = replace(graph, values=values)  # gradients of activations leave before the step
     assert tightest(again, schedule, peak) == tightest(graph, schedule, peak)
+
+
+def test_what_only_the_allocator_makes_too_much_is_never_one_times_smaller(captured: Any) -> None:
+    """Tensors' bytes would fit."""
+    graph, peak = captured.graph, simulate(captured.graph, plain_schedule(captured.graph))
+    least = MinimumBudget(peak.peak_bytes, peak.peak_bytes, plain_schedule(graph))
+    error = infeasible(graph, peak.peak_bytes + MB, least, "", peak.peak_bytes + 2 * MB)
+    assert "a micro-batch 2 times smaller" in str(error)
 
 
 RESERVE = 1_073_741_824
