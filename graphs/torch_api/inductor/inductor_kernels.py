@@ -17,6 +17,7 @@ from torch._inductor.ir import (
     MultiOutputLayout,
     NoneAsConstantBuffer,
     NoneLayout,
+    NonOwningLayout,
     Pointwise,
     ShapeAsConstantBuffer,
 )
@@ -158,8 +159,13 @@ def _buffer(made: Any, renamed: dict[str, str]) -> Buffer:
 
 
 def _copied(buffer: Any) -> fx.Node | None:
-    """Return the node whose value a buffer holds for a kernel outside that wants it laid out so."""
-    if not isinstance(getattr(buffer, "data", None), Pointwise):
+    """Return the node whose value a buffer holds for a kernel outside that wants it laid out so.
+
+    What lies inside another buffer is a part of a concatenation: its origins do not tell which of
+    the tensors that are concatenated it is.
+    """
+    part = isinstance(buffer.layout, NonOwningLayout)
+    if part or not isinstance(getattr(buffer, "data", None), Pointwise):
         return None
     origins = buffer.get_origins()
     shape, dtype = _numbers(buffer.get_size()), buffer.get_dtype()

@@ -28,6 +28,10 @@ ENOUGH = 0.01
 """Nor is one that costs so little of the plain step beyond the bound, or beyond what may be found
 next: to ask takes seconds.
 """
+FIRST, CORRECTED = 0.5, 0.75
+"""The shares of the seconds in which the first solution and its corrections are to be there; the
+rest is for the least budget, if none is kept.
+"""
 MARGIN = 0.01
 """What is left free for what no compiler says: alignment, buffers of single numbers."""
 UNCHECKED = (
@@ -52,26 +56,40 @@ class Candidate:
 
 @dataclass
 class _Search:
+    """Schedules that the compiler was asked of; ``begun`` is when, put off by what asking took.
+
+    To ask is to capture: a person's seconds are for solving, and few schedules are asked of.
+    """
+
     captured: Captured
     budget_bytes: int
-    until: float
+    request: Request
+    begun: float = field(default_factory=time.perf_counter)
     known: list[Candidate] = field(default_factory=list)
 
-    def solved(self, target_bytes: int, request: Request) -> Solution:
-        """Solve for less than the budget, in what time is left."""
-        limits = request.limits.of_a_correction(self.until - time.perf_counter())
-        return solve(self.captured.graph, target_bytes, method=request.method, limits=limits)
+    def limits(self, share: float) -> Limits:
+        """Return limits that end when a share of the seconds is over."""
+        limits = self.request.limits
+        left = self.begun + share * limits.seconds - time.perf_counter()
+        return replace(limits, seconds=max(0.0, left))
+
+    def solved(self, target_bytes: int, share: float = CORRECTED) -> Solution:
+        """Solve for less than the budget, in what is left of a share of the seconds."""
+        graph, method, within = self.captured.graph, self.request.method, self.limits(share)
+        limits = self.request.limits.of_a_correction(within.seconds)
+        return solve(graph, target_bytes, method=method, limits=limits)
 
     def ask(self, schedule: Schedule) -> Candidate:
         """Ask once of each schedule."""
         for asked in self.known:
             if asked.schedule == schedule:
                 return asked
-        step = self.captured.compiled
+        step, start = self.captured.compiled, time.perf_counter()
         assert step is not None, "a compiler's step"
         told, own = step.asked(schedule), simulate(self.captured.graph, schedule)
         found = Candidate(schedule, own.seconds, own.peak_bytes, told.peak_bytes, told.written)
         self.known.append(found)
+        self.begun += time.perf_counter() - start
         return found
 
     @property
@@ -100,13 +118,12 @@ def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
     Raises:
         InfeasibleBudget: none was found; the error has the least budget that was asked for.
     """
-    until = time.perf_counter() + request.limits.seconds
-    graph, search = captured.graph, _Search(captured, budget_bytes, until)
-    first = solve(graph, budget_bytes, method=request.method, limits=request.limits)
+    graph, search = captured.graph, _Search(captured, budget_bytes, request)
+    first = solve(graph, budget_bytes, method=request.method, limits=search.limits(FIRST))
     if first.schedule is not None:
-        _correct(search, first, request)
+        _correct(search, first)
     if search.best is None:
-        _tighten(search, request)
+        _tighten(search)
     if (best := search.best) is None:
         raise _out_of_reach(search, first.message)
     judged = _judged(graph, best, first, request.limits)
@@ -124,11 +141,11 @@ def remarks(device: str) -> tuple[str, ...]:
     return () if device == "cpu" else (UNCHECKED,)
 
 
-def _correct(search: _Search, first: Solution, request: Request) -> None:
+def _correct(search: _Search, first: Solution) -> None:
     """Move the target by what the compiler holds too much, or leaves free, a few times."""
     graph, budget = search.captured.graph, search.budget_bytes
     plain = search.ask(plain_schedule(graph))
-    target, found = _ahead(search, plain, first, request)
+    target, found = _ahead(search, plain, first)
     for _ in range(ROUNDS):
         if found.schedule is None or not _worth_asking(search, found.schedule):
             return
@@ -142,7 +159,7 @@ def _correct(search: _Search, first: Solution, request: Request) -> None:
         if over <= 0 and (enough or held >= CLOSE * budget or not repeats):
             return
         if over > 0:
-            request.tell(f"the compiler needs {over / budget:.1%} more than that: again")
+            search.request.tell(f"the compiler needs {over / budget:.1%} more than that: again")
             target = min(target, asked.own_bytes) - over
         elif target < budget or fused:
             target -= over
@@ -150,12 +167,10 @@ def _correct(search: _Search, first: Solution, request: Request) -> None:
             return
         if target <= graph.resident_bytes:
             return
-        found = search.solved(target, request)
+        found = search.solved(target)
 
 
-def _ahead(
-    search: _Search, plain: Candidate, first: Solution, request: Request
-) -> tuple[int, Solution]:
+def _ahead(search: _Search, plain: Candidate, first: Solution) -> tuple[int, Solution]:
     """Return a target, and what was found for it, that leaves room for the margin and for what the
     compiler holds beyond a schedule that repeats nothing: to solve again takes less than to ask.
     """
@@ -168,7 +183,7 @@ def _ahead(
     over = with_margin(search.captured, likely) - budget
     if over <= 0:
         return budget, first
-    found = search.solved(own - over, request)
+    found = search.solved(own - over)
     return (budget, first) if found.schedule is None else (own - over, found)
 
 
@@ -181,17 +196,17 @@ def _worth_asking(search: _Search, schedule: Schedule) -> bool:
     return best is None or gain >= ENOUGH * graph.seconds
 
 
-def _tighten(search: _Search, request: Request) -> None:
+def _tighten(search: _Search) -> None:
     """Ask of the tightest schedules: the least target is not always what holds least."""
-    request.tell("looking for the least budget that works")
+    search.request.tell("looking for the least budget that works")
     graph = search.captured.graph
-    least = minimum_budget(graph, limits=request.limits)
+    least = minimum_budget(graph, limits=search.limits(1.0))
     search.ask(least.schedule)
     search.ask(plain_schedule(graph))  # known, and less than what is fused otherwise may hold
     plain = simulate(graph, plain_schedule(graph)).peak_bytes
     for share in (0.05, 0.15, 0.3):
         target = int(least.least_bytes + share * (plain - least.least_bytes))
-        found = search.solved(target, request)
+        found = search.solved(target, 1.0)
         if found.schedule is not None:
             search.ask(found.schedule)
 

@@ -248,3 +248,30 @@ def test_bodies_are_left_out_in_the_thread_that_asks_only(monkeypatch: pytest.Mo
         assert written == ["a node"]
     write()
     assert written == ["a node"] * 2
+
+
+class Joined(nn.Module):
+    """A result that goes on, and beside one of its shape into a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = nn.functional.silu(self.first(x)) + 1
+        small = nn.functional.avg_pool2d(wide, 2)
+        again = nn.functional.interpolate(small, scale_factor=2.0, mode="nearest")
+        made: torch.Tensor = self.last(torch.cat((wide, again), dim=1))
+        return made
+
+
+def test_a_part_of_a_concatenation_is_not_taken_for_what_it_is_concatenated_with() -> None:
+    found = joint_step(loss, Joined(), torch.randn(2, 4, 16, 16))
+    assert found is not None
+    marked = found.of(copy_of(found.module))
+    for node in marked.module.graph.nodes:
+        mark(node, node.name)
+    forward, _ = kernels_of(marked, cut_by_torch(marked))
+    made = [b.node for k in forward.kernels for b in k.makes]
+    assert [made.count(n) for n in ("add_1", "_unsafe_index", "cat")] == [1, 1, 1]
+    assert made[made.index("add_1") + 1] is None  # its copy in the concatenation

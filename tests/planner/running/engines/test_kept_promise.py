@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -101,6 +102,31 @@ def test_the_margin_and_what_is_known_of_the_compiler_are_left_free_before_it_is
     assert found == questions[0]
     assert len(questions) == 1
     assert compiler.asked(found).peak_bytes <= budget
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Takes its time before it says what another says."""
+
+    other: Compiler
+    seconds: float
+
+    def asked(self, schedule: Schedule) -> Asked:
+        time.sleep(self.seconds)
+        return self.other.asked(schedule)
+
+
+def test_asking_takes_none_of_the_seconds_in_which_it_is_solved(
+    graph: Graph, request_said: Request
+) -> None:
+    """A compiler that needs longer than the limit for each answer gets the same plan."""
+    budget = int(0.8 * simulate(graph, plain_schedule(graph)).peak_bytes)
+    quick, within = Compiler(graph, 1.15), replace(request_said, limits=Limits(seconds=1))
+    found = [
+        settled(Captured(graph, {"compiled": {}}, compiled=cast(Any, c)), budget, within)
+        for c in (quick, Patient(quick, 1.1))
+    ]
+    assert found[0].solution.schedule == found[1].solution.schedule
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
