@@ -95,9 +95,20 @@ def expanded(model: Any, plan: dict[str, str]) -> dict[str, str]:
     return {n: w for n, w in found.items() if n in there}
 
 
+def to_one_rank(model: Any) -> nn.Module:
+    """Let all experts be equally good: all tokens go to two of the first rank's."""
+    for name, p in model.named_parameters():
+        if name.endswith("mlp.gate.weight"):
+            nn.init.zeros_(p).requires_grad_(False)
+    return model  # type: ignore[no-any-return]
+
+
 CASES = {
     "all_reduce": Case(lambda mesh: experts_on(mesh, "all_reduce")),
     "all_reduce, shared experts": Case(lambda mesh: experts_on(mesh, "all_reduce", qwen2_moe)),
+    "all_to_all": Case(lambda mesh: experts_on(mesh, "all_to_all")),
+    "all_to_all, to one rank": Case(lambda mesh: to_one_rank(experts_on(mesh, "all_to_all"))),
+    "auto, shared experts": Case(lambda mesh: experts_on(mesh, "auto", qwen2_moe)),
 }
 
 
