@@ -308,7 +308,7 @@ def _check_values(request: Request) -> None:
             raise BadRequest(f"{name} is {value!r}; expected a sequence of names, at least one")
     check_chunks(request.loss_chunks, request.logits, request.rewrites)
     tensor_parallel_of(request.tensor_parallel)
-    _check_capacity(request.capacity_factor)
+    _check_capacity(request)
     ranks = request.world_size
     if isinstance(ranks, bool) or not isinstance(ranks, int):
         raise BadRequest(f"world_size is {ranks!r}; expected a number of devices")
@@ -318,7 +318,13 @@ def _check_values(request: Request) -> None:
         )
 
 
-def _check_capacity(factor: Any) -> None:
+def _check_capacity(request: Request) -> None:
+    factor: object = request.capacity_factor
+    if request.world_size != 1 and factor != CAPACITY_FACTOR:
+        raise BadCluster(
+            "capacity_factor= is for a model that is parallelized already, and sends tokens to "
+            "experts of other ranks: leave it out, or world_size="
+        )
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < inf:
         raise BadRequest(
             f"capacity_factor is {factor!r}; expected a number, at least 1: how many times the "

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from planner.graphs.capture.exchange.exchange_operator import exchanges
-from planner.graphs.capture.exchange.exchange_prices import Means, exchange_price
+from planner.graphs.capture.exchange.exchange_prices import Means, exchange_prices
 from planner.graphs.capture.exchange.on_fakes import Moment
 from planner.graphs.capture.joint_graph import Joint, source_of
 from planner.graphs.capture.lowered import Price
@@ -107,7 +107,7 @@ def _exchanges(
         return collective_cost(call, moment.outputs, where, ranks, gloo=gloo)
 
     means = Means(device, here, costs, partial(_memory, device=device, here=here), collective)
-    return {node: exchange_price(node, means) for node in called if exchanges(node.target)}
+    return exchange_prices((node for node in called if exchanges(node.target)), means)
 
 
 def _collectives(

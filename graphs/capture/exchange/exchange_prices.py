@@ -6,14 +6,14 @@ even share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from planner.graphs.capture.exchange.exchange_operator import FORWARD
-from planner.graphs.capture.exchange.layers import LayerSpec
+from planner.graphs.capture.exchange.layers import LayerSpec, likeness
 from planner.graphs.capture.exchange.on_fakes import Moment, Ran, ran_on_fakes
 from planner.graphs.capture.lowered import Price
 from planner.graphs.costs import Priced
@@ -45,17 +45,31 @@ class Means:
     collective: Callable[[Moment], CollectiveCost]
 
 
-def exchange_price(node: fx.Node, means: Means) -> Price:
-    """Price the operator of a layer of experts.
+def exchange_prices(nodes: Iterable[fx.Node], means: Means) -> dict[fx.Node, Price]:
+    """Price the operators of layers of experts; of layers that are alike one.
 
     Args:
-        node: which calls it.
-        means: how its calls are priced.
+        nodes: which call them.
+        means: how their calls are priced.
     """
+    known: dict[Any, Price] = {}
+    return {node: _price(node, means, known) for node in nodes}
+
+
+def _price(node: fx.Node, means: Means, known: dict[Any, Price]) -> Price:
     *given, _, spec = node.args
     told = LayerSpec.of(str(spec))
     values: list[Any] = fx.node.map_arg(given, lambda n: n.meta["val"])
     grad, inputs = (None, *values) if node.target is FORWARD else values
+    alike = node.target, *likeness(told, inputs)
+    if alike not in known:
+        known[alike] = _price_of(told, inputs, grad, means)
+    return known[alike]
+
+
+def _price_of(
+    told: LayerSpec, inputs: Sequence[Tensor], grad: Tensor | None, means: Means
+) -> Price:
     most, even = (ran_on_fakes(told, inputs, n, grad) for n in (told.most_rows, told.even_rows))
     calls, sent = _parted(even)
     work = [op_cost(c.call.target, c.call.args, c.call.kwargs, c.outputs) for c in calls]

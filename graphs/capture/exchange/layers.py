@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from planner.graphs.capacity_error import CapacityError
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.module_internals import tensor_stores
+from planner.graphs.torch_api.module_internals import STORED, tensor_stores
+from planner.graphs.torch_api.symbolic_sizes import largest
 
 TOKENS, INDEX, WEIGHTS = range(3)
 """Where tokens (tokens, features), experts (tokens, k) and their weights lie among the inputs."""
@@ -185,6 +186,31 @@ def _own_tokens(index: Tensor, mesh: Any) -> Tensor:
     parts = index.chunk(mesh.size()) if mesh.size() > 1 else (index,)
     rank = mesh.get_local_rank() if mesh.size() > 1 else 0
     return parts[rank] if rank < len(parts) else index[:0]
+
+
+def likeness(spec: LayerSpec, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Return what is the same for layers that do the same, so that one stands for all of them.
+
+    Args:
+        spec: of the layer.
+        inputs: of the layer; of tensors what they look like counts.
+    """
+    implementation = named(spec.layer)
+    experts = experts_of(implementation)
+    tensors = tuple((tuple(map(largest, t.shape)), t.dtype, t.device) for t in inputs)
+    own = tuple(_attributes(m, {"forward"} if m is experts else set()) for m in experts.modules())
+    return type(implementation), group_of(implementation), replace(spec, layer=""), tensors, own
+
+
+def _attributes(module: nn.Module, aside: set[str]) -> tuple[Any, ...]:
+    """Return a module's class and attributes: plain values as they are, others by what they are."""
+    names = [k for k in vars(module) if k not in STORED and k not in aside]
+    values = (getattr(module, k) for k in names)
+    same = (v if isinstance(v, _PLAIN) else id(v) for v in values)
+    return type(module), module.training, *names, *same
+
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def group_of(implementation: Any) -> str:

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from planner.graphs.capture.exchange.exchange_operator import exchanged
-from planner.graphs.capture.exchange.layers import LayerSpec, experts_of, group_of, name_of
+from planner.graphs.capture.exchange.layers import (
+    LayerSpec,
+    experts_of,
+    group_of,
+    likeness,
+    name_of,
+)
 from planner.graphs.capture.exchange.on_fakes import MODULE, ran_on_fakes
 from planner.graphs.capture.placed import entered
 from planner.graphs.capture_error import CaptureError
@@ -38,6 +44,7 @@ def exchange_as_operator(patches: Patches, factor: float) -> None:
     if layer is None:
         return
     own, inside = layer.__call__, False
+    known: dict[Any, str] = {}
 
     def called(implementation: Any, tokens: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         nonlocal inside
@@ -46,14 +53,16 @@ def exchange_as_operator(patches: Patches, factor: float) -> None:
             return made
         inside = True
         try:
-            return _exchanged(implementation, [tokens, index, weights], factor)
+            return _exchanged(implementation, [tokens, index, weights], factor, known)
         finally:
             inside = False
 
     patches.attribute(layer, "__call__", called)
 
 
-def _exchanged(implementation: Any, given: list[Tensor], factor: float) -> Tensor:
+def _exchanged(
+    implementation: Any, given: list[Tensor], factor: float, known: dict[Any, str]
+) -> Tensor:
     experts = experts_of(implementation)
     members = dict((*experts.named_parameters(), *experts.named_buffers()))
     inputs = [*given, *map(entered, members.values())]
@@ -69,9 +78,10 @@ def _exchanged(implementation: Any, given: list[Tensor], factor: float) -> Tenso
         wanted=tuple(i for i, t in enumerate(inputs) if t.requires_grad),
         autocast=(device, _name(torch.get_autocast_dtype(device))) if cast else (),
     )
-    (looks,) = ran_on_fakes(spec, inputs, even).made
-    spec = replace(spec, dtype=_name(looks.dtype))
-    return exchanged(group_of(implementation), spec, inputs)
+    if (alike := likeness(spec, inputs)) not in known:
+        (looks,) = ran_on_fakes(spec, inputs, even).made
+        known[alike] = _name(looks.dtype)
+    return exchanged(group_of(implementation), replace(spec, dtype=known[alike]), inputs)
 
 
 def _rows(implementation: Any, index: Tensor, factor: float) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 import planner
 from planner.verification.meeting import meeting
 from tests.planner.running.parallel import WIDTH, WORDS, measured_bytes
-from tests.planner.running.parallel_cases import Case, ids, train
+from tests.planner.running.parallel_cases import ANY_SIZE, SMALLER, Case, ids, train
 
 SIZES: dict[str, Any] = {
     "vocab_size": WORDS,
@@ -64,26 +65,34 @@ def olmoe() -> Any:
 
 
 def experts_on(
-    mesh: DeviceMesh, how: str, make: Callable[[], Any] = mixtral, **said: Any
+    mesh: DeviceMesh,
+    how: str,
+    make: Callable[[], Any] = mixtral,
+    *,
+    shared: DeviceMesh | None = None,
 ) -> nn.Module:
     """Return a model whose experts lie whole on the ranks of a mesh, as transformers lays them.
 
     Args:
-        mesh: of one dimension; its ranks see the same batch.
+        mesh: of one dimension.
         how: an ``ep_implementation`` of transformers.
         make: makes the model.
-        said: more of its configuration.
+        shared: of the ranks that see the same batch; by default the same.
     """
     from transformers.distributed.expert_parallel import apply_expert_parallelism
     from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
     torch.manual_seed(0)
     model = make().train()
-    vars(model.config).update(_experts_implementation="grouped_mm", **said)
+    model.config._experts_implementation = "grouped_mm"
+    shared = mesh if shared is None else shared
     dense = {n: w for n, w in expanded(model, model.tp_plan).items() if ".experts" not in n}
     owners = ((n, n.rpartition(".")[0]) for n, _ in model.named_parameters())
-    apply_tensor_parallelism(model, mesh, dense | {n: dense[m] for n, m in owners if m in dense})
-    apply_expert_parallelism(model, mesh, mesh, expanded(model, model.ep_plan), how)
+    if shared.size() > 1:
+        apply_tensor_parallelism(
+            model, shared, dense | {n: dense[m] for n, m in owners if m in dense}
+        )
+    apply_expert_parallelism(model, mesh, shared, expanded(model, model.ep_plan), how)
     return ItsLoss(model)
 
 
@@ -93,6 +102,12 @@ def expanded(model: Any, plan: dict[str, str]) -> dict[str, str]:
     found = {pattern.replace("*", str(i)): w for pattern, w in plan.items() for i in layers}
     there = {n for named in (model.named_modules(), model.named_parameters()) for n, _ in named}
     return {n: w for n, w in found.items() if n in there}
+
+
+def own_batches(mesh: DeviceMesh) -> nn.Module:
+    """Return a model whose ranks share nothing but experts, as with data parallelism around."""
+    both = init_device_mesh("cpu", (mesh.size(), 1), mesh_dim_names=("ep", "tp"))
+    return experts_on(both["ep"], "all_to_all", shared=both["tp"])
 
 
 def to_one_rank(model: Any) -> nn.Module:
@@ -109,18 +124,34 @@ CASES = {
     "all_to_all": Case(lambda mesh: experts_on(mesh, "all_to_all")),
     "all_to_all, to one rank": Case(lambda mesh: to_one_rank(experts_on(mesh, "all_to_all"))),
     "auto, shared experts": Case(lambda mesh: experts_on(mesh, "auto", qwen2_moe)),
+    "own batches": Case(own_batches),
+    "own batches, to one rank": Case(lambda mesh: to_one_rank(own_batches(mesh))),
+    "bfloat16": Case(lambda mesh: experts_on(mesh, "auto", olmoe).bfloat16()),
+    "autocast": Case(
+        lambda mesh: experts_on(mesh, "auto"),
+        within=partial(torch.autocast, "cpu", torch.bfloat16),
+    ),
+    "accumulated": Case(lambda mesh: experts_on(mesh, "auto"), {"accumulate": True}, micro_steps=2),
+    "smaller": Case(lambda mesh: experts_on(mesh, "auto"), ANY_SIZE, SMALLER),
 }
 
 
-def planned(case: Case, model: nn.Module) -> planner.Plan:
-    """Plan half way between the least budget and what the plain step holds."""
+UNMEASURED = ("autocast", "accumulated", "smaller")
+"""Cases whose step is another than the one that is measured."""
+
+
+def planned(case: Case, model: nn.Module, where: str) -> planner.Plan:
+    """Plan in all memory, or half way between the least budget and what the plain step holds."""
     step = {"inputs": ids(), "progress": "off", **case.said}
-    plain = planner.fit(model, "1GB", **step)
-    try:
-        planner.fit(model, 1000, **step)
-    except planner.InfeasibleBudget as error:
-        budget = (error.least_bytes + plain.plain_peak_bytes) // 2
-    return planner.fit(model, budget, limits=planner.Limits(seconds=3), **step)
+    with case.within():
+        plain = planner.fit(model, "1GB", **step)
+        if where == "all":
+            return plain
+        try:
+            return planner.fit(model, 1000, **step)
+        except planner.InfeasibleBudget as error:
+            budget = (error.least_bytes + plain.plain_peak_bytes) // 2
+        return planner.fit(model, budget, limits=planner.Limits(seconds=3), **step)
 
 
 def run_case(name: str, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
@@ -128,25 +159,29 @@ def run_case(name: str, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
     case = CASES[name]
     plain = train(case.build(mesh), case, str(folder))
     found: dict[str, Any] = {}
-    for budget in ("all", "half way"):
-        path = folder / f"{name}, {budget}.json"
-        whole = case.build(mesh)
+    for where in ("all", "half way"):
+        path, whole = folder / f"{name}, {where}.json", case.build(mesh)
         if dist.get_rank() == 0:
-            made = planner.fit(whole, "1GB", inputs=ids(), progress="off", **case.said)
-            (made if budget == "all" else planned(case, whole)).save(path)
+            planned(case, whole, where).save(path)
         dist.barrier()
         plan: Any = planner.load(path)
-        trained = train(plan.apply(whole), case, str(folder))
+        with case.within():
+            model = plan.apply(whole)
+        trained = train(model, case, str(folder))
         order = plan.schedule.order
-        found[budget] = {
+        found[where] = {
             "equal": [bool(torch.equal(a, b)) for a, b in zip(plain, trained, strict=True)],
             "again": len(order) - len(set(order)),
             "budget": plan.budget_bytes,
             "predicted": plan.peak_bytes,
-            "measured": measured_bytes(plan.apply(case.build(mesh)), ids()),
+            "measured": None if name in UNMEASURED else measured(plan, case.build(mesh)),
             "text": str(plan),
         }
     return found
+
+
+def measured(plan: planner.Plan, model: nn.Module) -> int:
+    return measured_bytes(plan.apply(model), ids())
 
 
 def on_rank(rank: int, folder: str) -> None:
