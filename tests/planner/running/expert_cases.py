@@ -136,6 +136,12 @@ CASES = {
 }
 
 
+IN_ALL_MEMORY = ("all_reduce", "all_to_all", "all_to_all, to one rank")
+"""Cases that are planned with all memory there is, too, and not half way alone."""
+
+UNEVEN = ("all_to_all", "auto, shared experts", "own batches", "bfloat16")
+"""Cases in which no rank receives as many rows as are planned for."""
+
 UNMEASURED = ("autocast", "accumulated", "smaller")
 """Cases whose step is another than the one that is measured."""
 
@@ -159,7 +165,7 @@ def run_case(name: str, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
     case = CASES[name]
     plain = train(case.build(mesh), case, str(folder))
     found: dict[str, Any] = {}
-    for where in ("all", "half way"):
+    for where in ("all", "half way") if name in IN_ALL_MEMORY else ("half way",):
         path, whole = folder / f"{name}, {where}.json", case.build(mesh)
         if dist.get_rank() == 0:
             planned(case, whole, where).save(path)
@@ -184,12 +190,34 @@ def measured(plan: planner.Plan, model: nn.Module) -> int:
     return measured_bytes(plan.apply(model), ids())
 
 
+def overflowing(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
+    """Send all tokens to one rank, by a plan that has memory for half as many more than is even."""
+    path = folder / "overflowing.json"
+    model = to_one_rank(experts_on(mesh, "auto"))
+    if dist.get_rank() == 0:
+        step = {"inputs": ids(), "progress": "off", "capacity_factor": 1.5}
+        planner.fit(model, "1GB", **step).save(path)
+    dist.barrier()
+    plan: Any = planner.load(path)
+    planned_model = plan.apply(model)
+    try:
+        planned_model(**ids())
+        said = ""
+    except planner.CapacityExceeded as error:
+        said = str(error)
+    smaller = ids(12)
+    with torch.no_grad():
+        expected = to_one_rank(experts_on(mesh, "auto"))(**smaller)
+    return {"said": said, "smaller": torch.equal(planned_model(**smaller).detach(), expected)}
+
+
 def on_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with meeting(rank, 2, folder):
         mesh = init_device_mesh("cpu", (2,))
         found = {name: run_case(name, mesh, Path(folder)) for name in CASES}
+        found["overflowing"] = overflowing(mesh, Path(folder))
         torch.save(found, Path(folder) / f"{rank}.pt")
 
 
