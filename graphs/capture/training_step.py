@@ -14,8 +14,7 @@ from torch import fx, nn
 
 import planner.graphs.capture.chunks.rewrite  # noqa: F401 - enters itself
 from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
-from planner.graphs.capture.exchange.exchange_operator import exchanges
-from planner.graphs.capture.exchange.recognized import DEFAULT_FACTOR
+from planner.graphs.capture.exchange.recognized import DEFAULT_FACTOR, Capacity, capacity_of
 from planner.graphs.capture.guards.call import (
     class_name,
     device_type,
@@ -193,7 +192,7 @@ def capture_joint(
     where = target.device
     tell("capturing forward and backward")
     rewrite_of(rewrite)  # an unknown one is said before any work
-    free = free_sizes(model, call, dynamic)
+    free, capacity = free_sizes(model, call, dynamic), Capacity(capacity_factor)
     joint = trace(
         model,
         call,
@@ -203,7 +202,7 @@ def capture_joint(
         card=target.card,
         checks=checks == "keep",
         aside=aside,
-        capacity_factor=capacity_factor,
+        capacity=capacity,
     )
     joint = normalized(joint)
     tell("running the optimizer on fake tensors")
@@ -216,8 +215,7 @@ def capture_joint(
     )
     checked = sorted({check.source for _, check in joint.outputs.checks})
     signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
-    sends = any(exchanges(node.target) for node in joint.graph.nodes)
-    signature |= {"capacity_factor": float(capacity_factor)} if sends else {}
+    signature |= (sends := capacity_of(joint.graph, capacity))
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
     here = at_hand and (has_data(model) if real is None else real)
     step_of_model = _Step(

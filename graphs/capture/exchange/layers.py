@@ -33,18 +33,22 @@ class LayerSpec:
 
     Attributes:
         layer: the name of the implementation in this process.
+        path: of its experts in the model.
         members: the parameters and buffers of the experts, as the inputs after the first three.
-        even_rows: what each rank receives where the router is fair, at the planned size.
-        most_rows: what is planned for.
+        even_rows: what each rank receives where the router is fair.
+        most_rows: what is planned for, in the largest call.
+        factor: how many times the even share of that call that is, as was said.
         dtype: of the result.
         wanted: which inputs have gradients.
         autocast: the device and the dtype of the autocast that it runs in, if in one.
     """
 
     layer: str
+    path: str
     members: tuple[str, ...]
     even_rows: int
     most_rows: int
+    factor: float
     dtype: str
     wanted: tuple[int, ...]
     autocast: tuple[str, ...] = ()
@@ -60,7 +64,7 @@ class LayerSpec:
         return replace(_NOTHING, **{k: _frozen(v) for k, v in said.items()})
 
 
-_NOTHING = LayerSpec("", (), 0, 0, "", ())
+_NOTHING = LayerSpec("", "", (), 0, 0, 0.0, "", ())
 
 
 def _frozen(value: Any) -> Any:
@@ -154,13 +158,13 @@ def require_room(told: LayerSpec, index: Tensor) -> None:
     """
     most = max(found := [int(n) for n in rows_of_each(told, index)])
     if most > told.most_rows:
-        planned, needed = told.most_rows / told.even_rows, most / told.even_rows
         each = ", ".join(map(str, found))
+        needed = math.ceil(100 * told.factor * most / told.most_rows) / 100
         raise CapacityError(
             f"the router sends {most} rows to rank {found.index(most)} of the {len(found)} that "
-            f"share the experts ({each} rows to them), and the plan has memory for "
-            f"{told.most_rows}, {planned:.3g} times the even share of {told.even_rows}: plan with "
-            f"capacity_factor={math.ceil(needed * 100) / 100} or more, or balance the router"
+            f"share the experts of {told.path} ({each} rows to them), and the plan has memory for "
+            f"{told.most_rows}, {told.factor:g} times the even share of its largest call: plan "
+            f"with capacity_factor={needed:g} or more, or balance the router"
         )
 
 
@@ -199,7 +203,13 @@ def likeness(spec: LayerSpec, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
     experts = experts_of(implementation)
     tensors = tuple((tuple(map(largest, t.shape)), t.dtype, t.device) for t in inputs)
     own = tuple(_attributes(m, {"forward"} if m is experts else set()) for m in experts.modules())
-    return type(implementation), group_of(implementation), replace(spec, layer=""), tensors, own
+    return (
+        type(implementation),
+        group_of(implementation),
+        replace(spec, layer="", path=""),
+        tensors,
+        own,
+    )
 
 
 def _attributes(module: nn.Module, aside: set[str]) -> tuple[Any, ...]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
-from planner.graphs.capture.exchange.exchange_operator import exchanged
+from planner.graphs.capture.exchange.exchange_operator import FORWARD, exchanged
 from planner.graphs.capture.exchange.layers import (
+    INDEX,
     LayerSpec,
     experts_of,
     group_of,
@@ -32,18 +34,52 @@ DEFAULT_FACTOR = 2.0
 """How many times the even share of rows is planned for, unless something else is said."""
 
 
-def exchange_as_operator(patches: Patches, factor: float) -> None:
+@dataclass(frozen=True)
+class Capacity:
+    """How many rows a rank may receive: ``factor`` times the even share, of the largest call.
+
+    ``rows`` are those of a step that was captured before, by the paths of the experts.
+    """
+
+    factor: float = DEFAULT_FACTOR
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, signature: Mapping[str, Any]) -> Capacity:
+        """Return what a signature says."""
+        rows = signature.get("capacity_rows", {})
+        return cls(signature.get("capacity_factor", DEFAULT_FACTOR), rows)
+
+
+def capacity_of(graph: fx.Graph, capacity: Capacity) -> dict[str, Any]:
+    """Return what a signature has to say of a step, nothing where no tokens are sent to experts.
+
+    Args:
+        graph: the step.
+        capacity: that it was captured with.
+    """
+    sent = [LayerSpec.of(str(n.args[-1])) for n in graph.nodes if n.target is FORWARD]
+    rows: dict[str, int] = {}
+    for spec in sent:
+        rows[spec.path] = max(spec.most_rows, rows.get(spec.path, 0))
+    said = {"capacity_factor": float(capacity.factor), "capacity_rows": rows}
+    return said if sent else {}
+
+
+def exchange_as_operator(patches: Patches, model: nn.Module, capacity: Capacity) -> None:
     """Let layers whose tokens are sent by all-to-all become operators of the graph.
 
     Args:
         patches: in force while a step is traced.
-        factor: how many times the even share of rows is planned for.
+        model: that is traced.
+        capacity: how many rows a rank may receive.
     """
     module: Any = sys.modules.get(MODULE)  # slow to import: then there is none
     layer = getattr(module, "AllToAllEP", None)
     if layer is None:
         return
     own, inside = layer.__call__, False
+    paths = {part: path for path, part in model.named_modules()}
     known: dict[Any, str] = {}
 
     def called(implementation: Any, tokens: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -53,35 +89,40 @@ def exchange_as_operator(patches: Patches, factor: float) -> None:
             return made
         inside = True
         try:
-            return _exchanged(implementation, [tokens, index, weights], factor, known)
+            spec, inputs = _call(implementation, [tokens, index, weights], paths, capacity)
+            if (alike := likeness(spec, inputs)) not in known:
+                (looks,) = ran_on_fakes(spec, inputs, spec.even_rows).made
+                known[alike] = _name(looks.dtype)
+            return exchanged(group_of(implementation), replace(spec, dtype=known[alike]), inputs)
         finally:
             inside = False
 
     patches.attribute(layer, "__call__", called)
 
 
-def _exchanged(
-    implementation: Any, given: list[Tensor], factor: float, known: dict[Any, str]
-) -> Tensor:
+def _call(
+    implementation: Any, given: list[Tensor], paths: Mapping[nn.Module, str], capacity: Capacity
+) -> tuple[LayerSpec, list[Tensor]]:
+    """Return what the operator of a layer is called with."""
     experts = experts_of(implementation)
+    path = paths.get(experts, type(experts).__name__)
     members = dict((*experts.named_parameters(), *experts.named_buffers()))
     inputs = [*given, *map(entered, members.values())]
-    even, most = _rows(implementation, given[1], factor)
+    even, most = _rows(implementation, given[INDEX], capacity.factor)
     device = given[0].device.type
     cast = torch.is_autocast_enabled(device)
     spec = LayerSpec(
         layer=name_of(implementation),
+        path=path,
         members=tuple(members),
         even_rows=even,
-        most_rows=most,
+        most_rows=capacity.rows.get(path, most),
+        factor=capacity.factor,
         dtype="",
         wanted=tuple(i for i, t in enumerate(inputs) if t.requires_grad),
         autocast=(device, _name(torch.get_autocast_dtype(device))) if cast else (),
     )
-    if (alike := likeness(spec, inputs)) not in known:
-        (looks,) = ran_on_fakes(spec, inputs, even).made
-        known[alike] = _name(looks.dtype)
-    return exchanged(group_of(implementation), replace(spec, dtype=known[alike]), inputs)
+    return spec, inputs
 
 
 def _rows(implementation: Any, index: Tensor, factor: float) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -82,13 +83,12 @@ def test_factors_that_are_none_are_refused(factor: Any) -> None:
         planner.fit(nn.Linear(2, 2), "1GB", inputs=torch.zeros(4, 2), capacity_factor=factor)
 
 
-def test_a_factor_without_effect_is_refused(mesh: DeviceMesh) -> None:
+def test_a_factor_without_effect_is_refused() -> None:
+    step = {"inputs": torch.zeros(4, 2), "capacity_factor": 1.5}
     with pytest.raises(planner.BadRequest, match=r"capacity_factor=1\.5 would have no effect"):
-        planned(experts_on(mesh, "all_reduce"), capacity_factor=1.5)
+        planner.fit(nn.Linear(2, 2), "1GB", **step)
     with pytest.raises(planner.BadCluster, match="capacity_factor= is for a model that"):
-        planner.fit(
-            nn.Linear(2, 2), "1GB", inputs=torch.zeros(4, 2), world_size=2, capacity_factor=1.5
-        )
+        planner.fit(nn.Linear(2, 2), "1GB", world_size=2, **step)
 
 
 def test_tokens_that_ranks_cannot_share_evenly_are_refused(mesh: DeviceMesh) -> None:
@@ -154,7 +154,7 @@ class ByHand(nn.Module):
 
 def test_an_all_to_all_of_ones_own_is_refused_by_its_line(mesh: DeviceMesh) -> None:
     model = nn.Sequential(nn.Linear(16, 16), ByHand())
-    parallelize_module(model[0], mesh, ColwiseParallel())
+    parallelize_module(model[0], mesh, ColwiseParallel(output_layouts=Replicate()))
     refused = r"test_sent_to_experts.py:\d+ needs the value of a tensor.*capacity_factor="
     with pytest.raises(planner.CaptureError, match=refused):
         planner.fit(model, "1GB", inputs=torch.randn(64, 16), loss=torch.mean, progress="off")
@@ -174,16 +174,14 @@ def test_all_ranks_refuse_more_rows_than_were_planned_for_or_none() -> None:
         world = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("ep", "tp"))
         layer = SimpleLayer(world["ep"], world["tp"])
         index = torch.tensor([[0, 1], [2, 3], [4, 7], [4, 5 if rank else 4]])
-        rows, spec = 9, LayerSpec(name_of(layer), (), 8, 9, "float32", ())
-        assert rows == spec.most_rows
-        require_room(spec, index)
+        require_room(LayerSpec(name_of(layer), "mlp", (), 8, 9, 1.125, "float32", ()), index)
 
     errors = on_four(check)
     assert {type(error) for error in errors.values()} == {CapacityError}
     (said,) = {str(error) for error in errors.values()}
     assert "sends 12 rows to rank 2 of the 4" in said
-    assert "(8, 8, 12, 4 rows to them)" in said
-    assert "memory for 9, 1.12 times the even share of 8" in said
+    assert "the experts of mlp (8, 8, 12, 4 rows to them)" in said
+    assert "memory for 9, 1.125 times the even share of its largest call" in said
     assert "capacity_factor=1.5 or more" in said
 
 
