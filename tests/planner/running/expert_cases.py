@@ -61,7 +61,7 @@ def qwen2_moe() -> Any:
 def olmoe() -> Any:
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
-    return OlmoeForCausalLM(OlmoeConfig(**SIZES, num_experts=EXPERTS))
+    return OlmoeForCausalLM(OlmoeConfig(**SIZES, num_experts=EXPERTS, eos_token_id=2))
 
 
 def experts_on(

@@ -20,6 +20,7 @@ import planner
 from planner.graphs.capacity_error import CapacityError
 from planner.graphs.capture.exchange.layers import LayerSpec, name_of, require_room
 from planner.output.plan_text import EXPERTS as SENT
+from planner.running.one_plan import digest
 from tests.planner.running.expert_cases import experts_on
 from tests.planner.running.parallel_cases import ids
 from tests.planner.running.threaded_ranks import RANKS, on_four
@@ -67,6 +68,14 @@ def test_the_factor_is_said_and_saved(plans: dict[float, planner.Plan], tmp_path
     assert "1.5 times the even share" in str(plan)
     plan.save(tmp_path / "plan.json")
     assert planner.load(tmp_path / "plan.json") == plan
+
+
+def test_ranks_with_other_capacities_run_other_plans(plans: dict[float, planner.Plan]) -> None:
+    """One of them would refuse a step that the others wait in."""
+    assert len({digest(plan) for plan in plans.values()}) == len(plans)
+    assert plans[2].signature["capacity_rows"] == dict.fromkeys(
+        (f"model.model.layers.{i}.mlp.experts" for i in range(2)), 512
+    )
 
 
 def test_a_rank_gets_no_more_than_there_is(
