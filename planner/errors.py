@@ -5,6 +5,7 @@
       BadCluster          ValueError           these devices and links do not make a cluster
       BadRequest          ValueError           something is said that this does not take
       BadEstimate         ValueError           an estimate is asked of numbers that make no model
+      CapacityExceeded    graphs.CapacityError more rows arrive at experts than the plan holds
       CaptureError        graphs.CaptureError  the training step cannot be captured
       CheckFailed         ValueError           a check in the model's own code fails
       HostMemoryError     RuntimeError         the host cannot take what a plan moves there
@@ -25,7 +26,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from planner.graphs import capture_error
+from planner.graphs import capacity_error, capture_error
 from planner.graphs.binding import Binding
 
 
@@ -47,6 +48,10 @@ class BadRequest(PlannerError, ValueError, TypeError):
 
 class BadEstimate(PlannerError, ValueError):
     """A count is not positive, does not fit the others, or a configuration cannot be read."""
+
+
+class CapacityExceeded(PlannerError, capacity_error.CapacityError):
+    """More rows arrive at a rank's experts than the plan has memory for; raised on all ranks."""
 
 
 class CaptureError(PlannerError, capture_error.CaptureError):

@@ -26,7 +26,7 @@ from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import cut_short, infeasible
 from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
 from planner.plan.step_plan import StepPlan
-from planner.request import Request
+from planner.request import CAPACITY_FACTOR, Request
 from planner.solvers import Solution
 from planner.solvers.api import floor_bytes
 from planner.solvers.given_order import STOPPED
@@ -55,7 +55,13 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
             f"engine={request.engine!r} is for models that are on one device so far, and this one "
             "is parallelized over ranks: leave engine= out"
         )
-    return engine.captured(request, rewrite)
+    found = engine.captured(request, rewrite)
+    if request.capacity_factor != CAPACITY_FACTOR and "capacity_factor" not in found.signature:
+        raise BadRequest(
+            f"capacity_factor={request.capacity_factor} would have no effect: the step sends no "
+            "tokens to experts of other ranks in numbers that the router decides; leave it out"
+        )
+    return found
 
 
 def refuse_for_engine(name: str, *, moves: bool = False, chunks: bool = False) -> None:

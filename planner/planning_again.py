@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.plan.step_plan import StepPlan
 from planner.planning import plan_step
-from planner.request import request_of
+from planner.request import CAPACITY_FACTOR, request_of
 from planner.solvers import Limits
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def plan_again(
         "method": plan.method,
         "accumulate": bool(plan.signature["accumulate"]),
         "checks": plan.signature.get("checks", "keep"),
+        "capacity_factor": plan.capacity_factor or CAPACITY_FACTOR,
         "allocator": plan.allocator or "auto",
         "offload": None if plan.host is None else replace(plan.host, states=False),
         "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),

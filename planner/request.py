@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from planner.byte_sizes import parse_budget
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from planner.graphs.hardware.cluster import Cluster, LinkSpec
 
 DEFAULT_LIMITS = Limits()
+CAPACITY_FACTOR = 2.0
 OP_BY_OP = "op_by_op"
 """The engine that runs eager kernels, unless another is said."""
 
@@ -130,6 +132,9 @@ class Request:
             1, 2, 4 and 8; ``False``; one degree; styles of modules by their paths; or a
             ``planner.TensorParallel``. Without styles the model's own are taken, if it declares
             some (transformers' ``tp_plan``).
+        capacity_factor: how many times the even share of rows is planned for where a model that is
+            parallelized already sends tokens to experts of other ranks (``ep_implementation`` of
+            transformers); at least 1. A step in which more arrive at a rank raises on all of them.
         reserve: what else lives on the device, a reference model or an inference engine, as a size:
             its room is taken off the budget. On several accelerators it takes the place of what is
             otherwise kept free there for NCCL and the allocator (``planner.sharding.margin``), so
@@ -162,6 +167,7 @@ class Request:
     precisions: Sequence[str] = ("float32",)
     offload: Offload = None
     tensor_parallel: Any = IF_NEEDED
+    capacity_factor: float = CAPACITY_FACTOR
     reserve: str | float | None = None
 
     @property
@@ -302,12 +308,27 @@ def _check_values(request: Request) -> None:
             raise BadRequest(f"{name} is {value!r}; expected a sequence of names, at least one")
     check_chunks(request.loss_chunks, request.logits, request.rewrites)
     tensor_parallel_of(request.tensor_parallel)
+    _check_capacity(request)
     ranks = request.world_size
     if isinstance(ranks, bool) or not isinstance(ranks, int):
         raise BadRequest(f"world_size is {ranks!r}; expected a number of devices")
     if not (callable(request.progress) or request.progress in ("auto", "off", None)):
         raise BadRequest(
             f"progress={request.progress!r}: expected 'auto', 'off' or a function of a sentence"
+        )
+
+
+def _check_capacity(request: Request) -> None:
+    factor: object = request.capacity_factor
+    if request.world_size != 1 and factor != CAPACITY_FACTOR:
+        raise BadCluster(
+            "capacity_factor= is for a model that is parallelized already, and sends tokens to "
+            "experts of other ranks: leave it out, or world_size="
+        )
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < inf:
+        raise BadRequest(
+            f"capacity_factor is {factor!r}; expected a number, at least 1: how many times the "
+            "even share of rows may arrive at a rank's experts"
         )
 
 

@@ -67,6 +67,7 @@ class SingleOptions(StepOptions, total=False):
 
     accumulate: bool
     checks: str
+    capacity_factor: float
 
 
 class VariantOptions(SingleOptions, ChunkOptions, total=False):

@@ -79,7 +79,16 @@ def arrows() -> nx.DiGraph:
 
 
 ORDER = (
-    *(f"graphs/{name}" for name in ("checkout.py", "capture_error.py", "graph.py", "schedule.py")),
+    *(
+        f"graphs/{name}"
+        for name in (
+            "checkout.py",
+            "capture_error.py",
+            "capacity_error.py",
+            "graph.py",
+            "schedule.py",
+        )
+    ),
     *(f"graphs/{name}" for name in ("memory.py", "simulate.py", "snapshot.py", "binding.py")),
     "graphs/host_memory.py",
     *(f"graphs/{name}" for name in ("files.py", "instances.py", "scaling.py", "served_sizes.py")),

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import fx
 
+from planner.graphs.capture.exchange.exchange_operator import exchanges
+from planner.graphs.capture.exchange.exchange_prices import Means, exchange_prices
+from planner.graphs.capture.exchange.on_fakes import Moment
 from planner.graphs.capture.joint_graph import Joint, source_of
 from planner.graphs.capture.lowered import Price
 from planner.graphs.capture.passes.eager_semantics import with_layout_of
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.costs import Priced
 from planner.graphs.costs.cache import default_cache
-from planner.graphs.costs.communication import collective_cost
+from planner.graphs.costs.communication import CollectiveCost, collective_cost
 from planner.graphs.costs.measured import Memory, measure_memory
 from planner.graphs.costs.operator_call import OperatorCall, new_storage_bytes
 from planner.graphs.costs.registry import cost_model
@@ -66,11 +70,7 @@ def prices(
     calls = {n: _call(n) for n in called if _runs(n)}
     work = {n: op_cost(c.target, c.args, c.kwargs, n.meta.get("val")) for n, c in calls.items()}
     known = list(calls.values())
-    if here:
-        memory = measure_memory(known, cache=default_cache(), fallback=estimate_workspace)
-    else:
-        on_cpu = device.name == devices.cpu().name
-        memory = [Memory(estimate_workspace(c) if on_cpu else 0) for c in known]
+    memory = _memory(known, device, here=here)
     seconds = cost_model(costs)(Priced(known, list(work.values()), device, here))
     memory = [_matched(m, c, n) for m, (n, c) in zip(memory, calls.items(), strict=True)]
     found = {
@@ -78,7 +78,36 @@ def prices(
         for n, s, m in zip(calls, seconds, memory, strict=True)
     }
     found |= _collectives(called, cluster, device, gloo=kernels == "cpu")
+    found |= _exchanges(called, cluster, device, here=here, costs=costs, gloo=kernels == "cpu")
     return found | {n: _copy_price(n, device) for n in called if n not in found}
+
+
+def _memory(calls: Sequence[OperatorCall], device: devices.Device, *, here: bool) -> list[Memory]:
+    if here:
+        return measure_memory(calls, cache=default_cache(), fallback=estimate_workspace)
+    on_cpu = device.name == devices.cpu().name
+    return [Memory(estimate_workspace(c) if on_cpu else 0) for c in calls]
+
+
+def _exchanges(
+    called: Sequence[fx.Node],
+    cluster: Cluster | None,
+    device: devices.Device,
+    *,
+    here: bool,
+    costs: str,
+    gloo: bool,
+) -> dict[fx.Node, Price]:
+    """Price layers of experts that tokens are sent to, by the calls that they are made of."""
+
+    def collective(moment: Moment) -> CollectiveCost:
+        call = moment.call
+        ranks = ranks_of(call.target, call.args, call.kwargs)
+        where = cluster or cluster_of_all_ranks(device)
+        return collective_cost(call, moment.outputs, where, ranks, gloo=gloo)
+
+    means = Means(device, here, costs, partial(_memory, device=device, here=here), collective)
+    return exchange_prices((node for node in called if exchanges(node.target)), means)
 
 
 def _collectives(
@@ -148,8 +177,8 @@ def _matched(memory: Memory, call: OperatorCall, node: fx.Node) -> Memory:
 
 def _runs(node: fx.Node) -> bool:
     """Tell a call that is priced as a kernel of this device: it could be run here."""
-    other = communicates(node.target) or waits(node.target) or communicates_unseen(node.target)
-    return isinstance(node.target, OpOverload) and not other
+    sent = communicates(node.target) or communicates_unseen(node.target) or exchanges(node.target)
+    return isinstance(node.target, OpOverload) and not (sent or waits(node.target))
 
 
 def _call(node: fx.Node) -> OperatorCall:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 import planner.graphs.capture.chunks.rewrite  # noqa: F401 - enters itself
+from planner.graphs.capture.exchange.recognized import Capacity
 from planner.graphs.capture.guards.call import device_of, fake_call, keeping_of
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.joint_graph import Joint
@@ -77,6 +78,7 @@ def recapture(
         sizes=sizes,
         checks=keep,
         keeping=keeping_of(signature),
+        capacity=Capacity.of(signature),
     )
     try:
         joint, _ = rewritten(normalized(joint), rewrite)

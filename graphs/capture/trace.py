@@ -21,6 +21,7 @@ from planner.graphs.capture.effects import (
     refuse_backward_effects,
     tensors_left_at,
 )
+from planner.graphs.capture.exchange.recognized import Capacity, exchange_as_operator
 from planner.graphs.capture.first_call import Called, of_second_call
 from planner.graphs.capture.guards.call import device_of
 from planner.graphs.capture.guards.paths import Path
@@ -86,6 +87,7 @@ def trace(
     checks: bool = True,
     keeping: Keeping | None = None,
     aside: Collection[str] = (),
+    capacity: Capacity | None = None,
 ) -> tuple[Joint, Called]:
     """Trace forward, loss and backward of one call under fake tensors.
 
@@ -102,6 +104,7 @@ def trace(
         checks: keep what the model checks in order to raise or log, as outputs.
         keeping: how autocast keeps casts of weights; by default as it does now.
         aside: names of parameters that are no inputs of the graph, which must not read them.
+        capacity: how many rows are planned for where tokens are sent to experts of other ranks.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -130,6 +133,7 @@ def trace(
         _capturing(watched, model, lean=lean, card=card, keeping=keeping) as (stack, patches),
     ):
         state.watch_draws(patches)
+        exchange_as_operator(patches, model, capacity or Capacity())
         if sizes:
             lstm_of_any_size(patches)
         if lifted and state.reached.asks_for_types:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from planner.graphs.capture.guards.values import user_line
+from planner.graphs.capture.placed import is_parallelized
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.fake_tensors import DATA_DEPENDENT, UnsupportedOperatorException
 from planner.graphs.torch_api.refused import NotTracedWhole
@@ -23,6 +24,11 @@ _INSTEAD = {
     "masked_select": "it takes as many values as are true: multiply by the mask instead",
 }
 """What to do without operators whose results are as large as their data say."""
+_OVER_RANKS = (
+    "send equally many rows to every rank; or where a router decides how many, let transformers "
+    'send them (DistributedConfig(ep_implementation="all_to_all")), whose layers are planned with '
+    "memory for capacity_factor= times the even share"
+)
 _OTHERWISE = (
     "compute it outside the model, or choose an implementation without data-dependent shapes"
 )
@@ -37,14 +43,7 @@ def explained(model: nn.Module) -> Iterator[None]:
     except CaptureError:
         raise
     except DATA_DEPENDENT as error:
-        experts = any("expert" in type(m).__name__.lower() for m in model.modules())
-        advice = ' (for experts in transformers: experts_implementation="grouped_mm")' * experts
-        cause = _first_line(error)
-        known = (text for op, text in _INSTEAD.items() if op in cause)
-        raise CaptureError(
-            f"{name}: {_where(error)} needs the value of a tensor, which capturing cannot know "
-            f"({cause}); {next(known, _OTHERWISE)}{advice}"
-        ) from error
+        raise _needs_data(model, error) from error
     except UnsupportedOperatorException as error:
         raise CaptureError(
             f"{name}: {_where(error)} calls {error}, which has no fake-tensor implementation; "
@@ -59,16 +58,40 @@ def explained(model: nn.Module) -> Iterator[None]:
         raise CaptureError(
             f"{name}: {_where(error)} cannot be captured: {_first_line(error)}"
         ) from error
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise CaptureError(
-            f"{name}: {_where(error)} fails while it is captured: {type(error).__name__}: "
-            f"{_first_line(error)}; if the model and its backward run without a plan, this line "
-            f"does what cannot be traced{_inside_a_function(error)}"
-        ) from error
+    except RuntimeError as error:
+        if _LISTED in str(error):
+            raise _needs_data(model, error) from error
+        raise _fails(name, error) from error
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise _fails(name, error) from error
     except AssertionError as error:
         raise CaptureError(
             f"{name}: {_where(error)} cannot be captured: {_first_line(error)}"
         ) from error
+
+
+_LISTED = ".tolist() is not supported for tensor subclasses"
+
+
+def _needs_data(model: nn.Module, error: Exception) -> CaptureError:
+    """Say which line asks for the value of a tensor, and what to do without."""
+    experts = any("expert" in type(m).__name__.lower() for m in model.modules())
+    advice = ' (for experts in transformers: experts_implementation="grouped_mm")' * experts
+    cause = _first_line(error)
+    known = (text for op, text in _INSTEAD.items() if op in cause)
+    otherwise = _OVER_RANKS if is_parallelized(model) else _OTHERWISE
+    return CaptureError(
+        f"{type(model).__name__}: {_where(error)} needs the value of a tensor, which capturing "
+        f"cannot know ({cause}); {next(known, otherwise)}{advice}"
+    )
+
+
+def _fails(name: str, error: Exception) -> CaptureError:
+    return CaptureError(
+        f"{name}: {_where(error)} fails while it is captured: {type(error).__name__}: "
+        f"{_first_line(error)}; if the model and its backward run without a plan, this line "
+        f"does what cannot be traced{_inside_a_function(error)}"
+    )
 
 
 def _inside_a_function(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 import planner.graphs.capture.chunks.rewrite  # noqa: F401 - enters itself
 from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
+from planner.graphs.capture.exchange.recognized import DEFAULT_FACTOR, Capacity, capacity_of
 from planner.graphs.capture.guards.call import (
     class_name,
     device_type,
@@ -88,6 +89,7 @@ def capture(
     checks: str = "keep",
     progress: Callable[[str], None] | None = None,
     cluster: Cluster | None = None,
+    capacity_factor: float = DEFAULT_FACTOR,
 ) -> Captured:
     """Capture one training step of a model without allocating it.
 
@@ -108,6 +110,8 @@ def capture(
         checks: "keep" those that the model's code makes in order to raise or log, or "drop" them.
         progress: called with a word about what begins.
         cluster: the devices of all ranks, if the model is parallelized over some.
+        capacity_factor: how many times the even share of rows is planned for where tokens are
+            sent to experts.
 
     Raises:
         CaptureError: the step cannot be captured; the message names the user's line.
@@ -133,6 +137,7 @@ def capture(
         progress=progress,
         eager_graph=True,
         cluster=cluster,
+        capacity_factor=capacity_factor,
     )
     return found.captured
 
@@ -165,13 +170,14 @@ def capture_joint(
     eager_graph: bool = False,
     cluster: Cluster | None = None,
     aside: Collection[str] = (),
+    capacity_factor: float = DEFAULT_FACTOR,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 
     Args:
         model, loss, optimizer, device, costs, accumulate, rewrite, dynamic, checks: as for
             ``capture``.
-        progress, cluster: likewise.
+        progress, cluster, capacity_factor: likewise.
         call: the flattened inputs and targets.
         eager: torch will run the step itself, with its own dropout and no kernel writing into
             what the one before it made.
@@ -186,7 +192,7 @@ def capture_joint(
     where = target.device
     tell("capturing forward and backward")
     rewrite_of(rewrite)  # an unknown one is said before any work
-    free = free_sizes(model, call, dynamic)
+    free, capacity = free_sizes(model, call, dynamic), Capacity(capacity_factor)
     joint = trace(
         model,
         call,
@@ -196,6 +202,7 @@ def capture_joint(
         card=target.card,
         checks=checks == "keep",
         aside=aside,
+        capacity=capacity,
     )
     joint = normalized(joint)
     tell("running the optimizer on fake tensors")
@@ -208,6 +215,7 @@ def capture_joint(
     )
     checked = sorted({check.source for _, check in joint.outputs.checks})
     signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
+    signature |= (sends := capacity_of(joint.graph, capacity))
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
     here = at_hand and (has_data(model) if real is None else real)
     step_of_model = _Step(
@@ -231,7 +239,8 @@ def capture_joint(
         ),
         kernels=target.kernels,
         eager=eager,
-        eager_graph=eager_graph,
+        # what autograd keeps of experts that tokens are sent to is up to the router
+        eager_graph=eager_graph and not sends,
     )
     tell("pricing operators")
     return step_of_model.variant(rewrite)

@@ -218,6 +218,23 @@ def _of_one_rank(plan: StepPlan) -> Iterator[str]:
     )
 
 
+def _of_experts(plan: StepPlan) -> Iterator[str]:
+    """Say what was assumed of a router that decides how many rows are sent."""
+    if plan.capacity_factor is None:
+        return
+    layers = sum(op.target.partition("+")[0] == EXPERTS for op in plan.graph.ops)
+    yield (
+        f"tokens are sent to experts of other ranks in {layers} layers: memory is for "
+        f"{plan.capacity_factor:g} times the even share of rows on each rank (capacity_factor), "
+        "and a step in which more arrive raises CapacityExceeded on all ranks; times are for the "
+        "even share"
+    )
+    yield (
+        "what is sent and computed for such a layer is not kept for its backward pass, which does "
+        "it again, in the plain step of these numbers, too"
+    )
+
+
 def _kernels(plan: StepPlan) -> Iterator[str]:
     """Say what was assumed of a card where it was not asked."""
     kernels, host = plan.signature.get("kernels"), (plan.signature.get("autocast") or [None])[0]
@@ -243,6 +260,9 @@ def _kernels(plan: StepPlan) -> Iterator[str]:
         )
 
 
+EXPERTS = "remat_planner.expert_exchange.default"
+"""What graphs call a layer of experts that tokens are sent to."""
+
 _BATCH_NORMS_OF_CUDNN = frozenset(
     ("aten._batch_norm_with_update_functional.default", "aten.cudnn_batch_norm.default")
 )
@@ -255,6 +275,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
         inputs = plan.signature.get("inputs")
         yield f"made for {model}" + (f" with {_inputs(inputs)}" if inputs else "")
     yield from _of_one_rank(plan)
+    yield from _of_experts(plan)
     yield from _kernels(plan)
     yield from described(plan.rewrite)
     if limits := served(plan.signature):

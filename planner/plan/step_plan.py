@@ -232,6 +232,14 @@ class StepPlan:
         """The ZeRO stage: 0, every rank holds everything."""
         return Stage(0, 0)
 
+    @property
+    def capacity_factor(self) -> float | None:
+        """How many times the even share of rows a rank's experts may receive in a step.
+
+        ``None`` where no tokens are sent to experts of other ranks. More raise in the step.
+        """
+        return self.signature.get("capacity_factor")
+
     @cached_property
     def memory(self) -> dict[Phase, dict[Kind, int]]:
         """Bytes of every category at the step where each phase holds most."""

@@ -132,10 +132,14 @@ _NEXT = {
 
 
 def digest(plan: StepPlan) -> str:
-    """Return a text that is the same for plans that run the same ops in the same order."""
+    """Return a text that is the same for plans that run the same ops in the same order.
+
+    And that refuse the same steps, where it is up to a router how much is sent.
+    """
     steps = [(step.action.name, step.index) for step in plan.schedule.steps]
     ops = [(op.target, op.inputs, op.outputs) for op in plan.graph.ops]
-    return digest_of([plan.engine, plan.rewrite, ops, steps])
+    rows = [r] if (r := plan.signature.get("capacity_rows")) else []
+    return digest_of([plan.engine, plan.rewrite, ops, steps, *rows])
 
 
 def digest_of(told: list[Any]) -> str:

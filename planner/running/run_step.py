@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.errors import CheckFailed, PlanMismatch
+from planner.errors import CapacityExceeded, CheckFailed, PlanMismatch
+from planner.graphs.capacity_error import CapacityError
 from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.step_function import unique_tensors
@@ -49,7 +50,10 @@ def run(
     tensors = [*parameters.values(), *buffers.values(), *call.tensors, *numbers]
     found.effects.release(modules)
     held.look(parameters.values())
-    outputs = execute(program, tensors, account)
+    try:
+        outputs = execute(program, tensors, account)
+    except CapacityError as error:
+        raise CapacityExceeded(str(error)) from None
     held.note(outputs)
     found.effects.replay(modules, outputs, tensors)
     for index, check in found.checks:

@@ -134,7 +134,7 @@ def test_capture_takes_a_device_of_ones_own(tmp_path: Path) -> None:
         ({"world_sice": 2}, "did you mean 'world_size'"),
         (
             {"colour": "red"},
-            "'colour' cannot be said here; it takes accumulate, allocator, checks, costs, ",
+            "'colour' cannot be said here; it takes accumulate, allocator, capacity_factor, ",
         ),
         ({"progress": "loud"}, "progress='loud': expected 'auto', 'off'"),
         ({"engine": "steam"}, "unknown engine 'steam'"),

@@ -15,6 +15,7 @@ from torch import fx, nn
 from planner.errors import BadCluster, CaptureError, InvalidPlan, OtherKernels, PlanMismatch
 from planner.graphs import Graph, Op, Schedule, Subject
 from planner.graphs.capture.call_arguments import arguments
+from planner.graphs.capture.exchange.exchange_operator import exchanges
 from planner.graphs.capture.guards.call import (
     autocast_as,
     device_of,
@@ -68,6 +69,7 @@ def captured(request: Request, rewrite: str) -> Captured:
             checks=request.checks,
             progress=request.tell,
             cluster=_cluster(request),
+            capacity_factor=request.capacity_factor,
         )
     except BadCluster:
         raise
@@ -326,7 +328,7 @@ def _program(
 
 def _groups(joint: Joint) -> tuple[str, ...]:
     """Return the groups of a step's collectives, in the order in which they are first called."""
-    sent = [n for n in joint.graph.nodes if communicates(n.target)]
+    sent = [n for n in joint.graph.nodes if communicates(n.target) or exchanges(n.target)]
     names = (group_name(n.target, n.args, n.kwargs) for n in sent)
     return tuple(dict.fromkeys(names))
 

@@ -42,8 +42,10 @@ EXPERT_WORDS = ("ep_dispatch_experts", "ep_router", "grouped_gemm", "moe_identit
 """Other styles of experts: those that are whole on a rank get as many tokens as the router says."""
 
 _EXPERTS_SAID = (
-    ". How many tokens reach an expert that is whole on one rank is up to the router, and no plan "
-    "of fixed sizes holds them: part attention alone by styles of your own, "
+    ". How many tokens reach an expert that is whole on one rank is up to the router, and is no "
+    "choice of a plan so far: let transformers parallelize the model first "
+    "(DistributedConfig(ep_size=...)) and plan that without world_size=, with capacity_factor=; or "
+    "part attention alone by styles of your own, "
     "tensor_parallel={'model.layers.*.self_attn.q_proj': ColwiseParallel(), ...}, and experts are "
     "sharded as all parameters are"
 )
