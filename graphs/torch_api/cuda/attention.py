@@ -176,23 +176,37 @@ def _cudnn_takes(call: Attention, card: Card) -> bool:
         card.is_nvidia
         and card.within((8, 0), (12, 1))
         and query.dtype in card.low_precisions
-        and not torch.are_deterministic_algorithms_enabled()
+        and not _must_be_deterministic()
         and (call.dropout * 16).is_integer()
         and all(w % 8 == 0 and w <= _CUDNN_WIDEST for w in widths)
         and max(rows, heads) <= _CUDNN_ROWS
         and key.shape[-2] != 1
         and not (call.dropout and query.shape[-2] == 1)
-        and (call.mask is None or call.mask.dim() in {2, 4})
+        and (call.mask is None or _cudnn_takes_mask(call.mask))
         and _is_dense(call)
     )
 
 
+def _cudnn_takes_mask(mask: Tensor) -> bool:
+    """Tell a mask that cuDNN can read, and that asks for no gradient, which that has none of."""
+    return mask.dim() in {2, 4} and not mask.requires_grad
+
+
+def _must_be_deterministic() -> bool:
+    """Tell whether what is not deterministic is an error; a warning keeps no kernel out."""
+    asked = torch.are_deterministic_algorithms_enabled()
+    return asked and not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 def _is_dense(call: Attention) -> bool:
-    """Tell a call in four dimensions, none empty, heads grouped only if said, last strides 1."""
+    """Tell a call in four dimensions, none empty, heads grouped only if said, last strides 1.
+
+    Those of the mask, too, so that one expanded along the keys is for the math kernel alone.
+    """
     query, key, value = call.operands
     if not all(t.dim() == 4 and t.stride(-1) == 1 and 0 not in t.shape for t in call.operands):
         return False
-    if call.mask is not None and call.mask.stride(-1) not in {0, 1}:
+    if call.mask is not None and call.mask.stride(-1) != 1:
         return False
     if not query.shape[0] == key.shape[0] == value.shape[0]:
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -97,3 +97,30 @@ def test_deterministic_algorithms_keep_cudnn_out() -> None:
         assert backend_of(call, card_of("sm_90")) is Backend.FLASH
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_algorithms_that_only_warn_keep_nothing_out() -> None:
+    call = CASES["Hopper takes cuDNN's"].call()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert backend_of(call, card_of("sm_90")) is Backend.CUDNN
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+MASKS = {
+    "learned": (torch.empty(1, 4, 32, 32, device="meta", requires_grad=True), Backend.EFFICIENT),
+    "a constant bias": (torch.empty(1, 4, 32, 32, device="meta"), Backend.CUDNN),
+    "expanded over rows": (torch.empty(2, 1, 1, 32, device="meta").expand(2, 4, 32, 32),
+                           Backend.CUDNN),
+    "expanded along the keys": (torch.empty(2, 1, 32, 1, device="meta").expand(2, 4, 32, 32),
+                                Backend.MATH),
+    "transposed": (torch.empty(32, 32, device="meta").t(), Backend.MATH),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mask", "expected"), MASKS.values(), ids=MASKS)
+def test_what_a_mask_is_decides(mask: Tensor, expected: Backend) -> None:
+    """cuDNN has no gradient of a bias, and no fused kernel reads what has no stride of 1."""
+    call = replace(CASES["Hopper takes cuDNN's"].call(), mask=mask)
+    assert backend_of(call, card_of("sm_90")) is expected
