@@ -254,3 +254,13 @@ def test_a_budget_that_the_card_does_not_have_is_said() -> None:
     said = "the budget is more than A100-40GB has"
     assert said in str(planner.fit(_request(device="A100-40GB"), "100GB"))
     assert said not in str(planner.fit(_request(device="A100-40GB"), "100%"))
+
+
+def test_several_devices_say_so_too() -> None:
+    said = {"device": "A100-40GB", "world_size": 2, "inputs": torch.zeros(2, 4)}
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    plan = planner.fit(model, "90GB", loss=torch.sum, costs="measured", **said)  # type: ignore[call-overload]
+    text = " ".join(str(plan).split())
+    assert "the budget is more than A100-40GB has" in text
+    assert "the model is not on A100-40GB here" in text
+    assert plan.step.costs == "roofline"
