@@ -14,6 +14,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor
 
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.cuda.card import Card
 
 aten = torch.ops.aten
@@ -62,16 +63,21 @@ def backend_of(call: Attention, card: Card) -> Backend:
     Args:
         call: what is called; its tensors may be fake.
         card: that it is called on.
+
+    Raises:
+        CaptureError: none does, as on the card.
     """
-    order = [(Backend.FLASH, _flash_takes), (Backend.EFFICIENT, _efficient_takes)]
     cudnn = (Backend.CUDNN, _cudnn_takes)
-    # After flash attention cuDNN's turn never comes: what that refuses this does, too, but masks,
-    # and those the efficient kernel takes first.
-    order = [cudnn, *order] if card.prefers_cudnn else order
+    order = [(Backend.FLASH, _flash_takes), (Backend.EFFICIENT, _efficient_takes)]
+    math_kernel = (Backend.MATH, lambda *_: True)
+    order = [cudnn, *order, math_kernel] if card.prefers_cudnn else [*order, math_kernel, cudnn]
     for backend, takes in order:
         if _is_on(backend) and takes(call, card):
             return backend
-    return Backend.MATH
+    raise CaptureError(
+        f"no kernel of attention that is switched on takes this call of {call.query.dtype} and "
+        f"{call.query.shape[-1]} wide heads on the card; allow more of them (sdpa_kernel)"
+    )
 
 
 def run_attention(call: Attention, card: Card) -> Tensor:
@@ -116,6 +122,7 @@ def _is_on(backend: Backend) -> bool:
         Backend.CUDNN: torch.backends.cuda.cudnn_sdp_enabled,
         Backend.FLASH: torch.backends.cuda.flash_sdp_enabled,
         Backend.EFFICIENT: torch.backends.cuda.mem_efficient_sdp_enabled,
+        Backend.MATH: torch.backends.cuda.math_sdp_enabled,
     }
     return bool(switches[backend]())
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.cuda.attention import Attention, Backend, backend_of
 from planner.graphs.torch_api.cuda.card import card_of
 
@@ -124,3 +125,14 @@ def test_what_a_mask_is_decides(mask: Tensor, expected: Backend) -> None:
     """cuDNN has no gradient of a bias, and no fused kernel reads what has no stride of 1."""
     call = replace(CASES["Hopper takes cuDNN's"].call(), mask=mask)
     assert backend_of(call, card_of("sm_90")) is expected
+
+
+def test_where_math_is_switched_off_cudnn_has_a_turn_or_none_is_left() -> None:
+    call = CASES["a mask"].call()
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
+        assert backend_of(call, card_of("sm_80")) is Backend.CUDNN
+    with (
+        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+        pytest.raises(CaptureError, match="no kernel of attention that is switched on"),
+    ):
+        backend_of(call, card_of("sm_80"))
