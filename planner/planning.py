@@ -27,6 +27,7 @@ from planner.plan.advice import cut_short, infeasible
 from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
 from planner.plan.step_plan import StepPlan
 from planner.request import CAPACITY_FACTOR, Request
+from planner.request_notes import ESTIMATED, beyond_the_device, unmeasured_times
 from planner.solvers import Solution
 from planner.solvers.api import floor_bytes
 from planner.solvers.given_order import STOPPED
@@ -328,6 +329,7 @@ def plan_of(
         solution: what was found.
     """
     assert solution.schedule is not None, "there is nothing to plan with"
+    unmeasured = tuple(unmeasured_times(request))
     return StepPlan(
         graph=captured.graph,
         schedule=solution.schedule,
@@ -338,13 +340,13 @@ def plan_of(
         signature=captured.signature,
         device=request.hardware.name,
         optimizer=request.optimizer_name,
-        costs=request.costs,
+        costs=ESTIMATED if unmeasured else request.costs,
         engine=request.engine,
         rewrite=captured.rewrite,
         message=solution.message,
         hardware=request.hardware,
         loss=request.loss,
-        remarks=_reserved(request),
+        remarks=(*_reserved(request), *beyond_the_device(request, budget_bytes), *unmeasured),
         allocator=allocator_of(request.allocator, request.hardware),
         host=request.host,
         eager_peak_bytes=captured.eager_peak_bytes,

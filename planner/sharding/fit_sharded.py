@@ -13,6 +13,7 @@ from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 from planner.plan.step_plan import StepPlan
 from planner.plan.tensor_parallelism import RefusedDegree
 from planner.request import Request
+from planner.request_notes import ESTIMATED, beyond_the_device, unmeasured_times
 from planner.running.engines import engine_of
 from planner.sharding.captures import Captures
 from planner.sharding.configurations import WHOLE, Parted, configurations
@@ -132,6 +133,8 @@ def plan_found(
     best = with_excess(found.best, holds.bytes_of(found.best))
     captured, request = shop.captured(best.configuration), shop.request
     units = engine_of(request.engine).units
+    unmeasured = tuple(unmeasured_times(request))
+    of_units = () if units is None else units.remarks(request.hardware.name)
     step = StepPlan(
         graph=best.graph,
         schedule=best.schedule,
@@ -142,12 +145,12 @@ def plan_found(
         signature=captured.root.signature,
         device=request.hardware.name,
         optimizer=request.optimizer_name,
-        costs=request.costs,
+        costs=ESTIMATED if unmeasured else request.costs,
         engine=request.engine,
         message=message(found),
         hardware=request.hardware,
         loss=request.loss,
-        remarks=() if units is None else units.remarks(request.hardware.name),
+        remarks=(*beyond_the_device(request, budget_bytes), *unmeasured, *of_units),
     )
     return ShardedStepPlan(
         step=step,

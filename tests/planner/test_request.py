@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,3 +233,34 @@ def test_room_for_others_is_taken_off_and_said() -> None:
     assert "reserve=" in str(beside)
     with pytest.raises(planner.InfeasibleBudget):
         planner.fit(_request(reserve="1MB"), "1MB")
+
+
+def test_times_that_nothing_was_measured_for_are_said_to_be_estimates() -> None:
+    estimated = planner.fit(_request(device="A100-40GB"), "2GB")
+    asked = planner.fit(_request(device="A100-40GB", costs="measured"), "2GB")
+    assert asked.costs == "roofline"
+    assert asked.seconds == estimated.seconds
+    assert "were measured" not in str(asked)
+    assert "the model is not on A100-40GB here" in " ".join(str(asked).split())
+    shapes = planner.fit(replace(_request(costs="measured"), model=nn.Linear(4, 4, device="meta"),
+                                 inputs=torch.empty(2, 4, device="meta")), "1MB")  # fmt: skip
+    assert "the model has no data" in str(shapes)
+    here = planner.fit(_request(costs="measured"), "1MB")
+    assert here.costs == "measured"
+    assert "nothing was measured" not in str(here)
+
+
+def test_a_budget_that_the_card_does_not_have_is_said() -> None:
+    said = "the budget is more than A100-40GB has"
+    assert said in str(planner.fit(_request(device="A100-40GB"), "100GB"))
+    assert said not in str(planner.fit(_request(device="A100-40GB"), "100%"))
+
+
+def test_several_devices_say_so_too() -> None:
+    said = {"device": "A100-40GB", "world_size": 2, "inputs": torch.zeros(2, 4)}
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    plan = planner.fit(model, "90GB", loss=torch.sum, costs="measured", **said)  # type: ignore[call-overload]
+    text = " ".join(str(plan).split())
+    assert "the budget is more than A100-40GB has" in text
+    assert "the model is not on A100-40GB here" in text
+    assert plan.step.costs == "roofline"

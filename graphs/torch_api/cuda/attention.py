@@ -14,6 +14,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor
 
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.cuda.card import Card
 
 aten = torch.ops.aten
@@ -62,16 +63,21 @@ def backend_of(call: Attention, card: Card) -> Backend:
     Args:
         call: what is called; its tensors may be fake.
         card: that it is called on.
+
+    Raises:
+        CaptureError: none does, as on the card.
     """
-    order = [(Backend.FLASH, _flash_takes), (Backend.EFFICIENT, _efficient_takes)]
     cudnn = (Backend.CUDNN, _cudnn_takes)
-    # After flash attention cuDNN's turn never comes: what that refuses this does, too, but masks,
-    # and those the efficient kernel takes first.
-    order = [cudnn, *order] if card.prefers_cudnn else order
+    order = [(Backend.FLASH, _flash_takes), (Backend.EFFICIENT, _efficient_takes)]
+    math_kernel = (Backend.MATH, lambda *_: True)
+    order = [cudnn, *order, math_kernel] if card.prefers_cudnn else [*order, math_kernel, cudnn]
     for backend, takes in order:
         if _is_on(backend) and takes(call, card):
             return backend
-    return Backend.MATH
+    raise CaptureError(
+        f"no kernel of attention that is switched on takes this call of {call.query.dtype} and "
+        f"{call.query.shape[-1]} wide heads on the card; allow more of them (sdpa_kernel)"
+    )
 
 
 def run_attention(call: Attention, card: Card) -> Tensor:
@@ -116,6 +122,7 @@ def _is_on(backend: Backend) -> bool:
         Backend.CUDNN: torch.backends.cuda.cudnn_sdp_enabled,
         Backend.FLASH: torch.backends.cuda.flash_sdp_enabled,
         Backend.EFFICIENT: torch.backends.cuda.mem_efficient_sdp_enabled,
+        Backend.MATH: torch.backends.cuda.math_sdp_enabled,
     }
     return bool(switches[backend]())
 
@@ -176,23 +183,37 @@ def _cudnn_takes(call: Attention, card: Card) -> bool:
         card.is_nvidia
         and card.within((8, 0), (12, 1))
         and query.dtype in card.low_precisions
-        and not torch.are_deterministic_algorithms_enabled()
+        and not _must_be_deterministic()
         and (call.dropout * 16).is_integer()
         and all(w % 8 == 0 and w <= _CUDNN_WIDEST for w in widths)
         and max(rows, heads) <= _CUDNN_ROWS
         and key.shape[-2] != 1
         and not (call.dropout and query.shape[-2] == 1)
-        and (call.mask is None or call.mask.dim() in {2, 4})
+        and (call.mask is None or _cudnn_takes_mask(call.mask))
         and _is_dense(call)
     )
 
 
+def _cudnn_takes_mask(mask: Tensor) -> bool:
+    """Tell a mask that cuDNN can read, and that asks for no gradient, which that has none of."""
+    return mask.dim() in {2, 4} and not mask.requires_grad
+
+
+def _must_be_deterministic() -> bool:
+    """Tell whether what is not deterministic is an error; a warning keeps no kernel out."""
+    asked = torch.are_deterministic_algorithms_enabled()
+    return asked and not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 def _is_dense(call: Attention) -> bool:
-    """Tell a call in four dimensions, none empty, heads grouped only if said, last strides 1."""
+    """Tell a call in four dimensions, none empty, heads grouped only if said, last strides 1.
+
+    Those of the mask, too, so that one expanded along the keys is for the math kernel alone.
+    """
     query, key, value = call.operands
     if not all(t.dim() == 4 and t.stride(-1) == 1 and 0 not in t.shape for t in call.operands):
         return False
-    if call.mask is not None and call.mask.stride(-1) not in {0, 1}:
+    if call.mask is not None and call.mask.stride(-1) != 1:
         return False
     if not query.shape[0] == key.shape[0] == value.shape[0]:
         return False

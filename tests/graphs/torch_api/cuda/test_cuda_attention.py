@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.cuda.attention import Attention, Backend, backend_of
 from planner.graphs.torch_api.cuda.card import card_of
 
@@ -97,3 +98,41 @@ def test_deterministic_algorithms_keep_cudnn_out() -> None:
         assert backend_of(call, card_of("sm_90")) is Backend.FLASH
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_algorithms_that_only_warn_keep_nothing_out() -> None:
+    call = CASES["Hopper takes cuDNN's"].call()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert backend_of(call, card_of("sm_90")) is Backend.CUDNN
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+MASKS = {
+    "learned": (torch.empty(1, 4, 32, 32, device="meta", requires_grad=True), Backend.EFFICIENT),
+    "a constant bias": (torch.empty(1, 4, 32, 32, device="meta"), Backend.CUDNN),
+    "expanded over rows": (torch.empty(2, 1, 1, 32, device="meta").expand(2, 4, 32, 32),
+                           Backend.CUDNN),
+    "expanded along the keys": (torch.empty(2, 1, 32, 1, device="meta").expand(2, 4, 32, 32),
+                                Backend.MATH),
+    "transposed": (torch.empty(32, 32, device="meta").t(), Backend.MATH),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mask", "expected"), MASKS.values(), ids=MASKS)
+def test_what_a_mask_is_decides(mask: Tensor, expected: Backend) -> None:
+    """cuDNN has no gradient of a bias, and no fused kernel reads what has no stride of 1."""
+    call = replace(CASES["Hopper takes cuDNN's"].call(), mask=mask)
+    assert backend_of(call, card_of("sm_90")) is expected
+
+
+def test_where_math_is_switched_off_cudnn_has_a_turn_or_none_is_left() -> None:
+    call = CASES["a mask"].call()
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
+        assert backend_of(call, card_of("sm_80")) is Backend.CUDNN
+    with (
+        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+        pytest.raises(CaptureError, match="no kernel of attention that is switched on"),
+    ):
+        backend_of(call, card_of("sm_80"))
