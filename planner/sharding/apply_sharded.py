@@ -29,7 +29,7 @@ from planner.running.apply import checked_mismatch, planned_class, require_plann
 from planner.running.engines import engine_of
 from planner.sharding.parted.parallelize import Styles, parallelize
 from planner.sharding.parted.same_plan import all_apply, styles_of, to_be_alike
-from planner.sharding.wrapped.unit_captures import in_precision
+from planner.sharding.wrapped.compute_precision import in_precision
 from planner.sharding.wrapping import Wrapping
 from planner.solvers import Status
 

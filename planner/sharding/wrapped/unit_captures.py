@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from planner.errors import CaptureError
 from planner.graphs import Phase
@@ -23,10 +22,9 @@ from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_data
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
-from planner.graphs.capture.placed import local_of, placed_as, require_unwrapped
+from planner.graphs.capture.placed import require_unwrapped
 from planner.graphs.capture.same_step import computation
 from planner.graphs.capture.sizes import Dynamic
-from planner.graphs.capture.step_function import swapped, unique_tensors
 from planner.graphs.capture.training_step import (
     Traced,
     capture_joint,
@@ -36,7 +34,6 @@ from planner.graphs.capture.training_step import (
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.devices import DeviceSpec
-from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
 from planner.graphs.torch_api.module_internals import named_parameters_of
 from planner.graphs.torch_api.patches import capturing
 from planner.running.engines.engine import CapturedUnit
@@ -48,13 +45,11 @@ from planner.sharding.wrapped.boundary import (
     unit_capture_of,
     units_read_outside,
 )
+from planner.sharding.wrapped.compute_precision import PRECISIONS, in_precision
 from planner.sharding.wrapped.engine_units import run_by_engine
 from planner.sharding.wrapped.unit_choice import Candidates, called_once, candidates_of, kinds_of
 
 T = TypeVar("T")
-
-PRECISIONS = ("float32", "bfloat16", "autocast")
-"""As the model is; parameters and inputs cast (what FSDP does); autocast (what DDP users do)."""
 
 UnitsOf = Callable[[nn.Module, Arguments], CapturedUnit]
 
@@ -309,37 +304,3 @@ def _names_in(units: Mapping[str, nn.Module]) -> Iterator[str]:
 def _anchor_of(path: str, unit: nn.Module) -> str:
     """Return the name of the parameter that the operator of a unit takes."""
     return next(f"{path}.{name}" for name, p in named_parameters_of(unit) if p.requires_grad)
-
-
-@contextmanager
-def in_precision(model: nn.Module, precision: str, device: str) -> Iterator[None]:
-    """Let a model be captured as it will compute: parameters cast, or under autocast.
-
-    Args:
-        model: is as it was afterwards.
-        precision: one of ``PRECISIONS``.
-        device: where autocast is on, such as "cuda".
-    """
-    with ExitStack() as stack:
-        if precision == "autocast":
-            stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
-        elif precision == "bfloat16":
-            stack.enter_context(swapped(model, _cast(model)))
-        yield
-
-
-def _cast(model: nn.Module) -> dict[str, Tensor]:
-    """Return fake parameters in bfloat16, and the buffers as they are."""
-    parameters, buffers = unique_tensors(model)
-    locals_ = map(local_of, parameters.values())
-    mode = next((t.fake_mode for t in locals_ if isinstance(t, FakeTensor)), None)
-    made: dict[str, Tensor] = dict(buffers)
-    with mode or FakeTensorMode(allow_non_fake_inputs=True):
-        for name, p in parameters.items():
-            part, placed = local_of(p), placed_as(p)
-            device = "cpu" if part.is_meta else part.device
-            dtype = torch.bfloat16 if p.is_floating_point() else p.dtype
-            fresh = torch.empty_strided(part.shape, part.stride(), dtype=dtype, device=device)
-            whole = placed.around(fresh) if placed else fresh
-            made[name] = nn.Parameter(whole, requires_grad=p.requires_grad)
-    return made
