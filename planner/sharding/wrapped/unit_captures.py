@@ -20,12 +20,15 @@ from planner.graphs import Phase
 from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
 from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_data
+from planner.graphs.capture.hollow_units import ANCHOR, HollowUnit, as_operators, hollowed
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
 from planner.graphs.capture.placed import require_unwrapped
+from planner.graphs.capture.rewrites import AS_CAPTURED
 from planner.graphs.capture.same_step import computation
 from planner.graphs.capture.sizes import Dynamic
 from planner.graphs.capture.training_step import (
+    Captured,
     Traced,
     capture_joint,
     has_data,
@@ -62,7 +65,7 @@ class ModelCapture:
     """A model taken apart. ``units`` are module paths in the order of execution.
 
     ``kinds[kind_of[i]]`` is unit ``i``. The root's parameters are those no unit has, a tied one
-    once.
+    once. Where a plan runs the root, too, ``program`` is what it does there, its units hollow.
     """
 
     root: UnitCapture
@@ -70,6 +73,7 @@ class ModelCapture:
     kind_of: tuple[int, ...]
     kinds: tuple[UnitCapture, ...]
     precision: str
+    program: Captured | None = None
 
     def kind(self, unit: int) -> UnitCapture:
         """Return what a unit is."""
@@ -90,6 +94,7 @@ def capture_units(
     units: Sequence[str] | None = None,
     cluster: Cluster | None = None,
     engine: UnitsOf | None = None,
+    rewrite: str = AS_CAPTURED.name,
 ) -> ModelCapture:
     """Take a model apart and capture every distinct unit of its step, allocating nothing.
 
@@ -101,9 +106,12 @@ def capture_units(
         cluster: what the model's own collectives run on, if it is parallelized to be planned with
             them; without it they are refused.
         engine: captures a unit, by its call, as an engine runs it that runs units by itself.
+        rewrite: the variant of the root's step to capture: another than as it is, a plan runs. The
+            head stays with the root then, whatever its size.
 
     Raises:
         CaptureError: no units, or one that cannot be captured.
+        Declined: the rewrite does not suit the root.
 
     >>> block = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
     >>> model = nn.Sequential(nn.Linear(4, 4), block(), block())
@@ -130,11 +138,14 @@ def capture_units(
         loss,
         precision=precision,
         engine=engine,
+        rewrite=rewrite,
         options=options,
     )
     try:
         require_unwrapped(model)
         candidates = candidates_of(model, units)
+        if rewrite != AS_CAPTURED.name:
+            candidates = candidates.without_heads()
         with in_precision(model, precision, device_type(model, call)):
             try:
                 return taken(candidates)
@@ -156,6 +167,7 @@ def _taken_apart(
     *,
     precision: str,
     engine: UnitsOf | None,
+    rewrite: str,
     options: dict[str, Any],
 ) -> ModelCapture:
     dtype = torch.bfloat16 if precision == "bfloat16" else None
@@ -175,7 +187,7 @@ def _taken_apart(
     while True:
         recorded = [entry for entry in recorded if entry[0] not in read]
         units = {path: modules[path] for path, *_ in recorded}
-        stubs = {path: stub_of(captured[key]) for path, _, key in recorded}
+        stubs = {path: stub_of(captured[key].joint) for path, _, key in recorded}
         apart = frozenset(_names_in(units)) - {*map(_anchor_of, units, units.values())}
         with stubbed(units, stubs, dtype):
             root = _sparing(around, apart)
@@ -188,26 +200,47 @@ def _taken_apart(
     paths = tuple(units)
     if options["cluster"] is None:
         _refuse_communication((root, *kinds))
-    inside = {*_names_in(units)}
-    calls = calls_of(root, paths)
-    captures = []
-    for k, traced in enumerate(kinds):
-        path = paths[kind_of.index(k)]
-        prefix = f"{path}." if path else ""
-        local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
-        call_of = next(inner for at, inner, _ in recorded if at == path)
-        table = path in candidates.blocks and is_table(modules[path], call_of)
-        captured_as = replace(unit_capture_of(traced, local), table=table)
-        if engine is not None:
-            captured_as = run_by_engine(captured_as, engine(modules[path], call_of))
-        captures.append(captured_as)
+    inside, signature, program = {*_names_in(units)}, root.captured.signature, None
+    if rewrite != AS_CAPTURED.name:
+        hollow = {path: HollowUnit(path, unit, dtype) for path, unit in units.items()}
+        with hollowed(model, hollow), as_operators(hollow, stubs):
+            root = capture_joint(
+                model, call, loss=loss, rewrite=rewrite, **options | {"dynamic": "off"}
+            )
+        inside, program = {f"{path}.{ANCHOR}" for path in paths}, root.captured
+    call_of = {path: inner for path, inner, _ in recorded}
+    firsts = [paths[kind_of.index(k)] for k in range(len(kinds))]
+    captures = tuple(
+        _kind(traced, path, call_of[path], stored, candidates=candidates, engine=engine)
+        for traced, path in zip(kinds, firsts, strict=True)
+    )
+    around_units = unit_capture_of(root, stored, skip=inside)
+    captured_root = replace(around_units.captured, signature=signature)
     return ModelCapture(
-        root=replace(unit_capture_of(root, stored, skip=inside), calls=calls),
+        root=replace(around_units, captured=captured_root, calls=calls_of(root, paths)),
         units=paths,
         kind_of=kind_of,
-        kinds=tuple(captures),
+        kinds=captures,
         precision=precision,
+        program=program,
     )
+
+
+def _kind(
+    traced: Traced,
+    path: str,
+    call: Arguments,
+    stored: Mapping[str, int],
+    *,
+    candidates: Candidates,
+    engine: UnitsOf | None,
+) -> UnitCapture:
+    """Return a kind of unit, which the first of it was captured for: its path, and its call."""
+    prefix, unit = f"{path}.", candidates.modules[path]
+    local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
+    table = path in candidates.blocks and is_table(unit, call)
+    captured_as = replace(unit_capture_of(traced, local), table=table)
+    return captured_as if engine is None else run_by_engine(captured_as, engine(unit, call))
 
 
 def _refuse_blocks_read_outside(read: Mapping[str, str], candidates: Candidates) -> None:
