@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from planner.byte_sizes import format_both
+from planner.errors import BadSpec
 from planner.graphs.files import write_atomically
 from planner.output.exporters.exporter import AnyPlan, Exporter, register_exporter
 from planner.output.exporters.launch import Launch
@@ -105,7 +106,16 @@ if __name__ == "__main__":
 
 
 def fsdp2(plan: ShardedStepPlan, plan_path: str) -> str:
-    """Write the script; it finds its plan at ``plan_path``, seen from where the script lies."""
+    """Write the script; it finds its plan at ``plan_path``, seen from where the script lies.
+
+    Raises:
+        BadSpec: the plan computes a loss that only the person who planned has.
+    """
+    if plan.root is not None and has_own_loss(plan):
+        raise BadSpec(
+            "the plan computes in chunks the loss that planner.fit was given, which a script does "
+            "not have: let the model compute it, or call plan.apply(model, loss=...) in your own"
+        )
     c, cluster = plan.configuration, plan.cluster
     start = f"torchrun --nproc-per-node {cluster.devices_per_node}"
     if cluster.nodes > 1:
