@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from planner.graphs.capture.hollow_units import HollowUnit
-from planner.graphs.torch_api.pytree import tree_leaves
+from planner.graphs.torch_api.pytree import flatten_made
 from planner.running.autograd_node import laid_out
 
 
@@ -77,7 +77,7 @@ class CalledUnit:
                     given[i] = x
             args, kwargs, _ = planned.rebuild(given)
             output = self.unit.unit(*args, **kwargs)
-        made = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
+        made = [x for x in flatten_made(output)[0] if isinstance(x, Tensor)]
         called.edges += [get_gradient_edge(x) if x.requires_grad else None for x in made]
         return called, [x.detach() for x in made]
 

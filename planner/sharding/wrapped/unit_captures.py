@@ -24,7 +24,7 @@ from planner.graphs.capture.hollow_units import ANCHOR, HollowUnit, as_operators
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
 from planner.graphs.capture.placed import require_unwrapped
-from planner.graphs.capture.rewrites import AS_CAPTURED
+from planner.graphs.capture.rewrites import AS_CAPTURED, Declined
 from planner.graphs.capture.same_step import computation
 from planner.graphs.capture.sizes import Dynamic
 from planner.graphs.capture.training_step import (
@@ -202,6 +202,7 @@ def _taken_apart(
         _refuse_communication((root, *kinds))
     inside, signature, program = {*_names_in(units)}, root.captured.signature, None
     if rewrite != AS_CAPTURED.name:
+        _refuse_left_behind({path: captured[key] for path, _, key in recorded})
         hollow = {path: HollowUnit(path, unit, dtype) for path, unit in units.items()}
         with hollowed(model, hollow), as_operators(hollow, stubs):
             root = capture_joint(
@@ -250,6 +251,20 @@ def _refuse_blocks_read_outside(read: Mapping[str, str], candidates: Candidates)
             raise GraphsCaptureError(
                 f"{name} is read outside its unit {path!r}, where a sharded weight is not whole: "
                 "let the unit's forward do all that reads it, or name other units"
+            )
+
+
+def _refuse_left_behind(units: Mapping[str, Traced]) -> None:
+    """Decline a root to which units may hand something otherwise than by what they return.
+
+    Args:
+        units: the captures of units, by their paths.
+    """
+    for path, traced in units.items():
+        for effect in traced.joint.outputs.effects.items:
+            raise Declined(
+                f"unit {path!r} leaves something in {effect.path}, which what is around it may "
+                "read; return it instead"
             )
 
 
