@@ -221,7 +221,14 @@ def dispatch(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Run the plan, the plain model, or what the user wants on a mismatch."""
+    """Run the plan, the plain model, or what the user wants on a mismatch.
+
+    Args:
+        model: that is called.
+        base: its class without a plan.
+        runtime: of the plan.
+        args, kwargs: what it is called with; ``targets`` among them are the loss's.
+    """
     ours = runtime.loss is not None and (runtime.targets or kwargs.get("targets") is None)
     targets = kwargs.pop("targets", None) if ours else None
     args, kwargs = in_form(base.forward, args, kwargs, runtime.spec)
