@@ -8,7 +8,7 @@ what is around them, captured with an opaque operator in the place of every unit
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from planner.errors import CaptureError
-from planner.graphs import Phase
 from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
 from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_data
@@ -24,7 +23,7 @@ from planner.graphs.capture.hollow_units import ANCHOR, HollowUnit, as_operators
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
 from planner.graphs.capture.placed import require_unwrapped
-from planner.graphs.capture.rewrites import AS_CAPTURED, Declined
+from planner.graphs.capture.rewrites import AS_CAPTURED
 from planner.graphs.capture.same_step import computation
 from planner.graphs.capture.sizes import Dynamic
 from planner.graphs.capture.training_step import (
@@ -50,6 +49,11 @@ from planner.sharding.wrapped.boundary import (
 )
 from planner.sharding.wrapped.compute_precision import PRECISIONS, in_precision
 from planner.sharding.wrapped.engine_units import run_by_engine
+from planner.sharding.wrapped.refused_units import (
+    refuse_blocks_read_outside,
+    refuse_communication,
+    refuse_left_behind,
+)
 from planner.sharding.wrapped.unit_choice import Candidates, called_once, candidates_of, kinds_of
 
 T = TypeVar("T")
@@ -193,16 +197,16 @@ def _taken_apart(
             root = _sparing(around, apart)
         if not (read := units_read_outside(root, tuple(units))):
             break
-        _refuse_blocks_read_outside(read, candidates)
+        refuse_blocks_read_outside(read, candidates)
     order = {key: k for k, key in enumerate(dict.fromkeys(key for *_, key in recorded))}
     kinds = [captured[key] for key in order]
     kind_of = tuple(order[key] for _, _, key in recorded)
     paths = tuple(units)
     if options["cluster"] is None:
-        _refuse_communication((root, *kinds))
+        refuse_communication((root, *kinds))
     inside, signature, program = {*_names_in(units)}, root.captured.signature, None
     if rewrite != AS_CAPTURED.name:
-        _refuse_left_behind({path: captured[key] for path, _, key in recorded})
+        refuse_left_behind({path: captured[key] for path, _, key in recorded})
         hollow = {path: HollowUnit(path, unit, dtype) for path, unit in units.items()}
         with hollowed(model, hollow), as_operators(hollow, stubs):
             root = capture_joint(
@@ -242,40 +246,6 @@ def _kind(
     table = path in candidates.blocks and is_table(unit, call)
     captured_as = replace(unit_capture_of(traced, local), table=table)
     return captured_as if engine is None else run_by_engine(captured_as, engine(unit, call))
-
-
-def _refuse_blocks_read_outside(read: Mapping[str, str], candidates: Candidates) -> None:
-    """Refuse a block whose weight the root reads; an embedding or a head just stays with it."""
-    for path, name in read.items():
-        if path in candidates.blocks:
-            raise GraphsCaptureError(
-                f"{name} is read outside its unit {path!r}, where a sharded weight is not whole: "
-                "let the unit's forward do all that reads it, or name other units"
-            )
-
-
-def _refuse_left_behind(units: Mapping[str, Traced]) -> None:
-    """Decline a root to which units may hand something otherwise than by what they return.
-
-    Args:
-        units: the captures of units, by their paths.
-    """
-    for path, traced in units.items():
-        for effect in traced.joint.outputs.effects.items:
-            raise Declined(
-                f"unit {path!r} leaves something in {effect.path}, which what is around it may "
-                "read; return it instead"
-            )
-
-
-def _refuse_communication(traced: Iterable[Traced]) -> None:
-    """Refuse collectives of a model's own: which of a step's they overlap with is not modelled."""
-    ops = (op for found in traced for op in found.captured.graph.ops)
-    if (sent := next((op for op in ops if op.phase is Phase.COMMUNICATION), None)) is not None:
-        raise CaptureError(
-            f"{sent.source or 'the model'} calls {sent.target}, a collective of the model's own, "
-            "which is planned on one device's step so far: leave world_size= out"
-        )
 
 
 def _captured_once(
