@@ -178,6 +178,7 @@ def test_the_largest_batch() -> None:
     assert distance(gradients(planned, inputs)[1], gradients(model, inputs)[1]) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_largest_batch_with_chunks_of_its_own() -> None:
     said = {name: value for name, value in SAID.items() if name != "inputs"}
     said |= {"limits": planner.Limits(8.0), "inputs": batch}
