@@ -106,16 +106,7 @@ if __name__ == "__main__":
 
 
 def fsdp2(plan: ShardedStepPlan, plan_path: str) -> str:
-    """Write the script; it finds its plan at ``plan_path``, seen from where the script lies.
-
-    Raises:
-        BadSpec: the plan computes a loss that only the person who planned has.
-    """
-    if plan.root is not None and has_own_loss(plan):
-        raise BadSpec(
-            "the plan computes in chunks the loss that planner.fit was given, which a script does "
-            "not have: let the model compute it, or call plan.apply(model, loss=...) in your own"
-        )
+    """Write the script; it finds its plan at ``plan_path``, seen from where the script lies."""
     c, cluster = plan.configuration, plan.cluster
     start = f"torchrun --nproc-per-node {cluster.devices_per_node}"
     if cluster.nodes > 1:
@@ -199,6 +190,11 @@ def script_notes(plan: ShardedStepPlan) -> Iterator[str]:
 
 def _write(plan: AnyPlan, path: Path, plan_path: Path | None) -> tuple[str, ...]:
     assert isinstance(plan, ShardedStepPlan)
+    if plan.root is not None and has_own_loss(plan):
+        raise BadSpec(
+            "the plan computes in chunks the loss that planner.fit was given, which a script does "
+            "not have: let the model compute it, or call plan.apply(model, loss=...) in your own"
+        )
     if plan_path is None:
         plan_path = path.with_suffix(".plan.json")
         save(plan, plan_path)

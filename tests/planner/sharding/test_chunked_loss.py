@@ -128,7 +128,7 @@ def test_logits_are_read_in_time_or_not_at_all() -> None:
 
 
 @pytest.mark.slow
-def test_a_loss_of_the_caller() -> None:
+def test_a_loss_of_the_caller(tmp_path: Path) -> None:
     given = batch(2)
     made = planner.fit(
         Words(), "1GB", inputs=given["input_ids"], loss=loss_of, targets=given["labels"],
@@ -136,7 +136,8 @@ def test_a_loss_of_the_caller() -> None:
     )  # fmt: skip
     assert isinstance(made, ShardedPlan)
     with pytest.raises(planner.BadSpec, match=r"computes in chunks the loss that planner\.fit was"):
-        made.export("nowhere.py", "fsdp2")
+        made.export(tmp_path / "train.py", "fsdp2")
+    assert not list(tmp_path.iterdir())
     for rank in ranks_of(own_loss, {"plan": made}):
         assert rank["losses"][1] == pytest.approx(rank["losses"][0], rel=1e-6)
         assert distance(*reversed(rank["gradients"])) < 1e-5
