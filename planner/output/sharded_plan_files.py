@@ -91,7 +91,7 @@ def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
         "margin_bytes": plan.margin_bytes,
         "nccl_bytes": plan.nccl_bytes,
         "tensor": plan.tensor and _TENSOR.dump_python(plan.tensor, mode="json"),
-        "root": plan.root and _kind_fields(plan.root),
+        **({} if plan.root is None else {"root": _kind_fields(plan.root)}),
     }
 
 
