@@ -52,14 +52,26 @@ class HollowUnit:
         nn.Module.__init__(self.module)
         self.module.register_parameter(ANCHOR, self.anchor)
         self._own = {**vars(self.module), "forward": forward}
+        self._given: dict[str, Any] = {}
 
     def renewed(self) -> nn.Module:
         """Return the hollow module with the attributes that the unit has now."""
-        self.anchor.grad, inside, unit = None, vars(self.module), vars(self.unit)
+        self.anchor.grad, inside = None, vars(self.module)
+        self._given = {k: v for k, v in vars(self.unit).items() if k not in STORED}
         inside.clear()
-        inside.update({name: value for name, value in unit.items() if name not in STORED})
+        inside.update(self._given)
         inside.update(self._own, training=self.unit.training)
         return self.module
+
+    def give_back(self) -> None:
+        """Set on the unit what somebody has set on the hollow module since it was renewed."""
+        inside, unit, missing = vars(self.module), vars(self.unit), object()
+        for name in (self._given.keys() | inside.keys()) - self._own.keys():
+            now = inside.get(name, missing)
+            if now is missing:
+                unit.pop(name, None)
+            elif now is not self._given.get(name, missing):
+                unit[name] = now
 
 
 def _without_data(call: Arguments) -> Arguments:
@@ -86,6 +98,7 @@ def hollowed(model: nn.Module, units: Mapping[str, HollowUnit]) -> Iterator[None
             before = children_of(parent)
             stack.callback(set_children, parent, before)
             set_children(parent, {**before, name: unit.renewed()})
+            stack.callback(unit.give_back)
         yield
 
 

@@ -15,6 +15,7 @@ import planner
 from planner.plan.configuration import Configuration
 from planner.plan.strategy import Strategy
 from planner.plans import ShardedPlan
+from planner.sharding.planned_root import planned_root
 from planner.verification.ranks import RankMeasurement
 from tests.planner.sharding.chunked_ranks import (
     Words,
@@ -28,7 +29,7 @@ from tests.planner.sharding.chunked_ranks import (
     own_loss,
     trial,
 )
-from tests.planner.sharding.ranks import FSDP, plan_of, run_ranks
+from tests.planner.sharding.ranks import FSDP, named, plan_of, run_ranks
 
 LATE = "loss_chunks 8 {} when_read".format
 SAID: dict[str, Any] = {
@@ -91,6 +92,24 @@ def test_training_on_two_ranks(plan: ShardedPlan) -> None:
     for rank in ranks_of(measured, {"trials": trials}):
         check(plan, rank["plain"], rank["chunked"], 1e-5)
         assert rank["chunked"].peak_bytes <= plan.budget_bytes - plan.reserve_bytes
+
+
+def test_the_root_by_itself(plan: ShardedPlan) -> None:
+    """Without ranks: the program of the root calls units that nobody has sharded."""
+    plain, model = gpt(), gpt()
+    model.__class__ = planned_root(plan, model, on_mismatch="error")
+    for rank in (0, 1):
+        losses = [each(**batch(1, rank)).loss for each in (plain, model)]
+        for each, loss in zip((plain, model), losses, strict=True):
+            each.zero_grad()
+            loss.backward()
+        assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
+        grads = [named({n: p.grad for n, p in each.named_parameters()}) for each in (plain, model)]
+        assert distance(*reversed(grads)) < 1e-5
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    model.transformer.drop.p = 0.5  # type: ignore[union-attr, assignment]
+    with pytest.raises(planner.PlanMismatch, match=r"attribute 'p' of .*drop.* is 0\.5"):
+        model(**batch(1))
 
 
 def test_what_the_plan_says(plan: ShardedPlan, tmp_path: Path) -> None:
