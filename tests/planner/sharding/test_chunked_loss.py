@@ -65,9 +65,6 @@ def ranks_of(job: Callable[..., dict[str, Any]], given: Any) -> list[dict[str, A
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> ShardedPlan:
     """One that only chunks fit, read back from its file."""
-    with pytest.raises(planner.InfeasibleBudget) as error:
-        planner.fit(gpt(), "3MB", inputs=batch(1), **SAID)
-    assert error.value.least_bytes > 4_000_000
     made = planner.fit(gpt(), "3MB", inputs=batch(1), loss_chunks=8, logits="when_read", **SAID)
     assert made.fits
     path = tmp_path_factory.mktemp("plans") / "plan.json"
@@ -178,7 +175,11 @@ def test_refused() -> None:
         planner.fit(Words(), "1GB", inputs=ids, **said)
 
 
-def test_a_plan_that_may_choose_keeps_what_fits() -> None:
+@pytest.mark.slow
+def test_a_plan_that_may_choose_keeps_what_fits(plan: ShardedPlan) -> None:
+    with pytest.raises(planner.InfeasibleBudget) as error:
+        planner.fit(gpt(), plan.budget_bytes, inputs=batch(1), **SAID)
+    assert error.value.least_bytes > 1.3 * plan.budget_bytes
     made = planner.fit(
         gpt(), "1GB", inputs=batch(1), loss_chunks="auto", logits="when_read", **SAID
     )
