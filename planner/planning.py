@@ -6,7 +6,7 @@ Knows which error each step can end in. How steps are captured and run is the en
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from planner.allocator_budget import (
 )
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import BadRequest, InfeasibleBudget
-from planner.graphs import plain_schedule, simulate
+from planner.graphs import Graph, plain_schedule, simulate
 from planner.host_budget import solve_within_host
 from planner.host_states import choices, solve_with_states
 from planner.loss_chunks import AUTO, names, refused
@@ -95,15 +95,48 @@ def captured_variant(request: Request) -> Captured:
         CaptureError: the step cannot be captured.
         BadRequest: its loss cannot be had so, or the number of chunks was left to a plan.
     """
-    if request.loss_chunks == 1:
-        return captured_step(request)
     if request.loss_chunks == AUTO:
         raise BadRequest(
             f'loss_chunks="{AUTO}" lets a plan choose for its budget: here say a number, such as 8'
         )
+    return min(captured_variants(request), key=_plain_peak)
+
+
+def captured_variants(request: Request) -> list[Captured]:
+    """Capture all variants of a step among which its loss in chunks lets a plan choose.
+
+    Where a plan may choose the number, the step as it is comes first. Left out is what is never
+    better: what takes no less time than another that, with every op run once, holds no more than
+    what every schedule of it holds.
+
+    Raises:
+        CaptureError: the step cannot be captured.
+        BadRequest: its loss cannot be had in the chunks that were asked for.
+    """
+    whole = captured_step(request)
+    if request.loss_chunks == 1:
+        return [whole]
     refuse_for_engine(request.engine, chunks=True)
-    variants = _in_chunks(captured_step(request), request)
-    return min(variants, key=lambda v: simulate(v.graph, plain_schedule(v.graph)).peak_bytes)
+    variants = _in_chunks(whole, request)
+    if request.loss_chunks == AUTO:
+        variants = [whole, *variants]
+    peaks = [(v.graph.seconds, _plain_peak(v)) for v in variants]
+
+    def is_beaten(variant: Captured) -> bool:
+        floor, seconds = _floor(request)(variant.graph), variant.graph.seconds
+        return any(other < seconds and peak <= floor for other, peak in peaks)
+
+    return [v for v in variants if v is whole or not is_beaten(v)]
+
+
+def _floor(request: Request) -> Callable[[Graph], int]:
+    """Return what says which bytes every schedule holds: what may move can go below the others."""
+    return proven_floor if request.host is None else floor_bytes
+
+
+def _plain_peak(captured: Captured) -> int:
+    """Return what a step holds with every op run once."""
+    return simulate(captured.graph, plain_schedule(captured.graph)).peak_bytes
 
 
 def refuse_asked(request: Request, what: str) -> None:
@@ -219,7 +252,7 @@ def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int)
     Raises:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
-    floor = proven_floor if request.host is None else floor_bytes  # what moves may go below
+    floor = _floor(request)
     floors = {v.rewrite: floor(v.graph) for v in variants if len(variants) > 1}
     ahead = [v for v in variants if floors.get(v.rewrite, 0) <= budget_bytes]
     ahead.sort(key=lambda v: v.graph.seconds)

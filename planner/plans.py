@@ -172,6 +172,7 @@ class ShardedPlan(_Told, ShardedStepPlan):
         mesh: DeviceMesh | None = None,
         on_mismatch: str = "error",
         tensor_parallel: Any = None,
+        loss: Callable[..., Any] | None = None,
     ) -> nn.Module:
         """Return the model wrapped as the plan says, on this rank; call it on every rank.
 
@@ -185,16 +186,23 @@ class ShardedPlan(_Told, ShardedStepPlan):
             on_mismatch: what a call of a unit does that is not the planned one: "error" or "plain".
             tensor_parallel: the styles that the plan was made with, as for ``fit``, if they were
                 not the model's own.
+            loss: the callable that the plan computes in chunks, if the plan comes from a file. The
+                model is then called with ``targets=``, and returns the loss.
 
         Raises:
             PlanMismatch: another model, another number of ranks, other styles, other plans on other
-                ranks, or no process group.
+                ranks, no process group, or a loss that the plan does not compute.
             ValueError: an unknown ``on_mismatch``.
         """
         from planner.sharding.apply_sharded import apply
 
         return apply(
-            self, model, mesh=mesh, on_mismatch=on_mismatch, tensor_parallel=tensor_parallel
+            self,
+            model,
+            mesh=mesh,
+            on_mismatch=on_mismatch,
+            tensor_parallel=tensor_parallel,
+            loss=loss,
         )
 
     def make_optimizer(

@@ -359,8 +359,6 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
         raise BadCluster("allocator= is for one device so far: leave it out")
     if request.world_size != 1 and "rewrites" in said:
         raise BadCluster("rewrites= are for one device so far: leave them out")
-    if request.world_size != 1 and ("loss_chunks" in said or "logits" in said):
-        raise BadCluster("loss_chunks= and logits= are for one device so far: leave them out")
     if request.world_size != 1 and isinstance(request.dynamic, Mapping):
         raise BadCluster('over several devices dynamic= is "batch" or "off" so far')
     several = ShardedOptions.__annotations__.keys() - FitOptions.__annotations__.keys()

@@ -81,7 +81,7 @@ class FitOptions(VariantOptions, total=False):
     rewrites: Sequence[str]
 
 
-class ShardedOptions(StepOptions, total=False):
+class ShardedOptions(StepOptions, ChunkOptions, total=False):
     """What ``fit`` may be told for several devices."""
 
     method: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,15 @@ FORWARD, BACKWARD = "remat_planner.unit.default", "remat_planner.unit_backward.d
 _LIBRARY: Any = torch.library.Library("remat_planner", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("unit(Tensor[] inputs, str spec) -> Tensor[]")
 _LIBRARY.define("unit_backward(Tensor[] tangents, Tensor[] inputs, str spec) -> Tensor[]")
+
+
+def unit_called(target: Any, args: Sequence[Any]) -> dict[str, Any] | None:
+    """Return what the operator of a unit was told, forward or backward; ``None`` for any other.
+
+    Args:
+        target, args: of a node of a captured graph.
+    """
+    return json.loads(str(args[-1])) if str(target) in (FORWARD, BACKWARD) else None
 
 
 def _fake_unit(inputs: list[Tensor], spec: str) -> list[Tensor]:
@@ -99,20 +108,32 @@ def stubbed(
         stub = stubs[path]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            anchor = entered(next(p for p in unit.parameters() if p.requires_grad))
-            inputs = [*cast(arguments(args, kwargs), dtype).tensors, anchor]
-            spec = {
-                "unit": path,
-                "outputs": [_spec(t) for t in stub.tensors],
-                "differentiable": stub.outputs.differentiable,
-                "wanted": [i for i, t in enumerate(inputs) if t.requires_grad],
-            }
-            return stub.outputs.rebuild(_UnitFunction.apply(spec, *inputs))  # type: ignore[no-untyped-call]
+            anchor = next(p for p in unit.parameters() if p.requires_grad)
+            return called(path, stub, cast(arguments(args, kwargs), dtype).tensors, anchor)
 
         return forward
 
     with _replaced(units, replacement):
         yield
+
+
+def called(path: str, stub: Stub, tensors: Sequence[Tensor], anchor: Tensor) -> Any:
+    """Call the operator of a unit, and return what the unit does.
+
+    Args:
+        path: of the unit.
+        stub: how its outputs look.
+        tensors: that it is called with.
+        anchor: a trainable parameter, the last input.
+    """
+    inputs = [*tensors, entered(anchor)]
+    spec = {
+        "unit": path,
+        "outputs": [_spec(t) for t in stub.tensors],
+        "differentiable": stub.outputs.differentiable,
+        "wanted": [i for i, t in enumerate(inputs) if t.requires_grad],
+    }
+    return stub.outputs.rebuild(_UnitFunction.apply(spec, *inputs))  # type: ignore[no-untyped-call]
 
 
 def cast(call: Arguments, dtype: torch.dtype | None) -> Arguments:

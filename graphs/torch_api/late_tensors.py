@@ -6,11 +6,13 @@ what is computed.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from planner.graphs.torch_api.pytree import tree_map
 
@@ -28,6 +30,7 @@ class LateTensor(Tensor):
 
     _compute: Callable[[], Tensor]
     _computed: Tensor | None
+    _hooks: dict[int, Callable[[Tensor], Any]]
 
     @staticmethod
     def of(
@@ -54,7 +57,7 @@ class LateTensor(Tensor):
             requires_grad=requires_grad,
         )
         assert isinstance(made, LateTensor)
-        made._compute, made._computed = compute, None
+        made._compute, made._computed, made._hooks = compute, None, OrderedDict()
         return made
 
     @property
@@ -84,7 +87,34 @@ class LateTensor(Tensor):
                 with torch.enable_grad():
                     self._computed = self._compute()
                 del self._compute  # and what it holds
+                for hook in self._hooks.values() if self._computed.requires_grad else ():
+                    self._computed.register_hook(hook)  # type: ignore[no-untyped-call]
             return self._computed
+
+    def expire(self, error: Callable[[], Exception]) -> None:
+        """Refuse to be computed from now on.
+
+        Args:
+            error: makes what is raised instead.
+        """
+
+        def refused() -> Tensor:
+            raise error()
+
+        with torch._C.DisableTorchFunctionSubclass():
+            if self._computed is None:
+                self._compute = refused
+
+    def hooked(self, hook: Callable[[Tensor], Any]) -> RemovableHandle:
+        """Keep a hook for its gradient until it is computed, as who shards a model registers one.
+
+        Args:
+            hook: as ``Tensor.register_hook`` takes it.
+        """
+        with torch._C.DisableTorchFunctionSubclass():
+            handle = RemovableHandle(self._hooks)
+            self._hooks[handle.id] = hook
+            return handle
 
     @classmethod
     def __torch_function__(
@@ -98,6 +128,8 @@ class LateTensor(Tensor):
         if func in _KNOWN_BEFORE:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if func is Tensor.register_hook and not args[0].is_computed:
+            return args[0].hooked(*args[1:])
         if func in _LATE_AGAIN and len(args) == 1 and not kwargs:
             return args[0].later(func)
         return _called(func, args, kwargs)
@@ -134,7 +166,7 @@ def _getter(name: str) -> Any:
 _KNOWN_BEFORE = frozenset(
     {
         *map(_getter, ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_cuda")),
-        *map(_getter, ("is_meta", "is_sparse", "itemsize", "nbytes")),
+        *map(_getter, ("is_meta", "is_sparse", "itemsize", "nbytes", "_base")),
         *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.element_size),
         *(Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous, Tensor.__len__),
     }

@@ -8,7 +8,7 @@ grows is assumed, not proved. Knows nothing of models or of how a batch is captu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.scaling import on_the_line, same_shape
 from planner.host_budget import MovedSolution, solve_within_host
 from planner.host_states import WithStates, parts_of, quickest, shares
+from planner.loss_chunks import AUTO
 from planner.plan.states import StatesOnHost
 from planner.request import Request
 from planner.solvers import Solution
@@ -46,58 +47,79 @@ class Solved:
 
 
 class Batches:
-    """Captures and solutions by batch size, each made once."""
+    """Captures and solutions by batch size, each made once.
+
+    A batch has the variants of its step among which a plan may choose: something holds for it if it
+    does for one of them. Extra time is counted from the first.
+    """
 
     def __init__(
         self,
-        capture: Callable[[int], Captured],
+        capture: Callable[[int], Sequence[Captured]],
         budget_bytes: int,
         allowed: float | None,
         request: Request,
     ) -> None:
         self.capture, self.budget_bytes, self.allowed = capture, budget_bytes, allowed
         self.request = request
-        self.captured: dict[int, Captured] = {}
+        self.captured: dict[int, Sequence[Captured]] = {}
+        self.plain: dict[Graph, Graph] = {}
         self.solved: dict[Graph, Solved] = {}
         self.offered: dict[Graph, list[WithStates]] = {}
         self.left_seconds = request.limits.seconds
 
-    def graph(self, batch: int) -> Graph:
-        """Capture a batch, unless it was."""
+    def graphs(self, batch: int) -> list[Graph]:
+        """Capture a batch, unless it was; return the graphs of its variants."""
         if batch not in self.captured:
             self.captured[batch] = self.capture(batch)
-        return self.captured[batch].graph
+        return self._of_one([variant.graph for variant in self.captured[batch]])
 
-    def predicted(self, batch: int) -> Graph:
-        """Return the graph on the line through the two nearest captures, if one can be drawn."""
+    def predicted(self, batch: int) -> list[Graph]:
+        """Return the graphs on the lines through the two nearest captures, if they can be drawn."""
         near = sorted(self.captured, key=lambda n: (abs(n - batch), n))[:2]
         if batch in self.captured or len(near) < 2:
-            return self.graph(batch)
-        one, other = (self.captured[n].graph for n in near)
-        if not same_shape(one, other):
-            return self.graph(batch)
-        return on_the_line(one, other, (batch - near[0]) / (near[1] - near[0]))
+            return self.graphs(batch)
+        one, other = ({v.rewrite: v.graph for v in self.captured[n]} for n in near)
+        if list(one) != list(other) or not all(same_shape(one[k], other[k]) for k in one):
+            return self.graphs(batch)
+        along = (batch - near[0]) / (near[1] - near[0])
+        return self._of_one([on_the_line(one[k], other[k], along) for k in one])
+
+    def _of_one(self, graphs: list[Graph]) -> list[Graph]:
+        self.plain |= dict.fromkeys(graphs, graphs[0])
+        return graphs
 
     def allowed_seconds(self, graph: Graph) -> float:
-        """Return the most extra time of a step."""
-        if self.allowed is not None:
-            return self.allowed * graph.seconds
-        return sum(op.seconds for op in graph.ops if op.phase is Phase.FORWARD)
+        """Return the most extra time of a step beside what its variant takes more than the first.
+
+        Less than nothing is allowed to what takes longer with every op run once.
+        """
+        plain = self.plain[graph]
+        forward = (op.seconds for op in plain.ops if op.phase is Phase.FORWARD)
+        allowed = sum(forward) if self.allowed is None else self.allowed * plain.seconds
+        return allowed + plain.seconds - graph.seconds
+
+    def best(self, batch: int) -> tuple[Captured, Solved]:
+        """Return the quickest variant of a batch whose plan was found, and its solution."""
+        variants = (v for v in self.captured[batch] if self.fits(v.graph))
+        found = [(v, self.solve(v.graph)) for v in variants]
+        return min(found, key=lambda pair: self._seconds(pair[1]))
 
     def choices(self, graph: Graph, host: HostTier) -> list[WithStates]:
         """Return the step with every share of its optimizer's states on the host, if they may."""
         if graph not in self.offered:
-            of_any = next(iter(self.captured.values()))
+            of_any, *_ = next(iter(self.captured.values()))
             parts = parts_of(of_any, self.request) if host.states else ()
             some = shares(graph, host, parts) if parts else [WithStates(graph, host)]
             self.offered[graph] = list(some)
         return self.offered[graph]
 
     def solve(self, graph: Graph) -> Solved:
-        """Solve a graph, unless it was, in half of the seconds left at most."""
+        """Solve a graph, unless it was; a batch takes half of the seconds left at most."""
         if graph not in self.solved:
             budget, host, start = self.budget_bytes, self.request.host, time.perf_counter()
-            limits = replace(self.request.limits, seconds=self.left_seconds / 2)
+            seconds = self.left_seconds / 2 / max(map(len, self.captured.values()))
+            limits = replace(self.request.limits, seconds=seconds)
             request = replace(self.request, limits=limits)
             if host is None:
                 found = solve_within(graph, budget, request, thorough=False)
@@ -130,14 +152,20 @@ class Batches:
         if not self.may_fit(graph):
             return False
         found = self.solve(graph)
-        if (schedule := found.solution.schedule) is None:
+        if found.solution.schedule is None:
             return False
+        return self._seconds(found) - graph.seconds <= self.allowed_seconds(graph)
+
+    def _seconds(self, found: Solved) -> float:
+        schedule = found.solution.schedule
+        assert schedule is not None, "a plan was found"
         rates = {} if self.request.host is None else self.request.host.rates
-        trace = simulate(found.graph, schedule, link_bytes_per_second=rates)
-        return trace.seconds - graph.seconds <= self.allowed_seconds(graph)
+        return simulate(found.graph, schedule, link_bytes_per_second=rates).seconds
 
     def fits_plain(self, graph: Graph) -> bool:
-        """Tell whether the step fits when every op runs once."""
+        """Tell whether the step fits when every op runs once; as it is, if a plan may choose."""
+        if self.request.loss_chunks == AUTO and self.plain[graph] is not graph:
+            return False
         return runs(graph, plain_schedule(graph), self.budget_bytes, self.request)
 
     def is_possible(self, graph: Graph) -> bool:
@@ -150,6 +178,8 @@ class Batches:
     def may_fit(self, graph: Graph) -> bool:
         """Tell whether the quickest of the bounds leaves it open."""
         allowed, host = self.allowed_seconds(graph), self.request.host
+        if allowed < 0:
+            return False
         if host is not None:
             return any(
                 may_take_with_host(HostProblem(step.graph, self.budget_bytes, step.host), left)
@@ -165,15 +195,15 @@ class Batches:
         """
         low, high = 0, MOST
         for batch in FIRST:
-            self.graph(batch)
+            self.graphs(batch)
         for batch in sorted(self.captured, reverse=True):
-            if holds(self.graph(batch)):
+            if any(map(holds, self.graphs(batch))):
                 low = batch
                 break
             high = batch
         while high - low > 1:
             guess = self._guess(holds, low, high)
-            if holds(self.graph(guess)):
+            if any(map(holds, self.graphs(guess))):
                 low = guess
             else:
                 high = guess
@@ -186,16 +216,16 @@ class Batches:
         """
         best, limit, reach = low, high, 1
         if high == MOST:
-            while best + reach < limit and holds(self.predicted(best + reach)):
+            while best + reach < limit and any(map(holds, self.predicted(best + reach))):
                 best, reach = best + reach, 2 * reach
             limit = min(limit, best + reach)
         else:
-            while limit - reach > best and not holds(self.predicted(limit - reach)):
+            while limit - reach > best and not any(map(holds, self.predicted(limit - reach))):
                 limit, reach = limit - reach, 2 * reach
             best = max(best, limit - reach)
         while limit - best > 1:
             middle = (best + limit) // 2
-            if holds(self.predicted(middle)):
+            if any(map(holds, self.predicted(middle))):
                 best = middle
             else:
                 limit = middle

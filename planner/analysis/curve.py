@@ -24,7 +24,7 @@ from planner.graphs import Action, Graph
 from planner.host_states import WithStates, told
 from planner.output.layout import table, wrap
 from planner.plan.advice import infeasible
-from planner.plan.chunk_notes import described
+from planner.plan.chunk_notes import described, in_short
 from planner.plan.states import StatesOnHost
 from planner.planning import plan_of
 from planner.plans import Plan
@@ -63,7 +63,8 @@ class Curve:
 
     ``rivals`` are the schedules of the usual heuristics, by name, if they were asked for; those of
     ``run_by_torch`` with the peaks of eager mode, the others with those of a plan. Where states of
-    the optimizer may wait on the host, ``steps`` are those of the points, in their order.
+    the optimizer may wait on the host, ``steps`` are those of the points, in their order; where the
+    points are of several variants of the step, so are ``variants``, and ``captured`` is the first.
     """
 
     captured: Captured = field(hash=False)
@@ -71,6 +72,7 @@ class Curve:
     frontier: Frontier
     rivals: Mapping[str, tuple[Mark, ...]] = field(default_factory=dict, hash=False)
     steps: tuple[WithStates, ...] = ()
+    variants: tuple[Captured, ...] = field(default=(), hash=False)
     capture_seconds: float = field(default=0.0, compare=False)
     solve_seconds: float = field(default=0.0, compare=False)
 
@@ -82,9 +84,20 @@ class Curve:
     def _of(self, point: Point) -> tuple[Graph, StatesOnHost | None]:
         """Return the step that a point is for, and which states it has on the host."""
         if not self.steps:
-            return self.graph, None
+            return self.captured_at(point).graph, None
         step = self.steps[self.frontier.points.index(point)]
         return step.graph, step.states
+
+    def captured_at(self, point: Point) -> Captured:
+        """Return the variant of the step that a point of the frontier is of."""
+        if not self.variants:
+            return self.captured
+        return self.variants[self.frontier.points.index(point)]
+
+    @property
+    def rewrites(self) -> tuple[str, ...]:
+        """What each point's variant of the step is called."""
+        return tuple(self.captured_at(p).rewrite for p in self.frontier.points)
 
     @property
     def run_by_torch(self) -> tuple[str, ...]:
@@ -124,13 +137,12 @@ class Curve:
         """What each point moves to the host, states too, ``None`` where nothing may move."""
         if self.request.host is None:
             return None
-        size = [value.size_bytes for value in self.graph.values]
         found: list[int] = []
         for point in self.frontier.points:
-            _, states = self._of(point)
+            graph, states = self._of(point)
             found.append(0 if states is None else states.moved_bytes)
             away = (s.index for s in point.schedule.steps if s.action is Action.OFFLOAD)
-            found[-1] += sum(size[v] for v in away)
+            found[-1] += sum(graph.values[v].size_bytes for v in away)
         return tuple(found)
 
     @property
@@ -179,7 +191,9 @@ class Curve:
         status = Status.OPTIMAL if close else Status.FEASIBLE
         solution = Solution(status, point.schedule, bound, "a point of the curve")
         graph, states = self._of(point)
-        plan = plan_of(replace(self.captured, graph=graph), request, budget_bytes, solution)
+        plan = plan_of(
+            replace(self.captured_at(point), graph=graph), request, budget_bytes, solution
+        )
         plan = replace(plan, capture_seconds=self.capture_seconds, states=states)
         return Plan.of(plan if states is None else plan.with_remark(told(states)))
 
@@ -233,6 +247,9 @@ class Curve:
             aligned, header = aligned + "r", [*header, "moved"]
             moved = map(format_bytes, self.moved_bytes)
             rows = [(*row, said) for row, said in zip(rows, moved, strict=True)]
+        if self.variants:
+            aligned, header = aligned + "l", [*header, "loss"]
+            rows = [(*row, in_short(name)) for row, name in zip(rows, self.rewrites, strict=True)]
         if self.rivals:
             aligned, header = aligned + "l", [*header, "best heuristic"]
             rows = [(*row, self._rival(p)) for row, p in zip(rows, self.points, strict=True)]
@@ -244,7 +261,11 @@ class Curve:
         )
         if names := ", ".join(self.run_by_torch):
             foot += f". Peaks of {names} are eager mode's, those of other heuristics a plan's"
-        foot += "".join(f". In this curve {said}" for said in described(self.captured.rewrite))
+        if self.variants:
+            over = in_short(self.captured.rewrite)
+            foot += f". Loss: in how many chunks, of which form; overhead is over the step {over}"
+        else:
+            foot += "".join(f". In this curve {said}" for said in described(self.captured.rewrite))
         if (host := self.request.host) is not None:
             out, back = (format_bytes(int(r)) for r in (host.to_host, host.from_host))
             foot += f". Moved: to the host, at {out}/s there and {back}/s back"
@@ -281,11 +302,13 @@ class Curve:
                     "overhead": p.overhead,
                     "bound_overhead": p.bound_overhead,
                     "gap": p.gap,
+                    "rewrite": rewrite,
                 }
-                for p, needed, moved in zip(
+                for p, needed, moved, rewrite in zip(
                     self.points,
                     self.needed_bytes or [p.peak_bytes for p in self.points],
                     self.moved_bytes or [None] * len(self.points),
+                    self.rewrites,
                     strict=True,
                 )
             ],

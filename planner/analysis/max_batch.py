@@ -7,7 +7,7 @@ few captures answer it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Unpack
@@ -18,7 +18,7 @@ from planner.errors import BadBudget, BadRequest, CaptureError
 from planner.host_states import told
 from planner.output.layout import wrap
 from planner.plan.chunk_notes import described
-from planner.planning import captured_step, captured_variant, plan_captured, plan_of, refuse_asked
+from planner.planning import best_plan, captured_variants, plan_of, refuse_asked
 from planner.plans import Plan
 from planner.request import Request, requested, takes
 from planner.step_options import AnyBatchOptions, VariantOptions, check_said
@@ -114,8 +114,8 @@ def max_batch(
             "forward" for what one more forward pass takes.
         said: what else is to be said of the step: see ``Request``. The seconds of ``limits``
             are for all that is solved together; one of some ten solves takes half of what is left
-            at most. Of the forms of a loss in chunks it is the one that holds least at the first
-            batch looked at.
+            at most. Each batch has the quickest form of a loss in chunks that fits, or with "auto"
+            the quickest number of them; the plain step is then the one without.
 
     Raises:
         BadBudget: the budget or the overhead is not what it should be.
@@ -139,19 +139,10 @@ def max_batch(
     with requested(model, {**said, **first}, VariantOptions) as request:
         refuse_asked(request, "max_batch")
 
-        def capture(batch: int) -> Captured:
+        def capture(batch: int) -> Sequence[Captured]:
             request.tell(f"batch {batch}")
             given = {} if targets is None else {"targets": targets(batch)}
-            asked = replace(request, inputs=inputs(batch), **given)
-            if not search.captured:
-                return captured_variant(asked)
-            rewrite = next(iter(search.captured.values())).rewrite
-            try:
-                return captured_step(asked, rewrite)
-            except CaptureError:
-                if rewrite is None:
-                    raise
-                return captured_step(asked)  # of too few tokens for its chunks
+            return captured_variants(replace(request, inputs=inputs(batch), **given))
 
         budget_bytes = request.budget_bytes(budget)
         search = Batches(capture, budget_bytes, allowed, request)
@@ -159,8 +150,9 @@ def max_batch(
         batch = search.largest(search.fits)
         if not batch:
             raise _refused(search, request, max_overhead)
-        found = search.solve(search.graph(batch))
-        captured = replace(search.captured[batch], graph=found.graph)
+        captured, found = search.best(batch)
+        most = search.allowed_seconds(captured.graph) / captured.graph.seconds
+        captured = replace(captured, graph=found.graph)
         plan = plan_of(captured, request, budget_bytes, found.solution)
         plan = replace(plan, states=found.states, remarks=(*plan.remarks, *found.remarks))
         return MaxBatch(
@@ -168,7 +160,7 @@ def max_batch(
             plan=Plan.of(plan),
             plain_batch=search.largest(search.fits_plain),
             bound_batch=search.largest(search.is_possible),
-            max_overhead=search.allowed_seconds(search.graph(batch)) / search.graph(batch).seconds,
+            max_overhead=most,
             captures=len(search.captured),
             stopped=search.stopped,
         )
@@ -182,7 +174,7 @@ def _refused(search: Batches, request: Request, max_overhead: str | float) -> Ba
     """
     limits = replace(request.limits, seconds=search.left_seconds)
     request = replace(request, limits=limits)
-    plan = plan_captured(search.captured[1], request, search.budget_bytes)
+    plan = best_plan(search.captured[1], request, search.budget_bytes)
     return BadBudget(
         f"a batch of one costs {format_percent(plan.overhead)} within "
         f"{format_both(search.budget_bytes)}, more than max_overhead={max_overhead!r} allows: "

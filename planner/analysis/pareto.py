@@ -6,7 +6,7 @@ Knows how a curve is found: the frontier, and the heuristics set beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
@@ -15,11 +15,11 @@ from planner.analysis.curve import Curve
 from planner.graphs import Schedule
 from planner.graphs.hardware.host_tier import HostTier
 from planner.host_states import choices
-from planner.planning import captured_variant, refuse_asked
+from planner.planning import captured_variants, refuse_asked
 from planner.request import Request, requested, takes
 from planner.solvers import Limits
 from planner.solvers.baselines.pareto_marks import Mark, rivals, without_a_plan
-from planner.solvers.frontier import Frontier, Point, frontier, offered, refined
+from planner.solvers.frontier import Frontier, Point, frontier, offered, refined, spaced
 from planner.solvers.frontier_with_host import frontier_with_host, refined_with_host
 from planner.step_options import VariantOptions
 
@@ -53,7 +53,8 @@ def pareto(
         heuristics: set the schedules of the usual heuristics beside ours; a point takes one that is
             quicker, and points come where one is between two.
         said: what else is to be said of the step: see ``Request``. The seconds of ``limits`` are
-            for all of it together.
+            for all of it together. With a loss in chunks each point is of the variant that is the
+            quickest within its budget.
 
     Raises:
         ValueError: fewer than two points.
@@ -70,10 +71,40 @@ def pareto(
     with requested(model, said, VariantOptions) as request:
         refuse_asked(request, "pareto")
         start = time.perf_counter()
-        captured = captured_variant(request)
+        variants = captured_variants(request)
         spent = time.perf_counter() - start
-        found = curve_of(captured, request, points, heuristics=heuristics)
+        found = _best_of(variants, request, points, heuristics=heuristics)
         return replace(found, capture_seconds=spent)
+
+
+def _best_of(
+    variants: Sequence[Captured], request: Request, points: int, *, heuristics: bool
+) -> Curve:
+    """Return the best points of the curves of all variants, heuristics beside the first."""
+    if len(variants) == 1:
+        return curve_of(variants[0], request, points, heuristics=heuristics)
+    start = time.perf_counter()
+    limits = replace(request.limits, seconds=request.limits.seconds / len(variants))
+    part = replace(request, limits=limits)
+    curves = [
+        curve_of(variant, part, points, heuristics=heuristics and not nth)
+        for nth, variant in enumerate(variants)
+    ]
+    best = _best_points(curves)
+    wanted = spaced(best[0][0].budget_bytes, best[-1][0].budget_bytes, points)
+    kept = [[p for p, _ in best if p.budget_bytes <= budget][-1] for budget in wanted]
+    best = [(p, k) for p, k in best if p in kept]
+    of = [(p, curves[k]) for p, k in best]
+    steps = (c.steps[c.frontier.points.index(p)] for p, c in of if c.steps)
+    return Curve(
+        variants[0],
+        request,
+        _together(best, curves),
+        curves[0].rivals,
+        tuple(steps),
+        tuple(c.captured for _, c in of),
+        solve_seconds=time.perf_counter() - start,
+    )
 
 
 def curve_of(
@@ -129,21 +160,34 @@ def _curve_with_states(
         beside = heuristics and step.states is None
         found = curve_of(replace(captured, graph=step.graph), asked, points, heuristics=beside)
         curves.append(found)
+    best = _best_points(curves)
+    steps = tuple(asked_of[k] for _, k in best)
+    together, spent = _together(best, curves), time.perf_counter() - start
+    return Curve(captured, request, together, curves[0].rivals, steps, solve_seconds=spent)
+
+
+def _best_points(curves: Sequence[Curve]) -> list[tuple[Point, int]]:
+    """Return the points of any curve that none is better than, each with which curve's it is."""
     points_of = [(p, k) for k, curve in enumerate(curves) for p in curve.frontier.points]
     best: list[tuple[Point, int]] = []
     for point, k in sorted(points_of, key=lambda found: (found[0].budget_bytes, found[0].seconds)):
         if not best or point.seconds < best[-1][0].seconds:
-            bounds = (c.frontier.bound_seconds(point.budget_bytes) for c in curves)
-            best.append((replace(point, bound_seconds=min(point.seconds, *bounds)), k))
-    together = Frontier(
-        tuple(point for point, _ in best),
+            best.append((point, k))
+    return best
+
+
+def _together(best: Sequence[tuple[Point, int]], curves: Sequence[Curve]) -> Frontier:
+    """Return a frontier of some points of curves, and what is proved of all that they are of."""
+
+    def bound(point: Point) -> float:
+        return min(c.frontier.bound_seconds(point.budget_bytes) for c in curves)
+
+    return Frontier(
+        tuple(replace(p, bound_seconds=min(p.seconds, bound(p))) for p, _ in best),
         (),
         min(c.frontier.floor_bytes for c in curves),
-        captured.graph.seconds,
+        curves[0].frontier.plain_seconds,
     )
-    steps = tuple(asked_of[k] for _, k in best)
-    spent = time.perf_counter() - start
-    return Curve(captured, request, together, curves[0].rivals, steps, solve_seconds=spent)
 
 
 def _schedules(

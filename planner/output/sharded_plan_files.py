@@ -65,6 +65,7 @@ class _Sharded(BaseModel):
     margin_bytes: int = 0
     nccl_bytes: int = 0
     tensor: dict[str, Any] | None = None
+    root: _KindFields | None = None
 
 
 def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
@@ -84,15 +85,18 @@ def sharded_body_of(plan: ShardedStepPlan) -> dict[str, Any]:
             }
             for u in plan.units
         ],
-        "kinds": [
-            {"signature": dict(k.signature), "graph": graph_to_dict(k.graph)} for k in plan.kinds
-        ],
+        "kinds": [_kind_fields(k) for k in plan.kinds],
         "alternatives": [_finite(a) for a in plan.alternatives],
         "host_bytes": plan.host_bytes,
         "margin_bytes": plan.margin_bytes,
         "nccl_bytes": plan.nccl_bytes,
         "tensor": plan.tensor and _TENSOR.dump_python(plan.tensor, mode="json"),
+        **({} if plan.root is None else {"root": _kind_fields(plan.root)}),
     }
+
+
+def _kind_fields(kind: UnitKind) -> dict[str, Any]:
+    return {"signature": dict(kind.signature), "graph": graph_to_dict(kind.graph)}
 
 
 def upgraded_sharded(body: Any) -> Any:
@@ -119,7 +123,7 @@ def sharded_plan_of(body: Any, path: str | Path, judged_by: Mapping[str, int]) -
     fields = checksummed_json.checked(_Sharded, body, path)
     step = plan_of(fields.step, path, judged_by)
     try:
-        kinds = tuple(UnitKind(graph_from_dict(k.graph), k.signature) for k in fields.kinds)
+        kinds = tuple(map(_kind, fields.kinds))
         return ShardedStepPlan(
             step=step,
             configuration=_CONFIGURATION.validate_python(fields.configuration),
@@ -133,9 +137,14 @@ def sharded_plan_of(body: Any, path: str | Path, judged_by: Mapping[str, int]) -
             margin_bytes=fields.margin_bytes,
             nccl_bytes=fields.nccl_bytes,
             tensor=None if fields.tensor is None else _TENSOR.validate_python(fields.tensor),
+            root=None if fields.root is None else _kind(fields.root),
         )
     except ValueError as error:  # pydantic's own, a graph's or an invalid schedule
         checksummed_json.refuse(path, str(error), cause=error)
+
+
+def _kind(kind: _KindFields) -> UnitKind:
+    return UnitKind(graph_from_dict(kind.graph), kind.signature)
 
 
 def _unit(unit: _UnitFields, kinds: tuple[UnitKind, ...]) -> UnitPlan:

@@ -13,6 +13,7 @@ from planner.output.device_notes import cluster_notes, reserve_note
 from planner.output.layout import table, wrap
 from planner.output.plan_text import binding_text, memory_table, recomputation, summary
 from planner.output.tensor_parallel_text import degrees_text, tensor_notes, tensor_summary
+from planner.plan.chunk_notes import described
 from planner.plan.sharded_step_plan import Alternative, ShardedStepPlan
 from planner.plan.time_parts import Spent, spent
 
@@ -185,6 +186,7 @@ def notes(plan: ShardedStepPlan) -> Iterator[str]:
     else:
         yield "host memory: nothing is offloaded"
     yield from plan.step.remarks
+    yield from described(plan.step.rewrite)
     yield from _table_notes(plan)
     yield from tensor_notes(plan)
     if plan.cluster.device.name == "cpu":
@@ -207,7 +209,9 @@ def notes(plan: ShardedStepPlan) -> Iterator[str]:
         "compute does not hide it"
     )
     yield from cluster_notes(plan.cluster)
-    if plan.kinds and all(kind.signature.get("dynamic") for kind in plan.kinds):
+    if plan.root is not None:
+        yield "what is around the units is planned, too: it takes micro-batches of this size alone"
+    elif plan.kinds and all(kind.signature.get("dynamic") for kind in plan.kinds):
         yield "smaller micro-batches are served, too"
     if plan.step.message:
         yield f"solver: {plan.step.message}"

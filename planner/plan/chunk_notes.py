@@ -50,6 +50,19 @@ def described(rewrite: str) -> Iterator[str]:
         )
 
 
+def in_short(rewrite: str) -> str:
+    """Return a variant's chunks and form, or that it has none.
+
+    Args:
+        rewrite: its name.
+
+    >>> in_short("loss_chunks 8 B when_read"), in_short("as_captured")
+    ('8 B', 'whole')
+    """
+    family, *words = rewrite.split()
+    return " ".join(words[:2]) if family == "loss_chunks" else "whole"
+
+
 def said(plan: StepPlan, whole: Captured) -> str:
     """Say what the chunks of a plan cost and save.
 

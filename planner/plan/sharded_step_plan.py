@@ -26,7 +26,7 @@ _SETTLED = 0.99
 
 @dataclass(frozen=True)
 class UnitKind:
-    """The graph of a unit captured by itself, and what that capture is valid for."""
+    """The graph of a unit, or of the root, by itself, and what that capture is valid for."""
 
     graph: Graph
     signature: Mapping[str, Any] = field(hash=False)
@@ -68,6 +68,7 @@ class ShardedStepPlan:
     ``host_bytes`` what offloading takes on the host of one node. ``margin_bytes`` of the budget are
     kept free beside the tensors, ``nccl_bytes`` of them for NCCL, the others for the allocator.
     ``tensor`` says how layers are parted over ranks, ``None`` where that was not looked at.
+    ``root`` is the program that calls the units, ``None`` where torch runs what is around them.
 
     Raises:
         ValueError: the cluster has another number of devices than the configuration, or a unit
@@ -84,6 +85,7 @@ class ShardedStepPlan:
     margin_bytes: int = 0
     nccl_bytes: int = 0
     tensor: TensorParallelism | None = None
+    root: UnitKind | None = None
 
     def __post_init__(self) -> None:
         if self.cluster.world_size != self.configuration.world_size:

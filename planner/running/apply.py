@@ -112,7 +112,7 @@ def planned_class(
         base, loss = type(model), loss or plan.loss
         on_mismatch = checked_mismatch(on_mismatch, MISMATCH if replan else ("error", "plain"))
         told["on_mismatch"] = on_mismatch
-        _require_own_forward(model)
+        require_own_forward(model)
         if (compiled := engine_of(plan.engine).forward) is not None:
             require_planned(plan, model)
             applied = Applied(base, loss, on_mismatch, replan, account)
@@ -132,12 +132,12 @@ def planned_class(
     )
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return _dispatch(self, base, runtime, args, kwargs)
+        return dispatch(self, base, runtime, args, kwargs)
 
     return derived(base, forward)
 
 
-def _require_own_forward(model: nn.Module) -> None:
+def require_own_forward(model: nn.Module) -> None:
     if "forward" in vars(model):
         raise PlanMismatch(
             "model.forward was replaced on the instance, so a plan would run something else; apply "
@@ -214,14 +214,21 @@ def checked_mismatch(on_mismatch: str, valid: tuple[str, ...]) -> str:
     return on_mismatch
 
 
-def _dispatch(
+def dispatch(
     model: nn.Module,
     base: type[nn.Module],
     runtime: Runtime,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Run the plan, the plain model, or what the user wants on a mismatch."""
+    """Run the plan, the plain model, or what the user wants on a mismatch.
+
+    Args:
+        model: that is called.
+        base: its class without a plan.
+        runtime: of the plan.
+        args, kwargs: what it is called with; ``targets`` among them are the loss's.
+    """
     ours = runtime.loss is not None and (runtime.targets or kwargs.get("targets") is None)
     targets = kwargs.pop("targets", None) if ours else None
     args, kwargs = in_form(base.forward, args, kwargs, runtime.spec)

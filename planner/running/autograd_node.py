@@ -129,7 +129,7 @@ class _Run(torch.autograd.Function):
         _refuse_changes([x for x in saved if isinstance(x, Tensor)], step.versions)
         arguments = [*ctx.saved_tensors, *saved]
         for index, spec in zip(program.tangents, program.tangent_specs, strict=True):
-            arguments.append(_tangent(gradients[index], *spec))
+            arguments.append(laid_out(gradients[index], *spec))
         arrived = {i for i, g in enumerate(gradients) if g is not None}
         del saved, gradients
         step.start(arguments, arrived)
@@ -183,14 +183,19 @@ def _refuse_mode(program: Program) -> None:
         )
 
 
-def _tangent(
+def laid_out(
     gradient: Tensor | None,
     shape: torch.Size,
     stride: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Return the gradient that arrived, in the layout that was traced, or zeros for none."""
+    """Return the gradient that arrived, in the layout that was traced, or zeros for none.
+
+    Args:
+        gradient: that arrived.
+        shape, stride, dtype, device: as it was traced.
+    """
     if gradient is None:
         return torch.zeros(shape, dtype=dtype, device=device)
     if gradient.stride() == stride:

@@ -12,7 +12,7 @@ it merely falls silent.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,8 @@ from planner.running.apply import checked_mismatch, planned_class, require_plann
 from planner.running.engines import engine_of
 from planner.sharding.parted.parallelize import Styles, parallelize
 from planner.sharding.parted.same_plan import all_apply, styles_of, to_be_alike
-from planner.sharding.wrapped.unit_captures import in_precision
+from planner.sharding.planned_root import planned_root
+from planner.sharding.wrapped.compute_precision import in_precision
 from planner.sharding.wrapping import Wrapping
 from planner.solvers import Status
 
@@ -44,6 +45,7 @@ def apply(
     mesh: DeviceMesh | None = None,
     on_mismatch: str = "error",
     tensor_parallel: Any = None,
+    loss: Callable[..., Any] | None = None,
 ) -> nn.Module:
     """Return the model wrapped as the plan says, on this rank; call it on every rank.
 
@@ -62,10 +64,15 @@ def apply(
             as for ``planner.running.apply.apply``.
         tensor_parallel: the styles that the plan was made with, if they were not the model's own:
             a mapping or a ``TensorParallel``, as for ``fit``.
+        loss: the callable that the plan computes in chunks, if the plan comes from a file.
+
+    Where the loss is computed in chunks the plan runs the root, too: a call of another size than
+    the planned one is a mismatch then, and with ``loss=`` the model is called with ``targets=`` and
+    returns the loss.
 
     Raises:
         PlanMismatch: another model, another number of ranks, another mesh, other styles, other
-            plans on other ranks, or no process group.
+            plans on other ranks, no process group, or a loss that the plan does not compute.
         ValueError: an unknown ``on_mismatch``.
     """
     configuration = plan.configuration
@@ -76,7 +83,7 @@ def apply(
         told.update(to_be_alike(plan, model, mesh))
     ranks = _parted(model, configuration, mesh, styles)
     with all_apply(configuration, mesh):
-        classes = _planned(plan, model, on_mismatch)
+        classes = _planned(plan, model, on_mismatch, loss)
     for path, cls in classes.items():
         model.get_submodule(path).__class__ = cls
     return _wrapped(model, configuration, plan.units, ranks)
@@ -219,8 +226,21 @@ def _device(model: nn.Module) -> str:
     return "cuda" if found == "cpu" and dist.get_backend() == "nccl" else found
 
 
-def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mapping[str, type]:
-    """Return the planned class of every unit; nothing is changed before all of them are known."""
+def _planned(
+    plan: ShardedStepPlan,
+    model: nn.Module,
+    on_mismatch: str,
+    loss: Callable[..., Any] | None,
+) -> Mapping[str, type]:
+    """Return the planned class of every unit; nothing is changed before all of them are known.
+
+    That of the root, if it is planned, is under the path of the model itself.
+    """
+    if loss is not None and plan.root is None:
+        raise PlanMismatch(
+            "loss= is what a plan computes in chunks, and this one computes no loss: leave it out "
+            "and call the loss with what the model returns, or plan with loss_chunks="
+        )
     modules = dict(model.named_modules())
     if missing := [unit.path for unit in plan.units if unit.path not in modules]:
         raise PlanMismatch(f"{type(model).__name__} has no module {missing[0]!r}, a planned unit")
@@ -242,6 +262,8 @@ def _planned(plan: ShardedStepPlan, model: nn.Module, on_mismatch: str) -> Mappi
             except PlanMismatch as error:
                 raise PlanMismatch(f"unit {unit.path!r}: {error}") from error
             found[unit.path] = alike[key]
+        if plan.root is not None:
+            found[""] = planned_root(plan, model, on_mismatch=on_mismatch, loss=loss)
     return found
 
 

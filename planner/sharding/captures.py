@@ -11,6 +11,7 @@ from torch import nn
 
 from planner.errors import CaptureError
 from planner.graphs import Op, Phase
+from planner.graphs.capture.rewrites import AS_CAPTURED
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
 from planner.request import Request
@@ -32,12 +33,14 @@ from planner.sharding.wrapped.unit_captures import ModelCapture, UnitsOf, captur
 class Captures:
     """What to train, as a person said it; captures and assembles what is asked for.
 
-    ``ways`` are those in which layers may be parted over ranks. A capture of them needs no ranks:
-    their model is a copy without data, on a mesh over ranks that are not there.
+    ``rewrite`` is the variant of the root's step. ``ways`` are those in which layers may be parted
+    over ranks. A capture of them needs no ranks: their model is a copy without data, on a mesh over
+    ranks that are not there.
     """
 
     request: Request
     ways: Ways = field(default_factory=Ways)
+    rewrite: str = AS_CAPTURED.name
     _models: dict[Parted, nn.Module] = field(default_factory=dict, repr=False, compare=False)
     _impossible: dict[Parted, str] = field(default_factory=dict, repr=False, compare=False)
     _grows: dict[tuple[int, int], Growing] = field(default_factory=dict, repr=False, compare=False)
@@ -65,6 +68,7 @@ class Captures:
                     precision=precision,
                     cluster=None if parted == WHOLE else self._cluster,
                     engine=self._engine,
+                    rewrite=self.rewrite,
                 )
 
         def of(c: Configuration) -> ModelCapture:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from planner.errors import BadCluster, CaptureError
+from planner.graphs.capture.rewrites import AS_CAPTURED
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
@@ -19,6 +20,7 @@ from planner.sharding.captures import Captures
 from planner.sharding.configurations import WHOLE, Parted, configurations
 from planner.sharding.explored import explored, lowered
 from planner.sharding.held import with_excess
+from planner.sharding.loss_variants import best_variant
 from planner.sharding.margin import NO_MARGIN, Margin
 from planner.sharding.nowhere import nowhere
 from planner.sharding.parted.ways import Ways, ways_of
@@ -33,17 +35,25 @@ from planner.tensor_parallel import TensorParallel, tensor_parallel_of
 def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
     """Plan one training step over several devices; see ``planner.fit``."""
     start = time.perf_counter()
+    if request.loss_chunks == 1:
+        plan = _variant(request, budget_bytes, AS_CAPTURED.name)
+    else:
+        plan = best_variant(request, lambda part, name: _variant(part, budget_bytes, name))
+    return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
 
+
+def _variant(request: Request, budget_bytes: int, rewrite: str) -> ShardedStepPlan:
+    """Plan the variant of a step whose root is rewritten so."""
     cluster = request.cluster(request.world_size)
-    shop = Captures(request, ways_of(request.model, _tensor_parallel(request), cluster))
+    ways = ways_of(request.model, _tensor_parallel(request), cluster)
+    shop = Captures(request, ways, rewrite)
     found, margin, unparted = _searched(shop, cluster, budget_bytes)
     if found.best is None:
         space = shop.space(cluster, [o.configuration for o in found.outcomes])
         least, margin = lowered(request, space, found, budget_bytes)
         if (found := least.found).best is None:
             raise nowhere(shop, cluster, least, budget_bytes, margin, unparted=unparted)
-    plan = plan_found(shop, cluster, found, budget_bytes, margin)
-    return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
+    return plan_found(shop, cluster, found, budget_bytes, margin)
 
 
 def _tensor_parallel(request: Request) -> TensorParallel | None:
@@ -54,11 +64,16 @@ def _tensor_parallel(request: Request) -> TensorParallel | None:
             or an engine to run them that does not.
     """
     asked = tensor_parallel_of(request.tensor_parallel)
-    runs = engine_of(request.engine).parallelized
-    if asked is None or (runs and request.costs != "measured"):
+    runs, chunked = engine_of(request.engine).parallelized, request.loss_chunks != 1
+    if asked is None or (runs and request.costs != "measured" and not chunked):
         return asked
     if asked.only_if_needed:
         return None
+    if chunked:
+        raise BadCluster(
+            "tensor_parallel= does not go with loss_chunks= so far, whose head and loss are whole "
+            "on every rank; leave one of them out"
+        )
     if not runs:
         raise BadCluster(
             f"tensor_parallel= does not go with engine={request.engine!r} so far, which runs units "
@@ -132,6 +147,7 @@ def plan_found(
     holds = shop.holds(cluster)
     best = with_excess(found.best, holds.bytes_of(found.best))
     captured, request = shop.captured(best.configuration), shop.request
+    program = captured.program
     units = engine_of(request.engine).units
     unmeasured = tuple(unmeasured_times(request))
     of_units = () if units is None else units.remarks(request.hardware.name)
@@ -147,6 +163,7 @@ def plan_found(
         optimizer=request.optimizer_name,
         costs=ESTIMATED if unmeasured else request.costs,
         engine=request.engine,
+        rewrite=shop.rewrite,
         message=message(found),
         hardware=request.hardware,
         loss=request.loss,
@@ -158,6 +175,7 @@ def plan_found(
         cluster=cluster,
         units=holds.units_of(best),
         kinds=tuple(UnitKind(k.graph, k.signature) for k in captured.kinds),
+        root=None if program is None else UnitKind(program.graph, program.signature),
         alternatives=alternatives(found, budget_bytes - margin.size_bytes, holds.bytes_of),
         host_bytes=best.host_bytes * cluster.devices_per_node,
         margin_bytes=margin.size_bytes,

@@ -128,7 +128,7 @@ def test_a_curve() -> None:
     whole = planner.pareto(language_model(), inputs=batch(), optimizer=None, points=2)
     curve = planner.pareto(language_model(), points=3, loss_chunks=8, **SAID)
     assert curve.least_bytes < 0.5 * whole.least_bytes
-    assert "8 chunks of the tokens" in str(curve)
+    assert "of which form" in str(curve)
     assert "chunks" not in str(whole)
     assert curve.to_json()["rewrite"].startswith("loss_chunks 8 ")
     made = curve.plan(curve.points[0].budget_bytes)
@@ -137,8 +137,29 @@ def test_a_curve() -> None:
     wanted, expected = gradients(language_model(), batch())
     assert torch.allclose(loss, wanted, rtol=1e-6)
     assert distance(found, expected) < 1e-5
-    with pytest.raises(planner.BadRequest, match=r"here say a number, such as 8"):
-        planner.pareto(language_model(), inputs=batch(), loss_chunks="auto")
+
+
+def test_a_curve_chooses_at_each_budget() -> None:
+    """As the step is where that fits, in ever more chunks below."""
+    curve = planner.pareto(
+        language_model(), points=4, loss_chunks="auto", limits=planner.Limits(9.0), **SAID
+    )
+    first, *_, last = curve.points
+    assert len(curve.points) == len(curve.rewrites) <= 4
+    assert curve.rewrites[-1] == "as_captured"
+    assert last.overhead == 0.0
+    assert curve.rewrites[0].startswith("loss_chunks ")
+    assert first.budget_bytes < 0.4 * last.budget_bytes
+    assert [p["rewrite"] for p in curve.to_json()["points"]] == list(curve.rewrites)
+    assert "whole" in str(curve)
+    assert all(p.bound_overhead <= p.overhead for p in curve.points)
+    for point, rewrite in zip(curve.points, curve.rewrites, strict=True):
+        made = curve.plan(point.budget_bytes)
+        assert (made.rewrite, made.peak_bytes) == (rewrite, point.peak_bytes)
+        assert made.seconds == pytest.approx((1 + point.overhead) * curve.graph.seconds)
+    tight = curve.plan(first.budget_bytes).apply(language_model())
+    wanted = gradients(language_model(), batch())[1]
+    assert distance(gradients(tight, batch())[1], wanted) < 1e-5
 
 
 def test_the_largest_batch() -> None:
@@ -155,8 +176,19 @@ def test_the_largest_batch() -> None:
         planner.fit(language_model(), "2MB", inputs=inputs, optimizer=None)
     planned = found.plan.apply(model := language_model())
     assert distance(gradients(planned, inputs)[1], gradients(model, inputs)[1]) < 1e-5
-    with pytest.raises(planner.BadRequest, match=r"here say a number, such as 8"):
-        planner.max_batch(language_model(), "2MB", inputs=batch, loss_chunks="auto")
+
+
+@pytest.mark.slow
+def test_the_largest_batch_with_chunks_of_its_own() -> None:
+    said = {name: value for name, value in SAID.items() if name != "inputs"}
+    said |= {"limits": planner.Limits(8.0), "inputs": batch}
+    found = planner.max_batch(language_model(), "2MB", loss_chunks="auto", **said)
+    assert found.plan.rewrite.startswith("loss_chunks ")
+    assert found.plan.fits
+    assert found.plan.overhead <= found.max_overhead
+    whole = planner.max_batch(language_model(), "2MB", inputs=batch, optimizer=None)
+    assert found.plain_batch == whole.plain_batch  # without a plan, and without chunks
+    assert found.batch > whole.batch
 
 
 def test_a_comparison(plan: planner.Plan) -> None:
@@ -228,7 +260,6 @@ def test_accumulated_gradients() -> None:
         ({"loss_chunks": 4, "logits": "never"}, "expected one of 'keep', 'when_read'"),
         ({"logits": "when_read"}, "of no use without"),
         ({"loss_chunks": 4, "rewrites": ["loss_chunks 4 A"]}, "leave rewrites= out"),
-        ({"loss_chunks": 4, "world_size": 2}, "for one device"),
         ({"loss_chunks": 4, "engine": "inductor"}, "not for engine='inductor'"),
     ],
 )

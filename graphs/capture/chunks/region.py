@@ -158,7 +158,10 @@ def _grown(joint: Joint, product: fx.Node) -> Region:
         if node in made_for:
             dims.enter(node)
     if not any(n.target in SOFTMAX and (dims.inside(n) or _reads(n, dims)) for n in nodes):
-        raise Declined(f"no softmax is computed of {product.name}, the largest product")
+        raise Declined(
+            f"no softmax is computed of {product.name}, the largest product (if the loss is taken "
+            "outside of the model, pass it as loss=)"
+        )
     exits = {n: leaving(n, dims) for n in nodes if _reads(n, dims) and not dims.inside(n)}
     _refuse_elsewhere(joint, dims)
     border = first_backward(joint)

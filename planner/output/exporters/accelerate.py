@@ -14,6 +14,7 @@ from planner.graphs.files import write_atomically
 from planner.output.exporters.exporter import AnyPlan, Exporter, register_exporter
 from planner.output.exporters.launch import Launch
 from planner.output.exporters.shortfalls import (
+    chunk_notes,
     mixed_notes,
     parameters_of,
     recomputation_notes,
@@ -96,6 +97,7 @@ def accelerate_notes(plan: ShardedStepPlan) -> Iterator[str]:
     if sharded and plan.cluster.device.name == "cpu":
         yield "accelerate shards on accelerators only: on a CPU it runs one process, or plain DDP"
     yield from table_notes(plan)
+    yield from chunk_notes(plan)
     if sharded and (single := _left_with_the_root(plan)):
         yield (
             f"the plan shards {', '.join(single)} as units of their own; accelerate names classes, "

@@ -14,6 +14,7 @@ from typing import Any
 from planner.graphs.files import write_atomically
 from planner.output.exporters.exporter import AnyPlan, Exporter, register_exporter
 from planner.output.exporters.shortfalls import (
+    chunk_notes,
     computes_in_half,
     mixed_notes,
     parameters_of,
@@ -94,6 +95,7 @@ def deepspeed_notes(plan: ShardedStepPlan) -> Iterator[str]:
         "models that call deepspeed.checkpointing",
     )
     yield from table_notes(plan)
+    yield from chunk_notes(plan)
     yield from mixed_notes(plan, f"DeepSpeed has one stage for all, here {stage}")
     if c.replicas > 1 and stage == 3:
         yield (

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from planner.byte_sizes import format_both
+from planner.errors import BadSpec
 from planner.graphs.files import write_atomically
 from planner.output.exporters.exporter import AnyPlan, Exporter, register_exporter
 from planner.output.exporters.launch import Launch
@@ -189,6 +190,11 @@ def script_notes(plan: ShardedStepPlan) -> Iterator[str]:
 
 def _write(plan: AnyPlan, path: Path, plan_path: Path | None) -> tuple[str, ...]:
     assert isinstance(plan, ShardedStepPlan)
+    if plan.root is not None and has_own_loss(plan):
+        raise BadSpec(
+            "the plan computes in chunks the loss that planner.fit was given, which a script does "
+            "not have: let the model compute it, or call plan.apply(model, loss=...) in your own"
+        )
     if plan_path is None:
         plan_path = path.with_suffix(".plan.json")
         save(plan, plan_path)

@@ -40,6 +40,14 @@ def table_notes(plan: ShardedStepPlan) -> Iterator[str]:
         )
 
 
+def chunk_notes(plan: ShardedStepPlan) -> Iterator[str]:
+    if plan.root is not None:
+        yield (
+            "the plan computes head and loss in chunks; this format computes them whole, which "
+            "holds more and may not fit"
+        )
+
+
 def recomputing(plan: ShardedStepPlan) -> int:
     """Return how many units run an op again."""
     return sum(len(u.schedule.order) > len(plan.kinds[u.kind].graph.ops) for u in plan.units)

@@ -6,8 +6,9 @@ where the schedule frees it. Knows how to check that a model still does what was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
@@ -24,6 +25,7 @@ from planner.graphs.capture.guards.call import (
     signature_of,
 )
 from planner.graphs.capture.guards.paths import Path
+from planner.graphs.capture.hollow_units import hollow_in
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowered import Lowering, Role
 from planner.graphs.capture.passes.eager_semantics import first_backward
@@ -36,6 +38,7 @@ from planner.graphs.host_memory import host_layout, movable
 from planner.graphs.torch_api.collective_ops import communicates, group_name
 from planner.plan.step_plan import StepPlan
 from planner.request import Request
+from planner.running.called_units import CalledUnit
 from planner.running.engines.actions import carry_out
 from planner.running.engines.at_sizes import at_sizes
 from planner.running.engines.engine import Engine, Sized, register_engine
@@ -109,10 +112,15 @@ def program(
         InvalidPlan: the schedule is none that can run.
     """
     again = _captured_again(plan, model, loss, lifted)
-    made = build(
-        again.joint, again.lowering, plan.graph, plan.schedule, host=_host_side(plan, model)
-    )
+    host, units = _host_side(plan, model), _units_in(model, plan)
+    made = build(again.joint, again.lowering, plan.graph, plan.schedule, host=host, units=units)
     return replace(made, lifted=tuple(lifted))
+
+
+def _units_in(model: nn.Module, plan: StepPlan) -> dict[str, CalledUnit]:
+    """Return how the program of a root calls its units, in the autocast state that was planned."""
+    precision = partial(autocast_as, plan.signature, device_of(model).type)
+    return {path: CalledUnit(unit, precision) for path, unit in hollow_in(model).items()}
 
 
 def any_size(
@@ -220,6 +228,7 @@ def build(
     numbers: Sequence[fx.Node] = (),
     *,
     host: HostSide | None = None,
+    units: Mapping[str, CalledUnit] = {},
 ) -> Program:
     """Write the two programs of a schedule.
 
@@ -230,6 +239,7 @@ def build(
         schedule: the order in which they run.
         numbers: placeholders of the joint graph that both programs take last.
         host: where copies on the host lie, if the schedule moves values.
+        units: that the step of a root calls, by their paths.
 
     Raises:
         InvalidPlan: random ops would first run in another order than the model's, or a forward op
@@ -244,11 +254,13 @@ def build(
         node for i, c in counts.items() if c > 1 and (node := lowering.ops[i].node) is not None
     )
     host = HostSide() if host is None else host
-    forward = ProgramWriter(joint, lowering, repeated, host=host)
+    forward = ProgramWriter(joint, lowering, repeated, host=host, units=units)
     taken = (*joint.parameters.values(), *joint.buffers.values(), *joint.inputs, *joint.lifted)
     for placeholder in (*taken, *numbers):
         forward.argument(placeholder, placeholder.meta["val"])
-    backward = ProgramWriter(joint, lowering, repeated, ran=forward.ran, can_save=True, host=host)
+    backward = ProgramWriter(
+        joint, lowering, repeated, ran=forward.ran, can_save=True, host=host, units=units
+    )
     for placeholder in numbers:
         backward.argument(placeholder, placeholder.meta["val"])
     half, handed = forward, list[tuple[int, ...]]()

@@ -9,7 +9,7 @@ again.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +27,14 @@ from planner.graphs.capture.node_kinds import (
     is_view,
     new_statistics,
 )
+from planner.graphs.capture.opaque_units import unit_called
 from planner.graphs.capture.passes.inplace import written_over
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.host_memory import HostLayout
 from planner.graphs.torch_api.collective_ops import communicates, waits
 from planner.graphs.torch_api.fx_graphs import before_all, take_arguments_in_a_list, yield_where
 from planner.graphs.torch_api.operators import OpOverload
+from planner.running.called_units import CalledUnit
 from planner.running.rng import rng_state, run_for_backward, run_with_rng_state
 
 
@@ -90,6 +92,8 @@ class ProgramWriter:
     """The values that the op written last reads or makes: these are in use to its end."""
     host: HostSide = field(default_factory=HostSide)
     """What is on the host or on its way; forward and backward share it."""
+    units: Mapping[str, CalledUnit] = field(default_factory=dict)
+    """The units that the step of a root calls, by their paths."""
 
     def get(self, node: fx.Node) -> fx.Node:
         """Return the live copy of a joint node, writing views anew and asking for arguments."""
@@ -169,6 +173,8 @@ class ProgramWriter:
         elif node.target is RECURRENT:
             args = (RECURRENT, *fx.node.map_arg(node.args, self.get))
             made = self.graph.call_function(run_for_backward, args)
+        elif (told := unit_called(node.target, node.args)) is not None:
+            made = self._unit(node, told)
         else:
             made = self.graph.node_copy(node, self.get)
         self.env[node] = made
@@ -178,6 +184,17 @@ class ProgramWriter:
         for wait in _waits_for(node):
             # at once: what a collective reads is free only then, and so it is planned
             self.env[wait] = self.graph.node_copy(wait, self.get)
+
+    def _unit(self, node: fx.Node, told: Mapping[str, Any]) -> fx.Node:
+        """Write the call of a unit, or of its backward pass, which reads none of its inputs."""
+        unit, key = self.units[told["unit"]], (CalledUnit, told["unit"])
+        given = fx.node.map_arg(node.args[0], self.get)
+        if not self.can_save:
+            both = self.graph.call_function(unit.run, (given, told["wanted"]))
+            self.env[key] = self.graph.call_function(operator.getitem, (both, 0))
+            return self.graph.call_function(operator.getitem, (both, 1))
+        args = (self.kept(key), given, told["arrived"], told["wanted"])
+        return self.graph.call_function(unit.differentiate, args)
 
     def _replayed(self, node: fx.Node) -> fx.Node:
         state = self.kept((Role.RNG_STATE, node))
@@ -264,6 +281,8 @@ def _waits_for(node: fx.Node) -> Iterator[fx.Node]:
 
 def _label(key: tuple[Any, ...]) -> str:
     what, of = key
+    if what is CalledUnit:
+        return f"called_{of.replace('.', '_')}"
     return f"{of.name}_rng" if what is Role.RNG_STATE else f"host_{of}"
 
 

@@ -17,7 +17,8 @@ from planner.sharding.step_graph.step_rules import StepRules
 
 def backward(draft: Draft, rules: StepRules) -> None:
     """Add the root's backward with every unit's backward and reduction in it."""
-    copied = {p.gradient for p in draft.root.parameters} if rules.copies_gradients else set()
+    by_torch = rules.copies_gradients and draft.captures.program is None
+    copied = {p.gradient for p in draft.root.parameters} if by_torch else set()
     calls = {call.backward: u for u, call in enumerate(draft.root.calls)}
     stubs = {call.forward for call in draft.root.calls}
     start = next(i for i, op in enumerate(draft.root.graph.ops) if op.phase is Phase.BACKWARD)
@@ -60,8 +61,10 @@ def _unit_backward(draft: Draft, u: int) -> None:
     for op in capture.graph.ops[layout.forward_ops :]:
         given = op.target == "tangent" and all(v in mapped for v in op.outputs)
         indices.append(None if given else draft.own(u, op, again=True))
-    saved = [mapped[v] for v in saved_inputs(capture)]  # by autograd, until the node ends
-    draft.op(f"ended.{draft.name(u)}", saved)
+    held = [mapped[v] for v in saved_inputs(capture)]  # by autograd, until the node ends
+    if draft.captures.program is not None:  # it calls the unit's backward with these
+        held += [mapped[v] for v in capture.tangents if v is not None and v in mapped]
+    draft.op(f"ended.{draft.name(u)}", held)
     for v, r in zip(capture.input_gradients, call.gradients, strict=True):
         if v is not None and r is not None:
             draft.maps[ROOT][r] = mapped[v]

@@ -31,7 +31,8 @@ def forward(draft: Draft, rules: StepRules) -> None:
         if index not in calls:
             draft.own(ROOT, op, again=False)
             hidden += op.seconds
-            locals_ += draft.ops[-1].outputs if last == ROOT else ()
+            named = last == ROOT and draft.captures.program is None  # a program names nothing
+            locals_ += draft.ops[-1].outputs if named else ()
             continue
         unit = calls[index]
         if unit in draft.row_wise:

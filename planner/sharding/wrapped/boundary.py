@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import fx
 
 from planner.graphs import Graph, Op
+from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.node_kinds import is_view
 from planner.graphs.capture.opaque_units import BACKWARD, FORWARD, Stub
 from planner.graphs.capture.training_step import Captured, Traced
@@ -85,10 +86,9 @@ class UnitCapture:
         return self.captured.signature
 
 
-def stub_of(traced: Traced) -> Stub:
+def stub_of(joint: Joint) -> Stub:
     """Return what stands in for a captured unit."""
-    nodes = traced.joint.forward_outputs
-    return Stub(traced.joint.outputs, tuple(n.meta["val"] for n in nodes))
+    return Stub(joint.outputs, tuple(n.meta["val"] for n in joint.forward_outputs))
 
 
 def unit_capture_of(

@@ -8,26 +8,26 @@ what is around them, captured with an opaque operator in the place of every unit
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from planner.errors import CaptureError
-from planner.graphs import Phase
 from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
 from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.guards.twins import Make, is_twin, make_of, same_data
+from planner.graphs.capture.hollow_units import ANCHOR, HollowUnit, as_operators, hollowed
 from planner.graphs.capture.opaque_units import cast as cast_call
 from planner.graphs.capture.opaque_units import record_calls, stubbed
-from planner.graphs.capture.placed import local_of, placed_as, require_unwrapped
+from planner.graphs.capture.placed import require_unwrapped
+from planner.graphs.capture.rewrites import AS_CAPTURED
 from planner.graphs.capture.same_step import computation
 from planner.graphs.capture.sizes import Dynamic
-from planner.graphs.capture.step_function import swapped, unique_tensors
 from planner.graphs.capture.training_step import (
+    Captured,
     Traced,
     capture_joint,
     has_data,
@@ -36,7 +36,6 @@ from planner.graphs.capture.training_step import (
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.devices import DeviceSpec
-from planner.graphs.torch_api.fake_tensors import FakeTensor, FakeTensorMode
 from planner.graphs.torch_api.module_internals import named_parameters_of
 from planner.graphs.torch_api.patches import capturing
 from planner.running.engines.engine import CapturedUnit
@@ -48,13 +47,16 @@ from planner.sharding.wrapped.boundary import (
     unit_capture_of,
     units_read_outside,
 )
+from planner.sharding.wrapped.compute_precision import PRECISIONS, in_precision
 from planner.sharding.wrapped.engine_units import run_by_engine
+from planner.sharding.wrapped.refused_units import (
+    refuse_blocks_read_outside,
+    refuse_communication,
+    refuse_left_behind,
+)
 from planner.sharding.wrapped.unit_choice import Candidates, called_once, candidates_of, kinds_of
 
 T = TypeVar("T")
-
-PRECISIONS = ("float32", "bfloat16", "autocast")
-"""As the model is; parameters and inputs cast (what FSDP does); autocast (what DDP users do)."""
 
 UnitsOf = Callable[[nn.Module, Arguments], CapturedUnit]
 
@@ -67,7 +69,7 @@ class ModelCapture:
     """A model taken apart. ``units`` are module paths in the order of execution.
 
     ``kinds[kind_of[i]]`` is unit ``i``. The root's parameters are those no unit has, a tied one
-    once.
+    once. Where a plan runs the root, too, ``program`` is what it does there, its units hollow.
     """
 
     root: UnitCapture
@@ -75,6 +77,7 @@ class ModelCapture:
     kind_of: tuple[int, ...]
     kinds: tuple[UnitCapture, ...]
     precision: str
+    program: Captured | None = None
 
     def kind(self, unit: int) -> UnitCapture:
         """Return what a unit is."""
@@ -95,6 +98,7 @@ def capture_units(
     units: Sequence[str] | None = None,
     cluster: Cluster | None = None,
     engine: UnitsOf | None = None,
+    rewrite: str = AS_CAPTURED.name,
 ) -> ModelCapture:
     """Take a model apart and capture every distinct unit of its step, allocating nothing.
 
@@ -106,9 +110,12 @@ def capture_units(
         cluster: what the model's own collectives run on, if it is parallelized to be planned with
             them; without it they are refused.
         engine: captures a unit, by its call, as an engine runs it that runs units by itself.
+        rewrite: the variant of the root's step to capture: another than as it is, a plan runs. The
+            head stays with the root then, whatever its size.
 
     Raises:
         CaptureError: no units, or one that cannot be captured.
+        Declined: the rewrite does not suit the root.
 
     >>> block = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
     >>> model = nn.Sequential(nn.Linear(4, 4), block(), block())
@@ -135,11 +142,14 @@ def capture_units(
         loss,
         precision=precision,
         engine=engine,
+        rewrite=rewrite,
         options=options,
     )
     try:
         require_unwrapped(model)
         candidates = candidates_of(model, units)
+        if rewrite != AS_CAPTURED.name:
+            candidates = candidates.without_heads()
         with in_precision(model, precision, device_type(model, call)):
             try:
                 return taken(candidates)
@@ -161,6 +171,7 @@ def _taken_apart(
     *,
     precision: str,
     engine: UnitsOf | None,
+    rewrite: str,
     options: dict[str, Any],
 ) -> ModelCapture:
     dtype = torch.bfloat16 if precision == "bfloat16" else None
@@ -180,59 +191,61 @@ def _taken_apart(
     while True:
         recorded = [entry for entry in recorded if entry[0] not in read]
         units = {path: modules[path] for path, *_ in recorded}
-        stubs = {path: stub_of(captured[key]) for path, _, key in recorded}
+        stubs = {path: stub_of(captured[key].joint) for path, _, key in recorded}
         apart = frozenset(_names_in(units)) - {*map(_anchor_of, units, units.values())}
         with stubbed(units, stubs, dtype):
             root = _sparing(around, apart)
         if not (read := units_read_outside(root, tuple(units))):
             break
-        _refuse_blocks_read_outside(read, candidates)
+        refuse_blocks_read_outside(read, candidates)
     order = {key: k for k, key in enumerate(dict.fromkeys(key for *_, key in recorded))}
     kinds = [captured[key] for key in order]
     kind_of = tuple(order[key] for _, _, key in recorded)
     paths = tuple(units)
     if options["cluster"] is None:
-        _refuse_communication((root, *kinds))
-    inside = {*_names_in(units)}
-    calls = calls_of(root, paths)
-    captures = []
-    for k, traced in enumerate(kinds):
-        path = paths[kind_of.index(k)]
-        prefix = f"{path}." if path else ""
-        local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
-        call_of = next(inner for at, inner, _ in recorded if at == path)
-        table = path in candidates.blocks and is_table(modules[path], call_of)
-        captured_as = replace(unit_capture_of(traced, local), table=table)
-        if engine is not None:
-            captured_as = run_by_engine(captured_as, engine(modules[path], call_of))
-        captures.append(captured_as)
+        refuse_communication((root, *kinds))
+    inside, signature, program = {*_names_in(units)}, root.captured.signature, None
+    if rewrite != AS_CAPTURED.name:
+        refuse_left_behind({path: captured[key] for path, _, key in recorded})
+        hollow = {path: HollowUnit(path, unit, dtype) for path, unit in units.items()}
+        with hollowed(model, hollow), as_operators(hollow, stubs):
+            root = capture_joint(
+                model, call, loss=loss, rewrite=rewrite, **options | {"dynamic": "off"}
+            )
+        inside, program = {f"{path}.{ANCHOR}" for path in paths}, root.captured
+    call_of = {path: inner for path, inner, _ in recorded}
+    firsts = [paths[kind_of.index(k)] for k in range(len(kinds))]
+    captures = tuple(
+        _kind(traced, path, call_of[path], stored, candidates=candidates, engine=engine)
+        for traced, path in zip(kinds, firsts, strict=True)
+    )
+    around_units = unit_capture_of(root, stored, skip=inside)
+    captured_root = replace(around_units.captured, signature=signature)
     return ModelCapture(
-        root=replace(unit_capture_of(root, stored, skip=inside), calls=calls),
+        root=replace(around_units, captured=captured_root, calls=calls_of(root, paths)),
         units=paths,
         kind_of=kind_of,
-        kinds=tuple(captures),
+        kinds=captures,
         precision=precision,
+        program=program,
     )
 
 
-def _refuse_blocks_read_outside(read: Mapping[str, str], candidates: Candidates) -> None:
-    """Refuse a block whose weight the root reads; an embedding or a head just stays with it."""
-    for path, name in read.items():
-        if path in candidates.blocks:
-            raise GraphsCaptureError(
-                f"{name} is read outside its unit {path!r}, where a sharded weight is not whole: "
-                "let the unit's forward do all that reads it, or name other units"
-            )
-
-
-def _refuse_communication(traced: Iterable[Traced]) -> None:
-    """Refuse collectives of a model's own: which of a step's they overlap with is not modelled."""
-    ops = (op for found in traced for op in found.captured.graph.ops)
-    if (sent := next((op for op in ops if op.phase is Phase.COMMUNICATION), None)) is not None:
-        raise CaptureError(
-            f"{sent.source or 'the model'} calls {sent.target}, a collective of the model's own, "
-            "which is planned on one device's step so far: leave world_size= out"
-        )
+def _kind(
+    traced: Traced,
+    path: str,
+    call: Arguments,
+    stored: Mapping[str, int],
+    *,
+    candidates: Candidates,
+    engine: UnitsOf | None,
+) -> UnitCapture:
+    """Return a kind of unit, which the first of it was captured for: its path, and its call."""
+    prefix, unit = f"{path}.", candidates.modules[path]
+    local = {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
+    table = path in candidates.blocks and is_table(unit, call)
+    captured_as = replace(unit_capture_of(traced, local), table=table)
+    return captured_as if engine is None else run_by_engine(captured_as, engine(unit, call))
 
 
 def _captured_once(
@@ -309,37 +322,3 @@ def _names_in(units: Mapping[str, nn.Module]) -> Iterator[str]:
 def _anchor_of(path: str, unit: nn.Module) -> str:
     """Return the name of the parameter that the operator of a unit takes."""
     return next(f"{path}.{name}" for name, p in named_parameters_of(unit) if p.requires_grad)
-
-
-@contextmanager
-def in_precision(model: nn.Module, precision: str, device: str) -> Iterator[None]:
-    """Let a model be captured as it will compute: parameters cast, or under autocast.
-
-    Args:
-        model: is as it was afterwards.
-        precision: one of ``PRECISIONS``.
-        device: where autocast is on, such as "cuda".
-    """
-    with ExitStack() as stack:
-        if precision == "autocast":
-            stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
-        elif precision == "bfloat16":
-            stack.enter_context(swapped(model, _cast(model)))
-        yield
-
-
-def _cast(model: nn.Module) -> dict[str, Tensor]:
-    """Return fake parameters in bfloat16, and the buffers as they are."""
-    parameters, buffers = unique_tensors(model)
-    locals_ = map(local_of, parameters.values())
-    mode = next((t.fake_mode for t in locals_ if isinstance(t, FakeTensor)), None)
-    made: dict[str, Tensor] = dict(buffers)
-    with mode or FakeTensorMode(allow_non_fake_inputs=True):
-        for name, p in parameters.items():
-            part, placed = local_of(p), placed_as(p)
-            device = "cpu" if part.is_meta else part.device
-            dtype = torch.bfloat16 if p.is_floating_point() else p.dtype
-            fresh = torch.empty_strided(part.shape, part.stride(), dtype=dtype, device=device)
-            whole = placed.around(fresh) if placed else fresh
-            made[name] = nn.Parameter(whole, requires_grad=p.requires_grad)
-    return made

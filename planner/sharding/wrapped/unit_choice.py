@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -31,6 +31,11 @@ class Candidates:
     def modules(self) -> dict[str, nn.Module]:
         """All of them."""
         return {**self.blocks, **self.around}
+
+    def without_heads(self) -> Candidates:
+        """Leave out what multiplies by a weight around the blocks: the head is one."""
+        around = {p: m for p, m in self.around.items() if type(m).forward is not nn.Linear.forward}
+        return replace(self, around=around)
 
 
 def candidates_of(model: nn.Module, chosen: Sequence[str] | None) -> Candidates:

@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,14 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import planner
+from planner.analysis.batch_search import Batches
 from planner.analysis.max_batch import MaxBatch
 from planner.cli import cli
-from planner.graphs import plain_schedule, simulate
+from planner.graphs import Graph, Op, Phase, Value, plain_schedule, simulate
+from planner.request import request_of
 from tests.asked import capture_step
+
+BACKWARD = Phase.BACKWARD
 
 
 def _images(batch: int) -> Tensor:
@@ -56,6 +62,31 @@ def test_the_planned_batch(make_net: Callable[[], nn.Module], found: MaxBatch) -
     assert found.plan.signature["inputs"] == [f"float32[{found.batch}, 16]"]
     beyond = planner.fit(make_net(), "1MB", inputs=_images(found.bound_batch + 1), optimizer="sgd")
     assert beyond.bound_overhead > found.max_overhead
+
+
+def test_each_batch_has_the_variant_that_suits_it() -> None:
+    """One is quick and grows fast, the other slow and small; a third takes too long at any size."""
+
+    def step(seconds: float, size: int) -> Graph:
+        ops = (Op("f", "f", (), (0,), seconds), Op("g", "g", (0,), (1,), seconds, phase=BACKWARD))
+        return Graph(ops, (Value("x", size), Value("y", 1)))
+
+    def capture(batch: int) -> list[Any]:
+        graphs = {
+            "quick": step(1.0 * batch, 10 * batch),
+            "small": step(1.1 * batch, 30 + batch),
+            "slow": step(2.0 * batch, batch),
+        }
+        return [SimpleNamespace(graph=g, rewrite=name) for name, g in graphs.items()]
+
+    request = request_of(nn.Linear(1, 1), {"inputs": torch.zeros(1, 1), "loss_chunks": "auto"})
+    search = Batches(capture, 101, None, request)
+    assert search.largest(search.fits) == 70
+    assert search.best(70)[0].rewrite == "small"
+    assert search.best(4)[0].rewrite == "quick"
+    assert search.largest(search.fits_plain) == 10  # the first is the step without a plan
+    assert search.allowed_seconds(search.graphs(4)[1]) == pytest.approx(4.0 - 0.8)
+    assert not search.fits(search.graphs(4)[2])
 
 
 def test_few_captures_are_enough(found: MaxBatch) -> None:

@@ -70,7 +70,11 @@ def plan_of(
         step.graph, realized.schedule, 10**12, Status.FEASIBLE, 0.0, method, captures.root.signature
     )
     kinds = tuple(UnitKind(k.graph, k.signature) for k in captures.kinds)
-    return ShardedPlan(plan, configuration, step.cluster, realized.units, kinds)
+    made = ShardedPlan(plan, configuration, step.cluster, realized.units, kinds)
+    if (program := captures.program) is None:
+        return made
+    root = UnitKind(program.graph, program.signature)
+    return replace(made, root=root, step=replace(plan, rewrite=program.rewrite))
 
 
 def train(
