@@ -16,9 +16,10 @@ from benchmarks.models import ZOO, Factory
 from planner import Limits, Plan
 from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.capture.training_step import Captured
-from planner.planning import captured_step, plan_captured
+from planner.planning import plan_captured
 from planner.request import Request, request_of
 from planner.solvers import minimum_budget
+from planner.step_variants import captured_step
 from planner.verification.training_run import Trial
 
 LIMITS = Limits(seconds=60)

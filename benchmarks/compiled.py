@@ -35,12 +35,12 @@ from benchmarks.models.small import SMALL
 from benchmarks.record import record, show
 from benchmarks.stubs import stubs
 from planner.graphs.torch_api.allocation_records import measure_peak
-from planner.planning import captured_step
 from planner.request import request_of
 from planner.running.compiled_model import without_plan
 from planner.running.engines import engine_of
 from planner.running.engines.inductor import INDUCTOR
 from planner.solvers import Limits
+from planner.step_variants import captured_step
 from planner.verification.training_run import scalar_of
 
 SHARES = (0.9, 0.75, 0.6)

@@ -21,9 +21,9 @@ import planner
 from benchmarks.record import record, show
 from planner.graphs.torch_api.allocation_records import measure_peak
 from planner.loss_chunks import AUTO_CHUNKS, names
-from planner.planning import captured_step
 from planner.request import request_of
 from planner.solvers import Limits, minimum_budget
+from planner.step_variants import captured_step
 
 SEQUENCE, BATCH = 128, 4
 COUNTS: tuple[int | str, ...] = (1, 2, 4, 8, "auto")

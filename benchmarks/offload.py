@@ -32,11 +32,11 @@ from planner.graphs import (
 )
 from planner.graphs.hardware.devices import device
 from planner.graphs.hardware.host_tier import HostTier, tier_of
-from planner.planning import captured_step
 from planner.request import request_of
 from planner.solvers import Limits, minimum_budget, solve
 from planner.solvers.baselines.moved_by_hand import admitted
 from planner.solvers.offload import solve_with_host
+from planner.step_variants import captured_step
 
 CARDS = ("A100-80GB", "H100-SXM", "GH200-96GB", "RTX-4090")
 """PCIe 4, PCIe 5, NVLink-C2C, and PCIe 4 beside less memory."""

@@ -16,7 +16,7 @@ from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.hardware.host_tier import HostTier
 from planner.host_budget import MovedSolution
 from planner.host_states import WithStates, choices, quickest
-from planner.planning import captured_step, captured_variant, plan_captured, refuse_for_engine
+from planner.planning import plan_captured
 from planner.progress import Progress, silent
 from planner.request import DEFAULT_LIMITS, OP_BY_OP, Request, checked_method, requested, takes
 from planner.solvers import SOLVERS, Limits, Solution, Status, solve
@@ -24,6 +24,7 @@ from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH
 from planner.solvers.offload import solve_with_host
 from planner.step_options import VariantOptions
+from planner.step_variants import captured_step, captured_variant, refuse_for_engine
 
 if TYPE_CHECKING:
     from torch import nn

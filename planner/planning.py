@@ -6,7 +6,7 @@ Knows which error each step can end in. How steps are captured and run is the en
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,148 +14,30 @@ from planner.allocator_budget import (
     allocator_of,
     least_budget,
     limits_left,
-    runs,
     solve_within,
 )
 from planner.byte_sizes import format_both, parse_budget
-from planner.errors import BadRequest, InfeasibleBudget
-from planner.graphs import Graph, plain_schedule, simulate
+from planner.errors import InfeasibleBudget
 from planner.host_budget import solve_within_host
 from planner.host_states import choices, solve_with_states
-from planner.loss_chunks import AUTO, names, refused
-from planner.plan.advice import cut_short, infeasible
-from planner.plan.chunk_notes import WORTH_SAYING, hinted, said, saving
+from planner.plan.advice import infeasible
+from planner.plan.chunk_notes import said, saving
 from planner.plan.step_plan import StepPlan
-from planner.request import CAPACITY_FACTOR, Request
+from planner.request import Request
 from planner.request_notes import ESTIMATED, beyond_the_device, unmeasured_times
 from planner.solvers import Solution
-from planner.solvers.api import floor_bytes
 from planner.solvers.given_order import STOPPED
-from planner.solvers.minimum_budget import proven_floor
+from planner.step_variants import (
+    AS_CAPTURED,
+    captured_step,
+    floor_of,
+    least_in_chunks,
+    refuse_for_engine,
+    variants_among,
+)
 
 if TYPE_CHECKING:
     from planner.graphs.capture.training_step import Captured
-
-AS_CAPTURED = "as_captured"
-
-
-def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
-    """Capture the step that a person asked for, as the graph that its engine will run.
-
-    Raises:
-        CaptureError: the step cannot be captured.
-        BadRequest: the engine does not run what the model is, or moves no values.
-    """
-    from planner.graphs.capture.placed import is_parallelized
-    from planner.running.engines import engine_of  # torch: only where something is captured
-
-    engine = engine_of(request.engine)
-    refuse_for_engine(request.engine, moves=request.host is not None)
-    if not engine.parallelized and is_parallelized(request.model):
-        raise BadRequest(
-            f"engine={request.engine!r} is for models that are on one device so far, and this one "
-            "is parallelized over ranks: leave engine= out"
-        )
-    found = engine.captured(request, rewrite)
-    if request.capacity_factor != CAPACITY_FACTOR and "capacity_factor" not in found.signature:
-        raise BadRequest(
-            f"capacity_factor={request.capacity_factor} would have no effect: the step sends no "
-            "tokens to experts of other ranks in numbers that the router decides; leave it out"
-        )
-    return found
-
-
-def refuse_for_engine(name: str, *, moves: bool = False, chunks: bool = False) -> None:
-    """Refuse what an engine does not do so far.
-
-    Args:
-        name: of the engine.
-        moves: values or states may move to the host.
-        chunks: the loss may be computed in chunks.
-
-    Raises:
-        BadRequest: the engine does not do that.
-        UnknownEngine: there is none of that name.
-    """
-    from planner.running.engines import engine_of  # torch: only where something is captured
-
-    engine = engine_of(name)
-    if moves and not engine.moves_values:
-        raise BadRequest(f"offload= is not for engine={name!r} so far: leave one of them out")
-    if chunks and engine.program is None:
-        raise BadRequest(f"loss_chunks= is not for engine={name!r} so far: leave one of them out")
-
-
-def captured_variant(request: Request) -> Captured:
-    """Capture the step that a person asked for, its loss in as many chunks as they said.
-
-    Of the forms that a loss in chunks may have it is the one whose plain step holds least.
-
-    Raises:
-        CaptureError: the step cannot be captured.
-        BadRequest: its loss cannot be had so, or the number of chunks was left to a plan.
-    """
-    if request.loss_chunks == AUTO:
-        raise BadRequest(
-            f'loss_chunks="{AUTO}" lets a plan choose for its budget: here say a number, such as 8'
-        )
-    return min(captured_variants(request), key=_plain_peak)
-
-
-def captured_variants(request: Request) -> list[Captured]:
-    """Capture all variants of a step among which its loss in chunks lets a plan choose.
-
-    Where a plan may choose the number, the step as it is comes first. Left out is what is never
-    better: what takes no less time than another that, with every op run once, holds no more than
-    what every schedule of it holds.
-
-    Raises:
-        CaptureError: the step cannot be captured.
-        BadRequest: its loss cannot be had in the chunks that were asked for.
-    """
-    whole = captured_step(request)
-    if request.loss_chunks == 1:
-        return [whole]
-    refuse_for_engine(request.engine, chunks=True)
-    variants = _in_chunks(whole, request)
-    if request.loss_chunks == AUTO:
-        variants = [whole, *variants]
-    peaks = [(v.graph.seconds, _plain_peak(v)) for v in variants]
-
-    def is_beaten(variant: Captured) -> bool:
-        floor, seconds = _floor(request)(variant.graph), variant.graph.seconds
-        return any(other < seconds and peak <= floor for other, peak in peaks)
-
-    return [v for v in variants if v is whole or not is_beaten(v)]
-
-
-def _floor(request: Request) -> Callable[[Graph], int]:
-    """Return what says which bytes every schedule holds: what may move can go below the others."""
-    return proven_floor if request.host is None else floor_bytes
-
-
-def _plain_peak(captured: Captured) -> int:
-    """Return what a step holds with every op run once."""
-    return simulate(captured.graph, plain_schedule(captured.graph)).peak_bytes
-
-
-def refuse_asked(request: Request, what: str) -> None:
-    """Refuse what speaks of many budgets, where the bytes of each schedule have to be asked for.
-
-    Args:
-        request: whose engine it is.
-        what: is refused.
-
-    Raises:
-        BadRequest: what a schedule holds is the engine's compiler's to say.
-    """
-    from planner.running.engines import engine_of  # torch: only where something is captured
-
-    if engine_of(request.engine).settle is not None:
-        raise BadRequest(
-            f"{what} is not for engine={request.engine!r} so far, whose compiler says what each "
-            "schedule holds: plan with planner.fit, one budget and size at a time"
-        )
 
 
 def plan_step(request: Request, budget_bytes: int) -> StepPlan:
@@ -173,69 +55,19 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
     else:
         refuse_for_engine(request.engine, chunks=True)
         whole = captured_step(request)
-        variants = _among(whole, request, budget_bytes)
+        variants = variants_among(whole, request, budget_bytes)
     begun = time.perf_counter()
     spent = begun - start
     try:
         plan = best_plan(variants, request, budget_bytes)
     except InfeasibleBudget as error:
         left = replace(request, limits=limits_left(request, begun))
-        raise error.with_more(_least_in_chunks(error.least_bytes, whole, left)) from error
+        raise error.with_more(least_in_chunks(error.least_bytes, whole, left)) from error
     plan = replace(plan, capture_seconds=spent)
     if whole.rewrite != AS_CAPTURED:
         return plan
     remark = saving(whole) if plan.rewrite == AS_CAPTURED else said(plan, whole)
     return plan.with_remark(remark) if remark else plan
-
-
-def _least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str:
-    """Say which budget would be known to work with the loss in chunks, if a smaller one would."""
-    found = hinted(whole) if request.loss_chunks == 1 and whole.rewrite == AS_CAPTURED else None
-    if found is None:
-        return ""
-    request.tell("looking for the least budget with the loss in chunks")
-    chunks, how = found
-    least, needed = least_budget(chunks.graph, request, thorough=False)
-    if least_bytes - needed < WORTH_SAYING * least_bytes:
-        return ""
-    return (
-        f" Or compute the loss in chunks: with {how} the least budget known to work is "
-        f"{format_both(needed)}{cut_short(least)}."
-    )
-
-
-def _among(whole: Captured, request: Request, budget_bytes: int) -> list[Captured]:
-    """Return the variants among which a plan chooses; if it may, a step that fits stays as it is.
-
-    Raises:
-        BadRequest: the loss was asked for in chunks and cannot be had so.
-    """
-    if request.loss_chunks != AUTO:
-        return _in_chunks(whole, request)
-    if runs(whole.graph, plain_schedule(whole.graph), budget_bytes, request):
-        return [whole]
-    return [whole, *_in_chunks(whole, request)]
-
-
-def _in_chunks(whole: Captured, request: Request) -> list[Captured]:
-    """Return the variants of a step with its loss in chunks, none if only a plan may choose them.
-
-    Raises:
-        BadRequest: they were asked for and there is none.
-    """
-    from planner.graphs.capture.rewrites import Declined
-
-    assert whole.variant is not None, "engines that cannot rewrite a step were refused"
-    variants: list[Captured] = []
-    reasons: list[str] = []
-    for name in names(request.loss_chunks, request.logits):
-        try:
-            variants.append(whole.variant(name))
-        except Declined as reason:
-            reasons.append(str(reason))
-    if not variants and request.loss_chunks != AUTO:
-        raise refused(request.loss_chunks, reasons[0])
-    return variants
 
 
 def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int) -> StepPlan:
@@ -252,7 +84,7 @@ def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int)
     Raises:
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
-    floor = _floor(request)
+    floor = floor_of(request)
     floors = {v.rewrite: floor(v.graph) for v in variants if len(variants) > 1}
     ahead = [v for v in variants if floors.get(v.rewrite, 0) <= budget_bytes]
     ahead.sort(key=lambda v: v.graph.seconds)

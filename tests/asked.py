@@ -9,9 +9,10 @@ from torch import nn
 from planner.analysis import pareto
 from planner.analysis.curve import Curve
 from planner.graphs.capture.training_step import Captured
-from planner.planning import captured_step, plan_captured
+from planner.planning import plan_captured
 from planner.plans import Plan
 from planner.request import Request, request_of
+from planner.step_variants import captured_step
 
 
 def request(model: nn.Module | None = None, **said: Any) -> Request:

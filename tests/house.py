@@ -111,7 +111,7 @@ ORDER = (
         f"planner/{name}"
         for name in ("textbook", "running", "allocator_budget.py", "host_budget.py")
     ),
-    *(f"planner/{name}" for name in ("host_states.py", "request_notes.py")),
+    *(f"planner/{name}" for name in ("host_states.py", "request_notes.py", "step_variants.py")),
     *(f"planner/{name}" for name in ("planning.py", "planning_again.py", "sharding")),
     *(
         f"planner/{name}"

@@ -18,10 +18,11 @@ from planner.errors import BadBudget, BadRequest, CaptureError
 from planner.host_states import told
 from planner.output.layout import wrap
 from planner.plan.chunk_notes import described
-from planner.planning import best_plan, captured_variants, plan_of, refuse_asked
+from planner.planning import best_plan, plan_of
 from planner.plans import Plan
 from planner.request import Request, requested, takes
 from planner.step_options import AnyBatchOptions, VariantOptions, check_said
+from planner.step_variants import captured_variants, refuse_asked
 
 if TYPE_CHECKING:
     from torch import nn

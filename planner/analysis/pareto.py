@@ -15,13 +15,13 @@ from planner.analysis.curve import Curve
 from planner.graphs import Schedule
 from planner.graphs.hardware.host_tier import HostTier
 from planner.host_states import choices
-from planner.planning import captured_variants, refuse_asked
 from planner.request import Request, requested, takes
 from planner.solvers import Limits
 from planner.solvers.baselines.pareto_marks import Mark, rivals, without_a_plan
 from planner.solvers.frontier import Frontier, Point, frontier, offered, refined, spaced
 from planner.solvers.frontier_with_host import frontier_with_host, refined_with_host
 from planner.step_options import VariantOptions
+from planner.step_variants import captured_variants, refuse_asked
 
 if TYPE_CHECKING:
     from torch import nn

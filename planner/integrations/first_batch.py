@@ -27,7 +27,6 @@ from planner.graphs.hardware.devices import DeviceSpec
 from planner.host_option import Offload, checked_offload, moves_states
 from planner.integrations.largest import UNSAID, Largest, enlarged, shown
 from planner.loss_chunks import KEEP, check_chunks
-from planner.planning import AS_CAPTURED, refuse_for_engine
 from planner.plans import Plan
 from planner.progress import Told
 from planner.request import OP_BY_OP, checked_method
@@ -37,6 +36,7 @@ from planner.running.planned_module import derived, reclassed, unplanned
 from planner.running.states_on_host import bring_states_back, expect_states
 from planner.solvers import Limits
 from planner.step_options import check_said
+from planner.step_variants import AS_CAPTURED, refuse_for_engine
 
 Forward = Callable[..., Any]
 
