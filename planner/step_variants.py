@@ -146,7 +146,13 @@ def refuse_asked(request: Request, what: str) -> None:
 
 
 def least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str:
-    """Say which budget would be known to work with the loss in chunks, if a smaller one would."""
+    """Say which budget would be known to work with the loss in chunks, if a smaller one would.
+
+    Args:
+        least_bytes: the least budget known to work as it is.
+        whole: the step as it was captured.
+        request: which chunks it asks for, and within which limits.
+    """
     found = hinted(whole) if request.loss_chunks == 1 and whole.rewrite == AS_CAPTURED else None
     if found is None:
         return ""
@@ -163,6 +169,11 @@ def least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str:
 
 def variants_among(whole: Captured, request: Request, budget_bytes: int) -> list[Captured]:
     """Return the variants among which a plan chooses; if it may, a step that fits stays as it is.
+
+    Args:
+        whole: the step as it was captured.
+        request: which chunks it asks for.
+        budget_bytes: what the step may hold.
 
     Raises:
         BadRequest: the loss was asked for in chunks and cannot be had so.
