@@ -13,7 +13,7 @@ from torch import fx
 
 from planner.graphs.capture.eager_lifetimes import AutogradFacts, held_by_autograd
 from planner.graphs.capture.hand_over import early_hand_overs
-from planner.graphs.capture.joint_graph import Joint, module_of, source_of
+from planner.graphs.capture.joint_graph import Joint, in_loss, module_of, source_of
 from planner.graphs.capture.lowered import Lowered, Lowering, Price, Role
 from planner.graphs.capture.node_kinds import (
     added_to,
@@ -139,7 +139,7 @@ def assemble(
             _add_hand_over(builder, early[node])
     if builder.nodes is not None:
         _hold_as_autograd(builder, builder.nodes)
-    held = _held(builder)
+    held = _held(builder) | (_left_with_the_loop(builder, border) if eager else set())
     gradients = _gradients(builder)
     _add_optimizer(builder, gradients, optimizer, optimizer_seconds, accumulate=accumulate)
     _add_reserved(builder, optimizer, target.device.reserve_bytes, accumulate=accumulate)
@@ -147,6 +147,14 @@ def assemble(
     made_values = {v for op in builder.ops for v in op.outputs}
     graph = Graph(tuple(builder.ops), tuple(builder.values), outputs & made_values, name)
     return graph, Lowering(tuple(builder.lowered), builder.value_of)
+
+
+def _left_with_the_loop(b: _Builder, border: int) -> set[int]:
+    """Return what a loss reads of the model's output, which the loop has a name for meanwhile."""
+    forward = [n for n in list(b.joint.graph.nodes)[:border] if n in b.value_of]
+    operands = (x for n in forward if in_loss(n) for x in n.all_input_nodes)
+    read = {v for x in operands for v in b.value_of.get(x, ())}
+    return {v for n in forward if not in_loss(n) for v in b.value_of[n]} & read
 
 
 def _add_resident(b: _Builder) -> None:

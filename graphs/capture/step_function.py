@@ -21,6 +21,7 @@ from planner.graphs.capture.guards.python_state import PythonState
 from planner.graphs.capture.placed import placed_as
 from planner.graphs.capture.step_outputs import Outputs, of_its_own, split_outputs
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.annotations import IN_LOSS, annotate
 from planner.graphs.torch_api.module_internals import (
     STAND_IN,
     attributes_of_tensor,
@@ -113,7 +114,8 @@ class StepFunction(nn.Module):
         with swapped(self._model[0], {**self._aside, **dict(zip(names, whole, strict=True))}):
             output = self._model[0].forward(*args, **kwargs)  # its own hooks run around the plan
             if self._loss is not None:
-                output = self._loss(output, *targets)
+                with annotate({IN_LOSS: True}):
+                    output = self._loss(output, *targets)
         self.put_back()
         for name, tensor, before_call in zip(names, whole, found, strict=True):
             _refuse_marks(name, tensor, before_call)

@@ -4,6 +4,8 @@ from torch.fx.traceback import preserve_node_meta
 
 from planner.graphs.torch_api.versions import newer
 
-__all__ = ["annotate", "preserve_node_meta"]
+__all__ = ["IN_LOSS", "annotate", "preserve_node_meta"]
 
+IN_LOSS = "in_loss"
+"""Is put on what the loss of a person computes, beside the model."""
 annotate = newer("torch.fx.traceback:annotate")

@@ -96,6 +96,43 @@ def test_the_peak_of_eager_training_is_predicted(
     assert predicted == pytest.approx(measured, rel=0.02)
 
 
+def _logits(out: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(out.flatten(0, 1), torch.zeros(512, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "loss"),
+    [
+        (
+            nn.Sequential(nn.Embedding(999, 64), nn.Linear(64, 999)),
+            torch.ones(8, 64).long(),
+            _logits,
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 32, 3)),
+            torch.randn(4, 3, 24, 24),
+            lambda out: out.square().mean(),
+        ),
+    ],
+)
+def test_with_a_loss_beside_the_model_its_output_is_held(
+    model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
+) -> None:
+    plan = planner.fit(model, "1GB", inputs=x, optimizer=None, loss=loss)
+    assert plan.eager_peak_bytes is not None
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        output = model(x)
+        loss(output).backward()  # type: ignore[no-untyped-call]
+        del output
+
+    step()
+    model.zero_grad(set_to_none=True)
+    measured = measure_peak(step, torch.device("cpu")).peak_bytes
+    assert plan.eager_peak_bytes - plan.graph.resident_bytes == pytest.approx(measured, rel=0.02)
+
+
 def test_it_is_said_and_saved(tmp_path: Any) -> None:
     model, inputs = gpt2()
     plan = planner.fit(model, "1GB", inputs=inputs)
