@@ -96,6 +96,7 @@ def assemble(
     optimizer_seconds: float = 0.0,
     accumulate: bool = False,
     eager: bool = False,
+    looped: bool = False,
     name: str = "",
 ) -> tuple[Graph, Lowering]:
     """Build the graph of a training step and the lowering of its ops.
@@ -111,6 +112,8 @@ def assemble(
         accumulate: count gradients of earlier micro-batches as resident.
         eager: keep kernels apart that a plan would run one into the storage of the other, and hold
             what autograd holds until each of its nodes is done.
+        looped: hold the model's output, for which a loop has a name while its loss is computed and
+            differentiated.
         name: of the graph.
     """
     readers = None if eager else Readers(joint.graph)
@@ -139,7 +142,7 @@ def assemble(
             _add_hand_over(builder, early[node])
     if builder.nodes is not None:
         _hold_as_autograd(builder, builder.nodes)
-    held = _held(builder) | (_left_with_the_loop(builder, border) if eager else set())
+    held = _held(builder) | (_left_with_the_loop(builder, border) if looped else set())
     gradients = _gradients(builder)
     _add_optimizer(builder, gradients, optimizer, optimizer_seconds, accumulate=accumulate)
     _add_reserved(builder, optimizer, target.device.reserve_bytes, accumulate=accumulate)
@@ -150,7 +153,7 @@ def assemble(
 
 
 def _left_with_the_loop(b: _Builder, border: int) -> set[int]:
-    """Return what a loss reads of the model's output, which the loop has a name for meanwhile."""
+    """Return what a loss reads of the model's output."""
     forward = [n for n in list(b.joint.graph.nodes)[:border] if n in b.value_of]
     operands = (x for n in forward if in_loss(n) for x in n.all_input_nodes)
     read = {v for x in operands for v in b.value_of.get(x, ())}

@@ -296,7 +296,10 @@ class _Step:
         # no kernel there writes into what the one before made; gradients are handed over at the
         # end, or added as they are made, as in the step of a plan
         graph, _ = self.assemble(
-            self.joint, lambda node: as_in_eager_mode(node, priced[node], self.kernels), eager=True
+            self.joint,
+            lambda node: as_in_eager_mode(node, priced[node], self.kernels),
+            eager=True,
+            looped=True,
         )
         return graph
 

@@ -79,7 +79,7 @@ def test_the_text_keeps_states_and_values_apart(plan: planner.Plan) -> None:
     most = format_bytes(plan.plain_trace.peak_bytes)
     assert most in plain
     assert most != format_bytes(plan.plain_peak_bytes)
-    assert f"Plain peak {format_bytes(plan.plain_peak_bytes)}" in text
+    assert f"Plain peak {format_bytes(plan.eager_peak_bytes or 0)}" in text
     kept = str(planner.fit(build(), "1GB", offload=HOST, **said()))
     assert "plain total" in kept
 

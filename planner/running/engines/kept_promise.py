@@ -6,6 +6,7 @@ the one proved for the person's budget. Knows nothing of how the compiler is ask
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 
@@ -28,9 +29,9 @@ ENOUGH = 0.01
 """Nor is one that costs so little of the plain step beyond the bound, or beyond what may be found
 next: to ask takes seconds.
 """
-FIRST, CORRECTED = 0.5, 0.75
-"""The shares of the seconds in which the first solution and its corrections are to be there; the
-rest is for the least budget, if none is kept.
+FIRST, CORRECTED, LEAST = 0.4, 0.6, 0.4
+"""The shares of the seconds in which the first solution and its corrections are to be there, and
+what the least budget gets, if none is kept: always as much, so that the one named is found again.
 """
 MARGIN = 0.01
 """What is left free for what no compiler says: alignment, buffers of single numbers."""
@@ -146,6 +147,10 @@ def _correct(search: _Search, first: Solution) -> None:
     graph, budget = search.captured.graph, search.budget_bytes
     plain = search.ask(plain_schedule(graph))
     target, found = _ahead(search, plain, first)
+    kept, beyond = (
+        graph.resident_bytes,
+        math.inf,
+    )  # targets: the largest kept, the least that is not
     for _ in range(ROUNDS):
         if found.schedule is None or not _worth_asking(search, found.schedule):
             return
@@ -160,12 +165,16 @@ def _correct(search: _Search, first: Solution) -> None:
             return
         if over > 0:
             search.request.tell(f"the compiler needs {over / budget:.1%} more than that: again")
+            beyond = min(beyond, target)
             target = min(target, asked.own_bytes) - over
         elif target < budget or fused:
+            kept = max(kept, target)
             target -= over
         else:
             return
-        if target <= graph.resident_bytes:
+        if not kept < target < beyond:  # where fusion changes, what is held jumps
+            target = int((kept + beyond) / 2) if kept > graph.resident_bytes else 0
+        if target <= graph.resident_bytes or beyond - kept < (1 - CLOSE) * budget:
             return
         found = search.solved(target)
 
@@ -175,7 +184,7 @@ def _ahead(search: _Search, plain: Candidate, first: Solution) -> tuple[int, Sol
     compiler holds beyond a schedule that repeats nothing: to solve again takes less than to ask.
     """
     budget = search.budget_bytes
-    if first.schedule is None or first.schedule == plain.schedule:
+    if first.schedule is None:
         return budget, first
     own = simulate(search.captured.graph, first.schedule).peak_bytes
     beyond = max(0, plain.held_bytes - plain.own_bytes)
@@ -200,7 +209,8 @@ def _tighten(search: _Search) -> None:
     """Ask of the tightest schedules: the least target is not always what holds least."""
     search.request.tell("looking for the least budget that works")
     graph = search.captured.graph
-    least = minimum_budget(graph, limits=search.limits(1.0))
+    limits = search.request.limits
+    least = minimum_budget(graph, limits=replace(limits, seconds=LEAST * limits.seconds))
     search.ask(least.schedule)
     search.ask(plain_schedule(graph))  # known, and less than what is fused otherwise may hold
     plain = simulate(graph, plain_schedule(graph)).peak_bytes

@@ -104,6 +104,51 @@ def test_the_margin_and_what_is_known_of_the_compiler_are_left_free_before_it_is
     assert compiler.asked(found).peak_bytes <= budget
 
 
+def test_where_only_the_compilers_own_is_too_much_little_is_repeated(
+    graph: Graph, request_said: Request
+) -> None:
+    """What repeats nothing fits by its buffers, and not by what the compiler holds."""
+    compiler = Counting(graph, 0.1, [])
+    captured = Captured(graph, {"compiled": {}}, compiled=cast(Any, compiler))
+    budget = graph.resident_bytes + int(1.05 * plain_moving(graph))
+    found = settled(captured, budget, request_said).solution.schedule
+    assert found is not None
+    usual = graph.resident_bytes + int(0.92 * plain_moving(graph))
+    known = solve(graph, usual, method="auto", limits=Limits(seconds=2)).schedule
+    assert known is not None
+    assert simulate(graph, found).seconds <= simulate(graph, known).seconds
+
+
+@dataclass(frozen=True)
+class Jumping:
+    """Fuses what repeats much, which then holds far less, and what repeats little not at all."""
+
+    graph: Graph
+    border: float
+
+    def asked(self, schedule: Schedule) -> Asked:
+        own = simulate(self.graph, schedule).peak_bytes
+        again = len(schedule.order) > len(self.graph.ops)
+        much = own - self.graph.resident_bytes < self.border * plain_moving(self.graph)
+        share = (0.6 if much else 1.08) if again else 1.0
+        return Asked(int(own * share), str(hash(schedule)))
+
+
+@pytest.mark.parametrize("border", [0.5, 0.6, 0.7])
+def test_what_is_held_may_jump(graph: Graph, border: float, request_said: Request) -> None:
+    """No target is tried that lies beyond one that was not kept, and none is given up for it."""
+    compiler = Jumping(graph, border)
+    captured = Captured(graph, {"compiled": {}}, compiled=cast(Any, compiler))
+    budget = graph.resident_bytes + int(0.8 * plain_moving(graph))
+    found = settled(captured, budget, request_said).solution.schedule
+    assert found is not None
+    assert 1.01 * compiler.asked(found).peak_bytes <= 1.01 * budget
+    near = graph.resident_bytes + int((border - 0.03) * plain_moving(graph))
+    known = solve(graph, near, method="auto", limits=Limits(seconds=2)).schedule
+    assert known is not None
+    assert simulate(graph, found).seconds <= 1.02 * simulate(graph, known).seconds
+
+
 @dataclass(frozen=True)
 class Patient:
     """Takes its time before it says what another says."""
