@@ -23,6 +23,9 @@ from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import STORED, tensor_stores
 from planner.graphs.torch_api.symbolic_sizes import largest
 
+MODULE = "transformers.distributed.expert_parallel"
+"""Where transformers defines such layers."""
+
 TOKENS, INDEX, WEIGHTS = range(3)
 """Where tokens (tokens, features), experts (tokens, k) and their weights lie among the inputs."""
 

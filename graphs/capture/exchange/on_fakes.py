@@ -19,6 +19,7 @@ from torch import Tensor
 from planner.graphs.capture.exchange.exchange_operator import gradients
 from planner.graphs.capture.exchange.layers import (
     INDEX,
+    MODULE,
     LayerSpec,
     experts_of,
     named,
@@ -38,8 +39,6 @@ from planner.graphs.torch_api.patches import Patches, patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors
 from planner.graphs.torch_api.storages import storage_key
 from planner.graphs.torch_api.symbolic_sizes import largest
-
-MODULE = "transformers.distributed.expert_parallel"
 
 
 @dataclass(frozen=True, eq=False)
