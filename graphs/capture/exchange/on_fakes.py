@@ -26,6 +26,7 @@ from planner.graphs.capture.exchange.layers import (
     rows_of_each,
     run,
 )
+from planner.graphs.capture.guards.python_state import PythonState, unchanged
 from planner.graphs.capture.storage_meter import StorageMeter
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.costs.operator_call import OperatorCall
@@ -102,7 +103,7 @@ def _watched(
             fakes = [_blank(t, mode) for t in inputs]
         _answer_sizes(patches, _sizes(told, inputs, rows))
         meter = _Meter(fakes[0].device.type, mode, fakes)
-        with _explained(told), mode, meter:
+        with _explained(told), _leaving_python_alone(told), mode, meter:
             made = function(fakes)
         return Ran(tuple(meter.moments), tuple(made), meter.level_bytes)
 
@@ -191,6 +192,25 @@ class _Meter(StorageMeter):  # type: ignore[no-untyped-call] # torch's own
 
 def _keep(storage: Any) -> None:
     del storage
+
+
+@contextmanager
+def _leaving_python_alone(told: LayerSpec) -> Iterator[None]:
+    """Put back what the experts change of Python's state, and refuse those that change any."""
+    experts = experts_of(named(told.layer))
+    state = PythonState(experts, ())
+    with unchanged(state):
+        yield
+        changed = [str(change.path) for change in state.changes()]
+        changed += map(str, (*state.keys_moved(), *state.rewritten()))
+        if (generator := state.drawn_from()) is not None:
+            changed.append(generator)
+        if changed:
+            raise CaptureError(
+                f"{type(experts).__name__}, whose tokens are sent by all-to-all, changes "
+                f"{changed[0]} when it runs, and runs once more in each backward pass: do so "
+                "outside the experts"
+            )
 
 
 @contextmanager

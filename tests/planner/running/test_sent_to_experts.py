@@ -124,6 +124,49 @@ class Writing(nn.Module):
         return nn.functional.silu(x)
 
 
+class Counting(nn.Module):
+    """An activation that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return nn.functional.silu(x)
+
+
+class Noting(nn.Module):
+    """An activation that keeps what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.append(x.shape)
+        self.last = x.detach()
+        return nn.functional.silu(x)
+
+
+@pytest.mark.parametrize("make", [Counting, Noting])
+def test_experts_that_change_pythons_state_are_refused(
+    mesh: DeviceMesh, make: type[nn.Module]
+) -> None:
+    """They would do so twice a step; nothing of what they left while asked is left."""
+    model: Any = experts_on(mesh, "auto")
+    layers = [layer.mlp.experts for layer in model.model.model.layers]
+    for experts in layers:
+        experts.act_fn = make()
+    with pytest.raises(planner.CaptureError, match=r"MixtralExperts.* changes .*(calls|last)"):
+        planned(model)
+    untouched = vars(make())
+    for experts in layers:
+        for name in {"calls", "shapes", "last"} & set(untouched):
+            assert getattr(experts.act_fn, name) == untouched[name]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
