@@ -18,10 +18,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import planner
 from planner.graphs.capacity_error import CapacityError
-from planner.graphs.capture.exchange.layers import LayerSpec, name_of, require_room
+from planner.graphs.capture.exchange.layers import LayerSpec, name_of, require_room, run
 from planner.output.plan_text import EXPERTS as SENT
 from planner.running.one_plan import digest
-from tests.planner.running.expert_cases import experts_on
+from tests.planner.running.expert_cases import experts_on, halved
 from tests.planner.running.parallel_cases import ids
 from tests.planner.running.threaded_ranks import RANKS, on_four
 
@@ -235,6 +235,23 @@ def test_all_ranks_refuse_more_rows_than_were_planned_for_or_none() -> None:
     assert "the experts of mlp (8, 8, 12, 4 rows to them)" in said
     assert "memory for 9, 1.125 times the even share of its largest call" in said
     assert "capacity_factor=1.5 or more" in said
+
+
+def test_what_a_derived_class_does_around_it_is_done_once(
+    mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is part of the graph: the operator runs the class that is known, not the derived one."""
+    experts_on(mesh, "auto")
+    from transformers.distributed.expert_parallel import AllToAllEP
+
+    experts: Any = Nobody()
+    experts.num_experts = 2
+    layer = halved()(experts, mesh, mesh)
+    monkeypatch.setattr(AllToAllEP, "__call__", lambda _, tokens, index, weights: tokens * weights)
+    told = LayerSpec(name_of(layer), "mlp", (), 3, 3, 1.0, "float32", ())
+    ones = torch.ones(3, 1)
+    assert torch.equal(run(told, [ones, ones.long(), ones]), ones)
+    assert torch.equal(layer(ones, ones.long(), ones), ones / 2)
 
 
 class SimpleLayer(SimpleNamespace):
