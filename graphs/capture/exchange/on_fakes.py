@@ -224,8 +224,19 @@ def _explained(told: LayerSpec) -> Iterator[None]:
             f"{kind} computes with sizes that depend on data ({error}): choose an implementation "
             'of experts that does not, experts_implementation="grouped_mm"'
         ) from error
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, AssertionError) as error:
+        said = str(error).strip().partition("\n")[0]
+        if any(words in said for words in _OF_OTHERS):
+            said = (
+                "the experts use a tensor that is no parameter or buffer of theirs, or is one "
+                "under two names; register it there, once"
+            )
+        elif isinstance(error, AssertionError):
+            raise
         raise CaptureError(
-            f"{kind}, whose tokens are sent by all-to-all, cannot be planned: "
-            f'{str(error).strip().splitlines()[0]}; ep_implementation="all_reduce" sends none'
+            f"{kind}, whose tokens are sent by all-to-all, cannot be planned: {said}; "
+            'ep_implementation="all_reduce" sends none'
         ) from error
+
+
+_OF_OTHERS = ("FunctionalTensor on its own", "convert all Tensors to FakeTensors")

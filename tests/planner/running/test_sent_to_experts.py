@@ -124,6 +124,28 @@ class Writing(nn.Module):
         return nn.functional.silu(x)
 
 
+class Scaling(nn.Module):
+    """An activation with a tensor that nobody registered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.tensor(1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * nn.functional.silu(x)
+
+
+class Tied(nn.Module):
+    """An activation with a parameter under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = self.shift = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * nn.functional.silu(x) + self.shift
+
+
 class Counting(nn.Module):
     """An activation that counts its calls."""
 
@@ -172,6 +194,8 @@ def test_experts_that_change_pythons_state_are_refused(
     [
         (lambda experts: setattr(experts, "act_fn", Drawing()), "the experts draw"),
         (lambda experts: setattr(experts, "act_fn", Writing()), "write to what they are given"),
+        (lambda experts: setattr(experts, "act_fn", Scaling()), "no parameter or buffer of theirs"),
+        (lambda experts: setattr(experts, "act_fn", Tied()), "under two names"),
         (
             lambda experts: setattr(experts.config, "_experts_implementation", "eager"),
             'sizes that depend on data.*experts_implementation="grouped_mm"',
