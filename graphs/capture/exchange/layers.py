@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import math
+import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ from planner.graphs.capacity_error import CapacityError
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.module_internals import STORED, tensor_stores
 from planner.graphs.torch_api.symbolic_sizes import largest
+
+MODULE = "transformers.distributed.expert_parallel"
+"""Where transformers defines such layers."""
 
 TOKENS, INDEX, WEIGHTS = range(3)
 """Where tokens (tokens, features), experts (tokens, k) and their weights lie among the inputs."""
@@ -108,6 +112,8 @@ def experts_of(implementation: Any) -> nn.Module:
 def run(told: LayerSpec, inputs: Sequence[Tensor]) -> Tensor:
     """Run a layer on tensors in place of its own parameters and buffers; ranks take part.
 
+    What a class derived from ``AllToAllEP`` does around that one's call is not done again here.
+
     Args:
         told: which layer it is.
         inputs: tokens, experts of each, weights of each, then the layer's members.
@@ -116,8 +122,13 @@ def run(told: LayerSpec, inputs: Sequence[Tensor]) -> Tensor:
     experts = experts_of(implementation)
     tokens, index, weights, *members = inputs
     with _autocast(told), _holding(experts, dict(zip(told.members, members, strict=True))):
-        made: Tensor = implementation(tokens, index, weights)
+        made: Tensor = all_to_all()(implementation, tokens, index, weights)
     return made
+
+
+def all_to_all() -> Any:
+    """Return the call of the class that sends tokens, whatever is derived from it."""
+    return sys.modules[MODULE].AllToAllEP.__call__
 
 
 def _autocast(told: LayerSpec) -> contextlib.AbstractContextManager[Any]:

@@ -19,12 +19,14 @@ from torch import Tensor
 from planner.graphs.capture.exchange.exchange_operator import gradients
 from planner.graphs.capture.exchange.layers import (
     INDEX,
+    MODULE,
     LayerSpec,
     experts_of,
     named,
     rows_of_each,
     run,
 )
+from planner.graphs.capture.guards.python_state import PythonState, unchanged
 from planner.graphs.capture.storage_meter import StorageMeter
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.costs.operator_call import OperatorCall
@@ -38,8 +40,6 @@ from planner.graphs.torch_api.patches import Patches, patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors
 from planner.graphs.torch_api.storages import storage_key
 from planner.graphs.torch_api.symbolic_sizes import largest
-
-MODULE = "transformers.distributed.expert_parallel"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def _watched(
             fakes = [_blank(t, mode) for t in inputs]
         _answer_sizes(patches, _sizes(told, inputs, rows))
         meter = _Meter(fakes[0].device.type, mode, fakes)
-        with _explained(told), mode, meter:
+        with _explained(told), _leaving_python_alone(told), mode, meter:
             made = function(fakes)
         return Ran(tuple(meter.moments), tuple(made), meter.level_bytes)
 
@@ -195,6 +195,25 @@ def _keep(storage: Any) -> None:
 
 
 @contextmanager
+def _leaving_python_alone(told: LayerSpec) -> Iterator[None]:
+    """Put back what the experts change of Python's state, and refuse those that change any."""
+    experts = experts_of(named(told.layer))
+    state = PythonState(experts, ())
+    with unchanged(state):
+        yield
+        changed = [str(change.path) for change in state.changes()]
+        changed += map(str, (*state.keys_moved(), *state.rewritten()))
+        if (generator := state.drawn_from()) is not None:
+            changed.append(generator)
+        if changed:
+            raise CaptureError(
+                f"{type(experts).__name__}, whose tokens are sent by all-to-all, changes "
+                f"{changed[0]} when it runs, and runs once more in each backward pass: do so "
+                "outside the experts"
+            )
+
+
+@contextmanager
 def _explained(told: LayerSpec) -> Iterator[None]:
     """Say of which experts it is that they cannot be run without data, and what to do."""
     kind = type(experts_of(named(told.layer))).__name__
@@ -205,8 +224,19 @@ def _explained(told: LayerSpec) -> Iterator[None]:
             f"{kind} computes with sizes that depend on data ({error}): choose an implementation "
             'of experts that does not, experts_implementation="grouped_mm"'
         ) from error
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, AssertionError) as error:
+        said = str(error).strip().partition("\n")[0]
+        if any(words in said for words in _OF_OTHERS):
+            said = (
+                "the experts use a tensor that is no parameter or buffer of theirs, or is one "
+                "under two names; register it there, once"
+            )
+        elif isinstance(error, AssertionError):
+            raise
         raise CaptureError(
-            f"{kind}, whose tokens are sent by all-to-all, cannot be planned: "
-            f'{str(error).strip().splitlines()[0]}; ep_implementation="all_reduce" sends none'
+            f"{kind}, whose tokens are sent by all-to-all, cannot be planned: {said}; "
+            'ep_implementation="all_reduce" sends none'
         ) from error
+
+
+_OF_OTHERS = ("FunctionalTensor on its own", "convert all Tensors to FakeTensors")

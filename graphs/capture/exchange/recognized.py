@@ -18,13 +18,14 @@ from torch import Tensor, fx, nn
 from planner.graphs.capture.exchange.exchange_operator import FORWARD, exchanged
 from planner.graphs.capture.exchange.layers import (
     INDEX,
+    MODULE,
     LayerSpec,
     experts_of,
     group_of,
     likeness,
     name_of,
 )
-from planner.graphs.capture.exchange.on_fakes import MODULE, ran_on_fakes
+from planner.graphs.capture.exchange.on_fakes import ran_on_fakes
 from planner.graphs.capture.placed import entered
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.patches import Patches

@@ -110,6 +110,25 @@ def own_batches(mesh: DeviceMesh) -> nn.Module:
     return experts_on(both["ep"], "all_to_all", shared=both["tp"])
 
 
+def halved() -> Any:
+    """Return a class that does something around what it is derived from."""
+    from transformers.distributed.expert_parallel import AllToAllEP
+
+    class Halved(AllToAllEP):
+        def __call__(self, tokens: Tensor, index: Tensor, weights: Tensor) -> Any:
+            return super().__call__(tokens, index, weights * 0.5)
+
+    return Halved
+
+
+def derived(mesh: DeviceMesh) -> nn.Module:
+    """Return a model whose tokens are sent by somebody's own class, derived from transformers'."""
+    from transformers.distributed.expert_parallel import EPImplementationInterface
+
+    EPImplementationInterface.register("halved", halved())
+    return experts_on(mesh, "halved")
+
+
 def to_one_rank(model: Any) -> nn.Module:
     """Let all experts be equally good: all tokens go to two of the first rank's."""
     for name, p in model.named_parameters():
@@ -131,6 +150,7 @@ CASES = {
         lambda mesh: experts_on(mesh, "auto"),
         within=partial(torch.autocast, "cpu", torch.bfloat16),
     ),
+    "derived": Case(derived),
     "accumulated": Case(lambda mesh: experts_on(mesh, "auto"), {"accumulate": True}, micro_steps=2),
     "smaller": Case(lambda mesh: experts_on(mesh, "auto"), ANY_SIZE, SMALLER),
 }
@@ -139,7 +159,7 @@ CASES = {
 IN_ALL_MEMORY = ("all_reduce", "all_to_all", "all_to_all, to one rank")
 """Cases that are planned with all memory there is, too, and not half way alone."""
 
-UNEVEN = ("all_to_all", "auto, shared experts", "own batches", "bfloat16")
+UNEVEN = ("all_to_all", "auto, shared experts", "own batches", "bfloat16", "derived")
 """Cases in which no rank receives as many rows as are planned for."""
 
 UNMEASURED = ("autocast", "accumulated", "smaller")

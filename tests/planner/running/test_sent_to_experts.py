@@ -18,10 +18,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import planner
 from planner.graphs.capacity_error import CapacityError
-from planner.graphs.capture.exchange.layers import LayerSpec, name_of, require_room
+from planner.graphs.capture.exchange.layers import LayerSpec, name_of, require_room, run
 from planner.output.plan_text import EXPERTS as SENT
 from planner.running.one_plan import digest
-from tests.planner.running.expert_cases import experts_on
+from tests.planner.running.expert_cases import experts_on, halved
 from tests.planner.running.parallel_cases import ids
 from tests.planner.running.threaded_ranks import RANKS, on_four
 
@@ -124,11 +124,78 @@ class Writing(nn.Module):
         return nn.functional.silu(x)
 
 
+class Scaling(nn.Module):
+    """An activation with a tensor that nobody registered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.tensor(1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * nn.functional.silu(x)
+
+
+class Tied(nn.Module):
+    """An activation with a parameter under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = self.shift = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * nn.functional.silu(x) + self.shift
+
+
+class Counting(nn.Module):
+    """An activation that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return nn.functional.silu(x)
+
+
+class Noting(nn.Module):
+    """An activation that keeps what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.append(x.shape)
+        self.last = x.detach()
+        return nn.functional.silu(x)
+
+
+@pytest.mark.parametrize("make", [Counting, Noting])
+def test_experts_that_change_pythons_state_are_refused(
+    mesh: DeviceMesh, make: type[nn.Module]
+) -> None:
+    """They would do so twice a step; nothing of what they left while asked is left."""
+    model: Any = experts_on(mesh, "auto")
+    layers = [layer.mlp.experts for layer in model.model.model.layers]
+    for experts in layers:
+        experts.act_fn = make()
+    with pytest.raises(planner.CaptureError, match=r"MixtralExperts.* changes .*(calls|last)"):
+        planned(model)
+    untouched = vars(make())
+    for experts in layers:
+        for name in {"calls", "shapes", "last"} & set(untouched):
+            assert getattr(experts.act_fn, name) == untouched[name]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda experts: setattr(experts, "act_fn", Drawing()), "the experts draw"),
         (lambda experts: setattr(experts, "act_fn", Writing()), "write to what they are given"),
+        (lambda experts: setattr(experts, "act_fn", Scaling()), "no parameter or buffer of theirs"),
+        (lambda experts: setattr(experts, "act_fn", Tied()), "under two names"),
         (
             lambda experts: setattr(experts.config, "_experts_implementation", "eager"),
             'sizes that depend on data.*experts_implementation="grouped_mm"',
@@ -192,6 +259,23 @@ def test_all_ranks_refuse_more_rows_than_were_planned_for_or_none() -> None:
     assert "the experts of mlp (8, 8, 12, 4 rows to them)" in said
     assert "memory for 9, 1.125 times the even share of its largest call" in said
     assert "capacity_factor=1.5 or more" in said
+
+
+def test_what_a_derived_class_does_around_it_is_done_once(
+    mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is part of the graph: the operator runs the class that is known, not the derived one."""
+    experts_on(mesh, "auto")
+    from transformers.distributed.expert_parallel import AllToAllEP
+
+    experts: Any = Nobody()
+    experts.num_experts = 2
+    layer = halved()(experts, mesh, mesh)
+    monkeypatch.setattr(AllToAllEP, "__call__", lambda _, tokens, index, weights: tokens * weights)
+    told = LayerSpec(name_of(layer), "mlp", (), 3, 3, 1.0, "float32", ())
+    ones = torch.ones(3, 1)
+    assert torch.equal(run(told, [ones, ones.long(), ones]), ones)
+    assert torch.equal(layer(ones, ones.long(), ones), ones / 2)
 
 
 class SimpleLayer(SimpleNamespace):
