@@ -26,7 +26,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from planner.graphs import capacity_error, capture_error
+from planner.graphs import capture_error, expert_capacity
 from planner.graphs.binding import Binding
 
 
@@ -50,7 +50,7 @@ class BadEstimate(PlannerError, ValueError):
     """A count is not positive, does not fit the others, or a configuration cannot be read."""
 
 
-class CapacityExceeded(PlannerError, capacity_error.CapacityError):
+class CapacityExceeded(PlannerError, expert_capacity.CapacityError):
     """More rows arrive at a rank's experts than the plan has memory for; raised on all ranks."""
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from planner.graphs.expert_capacity import CAPACITY_FACTOR
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.plan.step_plan import StepPlan
 from planner.planning import plan_step
-from planner.request import CAPACITY_FACTOR, request_of
+from planner.request import request_of
 from planner.solvers import Limits
 
 if TYPE_CHECKING:

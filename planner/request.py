@@ -19,6 +19,7 @@ from planner.errors import (
     BadRequest,
     UnknownMethod,
 )
+from planner.graphs.expert_capacity import CAPACITY_FACTOR
 from planner.graphs.hardware.devices import Device, DeviceSpec
 from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.hardware.reserve import NCCL_BYTES
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from planner.graphs.hardware.cluster import Cluster, LinkSpec
 
 DEFAULT_LIMITS = Limits()
-CAPACITY_FACTOR = 2.0
 OP_BY_OP = "op_by_op"
 """The engine that runs eager kernels, unless another is said."""
 

@@ -13,10 +13,11 @@ from planner.allocator_budget import least_budget, runs
 from planner.byte_sizes import format_both
 from planner.errors import BadRequest
 from planner.graphs import Graph, plain_schedule, simulate
+from planner.graphs.expert_capacity import CAPACITY_FACTOR
 from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import cut_short
 from planner.plan.chunk_notes import WORTH_SAYING, hinted
-from planner.request import CAPACITY_FACTOR, Request
+from planner.request import Request
 from planner.solvers.api import floor_bytes
 from planner.solvers.minimum_budget import proven_floor
 

@@ -84,7 +84,7 @@ ORDER = (
         for name in (
             "checkout.py",
             "capture_error.py",
-            "capacity_error.py",
+            "expert_capacity.py",
             "graph.py",
             "schedule.py",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import fx
@@ -101,10 +102,8 @@ def _exchanges(
     """Price layers of experts that tokens are sent to, by the calls that they are made of."""
 
     def collective(moment: Moment) -> CollectiveCost:
-        call = moment.call
-        ranks = ranks_of(call.target, call.args, call.kwargs)
         where = cluster or cluster_of_all_ranks(device)
-        return collective_cost(call, moment.outputs, where, ranks, gloo=gloo)
+        return _collective(moment.call, moment.outputs, where, gloo=gloo)
 
     means = Means(device, here, costs, partial(_memory, device=device, here=here), collective)
     return exchange_prices((node for node in called if exchanges(node.target)), means)
@@ -122,12 +121,17 @@ def _collectives(
                 "cannot see; use a function of torch.distributed without async_op=True"
             )
         if communicates(node.target):
-            call = _call(node)
-            ranks = ranks_of(call.target, call.args, call.kwargs)
             cluster = cluster or cluster_of_all_ranks(device)
-            cost = collective_cost(call, node.meta.get("val"), cluster, ranks, gloo=gloo)
+            cost = _collective(_call(node), node.meta.get("val"), cluster, gloo=gloo)
             found[node] = Price(cost.seconds, 0, cost.moved_bytes, cost.workspace_bytes)
     return found
+
+
+def _collective(
+    call: OperatorCall, outputs: Any, cluster: Cluster, *, gloo: bool
+) -> CollectiveCost:
+    ranks = ranks_of(call.target, call.args, call.kwargs)
+    return collective_cost(call, outputs, cluster, ranks, gloo=gloo)
 
 
 def cluster_of_all_ranks(device: devices.Device) -> Cluster:

@@ -52,9 +52,8 @@ class LateOutput:
                     "after the weights it is computed from have changed; read it before the "
                     "optimizer's step, or plan with logits='keep'"
                 )
-            if any(
-                x.numel() and not x.untyped_storage().nbytes() for x in given
-            ):  # sharded again by now
+            # sharded again by now
+            if any(x.numel() and not x.untyped_storage().nbytes() for x in given):
                 raise error(
                     f"{self.name!r} of a planned step whose loss is computed in chunks is read "
                     "when the weights it is computed from are let go of: read it before the "

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 import planner.graphs.capture.chunks.rewrite  # noqa: F401 - enters itself
 from planner.graphs.capture.call_arguments import Arguments, Inputs, arguments_of
-from planner.graphs.capture.exchange.recognized import DEFAULT_FACTOR, Capacity, capacity_of
+from planner.graphs.capture.exchange.recognized import Capacity, capacity_of
 from planner.graphs.capture.guards.call import (
     class_name,
     device_type,
@@ -32,6 +32,7 @@ from planner.graphs.capture.sizes import Dynamic, free_sizes
 from planner.graphs.capture.target import Target
 from planner.graphs.capture.trace import trace
 from planner.graphs.costs.registry import cost_model
+from planner.graphs.expert_capacity import CAPACITY_FACTOR
 from planner.graphs.graph import Graph, Kind, Phase
 from planner.graphs.hardware import devices
 from planner.graphs.hardware.cluster import Cluster
@@ -89,7 +90,7 @@ def capture(
     checks: str = "keep",
     progress: Callable[[str], None] | None = None,
     cluster: Cluster | None = None,
-    capacity_factor: float = DEFAULT_FACTOR,
+    capacity_factor: float = CAPACITY_FACTOR,
 ) -> Captured:
     """Capture one training step of a model without allocating it.
 
@@ -170,7 +171,7 @@ def capture_joint(
     eager_graph: bool = False,
     cluster: Cluster | None = None,
     aside: Collection[str] = (),
-    capacity_factor: float = DEFAULT_FACTOR,
+    capacity_factor: float = CAPACITY_FACTOR,
 ) -> Traced:
     """Do what ``capture`` does and keep the traced nodes.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planner.byte_sizes import format_bytes, format_percent
-from planner.graphs import Graph, Kind, Phase
+from planner.graphs import Graph, Kind, Phase, Schedule
 from planner.graphs.binding import Binding
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration, UnitPlan
@@ -95,6 +95,27 @@ class ShardedStepPlan:
             )
         if bad := [u.path for u in self.units if not 0 <= u.kind < len(self.kinds)]:
             raise ValueError(f"unit {bad[0]!r} names a kind that is not there")
+
+    def part(self, kind: UnitKind, schedule: Schedule, held_bytes: int | None = None) -> StepPlan:
+        """Return a schedule of a unit, or of the root, as a plan of its own, good for running it.
+
+        Args:
+            kind: whose step it is.
+            schedule: of its graph.
+            held_bytes: what it may hold; the whole budget if that is not known.
+        """
+        return StepPlan(
+            graph=kind.graph,
+            schedule=schedule,
+            budget_bytes=self.budget_bytes if held_bytes is None else held_bytes,
+            status=Status.FEASIBLE,
+            bound_seconds=0.0,
+            method=self.step.method,
+            signature=kind.signature,
+            device=self.step.device,
+            costs=self.step.costs,
+            engine=self.step.engine,
+        )
 
     def __repr__(self) -> str:
         return (

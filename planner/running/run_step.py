@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from planner.errors import CapacityExceeded, CheckFailed, PlanMismatch
-from planner.graphs.capacity_error import CapacityError
 from planner.graphs.capture.call_arguments import Arguments
 from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.step_function import unique_tensors
+from planner.graphs.expert_capacity import CapacityError
 from planner.graphs.torch_api.saved_hooks import hook_around
 from planner.progress import PlannerWarning
 from planner.running.autograd_node import execute

@@ -24,7 +24,6 @@ from torch.optim import Optimizer
 from planner.errors import PlanMismatch
 from planner.graphs.capture.guards.call import device_of
 from planner.plan.configuration import Configuration, UnitPlan
-from planner.plan.step_plan import StepPlan
 from planner.running.apply import checked_mismatch, planned_class, require_planned
 from planner.running.engines import engine_of
 from planner.sharding.parted.parallelize import Styles, parallelize
@@ -32,7 +31,6 @@ from planner.sharding.parted.same_plan import all_apply, styles_of, to_be_alike
 from planner.sharding.planned_root import planned_root
 from planner.sharding.wrapped.compute_precision import in_precision
 from planner.sharding.wrapping import Wrapping
-from planner.solvers import Status
 
 if TYPE_CHECKING:
     from planner.plan.sharded_step_plan import ShardedStepPlan
@@ -250,7 +248,8 @@ def _planned(
     compiles = engine_of(plan.step.engine).forward is not None
     with in_precision(model, plan.configuration.computes_in, device):
         for unit in (u for u in plan.units if not u.row_wise):
-            inner, module = _unit_plan(plan, unit), modules[unit.path]
+            inner = plan.part(plan.kinds[unit.kind], unit.schedule, unit.held_bytes)
+            module = modules[unit.path]
             key = type(module), unit.kind, unit.schedule
             try:
                 if compiles and key in alike:  # what is compiled for one unit is for all alike
@@ -265,20 +264,3 @@ def _planned(
         if plan.root is not None:
             found[""] = planned_root(plan, model, on_mismatch=on_mismatch, loss=loss)
     return found
-
-
-def _unit_plan(plan: ShardedStepPlan, unit: UnitPlan) -> StepPlan:
-    """Return a unit's schedule as a plan of its own, good for running it."""
-    kind = plan.kinds[unit.kind]
-    return StepPlan(
-        graph=kind.graph,
-        schedule=unit.schedule,
-        budget_bytes=plan.budget_bytes if unit.held_bytes is None else unit.held_bytes,
-        status=Status.FEASIBLE,
-        bound_seconds=0.0,
-        method=plan.step.method,
-        signature=kind.signature,
-        device=plan.step.device,
-        costs=plan.step.costs,
-        engine=plan.step.engine,
-    )

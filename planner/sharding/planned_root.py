@@ -31,7 +31,6 @@ from planner.running.planned_module import derived, unplanned
 from planner.running.program import Program
 from planner.running.runtime import runtime_of
 from planner.sharding.wrapped.boundary import stub_of
-from planner.solvers import Status
 
 if TYPE_CHECKING:
     from planner.plan.sharded_step_plan import ShardedStepPlan
@@ -94,22 +93,11 @@ def _expired() -> PlanMismatch:
 
 
 def _step_of(plan: ShardedStepPlan) -> StepPlan:
-    """Return the root's step as a plan of its own, good for running it."""
+    """Return the root's step as a plan of its own."""
     root = plan.root
     assert root is not None, "only a root that is planned has a program"
-    return StepPlan(
-        graph=root.graph,
-        schedule=plain_schedule(root.graph),
-        budget_bytes=plan.budget_bytes,
-        status=Status.FEASIBLE,
-        bound_seconds=0.0,
-        method=plan.step.method,
-        signature=root.signature,
-        device=plan.step.device,
-        costs=plan.step.costs,
-        engine=plan.step.engine,
-        rewrite=plan.step.rewrite,
-    )
+    step = plan.part(root, plain_schedule(root.graph))
+    return replace(step, rewrite=plan.step.rewrite)
 
 
 def _stubs(plan: ShardedStepPlan, model: nn.Module) -> dict[str, Stub]:

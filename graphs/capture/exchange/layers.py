@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.graphs.capacity_error import CapacityError
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.expert_capacity import CapacityError
 from planner.graphs.torch_api.module_internals import STORED, tensor_stores
 from planner.graphs.torch_api.symbolic_sizes import largest
 

@@ -37,6 +37,7 @@ from planner.graphs.torch_api.fake_kernels import lenient_kernels
 from planner.graphs.torch_api.fake_tensors import DATA_DEPENDENT, FakeTensor, FakeTensorMode
 from planner.graphs.torch_api.operators import draws, overwritten
 from planner.graphs.torch_api.patches import Patches, patching
+from planner.graphs.torch_api.pytree import tree_map_only
 from planner.graphs.torch_api.quiet import silence_fake_tensors
 from planner.graphs.torch_api.storages import storage_key
 from planner.graphs.torch_api.symbolic_sizes import largest
@@ -100,7 +101,7 @@ def _watched(
         silence_fake_tensors(patches)
         lenient_kernels(patches)
         with FakeTensorMode() as mode:
-            fakes = [_blank(t, mode) for t in inputs]
+            fakes = list(map(_blank, inputs))
         _answer_sizes(patches, _sizes(told, inputs, rows))
         meter = _Meter(fakes[0].device.type, mode, fakes)
         with _explained(told), _leaving_python_alone(told), mode, meter:
@@ -139,7 +140,7 @@ def _exchanged(received: Tensor, sent: Tensor, group: Any) -> None:
     torch.ops._c10d_functional.all_to_all_single(sent, each, each, group.group_name)
 
 
-def _blank(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+def _blank(tensor: Tensor) -> Tensor:
     shape, stride = ([largest(n) for n in found] for found in (tensor.shape, tensor.stride()))
     return torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device)
 
@@ -178,16 +179,8 @@ class _Meter(StorageMeter):  # type: ignore[no-untyped-call] # torch's own
 
     def _copied(self, tree: Any) -> Any:
         """Return arguments or results that look the same and keep no storage alive."""
-        if isinstance(tree, Tensor):
-            with self._mode:
-                return torch.empty_strided(
-                    tree.shape, tree.stride(), dtype=tree.dtype, device=tree.device
-                )
-        if isinstance(tree, list | tuple):
-            return type(tree)(map(self._copied, tree))
-        if isinstance(tree, Mapping):
-            return {key: self._copied(value) for key, value in tree.items()}
-        return tree
+        with self._mode:
+            return tree_map_only(Tensor, _blank, tree)
 
 
 def _keep(storage: Any) -> None:

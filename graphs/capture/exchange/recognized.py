@@ -28,11 +28,9 @@ from planner.graphs.capture.exchange.layers import (
 from planner.graphs.capture.exchange.on_fakes import ran_on_fakes
 from planner.graphs.capture.placed import entered
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.expert_capacity import CAPACITY_FACTOR
 from planner.graphs.torch_api.patches import Patches
 from planner.graphs.torch_api.symbolic_sizes import largest
-
-DEFAULT_FACTOR = 2.0
-"""How many times the even share of rows is planned for, unless something else is said."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,14 @@ class Capacity:
     ``rows`` are those of a step that was captured before, by the paths of the experts.
     """
 
-    factor: float = DEFAULT_FACTOR
+    factor: float = CAPACITY_FACTOR
     rows: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, signature: Mapping[str, Any]) -> Capacity:
         """Return what a signature says."""
         rows = signature.get("capacity_rows", {})
-        return cls(signature.get("capacity_factor", DEFAULT_FACTOR), rows)
+        return cls(signature.get("capacity_factor", CAPACITY_FACTOR), rows)
 
 
 def capacity_of(graph: fx.Graph, capacity: Capacity) -> dict[str, Any]:

@@ -69,16 +69,15 @@ class _Search:
     known: list[Candidate] = field(default_factory=list)
 
     def limits(self, share: float) -> Limits:
-        """Return limits that end when a share of the seconds is over."""
+        """Return limits of a share of the seconds."""
         limits = self.request.limits
-        left = self.begun + share * limits.seconds - time.perf_counter()
-        return replace(limits, seconds=max(0.0, left))
+        return replace(limits, seconds=share * limits.seconds)
 
     def solved(self, target_bytes: int, share: float = CORRECTED) -> Solution:
         """Solve for less than the budget, in what is left of a share of the seconds."""
-        graph, method, within = self.captured.graph, self.request.method, self.limits(share)
-        limits = self.request.limits.of_a_correction(within.seconds)
-        return solve(graph, target_bytes, method=method, limits=limits)
+        left = self.begun + self.limits(share).seconds - time.perf_counter()
+        limits = self.request.limits.of_a_correction(left)
+        return solve(self.captured.graph, target_bytes, method=self.request.method, limits=limits)
 
     def ask(self, schedule: Schedule) -> Candidate:
         """Ask once of each schedule."""
@@ -147,10 +146,8 @@ def _correct(search: _Search, first: Solution) -> None:
     graph, budget = search.captured.graph, search.budget_bytes
     plain = search.ask(plain_schedule(graph))
     target, found = _ahead(search, plain, first)
-    kept, beyond = (
-        graph.resident_bytes,
-        math.inf,
-    )  # targets: the largest kept, the least that is not
+    # targets: the largest that was kept, the least that was not
+    kept, beyond = graph.resident_bytes, math.inf
     for _ in range(ROUNDS):
         if found.schedule is None or not _worth_asking(search, found.schedule):
             return
@@ -209,8 +206,7 @@ def _tighten(search: _Search) -> None:
     """Ask of the tightest schedules: the least target is not always what holds least."""
     search.request.tell("looking for the least budget that works")
     graph = search.captured.graph
-    limits = search.request.limits
-    least = minimum_budget(graph, limits=replace(limits, seconds=LEAST * limits.seconds))
+    least = minimum_budget(graph, limits=search.limits(LEAST))
     search.ask(least.schedule)
     search.ask(plain_schedule(graph))  # known, and less than what is fused otherwise may hold
     plain = simulate(graph, plain_schedule(graph)).peak_bytes

@@ -211,12 +211,17 @@ def test_settings_with_a_partitioner_are_copied_and_nothing_is_cached() -> None:
         assert draws_outside()
 
 
-def test_layouts_are_those_that_a_kernel_outside_is_handed() -> None:
-    found = joint_step(loss, Strided(), torch.randn(2, 3, 12, 12))
+def marked_step(model: nn.Module, x: Tensor) -> JointStep:
+    found = joint_step(loss, model, x)
     assert found is not None
     marked = found.of(copy_of(found.module))
     for node in marked.module.graph.nodes:
         mark(node, node.name)
+    return marked
+
+
+def test_layouts_are_those_that_a_kernel_outside_is_handed() -> None:
+    marked = marked_step(Strided(), torch.randn(2, 3, 12, 12))
     forward, backward = kernels_of(marked, cut_by_torch(marked))
     (image, strides), (weight, _), *_ = next(k for k in forward.kernels if k.external).layouts
     assert (image, weight) == ((2, 3, 12, 12), (16, 3, 3, 3))
@@ -266,11 +271,7 @@ class Joined(nn.Module):
 
 
 def test_a_part_of_a_concatenation_is_not_taken_for_what_it_is_concatenated_with() -> None:
-    found = joint_step(loss, Joined(), torch.randn(2, 4, 16, 16))
-    assert found is not None
-    marked = found.of(copy_of(found.module))
-    for node in marked.module.graph.nodes:
-        mark(node, node.name)
+    marked = marked_step(Joined(), torch.randn(2, 4, 16, 16))
     forward, _ = kernels_of(marked, cut_by_torch(marked))
     made = [b.node for k in forward.kernels for b in k.makes]
     assert [made.count(n) for n in ("add_1", "_unsafe_index", "cat")] == [1, 1, 1]

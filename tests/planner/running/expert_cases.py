@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch import multiprocessing as mp
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import planner
-from planner.verification.meeting import meeting
 from tests.planner.running.parallel import WIDTH, WORDS, measured_bytes
 from tests.planner.running.parallel_cases import ANY_SIZE, SMALLER, Case, ids, train
 
@@ -231,17 +228,6 @@ def overflowing(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
     return {"said": said, "smaller": torch.equal(planned_model(**smaller).detach(), expected)}
 
 
-def on_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    with meeting(rank, 2, folder):
-        mesh = init_device_mesh("cpu", (2,))
-        found = {name: run_case(name, mesh, Path(folder)) for name in CASES}
-        found["overflowing"] = overflowing(mesh, Path(folder))
-        torch.save(found, Path(folder) / f"{rank}.pt")
-
-
-def run_two(folder: Path) -> list[dict[str, Any]]:
-    """Run both ranks; return what each found."""
-    mp.spawn(on_rank, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def every_case(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
+    found = {name: run_case(name, mesh, folder) for name in CASES}
+    return {**found, "overflowing": overflowing(mesh, folder)}

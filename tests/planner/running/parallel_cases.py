@@ -317,16 +317,21 @@ def run_case(name: str, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
     }
 
 
-def on_rank(rank: int, folder: str) -> None:
+def every_case(mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
+    return {name: run_case(name, mesh, folder) for name in CASES}
+
+
+def on_rank(rank: int, folder: str, found: Callable[[DeviceMesh, Path], dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with meeting(rank, 2, folder):
-        mesh = init_device_mesh("cpu", (2,))
-        found = {name: run_case(name, mesh, Path(folder)) for name in CASES}
-        torch.save(found, Path(folder) / f"{rank}.pt")
+        made = found(init_device_mesh("cpu", (2,)), Path(folder))
+        torch.save(made, Path(folder) / f"{rank}.pt")
 
 
-def run_two(folder: Path) -> list[dict[str, Any]]:
+def run_two(
+    folder: Path, found: Callable[[DeviceMesh, Path], dict[str, Any]] = every_case
+) -> list[dict[str, Any]]:
     """Run both ranks; return what each found."""
-    mp.spawn(on_rank, args=(str(folder),), nprocs=2)
+    mp.spawn(on_rank, args=(str(folder), found), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from tests.planner.running.expert_cases import CASES, UNEVEN, UNMEASURED, run_two
+from tests.planner.running.expert_cases import CASES, UNEVEN, UNMEASURED, every_case
+from tests.planner.running.parallel_cases import run_two
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_two(tmp_path_factory.mktemp("ranks"))
+    return run_two(tmp_path_factory.mktemp("ranks"), every_case)
 
 
 @pytest.mark.parametrize("case", CASES)

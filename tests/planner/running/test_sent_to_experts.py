@@ -17,8 +17,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import planner
-from planner.graphs.capacity_error import CapacityError
 from planner.graphs.capture.exchange.layers import LayerSpec, name_of, require_room, run
+from planner.graphs.expert_capacity import CapacityError
 from planner.output.plan_text import EXPERTS as SENT
 from planner.running.one_plan import digest
 from tests.planner.running.expert_cases import experts_on, halved
