@@ -43,7 +43,7 @@ class Binding:
         op mm_3 of h.1.mlp at model.py:12, in the backward phase
         """
         where = f" of {self.module}" if self.module else ""
-        where += f" at {short_source(self.source)}" if self.source else ""
+        where += f" at {self.source}" if self.source else ""
         again = " (a recomputation)" if self.times > 1 else ""
         kernel = short_target(self.target)
         name = self.op if self.op.startswith(kernel) else f"{self.op} ({kernel})"
@@ -107,12 +107,3 @@ def short_target(target: str) -> str:
     """
     parts = target.removeprefix("aten.").removesuffix(".default")
     return parts.split(".")[0] if target.startswith("aten.") else parts
-
-
-def short_source(source: str) -> str:
-    """Shorten the path of an installed file to what its package calls it.
-
-    >>> short_source("/venv/lib/python3.11/site-packages/transformers/activations.py:66")
-    'transformers/activations.py:66'
-    """
-    return source.rpartition("site-packages/")[2]

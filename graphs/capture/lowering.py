@@ -27,6 +27,7 @@ from planner.graphs.capture.passes.autograd_nodes import AutogradNodes
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.passes.inplace import Readers
 from planner.graphs.capture.passes.mutations import once_only, update_points
+from planner.graphs.capture.source_line import short_line
 from planner.graphs.capture.target import Target
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
@@ -225,7 +226,7 @@ def _add_kernel(b: _Builder, node: fx.Node, phase: Phase, *, recomputable: bool)
         Phase.COMMUNICATION if communicates(node.target) else phase,
         recomputable,
         module_of(node),
-        source_of(node),
+        short_line(source_of(node)),
     )
     b.add(op, Lowered(Role.KERNEL, node))
 

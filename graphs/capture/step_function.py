@@ -19,6 +19,7 @@ from planner.graphs.capture.guards.checks import Check
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.python_state import PythonState
 from planner.graphs.capture.placed import placed_as
+from planner.graphs.capture.source_line import short_line
 from planner.graphs.capture.step_outputs import Outputs, of_its_own, split_outputs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import IN_LOSS, annotate
@@ -92,7 +93,7 @@ class StepFunction(nn.Module):
         kept += [tensor.detach() for tensor, _ in checks]
         self.outputs = replace(
             self.outputs,
-            names=(*self.outputs.names, *(f"check at {c.source}" for _, c in checks)),
+            names=(*self.outputs.names, *(f"check at {short_line(c.source)}" for _, c in checks)),
             differentiable=(*self.outputs.differentiable, *[False] * count),
             refused=(*self.outputs.refused, *[False] * count),
             checks=tuple((first + i, check) for i, (_, check) in enumerate(checks)),

@@ -29,6 +29,7 @@ from planner.graphs.capture.passes.eager_semantics import normalized
 from planner.graphs.capture.placed import require_plannable
 from planner.graphs.capture.rewrites import AS_CAPTURED, rewrite_of, rewritten
 from planner.graphs.capture.sizes import Dynamic, free_sizes
+from planner.graphs.capture.source_line import short_line
 from planner.graphs.capture.target import Target
 from planner.graphs.capture.trace import trace
 from planner.graphs.costs.registry import cost_model
@@ -214,7 +215,7 @@ def capture_joint(
     signature = signature_of(
         model, call, answers=answers, loss=loss is not None, kernels=target.kernels
     )
-    checked = sorted({check.source for _, check in joint.outputs.checks})
+    checked = sorted({short_line(check.source) for _, check in joint.outputs.checks})
     signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
     signature |= (sends := capacity_of(joint.graph, capacity))
     # a model without data is planned for elsewhere: its kernels may be far too large to run here

@@ -11,7 +11,7 @@ from typing import Any
 from planner.byte_sizes import format_both, format_bytes, format_percent, format_seconds
 from planner.graphs import Kind, Live, Phase, phase_peaks
 from planner.graphs.allocation import Needs, kept_bytes
-from planner.graphs.binding import Binding, largest_live, short_source
+from planner.graphs.binding import Binding, largest_live
 from planner.graphs.hardware.allocators import SEGMENTS
 from planner.graphs.hardware.devices import device, in_table
 from planner.graphs.served_sizes import served
@@ -201,7 +201,7 @@ def binding_text(plan: StepPlan, *, rows: int = LIVE) -> str:
 def _live_row(item: Live) -> tuple[str, ...]:
     assert item.op is not None  # largest_live lists what an op made
     size = format_bytes(item.value.size_bytes)
-    return item.value.name, size, item.op.module, short_source(item.op.source)
+    return item.value.name, size, item.op.module, item.op.source
 
 
 def _of_one_rank(plan: StepPlan) -> Iterator[str]:
@@ -281,7 +281,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
     if limits := served(plan.signature):
         yield f"every smaller call is served, too: {limits}"
     if checked := plan.signature.get("checked"):
-        where = ", ".join(map(short_source, checked[:3])) + ", ..." * (len(checked) > 3)
+        where = ", ".join(checked[:3]) + ", ..." * (len(checked) > 3)
         yield f"checks of the model at {where} are made after each call, or with checks='drop' not"
     elif plan.signature.get("checks") == "drop":
         yield "checks that the model's code makes in order to raise or log are left out"
@@ -300,7 +300,7 @@ def notes(plan: StepPlan) -> Iterator[str]:
         yield "the peak is in the optimizer step, where recomputing layers cannot lower it"
     elif peak.source and not peak.module:
         yield (
-            f"the peak is outside every submodule, at {short_source(peak.source)} (often the "
+            f"the peak is outside every submodule, at {peak.source} (often the "
             "loss): recomputing layers cannot lower what that line itself holds"
         )
     if plan.message:

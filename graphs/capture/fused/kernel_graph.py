@@ -17,6 +17,7 @@ from planner.graphs.capture.fused.closures import behind
 from planner.graphs.capture.fused.origin import module_of, source_of
 from planner.graphs.capture.fused.stitched import Stitched
 from planner.graphs.capture.node_kinds import is_random, target_name
+from planner.graphs.capture.source_line import short_line
 from planner.graphs.graph import Graph
 from planner.graphs.torch_api.inductor.inductor_kernels import FusedKernel, Kernels
 from planner.graphs.torch_api.operators import OpOverload, overwritten
@@ -173,7 +174,7 @@ def _call(
         cost.workspace_bytes + made.beside_bytes,
         not (late or once_only(kernels) or any(n in outputs for n in made.nodes)),
         module_of(main),
-        source_of(main),
+        short_line(source_of(main)),
     )
 
 

@@ -1,7 +1,10 @@
 """Plan files: the same plan back, and everything else refused with its reason."""
 
 import json
+import platform
 import stat
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 import planner
 from planner import InvalidPlan
@@ -163,6 +167,34 @@ def test_nothing_half_written(plan: Plan, tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     assert stat.S_IMODE((tmp_path / "plan.json").stat().st_mode) == 0o644
+
+
+class Checked(nn.Module):
+    """Installed code, code of this file, and a check, each of which a plan names by its line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.isnan(x).any():
+            raise ValueError("not a number")
+        return self.inner(x).mean()
+
+
+@pytest.mark.parametrize("engine", ["op_by_op", "inductor"])
+def test_a_file_says_nothing_of_the_host(engine: str, tmp_path: Path) -> None:
+    model = Checked() if engine == "op_by_op" else nn.Sequential(nn.Linear(4, 4), nn.GELU())
+    asked: dict[str, Any] = {"inputs": torch.ones(2, 4), "engine": engine, "optimizer": None}
+    plan = planner.fit(model, "1GB", loss=torch.mean, **asked)
+    assert isinstance(plan, Plan)
+    plan.save(tmp_path / "plan.json")
+    words = (tmp_path / "plan.json").read_text()
+    lines = {op.source for op in plan.graph.ops if op.source}
+    assert lines and not any(Path(line).is_absolute() for line in lines)
+    assert engine == "inductor" or f"{Path(__file__).name}:" in words
+    hosts = (sys.prefix, tempfile.gettempdir(), str(Path.home()), str(Path.cwd()), platform.node())
+    assert not [name for name in hosts if f"{name}/" in words]
 
 
 def test_a_file_names_what_it_uses(file: Path) -> None:
