@@ -11,6 +11,7 @@ from planner.graphs.hardware.devices import DeviceSpec
 from planner.plan.step_plan import StepPlan
 from planner.planning import plan_step
 from planner.request import request_of
+from planner.request_defaults import find_device
 from planner.solvers import Limits
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ def plan_again(
     """
     from planner.graphs.capture.training_step import optimizer_of
 
+    device = find_device(_device_of(plan, model), model)
     said = {
         "inputs": call,
         "loss": loss,
         "optimizer": optimizer_of(plan.graph),
-        "device": _device_of(plan, model),
+        "device": device,
         "costs": plan.costs,
         "engine": plan.engine,
         "rewrites": (plan.rewrite,),
@@ -53,7 +55,7 @@ def plan_again(
         "accumulate": bool(plan.signature["accumulate"]),
         "checks": plan.signature.get("checks", "keep"),
         "capacity_factor": plan.capacity_factor or CAPACITY_FACTOR,
-        "allocator": plan.allocator or "auto",
+        "allocator": "auto" if device.name == "cpu" else plan.allocator or "auto",
         "offload": None if plan.host is None else replace(plan.host, states=False),
         "limits": Limits(seconds=max(LEAST_SECONDS, plan.solve_seconds / 4)),
         "dynamic": "off" if call.answers is None else plan.signature["dynamic"],

@@ -241,6 +241,11 @@ def request_of(
     _check_ranks(made, {**said, **said_in(made)})
     made = replace(made, method=checked_method(made.method))
     hardware = find_device(made.device, made.model)
+    if hardware.name == "cpu" and made.allocator != "auto":
+        raise BadRequest(
+            "allocator= is for an accelerator, whose allocator needs more than the tensors' bytes; "
+            "on the cpu a budget is kept for those: leave it out, or say the device"
+        )
     if made.reserve:
         others = parse_budget(made.reserve)
         hardware = replace(hardware, reserve_bytes=hardware.reserve_bytes + others)

@@ -6,6 +6,7 @@ Knows models. Knows nothing of requests.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,32 @@ from planner.graphs.hardware.devices import Device, DeviceSpec, device
 if TYPE_CHECKING:
     from torch import nn
 
+_HERE = re.compile(r"(cpu|cuda|mps|xpu)(?::(\d+))?")
+
 
 def find_device(spec: DeviceSpec, model: nn.Module) -> Device:
     """Look a device up; "auto" is the one the model lives on (meta stands for this machine's cpu).
 
+    What torch calls a device ("cuda:1", or a ``torch.device``) is the one of this machine.
+
     Raises:
-        UnknownDevice: no device has this name.
+        UnknownDevice: no device has this name, or it is not here.
     """
     try:
+        if here := _HERE.fullmatch(str(spec)):
+            return _here(here[1], int(here[2] or 0))
         return _home(model) if spec == "auto" else device(spec)
     except ValueError as error:
         raise UnknownDevice(str(error)) from error
+
+
+def _here(kind: str, index: int) -> Device:
+    from planner.graphs.hardware.detect import device_at
+
+    try:
+        return device_at(kind, index)
+    except ValueError as error:
+        raise UnknownDevice(f"{error}; name the card to plan for, as device='H100 SXM'") from error
 
 
 def _home(model: nn.Module) -> Device:

@@ -79,7 +79,7 @@ def device_at(kind: str, index: int = 0) -> Device:
     """Describe the device of this machine that torch calls by a kind ("cuda") and an index.
 
     Raises:
-        ValueError: the machine has none of the kind, or torch does not describe it.
+        ValueError: the machine has none of the kind or of the index, or torch does not describe it.
 
     >>> device_at("cpu").name
     'cpu'
@@ -91,6 +91,8 @@ def device_at(kind: str, index: int = 0) -> Device:
         raise ValueError(f"this machine has no {kind!r}")
     if not hasattr(module, "get_device_properties"):
         raise ValueError(f"torch does not describe {kind!r}")
+    if not 0 <= index < (count := module.device_count()):
+        raise ValueError(f"this machine has {count} of {kind!r}, counted from 0: none is {index}")
     return described(module.get_device_properties(index))
 
 

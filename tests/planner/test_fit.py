@@ -169,3 +169,11 @@ def test_refit_plans_another_call_within_the_same_budget(
     assert (again.budget_bytes, again.method) == (tight.budget_bytes, "blocks_greedy")
     assert (again.optimizer, again.device) == (roomy.optimizer, roomy.device)
     assert again.fits
+
+
+def test_a_plan_of_a_card_is_made_anew_for_the_cpu(make_net: Callable[[], nn.Module]) -> None:
+    made = {"inputs": torch.zeros(8, 16), "method": "plain"}
+    plan = planner.fit(make_net(), "20GB", device="T4", allocator="expandable segments", **made)
+    assert isinstance(plan, planner.Plan)
+    again = plan_again(plan, make_net(), arguments((torch.zeros(8, 16),), {}), None)
+    assert (again.device, again.allocator, again.fits) == ("cpu", None, True)

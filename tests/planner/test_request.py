@@ -105,13 +105,24 @@ def test_the_device_of_a_model_is_that_of_its_index(monkeypatch: pytest.MonkeyPa
         SimpleNamespace(name="NVIDIA L4", total_memory=22 * 2**30),
         SimpleNamespace(name="NVIDIA Whatever", total_memory=2**34, multi_processor_count=30),
     ]
-    fake = SimpleNamespace(is_available=lambda: True, get_device_properties=cards.__getitem__)
+    fake = SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: len(cards),
+        get_device_properties=cards.__getitem__,
+    )
     monkeypatch.setattr(detect.torch, "get_device_module", lambda _: fake)
     assert find_device("auto", Elsewhere("cuda", 0)).name == "L4"
     assert find_device("auto", Elsewhere("cuda", None)).name == "L4"
     found = find_device("auto", Elsewhere("cuda", 1))
     assert (found.name, found.memory_bytes) == ("NVIDIA Whatever", 2**34)
+    for said in ("cuda", "cuda:0", torch.device("cuda"), torch.device("cuda", 0)):
+        assert find_device(said, nn.Linear(2, 2)).name == "L4"
+    assert find_device("cuda:1", nn.Linear(2, 2)) == found
+    with pytest.raises(UnknownDevice, match=r"this machine has 2 of 'cuda'.*none is 2; name the"):
+        find_device(torch.device("cuda", 2), nn.Linear(2, 2))
     fake.is_available = lambda: False
+    with pytest.raises(UnknownDevice, match="has no 'cuda'; name the card to plan for"):
+        find_device("cuda", nn.Linear(2, 2))
     with pytest.raises(UnknownDevice, match="lives on 'cuda', but this machine has no 'cuda': say"):
         find_device("auto", Elsewhere("cuda", 0))
 
@@ -128,6 +139,7 @@ def test_capture_takes_a_device_of_ones_own(tmp_path: Path) -> None:
     ("said", "reason"),
     [
         ({"precisions": ("bfloat16",)}, "precisions= would have no effect on one device"),
+        ({"allocator": "segments"}, "allocator= is for an accelerator"),
         ({"global_batch": 8, "link": "NDR"}, "global_batch=, link= would have no effect"),
         ({"world_size": 2, "accumulate": True}, "accumulate=True is for one device"),
         ({"world_size": 2, "rewrites": ["as_captured"]}, "rewrites= are for one device"),

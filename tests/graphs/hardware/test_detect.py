@@ -124,7 +124,11 @@ def test_a_machine_without_accelerator_is_its_cpu() -> None:
 
 def test_the_device_is_the_one_the_model_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = [card(), card(name="NVIDIA L4", total_memory=22 * 2**30)]
-    fake = SimpleNamespace(is_available=lambda: True, get_device_properties=cards.__getitem__)
+    fake = SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: len(cards),
+        get_device_properties=cards.__getitem__,
+    )
     monkeypatch.setattr(torch, "get_device_module", lambda _: fake)
     monkeypatch.setattr(detect.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(detect.torch.cuda, "get_device_properties", cards.__getitem__)
