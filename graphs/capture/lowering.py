@@ -119,6 +119,7 @@ def assemble(
     """
     readers = None if eager else Readers(joint.graph)
     builder = _Builder(joint, price, target, target.device.granularity_bytes, readers)
+    builder.nodes = AutogradNodes(joint.graph) if eager else None
     _add_resident(builder)
     nodes = joint.graph.nodes
     kernels = [n for n in nodes if n.op == "call_function" and not is_scalar(n)]
@@ -135,7 +136,6 @@ def assemble(
         op = Op(node.name, "tangent", (), made, phase=Phase.BACKWARD, recomputable=False)
         builder.add(op, Lowered(Role.TANGENT, node))
     backward = [n for n in kernels if position[n] >= border]
-    builder.nodes = AutogradNodes(joint.graph) if eager else None
     early = early_hand_overs(joint, backward) if accumulate else {}
     for node in backward:
         _add_kernel(builder, node, Phase.BACKWARD, recomputable=node not in tainted)

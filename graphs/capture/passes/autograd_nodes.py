@@ -4,13 +4,14 @@ A node's backward function, written in C++, holds its incoming gradient, the ten
 every temporary until it returns (``tools/autograd/derivatives.yaml`` and ``FunctionsManual.cpp`` of
 PyTorch), while a step of a plan lets each go after its last reader. Gradients that meet are added
 into the older one (``InputBuffer::accumulate``), and what a formula scatters into fresh zeros it
-scatters in place. Knows torch.fx nodes only.
+scatters in place. A view that is written to is written in place, and so is its gradient
+(``CopySlices``), where tracing makes a copy of what the view is of. Knows torch.fx nodes only.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
@@ -27,6 +28,10 @@ _SCATTERS = frozenset(
     {"scatter", "scatter_add", "index_put", "_unsafe_index_put", "index_add", "index_copy",
      "masked_scatter", "slice_scatter", "select_scatter", "diagonal_scatter"}
 )  # fmt: skip
+_INTO_VIEWS = frozenset(
+    {"as_strided_scatter", "diagonal_scatter", "select_scatter", "slice_scatter"}
+)
+"""Operators as which tracing records a write through a view (``FunctionalInverses.cpp``)."""
 _UNREAD = frozenset({"gather", "cummax", "cummin"})
 """Operators that save an operand of which their formula reads the shape alone."""
 _FORKED: Mapping[Any, Callable[[int, int], int]] = {
@@ -79,15 +84,31 @@ class AutogradNodes:
         return found
 
     def written(self, node: fx.Node) -> fx.Node | None:
-        """Return the operand in whose storage eager mode puts a backward kernel's result."""
-        if "autograd_backward" not in node.meta or not isinstance(node.target, OpOverload):
-            return None
+        """Return the operand in whose storage eager mode puts a kernel's result, if it does."""
         operand, made = (node.args or (None,))[0], node.meta.get("val")
-        if not isinstance(operand, fx.Node) or not isinstance(made, Tensor):
+        if not isinstance(node.target, OpOverload) or not isinstance(made, Tensor):
+            return None
+        if not isinstance(operand, fx.Node) or self._is_given(operand):
+            return None
+        if self._through_a_view(node, operand):
+            return operand
+        if "autograd_backward" not in node.meta:
             return None
         sums = node.target is aten.add.Tensor and self.number(node) is None
-        filled = _name(node) in _SCATTERS and _is_fresh(operand)
+        filled = _name(node) in _SCATTERS and _is(operand, _FRESH)
         return operand if (sums or filled) and self._fits(node, operand, made) else None
+
+    def _is_given(self, operand: fx.Node) -> bool:
+        return any(map(self._readers.is_given, storages(operand)))
+
+    def _through_a_view(self, node: fx.Node, operand: fx.Node) -> bool:
+        """Tell whether a kernel is a write, or what came of writing through a view."""
+        if _name(node) == "copy":
+            return True
+        if _name(node) in _INTO_VIEWS:
+            (source,) = node.args[1:2]
+            return isinstance(source, fx.Node) and _is_put_back(source, into=node)
+        return any(_is(reader, _INTO_VIEWS) and _is_put_back(node, reader) for reader in node.users)
 
     def _fits(self, node: fx.Node, operand: fx.Node, made: Tensor) -> bool:
         """Tell whether the operand is made by the step, as large, and not read any more."""
@@ -99,11 +120,20 @@ class AutogradNodes:
         (storage,) = storages(operand)
         here = self._position[node]
         done = all(self._position[r] <= here for r in self._readers.of(storage))
-        return alike and whole and done and not self._readers.is_given(storage)
+        return alike and whole and done
 
 
-def _is_fresh(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and _name(node) in _FRESH
+def _is_put_back(node: fx.Node, into: fx.Node) -> bool:
+    """Tell whether a kernel's result goes into the very tensor of which its operand is a view."""
+    viewed, base = (node.args or (None,))[0], into.args[0]
+    if not isinstance(viewed, fx.Node) or not isinstance(base, fx.Node) or into.args[1] is not node:
+        return False
+    alone = set(node.users) == {into} and viewed.meta["val"].shape == node.meta["val"].shape
+    return alone and storages(viewed) == storages(base)
+
+
+def _is(node: fx.Node, names: Set[str]) -> bool:
+    return isinstance(node.target, OpOverload) and _name(node) in names
 
 
 def _name(node: fx.Node) -> str:

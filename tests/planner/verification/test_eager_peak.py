@@ -68,6 +68,37 @@ def cnn() -> tuple[nn.Module, dict[str, Tensor]]:
     return Convolved(), {"x": torch.randn(8, 3, 32, 32)}
 
 
+def critic() -> tuple[nn.Module, dict[str, Tensor]]:
+    """Views that are written to: what instance norm returns, by an activation in place."""
+    spectral = nn.utils.parametrizations.spectral_norm
+    model = Convolved()
+    model.layers = nn.Sequential(
+        spectral(nn.Conv2d(3, 16, 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True),
+        spectral(nn.Conv2d(16, 32, 4, 2, 1)), nn.InstanceNorm2d(32, affine=True),
+        nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(32, 1, 4),
+    )  # fmt: skip
+    return model, {"x": torch.randn(8, 3, 32, 32)}
+
+
+class Parts(nn.Module):
+    """A result put together from parts, one of them changed again through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(64, 64), nn.Linear(128, 64)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        whole = torch.empty(len(x), 128)
+        whole[:, :64] = h = self.inner(x)
+        whole[:, 64:] = h.sin()
+        whole.view(-1, 8)[::2].sigmoid_()
+        return {"loss": self.outer(whole).square().mean()}
+
+
+def parts() -> tuple[nn.Module, dict[str, Tensor]]:
+    return Parts(), {"x": torch.randn(512, 64)}
+
+
 def measured_peak(model: nn.Module, inputs: dict[str, Tensor]) -> int:
     torch.set_num_threads(1)
 
@@ -83,7 +114,7 @@ def measured_peak(model: nn.Module, inputs: dict[str, Tensor]) -> int:
     return measure_peak(step, torch.device("cpu")).peak_bytes
 
 
-@pytest.mark.parametrize("build", [gpt2, bert, llama, cnn])
+@pytest.mark.parametrize("build", [gpt2, bert, llama, cnn, critic, parts])
 def test_the_peak_of_eager_training_is_predicted(
     build: Callable[[], tuple[nn.Module, dict[str, Any]]],
 ) -> None:
