@@ -22,12 +22,14 @@ from planner.graphs.torch_api.patient_collectives import (
 )
 from planner.graphs.torch_api.storages import storage_key
 
-_TRIES, _COMPLETE, _SMALL_BYTES = 8, 3, 4096
+MOST_STEPS = 8
+"""How many steps are watched at most."""
+_COMPLETE, _SMALL_BYTES = 3, 4096
 
 
 @dataclass(frozen=True)
 class Watched:
-    """The record of the step that held least, and the result of the last one.
+    """The record of the step that held least, and the result of the last of so many ``steps``.
 
     ``complete`` says that it accounts for what is left at its end, as three steps do; else what
     such threads freed is missing and the peak is the least of overstated ones.
@@ -35,6 +37,7 @@ class Watched:
 
     record: PeakRecord[float]
     complete: bool
+    steps: int
 
 
 def watch_steps(step: Callable[[], float], clear: Callable[[], None]) -> Watched:
@@ -47,7 +50,7 @@ def watch_steps(step: Callable[[], float], clear: Callable[[], None]) -> Watched
         clear: drops what the one before has left.
     """
     overstated, complete = list[PeakRecord[float]](), list[PeakRecord[float]]()
-    for nth in range(_TRIES):
+    for nth in range(MOST_STEPS):
         clear()
         before, patience = tensor_bytes(), (1 + 3 * nth) * PATIENCE_SECONDS
         with patient_collectives(patience), patient_waits(patience):
@@ -59,7 +62,7 @@ def watch_steps(step: Callable[[], float], clear: Callable[[], None]) -> Watched
         if not waiting.item():
             break
     least = min(complete or overstated, key=lambda found: found.peak_bytes)
-    return Watched(replace(least, result=record.result), bool(complete))
+    return Watched(replace(least, result=record.result), bool(complete), nth + 1)
 
 
 def tensor_bytes() -> int:

@@ -29,6 +29,7 @@ from planner.graphs.capture.exchange.on_fakes import ran_on_fakes
 from planner.graphs.capture.placed import entered
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.expert_capacity import CAPACITY_FACTOR
+from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.patches import Patches
 from planner.graphs.torch_api.symbolic_sizes import largest
 
@@ -91,7 +92,8 @@ def exchange_as_operator(patches: Patches, model: nn.Module, capacity: Capacity)
             spec, inputs = _call(implementation, [tokens, index, weights], paths, capacity)
             if (alike := likeness(spec, inputs)) not in known:
                 (looks,) = ran_on_fakes(spec, inputs, spec.even_rows).made
-                known[alike] = _name(looks.dtype)
+                with without_modes():  # what is asked here once is no call of the model's
+                    known[alike] = _name(looks.dtype)
             return exchanged(group_of(implementation), replace(spec, dtype=known[alike]), inputs)
         finally:
             inside = False

@@ -21,7 +21,7 @@ from planner.graphs.capture.exchange.layers import LayerSpec, name_of, require_r
 from planner.graphs.expert_capacity import CapacityError
 from planner.output.plan_text import EXPERTS as SENT
 from planner.running.one_plan import digest
-from tests.planner.running.expert_cases import experts_on, halved
+from tests.planner.running.expert_cases import balanced, experts_on, halved
 from tests.planner.running.parallel_cases import ids
 from tests.planner.running.threaded_ranks import RANKS, on_four
 
@@ -59,6 +59,11 @@ def test_memory_is_counted_for_the_capacity_and_time_for_the_even_share(
     rows = peaks[1] - peaks[0], peaks[2] - peaks[1]
     assert 0 < rows[0] == pytest.approx(rows[1], rel=0.01), "as many more rows, as many more bytes"
     assert len({plan.plain_seconds for plan in plans.values()}) == 1
+
+
+def test_hooks_that_a_first_call_sets_up_are_no_call_of_the_layers(mesh: DeviceMesh) -> None:
+    """Routers with a loss: transformers puts hooks there at the first call that asks for it."""
+    assert planned(balanced(mesh)).capacity_factor == 2
 
 
 def test_the_factor_is_said_and_saved(plans: dict[float, planner.Plan], tmp_path: Path) -> None:
