@@ -17,7 +17,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import planner
+from planner.graphs.capture.exchange import exchange_prices
 from planner.graphs.capture.exchange.layers import LayerSpec, name_of, require_room, run
+from planner.graphs.capture.exchange.on_fakes import Ran, ran_on_fakes
 from planner.graphs.expert_capacity import CapacityError
 from planner.output.plan_text import EXPERTS as SENT
 from planner.running.one_plan import digest
@@ -41,7 +43,7 @@ def planned(model: nn.Module, **said: Any) -> planner.Plan:
 @pytest.fixture(scope="module")
 def plans(mesh: DeviceMesh) -> dict[float, planner.Plan]:
     model = experts_on(mesh, "auto")
-    return {factor: planned(model, capacity_factor=factor) for factor in (1, 1.5, 2)}
+    return {factor: planned(model, capacity_factor=factor) for factor in (1.5, 1.75, 2)}
 
 
 def test_each_layer_is_one_op_each_way(plans: dict[float, planner.Plan]) -> None:
@@ -59,6 +61,26 @@ def test_memory_is_counted_for_the_capacity_and_time_for_the_even_share(
     rows = peaks[1] - peaks[0], peaks[2] - peaks[1]
     assert 0 < rows[0] == pytest.approx(rows[1], rel=0.01), "as many more rows, as many more bytes"
     assert len({plan.plain_seconds for plan in plans.values()}) == 1
+
+
+def test_what_is_held_in_the_end_is_what_was_given_and_made(
+    mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is given counts from the first call on, and what is waited for once."""
+    seen: list[tuple[Ran, list[Tensor]]] = []
+
+    def ran(told: LayerSpec, given: list[Tensor], rows: int, grad: Tensor | None = None) -> Ran:
+        found = ran_on_fakes(told, given, rows, grad)
+        seen.append((found, given if grad is None else [*given, grad]))
+        return found
+
+    monkeypatch.setattr(exchange_prices, "ran_on_fakes", ran)
+    planned(experts_on(mesh, "auto").bfloat16())
+    assert len(seen) == 4  # forward and backward of layers alike, with rows of two numbers
+    for found, given in seen:
+        held = sum(t.nbytes for t in (*given, *found.made))
+        assert found.held_bytes == held < max(m.level_bytes for m in found.moments)
+        assert found.moments[0].level_bytes >= sum(t.nbytes for t in given)
 
 
 def test_hooks_that_a_first_call_sets_up_are_no_call_of_the_layers(mesh: DeviceMesh) -> None:
