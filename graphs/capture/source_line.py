@@ -20,9 +20,11 @@ def short_line(source: str) -> str:
     >>> short_line("/somewhere/else/entirely/net.py:3"), short_line("<string>:1")
     ('entirely/net.py:3', '<string>:1')
     """
-    if not os.path.isabs(source):
-        return source
+    _, installed, short = source.rpartition("site-packages" + os.sep)
+    if installed or not os.path.isabs(source):
+        return short
     path = Path(source)
-    folders = {os.getcwd(), *map(os.path.abspath, sys.path)} - {path.anchor}
-    within = [path.relative_to(folder) for folder in folders if path.is_relative_to(folder)]
-    return str(min(within, key=lambda p: len(p.parts), default=Path(*path.parts[-2:])))
+    modules = sorted(map(os.path.abspath, sys.path), key=len, reverse=True)
+    folders = (folder for folder in (os.getcwd(), *modules) if folder != path.anchor)
+    below = (path.relative_to(folder) for folder in folders if path.is_relative_to(folder))
+    return str(next(below, Path(*path.parts[-2:])))
