@@ -6,6 +6,7 @@ The problem itself is in ``master_program``; what its points mean, in ``master_p
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,8 @@ def solve_master(
         shared: let ops that look alike share the columns of a relaxation; of many equal layers the
             first are then those that recompute.
         pinned: values held at every cut; the bound is then one on plans that do.
-        path_rounds: how often rows along paths are added to a relaxation.
+        path_rounds: how often rows along paths are added to a relaxation, that of an integer search
+            before it, too.
     """
     master = MasterProgram(problem, windows(problem, cuts, tiny), tiny, pinned)
     if any(master.space(w, budget) < 0 for w in master.frames):
@@ -78,6 +80,10 @@ def solve_master(
         result = _tightened(master, model, path_rounds, seconds=seconds, seed=seed)
         plan = None if result.x is None else rounded_plan(master, result.x)
         return MasterResult(plan, max(0.0, result.bound * (1 - ROUNDING)) * master.unit)
+    if path_rounds:
+        began = time.monotonic()
+        _tightened(master, model, path_rounds, seconds=seconds, seed=seed)
+        seconds = max(0.0, seconds - (time.monotonic() - began))
     result = minimize(
         model,
         gap=gap / master.unit,

@@ -106,11 +106,11 @@ class CutRun:
 
     def integers(self, most_work: int) -> None:
         """Solve integer masters, with more cuts or bursts each time, or more effort."""
-        work = min(FIRST_WORK, most_work)
+        work, paths = min(FIRST_WORK, most_work), self.search.problem.n <= LARGE_OPS
         for _ in range(INTEGER_ROUNDS):
             if self.done:
                 return
-            order = self._solve(self.search.budget, work=work)
+            order = self._solve(self.search.budget, work=work, paths=paths)
             if not self.add(order):
                 if self.done or work >= most_work or self.search.gap <= self.limits.gap:
                     return
