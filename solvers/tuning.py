@@ -132,6 +132,8 @@ CLOSE_AIMS = (0.98, 0.96, 0.94, 0.92)
 """Parts of the budget that plans of at most ``LARGE_OPS`` ops are made for there; never bounds."""
 TIGHT_ROUNDS = 2
 """How many of the rounds after those relax their masters with rows along paths."""
+LEAST_PRICE = 1e-3
+"""Memory at a moment counts in a proof if its price is this part of that of all moments."""
 PATH_ROUNDS = 30
 """How often such a relaxation gets more of these rows; few need as many."""
 INTEGER_ROUNDS = 12
@@ -160,6 +162,33 @@ NARROW_NEARBY = 5
 """How many ops on either side a narrow place is compared with."""
 PINS_THINNED = 3
 """Of the narrow places one in so many is left for the next, coarser choice of pins."""
+
+# model/branching.py and search/time_cuts.py: bounds by branching
+BRANCH_TRIES = 6
+"""How many columns are tried before one is branched on, the most promising first."""
+BRANCH_ITERATIONS = 200
+"""How many iterations each side gets in such a try."""
+BRANCH_ROUNDS = 2
+"""How often a side gets more rows along paths."""
+BRANCH_FRACTION = 1e-4
+"""A column nearer to a whole number than this is not branched on."""
+BRANCH_PATIENCE = 4
+"""After so many sides parted for next to no gain branching is given up."""
+BRANCH_GAIN = 0.02
+"""What next to no gain is, as a part of what is left to prove."""
+RAY_LENGTHS = (1.0, 1e2, 1e4, 1e6)
+"""How far along a ray is gone that says that a side has no point: the proof grows with it, and so
+does what rounding may have done."""
+BRANCH_WORK = 6_000_000_000
+"""The effort: iterations times the entries of the matrix; some twenty seconds."""
+BRANCH_SHARE = 0.3
+"""The part of the seconds left that it may take."""
+BRANCHED_ON = 0.1
+"""It got on if it closed this part of the gap."""
+MOST_BRANCHED = 6000
+"""About how many ops times cuts it is tried on; each side takes too long on more."""
+WORTH_BRANCHING_GAP = 0.06
+"""The gap up to which it is tried."""
 
 # search/polish.py
 POLISH_WORK = 200_000

@@ -132,7 +132,7 @@ def minimize(
     >>> result.bound, result.x.tolist()
     (2.0, [0.0, 1.0])
     """
-    highs = _highs(model, relax=relax, gap=gap, seconds=seconds, seed=seed)
+    highs = open_highs(model, relax=relax, gap=gap, seconds=seconds, seed=seed)
     if start is not None and not relax:
         solution = highspy.HighsSolution()
         solution.col_value = start.tolist()
@@ -175,7 +175,7 @@ def tighten(
     1
     """
     until = time.monotonic() + seconds
-    highs, bounds = _highs(model, relax=True, seconds=seconds, seed=seed), list[float]()
+    highs, bounds = open_highs(model, relax=True, seconds=seconds, seed=seed), list[float]()
     while True:
         highs.run()
         found = _relaxed(highs, model)
@@ -188,12 +188,9 @@ def tighten(
         if result.x is None or result.duals is None or over or time.monotonic() > until:
             break
         rows = violated(result.x)
-        for row in rows:
-            model.row(row.index, row.value, low=row.low)
-            index, value = np.array(row.index, dtype=np.int32), np.array(row.value)
-            highs.addRow(row.low, highspy.kHighsInf, len(index), index, value)
         if not rows:
             break
+        add_rows(model, highs, rows)
         if seconds < math.inf:  # the clock of HiGHS goes on from round to round
             spent = highs.getRunTime()
             highs.setOptionValue("time_limit", spent + max(0.01, until - time.monotonic()))
@@ -266,9 +263,15 @@ class _StopAfter:
         event.data_in.user_interrupt = self.left < 0
 
 
-def _highs(
+def open_highs(
     model: Model, *, relax: bool, gap: float = 0.0, seconds: float, seed: int
 ) -> highspy.Highs:
+    """Return the solver with a model in it.
+
+    Args:
+        model: which goes on to belong to the caller.
+        relax, gap, seconds, seed: as for ``minimize``.
+    """
     highs = highspy.Highs()
     options: dict[str, float] = {"output_flag": False, "threads": 1, "random_seed": seed}
     options |= {"mip_rel_gap": 0.0, "mip_abs_gap": max(gap, 1e-9), "mip_allow_restart": False}
@@ -278,6 +281,20 @@ def _highs(
         highs.setOptionValue(name, value)
     highs.passModel(_highs_lp(model, relax=relax))
     return highs
+
+
+def add_rows(model: Model, highs: highspy.Highs, rows: Sequence[Row]) -> None:
+    """Add rows to a model and to the solver that it is in.
+
+    Args:
+        model: which grows.
+        highs: the solver; it goes on from its last basis.
+        rows: what to add.
+    """
+    for row in rows:
+        model.row(row.index, row.value, low=row.low)
+        index, value = np.array(row.index, dtype=np.int32), np.array(row.value)
+        highs.addRow(row.low, highspy.kHighsInf, len(index), index, value)
 
 
 def _highs_lp(model: Model, *, relax: bool) -> highspy.HighsLp:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from planner.solvers.model.master_program import MasterProgram
 from planner.solvers.model.positions import Positions
+from planner.solvers.tuning import BRANCH_FRACTION
 
 
 @dataclass(frozen=True)
@@ -130,3 +131,26 @@ def rounded_plan(
                 kept.add(v)
         keep.append(frozenset(kept))
     return CutPlan(tuple(f.t for f in master.frames), tuple(keep[::-1]))
+
+
+def fractions(master: MasterProgram, x: NDArray[np.float64]) -> list[int]:
+    """Return columns that a point has a fraction of: values by their bytes, then ops by seconds.
+
+    Of each, the one of the first cut at which that is so.
+
+    Args:
+        master: whose point it is.
+        x: one value a column.
+    """
+    p, own = master.problem, {master.frames[k].t: c for k, c in master.own_again.items()}
+
+    def weighed(groups: Sequence[Mapping[int, int]], weights: Sequence[float]) -> list[int]:
+        found: dict[int, tuple[float, int]] = {}
+        for group in groups:
+            for key, column in group.items():
+                part = min(x[column], 1 - x[column])
+                if key not in found and part > BRANCH_FRACTION:
+                    found[key] = (-part * weights[key], column)
+        return [column for _, column in sorted(found.values())]
+
+    return [*weighed(master.held, p.sizes), *weighed([*master.redone, own], p.seconds)]

@@ -43,9 +43,10 @@ class MasterProgram:
     """The columns of the master and the rows over them.
 
     ``held[k]`` and ``redone[k]`` are the columns of cut ``k`` by value and by op, ``ever[k]`` those
-    of ``y``, ``through[k]`` those of ``z``, ``own_again[k]`` that of the cut's own op.
-    ``instead[k]`` names, for values that need not be held at the cut, an op that reads them: what
-    that makes may be held in their place. Costs are in units of ``unit`` seconds.
+    of ``y``, ``through[k]`` those of ``z``, ``own_again[k]`` that of the cut's own op;
+    ``memory_rows`` are by the cut's op. ``instead[k]`` names, for values that need not be held at
+    the cut, an op that reads them: what that makes may be held in their place. Costs are in units
+    of ``unit`` seconds.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class MasterProgram:
         self.through: dict[int, dict[int, int]] = {}
         self.own_again: dict[int, int] = {}
         self.instead: list[dict[int, int]] = []
+        self.memory_rows: dict[int, int] = {}
+        self.burst_rows: dict[Burst, int] = {}
 
     def space(self, frame: Window, budget: int) -> int:
         """Return the bytes left at a cut for values made before it."""
@@ -179,6 +182,7 @@ class MasterProgram:
         space, unit = self.space(frame, budget), self.byte(frame, budget)
         weights = {c: self.problem.sizes[v] / unit for v, c in self.held[k].items()}
         heavy = {c: w for c, w in weights.items() if w > 1e-9}
+        self.memory_rows[frame.t] = len(model.low)
         model.row(list(heavy), list(heavy.values()), high=space / unit)
 
     def _burst(self, model: Model, k: int, ops: Sequence[int], budget: int) -> None:
@@ -190,6 +194,7 @@ class MasterProgram:
             others = through.keys() - {*p.inputs[op], *p.outputs[op]}
             weights = {through[v]: p.sizes[v] / unit for v in sorted(others) if p.sizes[v]}
             weights[self.redone[k][op]] = own / unit
+            self.burst_rows[op, self.frames[k].t] = len(model.low)
             model.row(list(weights), list(weights.values()), high=space / unit)
 
     def _through(self, model: Model, k: int) -> dict[int, int]:

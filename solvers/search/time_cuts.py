@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from planner.solvers.api import Limits
-from planner.solvers.model.master import solve_master
+from planner.solvers.model.master import MasterResult, branch_master, solve_master
 from planner.solvers.model.master_program import Burst
 from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import bursts, overshoots
@@ -19,17 +19,22 @@ from planner.solvers.model.problem import Problem, held_bytes
 from planner.solvers.search.incumbent import Search
 from planner.solvers.tuning import (
     ANY_GAP,
+    BRANCH_SHARE,
+    BRANCH_WORK,
+    BRANCHED_ON,
     CLOSE_AIMS,
     FINE_GAP,
     FINE_OPS,
     FIRST_WORK,
     INTEGER_ROUNDS,
     LARGE_OPS,
+    MOST_BRANCHED,
     MOST_WORK,
     PATH_ROUNDS,
     RELAXED_ROUNDS,
     TIGHT_ROUNDS,
     WORK_GROWTH,
+    WORTH_BRANCHING_GAP,
 )
 
 
@@ -50,7 +55,8 @@ def run_cuts(
 ) -> CutRun:
     """Raise the bound and lower the cost with masters at more and more cuts until they meet.
 
-    Returns the run, whose cuts and bursts others may go on from.
+    Returns the run, whose cuts and bursts others may go on from. On large graphs that have a plan
+    the bound is raised by branching, where that gets on, and integer masters have what is left.
 
     Args:
         search: what is known; it takes in what is found.
@@ -64,6 +70,8 @@ def run_cuts(
     run.relaxations()
     if tight:
         run.tightened()
+        if search.problem.n > LARGE_OPS and search.order is not None:
+            run.branched()
     run.integers(most_work)
     return run
 
@@ -78,6 +86,7 @@ class CutRun:
         self.target = fine_target(search, limits) if problem.n <= LARGE_OPS else limits.gap
         self.cuts = list(cuts) or _turn(problem)
         self.again: set[Burst] = set()
+        self.tightest: tuple[frozenset[int], frozenset[Burst]] | None = None
 
     @property
     def done(self) -> bool:
@@ -101,16 +110,51 @@ class CutRun:
     def tightened(self) -> None:
         """Relax masters with rows along paths: the bound is theirs, mostly."""
         for _ in range(TIGHT_ROUNDS):
-            if self.done or not self.add(self._solve(self.search.budget, relax=True, paths=True)):
+            if self.done:
                 return
+            before = self.search.bound
+            result = self._master(self.search.budget, relax=True, paths=True)
+            if self.search.bound > before or self.tightest is None:
+                self.tightest = result.binding
+            if not self.add(self._offered(result)):
+                return
+
+    def branched(self) -> None:
+        """Branch on what is held at the cuts that count where a relaxation proved most.
+
+        Integer masters keep their seconds where that did not get on, and have what is left of them
+        where it did.
+        """
+        search, now = self.search, time.monotonic()
+        if not self.target < search.gap <= WORTH_BRANCHING_GAP or self.tightest is None:
+            return
+        cuts, again = self.tightest
+        if len(cuts) * search.problem.n > MOST_BRANCHED:
+            return
+        before, until = search.gap, now + BRANCH_SHARE * max(0.0, search.deadline - now)
+        result = branch_master(
+            search.problem,
+            search.budget,
+            sorted(cuts),
+            bursts=again,
+            enough=search.extra - self.target * search.base / 2,
+            work=BRANCH_WORK,
+            seconds=until - now,
+            seed=self.limits.seed,
+        )
+        search.over(until)  # notes that it was cut off there
+        search.raise_bound(result.bound)
+        if search.gap > (1 - BRANCHED_ON) * before:
+            self.deadline += time.monotonic() - now
+        self._offered(result)
 
     def integers(self, most_work: int) -> None:
         """Solve integer masters, with more cuts or bursts each time, or more effort."""
-        work = min(FIRST_WORK, most_work)
+        work, paths = min(FIRST_WORK, most_work), self.search.problem.n <= LARGE_OPS
         for _ in range(INTEGER_ROUNDS):
             if self.done:
                 return
-            order = self._solve(self.search.budget, work=work)
+            order = self._solve(self.search.budget, work=work, paths=paths)
             if not self.add(order):
                 if self.done or work >= most_work or self.search.gap <= self.limits.gap:
                     return
@@ -120,6 +164,12 @@ class CutRun:
         self, budget: int, *, relax: bool = False, paths: bool = False, work: int = 0
     ) -> list[int] | None:
         """Solve a master, take its bound and its plan in; return the order of the plan."""
+        return self._offered(self._master(budget, relax=relax, paths=paths, work=work))
+
+    def _master(
+        self, budget: int, *, relax: bool, paths: bool = False, work: int = 0
+    ) -> MasterResult:
+        """Solve a master and take its bound in."""
         search = self.search
         result = solve_master(
             search.problem,
@@ -137,10 +187,14 @@ class CutRun:
         search.over(self.deadline)  # notes that it was cut off there
         if budget == search.budget:
             search.raise_bound(result.bound)
+        return result
+
+    def _offered(self, result: MasterResult) -> list[int] | None:
+        """Return the order of a plan, and take it in."""
         if result.plan is None:
             return None
-        order = order_from_plan(search.problem, result.plan)
-        search.offer(order)
+        order = order_from_plan(self.search.problem, result.plan)
+        self.search.offer(order)
         return order
 
     def add(self, order: Sequence[int] | None) -> bool:

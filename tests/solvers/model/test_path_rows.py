@@ -61,6 +61,9 @@ def test_no_bound_is_above_the_optimum(seed: int) -> None:
     assert optimum.finished
     found = solve_master(problem, budget, cuts, relax=True, path_rounds=30)
     assert found.bound <= optimum.bound * (1 + 1e-9) + 1e-9
+    whole = solve_master(problem, budget, cuts, path_rounds=30)
+    assert whole.bound <= optimum.bound * (1 + 1e-9) + 1e-9
+    assert whole.bound == pytest.approx(solve_master(problem, budget, cuts).bound, rel=1e-5)
 
 
 def test_what_is_smeared_over_windows_is_seen() -> None:
