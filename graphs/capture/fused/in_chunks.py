@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from planner.graphs.capture.chunks.editing import call
 from planner.graphs.capture.chunks.rewrite import WHEN_READ
 from planner.graphs.capture.guards.tape import Decisions
 from planner.graphs.capture.joint_graph import Joint
@@ -68,7 +69,8 @@ def in_chunks(step: JointStep, rewrite: str) -> JointStep:
             node.kwargs = {}
     for node in fresh:
         _in_place(node)
-    let_go(module, [n for n in fresh if added_to(n) is None])
+        _in_its_place(graph, node)
+    let_go(module, [n for n in graph.nodes if n.name not in before and added_to(n) is None])
     _tag(graph)
     graph.lint()
     return step.of(module)
@@ -130,6 +132,27 @@ def _in_place(node: fx.Node) -> None:
     elif node.target is not ADDED:
         raise Declined(f"{node.name} ({node.target}) writes where a compiler is not known to")
     node.replace_all_uses_with(written)
+
+
+def _in_its_place(graph: fx.Graph, node: fx.Node) -> None:
+    """Let a bias's gradient be a product: Inductor makes one kernel of the sums of all chunks, for
+    which it holds all of their logits' gradients.
+    """
+    if node.target is not aten.sum.dim_IntList or node.args[1] != [0]:
+        return
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    given = source.meta["val"]
+    if given.dim() != 2 or not given.is_floating_point():
+        return
+    kind = {"dtype": given.dtype, "device": given.device}
+    with graph.inserting_before(node):
+        ones = call(graph, aten.full.default, ([given.shape[0], 1], 1.0), kind, like=node)
+        turned = call(graph, aten.permute.default, (source, [1, 0]), like=node)
+        summed = call(graph, aten.mm.default, (turned, ones), like=node)
+        seen = call(graph, aten.view.default, (summed, list(node.meta["val"].shape)), like=node)
+    node.replace_all_uses_with(seen)
+    graph.erase_node(node)
 
 
 def _tag(graph: fx.Graph) -> None:

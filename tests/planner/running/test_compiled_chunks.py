@@ -80,7 +80,7 @@ def tightest(rewrite: str, **said: Any) -> planner.Plan:
 @pytest.mark.usefixtures("stubbed")
 @pytest.mark.parametrize(
     ("form", "said"),
-    [("A", {}), ("A", {"tied": True}), ("B", {"tied": True}), ("B", {"bias": True, "drop": 0.2})],
+    [("A", {"bias": True}), ("A", {"tied": True}), ("B", {"tied": True}), ("B", {"drop": 0.2})],
 )
 def test_budgets_are_kept_in_both_forms(form: str, said: dict[str, Any]) -> None:
     rewrite = f"loss_chunks 4 {form}"

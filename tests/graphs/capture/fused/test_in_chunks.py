@@ -123,6 +123,14 @@ def test_a_weights_gradient_is_one_tensor_that_is_added_to(*, tied: bool) -> Non
         assert late == [form == "A"] * 3
 
 
+def test_sums_over_tokens_of_all_chunks_are_no_kernel_together() -> None:
+    step, _ = kept(Speaker(usual, bias=True))
+    for form in "AB":
+        nodes = in_chunks(step, f"loss_chunks 4 {form}").module.graph.nodes
+        large = [n for n in nodes if n.op == "call_function" and n.meta["val"].shape == (WORDS, 1)]
+        assert [str(n.target) for n in large] == ["aten.mm.default"] * 4
+
+
 def test_bfloat16_is_as_close_to_float64_as_the_whole() -> None:
     exact = run(*kept(Speaker(usual).bfloat16().double()))
     step, given = kept(Speaker(usual).bfloat16())
