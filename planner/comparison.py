@@ -24,7 +24,7 @@ from planner.solvers.baselines.moved_by_hand import BY_HAND, admitted
 from planner.solvers.baselines.pareto_marks import RUN_BY_TORCH
 from planner.solvers.offload import solve_with_host
 from planner.step_options import VariantOptions
-from planner.step_variants import captured_step, captured_variant, refuse_for_engine
+from planner.step_variants import captured_step, captured_variant, variant_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,13 +67,15 @@ def compare(
         budget_bytes = asked.budget_bytes(budget)
         beside = dict.fromkeys(name for name in (*engines, asked.engine) if name != OP_BY_OP)
         request = replace(asked, engine=OP_BY_OP)
-        for name in beside:
-            refuse_for_engine(name, chunks=asked.loss_chunks != 1)
         captured = captured_variant(request)
         # first what may be refused, such as a step that a compiler does not take whole
         inside = [replace(request, engine=name) for name in beside]
         steps = [(other, captured_step(other)) for other in inside]
-        others = [row for other, step in steps for row in _in_engine(step, other, budget_bytes)]
+        others = [
+            row
+            for other, step in steps
+            for row in _in_engine(step, captured.rewrite, other, budget_bytes)
+        ]
         found = compare_graph(
             captured.graph,
             budget_bytes,
@@ -103,13 +105,17 @@ def _ours(captured: Captured, budget_bytes: int, request: Request) -> MethodResu
     return _result(chosen.choice.graph, OURS, chosen.moved.solution, start, chosen.choice.host)
 
 
-def _in_engine(captured: Captured, request: Request, budget_bytes: int) -> Iterator[MethodResult]:
-    """Yield the plan of a compiled engine, and what that engine does without one."""
+def _in_engine(
+    captured: Captured, rewrite: str, request: Request, budget_bytes: int
+) -> Iterator[MethodResult]:
+    """Yield the plan of a compiled engine, and what that engine does without one: of the step as
+    it is.
+    """
     from planner.running.engines import engine_of  # torch: only where something is captured
 
     start = time.perf_counter()
     try:
-        plan = plan_captured(captured, request, budget_bytes)
+        plan = plan_captured(variant_of(captured, rewrite), request, budget_bytes)
     except InfeasibleBudget as error:
         yield _unfit(f"{request.method} in {request.engine}", request.engine, str(error), start)
     else:

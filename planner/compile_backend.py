@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from planner.byte_sizes import format_both
-from planner.errors import BadRequest, CaptureError
+from planner.errors import BadRequest, CaptureError, InfeasibleBudget
 from planner.graphs.hardware.devices import DeviceSpec
+from planner.loss_chunks import KEEP, check_chunks
 from planner.plan.step_plan import StepPlan
-from planner.planning import plan_captured
+from planner.planning import plan_captured, plan_variants
 from planner.plans import Plan
 from planner.progress import PlannerWarning, Told
 from planner.request import Request, requested, takes
 from planner.solvers import Limits
 from planner.step_options import check_said
+from planner.step_variants import AS_CAPTURED, least_in_chunks
 
 if TYPE_CHECKING:
     from torch import fx
 
     from planner.graphs.capture.fused.compiled_step import CompiledStep
+    from planner.graphs.capture.training_step import Captured
     from planner.graphs.torch_api.inductor.compiler import HandedGraph
     from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
     from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep
@@ -43,6 +47,7 @@ class BackendOptions(TypedDict, total=False):
     allocator: str
     method: str
     accumulate: bool
+    loss_chunks: int | str
 
 
 NOT_SAID = frozenset({"loss", "engine"})
@@ -72,7 +77,7 @@ def backend(
         plans: made before, such as by another process: carried out where they are for the very
             step and within the budget.
         said: ``optimizer``, ``device``, ``reserve``, ``costs``, ``method``, ``limits``,
-            ``progress``, ``accumulate``, as for ``fit``.
+            ``progress``, ``accumulate``, ``loss_chunks``, as for ``fit``.
 
     Raises:
         BadRequest, UnknownMethod: something is not what it should be.
@@ -100,10 +105,12 @@ class PlanningBackend:
                 "and runs Inductor's kernels"
             )
         check_said(said, BackendOptions)
+        check_chunks(said.get("loss_chunks", 1), KEEP, (AS_CAPTURED,))
         self._budget, self._said, self._known = budget, said, _checked(plans)
         self._plans: list[Plan] = []
         self._frame: int | None = None
         self._calls = set[tuple[str, ...]]()
+        self._beyond: tuple[Captured, Request] | None = None
 
     def __repr__(self) -> str:
         """Name it as it was made, in torch's errors, too."""
@@ -125,7 +132,7 @@ class PlanningBackend:
         """
         from planner.graphs.torch_api.inductor.compiler import compiled_graph, traced
         from planner.graphs.torch_api.inductor.partitioner import Partitioner
-        from planner.running.compiled_model import within
+        from planner.running.compiled_model import variant_of, within
 
         if options:
             raise BadRequest(
@@ -133,10 +140,11 @@ class PlanningBackend:
                 "said itself: planner.backend(budget, ...)"
             )
         graph = traced(gm, example_inputs)
+        rewrite = self._rewrite(graph)
         known: list[tuple[Plan, CompiledStep]] = []
 
         def cut(step: JointStep) -> Halves:
-            plan, compiled = self._cut(graph, step)
+            plan, compiled = self._cut(graph, variant_of(step, rewrite))
             known.append((plan, compiled))
             return compiled.halves(plan.schedule)
 
@@ -144,13 +152,62 @@ class PlanningBackend:
             plan, compiled = known[-1]
             within(compiled, first, second, plan.budget_bytes)
 
-        return compiled_graph(graph, Partitioner(cut), check)
+        try:
+            return compiled_graph(graph, Partitioner(cut), check, keep=rewrite != AS_CAPTURED)
+        except InfeasibleBudget as error:
+            if self._beyond is None:
+                raise
+            raise error.with_more(least_in_chunks(error.least_bytes, *self._beyond)) from error
+
+    def _said_of(self, graph: HandedGraph) -> dict[str, Any]:
+        said: dict[str, Any] = {"dynamic": "off", **self._said, "engine": "inductor"}
+        return {"device": _device_of(graph), **said, "inputs": tuple(graph.inputs)}
+
+    def _rewrite(self, graph: HandedGraph) -> str:
+        """Return which variant of a training step is to be compiled; where a plan chooses it, that
+        plan is made before.
+        """
+        from planner.graphs.capture.fused.in_chunks import in_chunks
+        from planner.graphs.capture.rewrites import Declined
+        from planner.graphs.torch_api.inductor.compiler import handed_step
+
+        chosen = self._said.get("loss_chunks", 1) != 1
+        made = {p.rewrite: p for p in (*self._plans, *self._known) if p.rewrite != AS_CAPTURED}
+        if not (chosen or made) or (step := handed_step(graph, keep=True)) is None:
+            return AS_CAPTURED
+        self._refuse_second(graph)
+        with requested(graph.module, self._said_of(graph)) as request:
+            budget_bytes = request.budget_bytes(self._budget)
+            for name in made:
+                with suppress(Declined):
+                    if self._known_for(graph, in_chunks(step, name), budget_bytes):
+                        return name
+            if not chosen:
+                return AS_CAPTURED
+            plan = plan_variants(self._variants(graph, request), request, budget_bytes)
+            self._known = (*self._known, _noted(plan, request))
+        return plan.rewrite
+
+    def _variants(self, graph: HandedGraph, request: Request) -> Callable[..., Captured]:
+        from planner.graphs.capture.call_arguments import arguments
+        from planner.graphs.torch_api.inductor.compiler import handed_step
+        from planner.graphs.torch_api.inductor.partitioner import with_numbers
+        from planner.running.engines.compiled_capture import captured_joint, variants_of
+
+        def captured_one(step: JointStep, name: str) -> Captured:
+            call = arguments(list(map(with_numbers, graph.inputs)), {})
+            return captured_joint(step, graph.module, call, request, step.trained, rewrite=name)
+
+        def traced(*, keep: bool) -> JointStep:
+            step = handed_step(graph, keep=keep)
+            assert step is not None, "it trains"
+            return step
+
+        return variants_of(traced, captured_one)
 
     def _cut(self, graph: HandedGraph, step: JointStep) -> tuple[Plan, CompiledStep]:
         self._refuse_second(graph)
-        said: dict[str, Any] = {"dynamic": "off", **self._said, "engine": "inductor"}
-        said = {"device": _device_of(graph), **said, "inputs": tuple(graph.inputs)}
-        with requested(graph.module, said) as request:
+        with requested(graph.module, self._said_of(graph)) as request:
             found = self._known_for(graph, step, request.budget_bytes(self._budget))
             plan, compiled = found or self._planned(graph, step, request)
             request.tell(repr(plan))
@@ -204,16 +261,14 @@ class PlanningBackend:
 
         call = arguments(list(map(with_numbers, graph.inputs)), {})
         captured = captured_joint(step, graph.module, call, request, step.trained)
-        plan = plan_captured(captured, request, request.budget_bytes(self._budget))
+        try:
+            plan = plan_captured(captured, request, request.budget_bytes(self._budget))
+        except InfeasibleBudget:
+            variants = self._variants(graph, request)
+            self._beyond = replace(captured, variant=variants), request
+            raise
         assert captured.compiled is not None, "it is a compiler's"
-        left = format_both(request.hardware.reserve_bytes)
-        counted = plan.optimizer or "no optimizer"
-        return Plan.of(
-            plan.with_remark(
-                f"planned inside torch.compile: {counted} is counted for the parameters of this "
-                f"graph, {left} are left to whatever else lives on the device (reserve=)"
-            )
-        ), replace(captured.compiled, graph=plan.graph)
+        return _noted(plan, request), replace(captured.compiled, graph=plan.graph)
 
     def _refuse_second(self, graph: HandedGraph) -> None:
         if graph.breaks is not None:
@@ -227,6 +282,17 @@ class PlanningBackend:
                 "a second training step is compiled beside the first, which has the whole budget; "
                 "compile the model as one, or give each a backend with a budget of its own"
             )
+
+
+def _noted(plan: StepPlan, request: Request) -> Plan:
+    left = format_both(request.hardware.reserve_bytes)
+    counted = plan.optimizer or "no optimizer"
+    return Plan.of(
+        plan.with_remark(
+            f"planned inside torch.compile: {counted} is counted for the parameters of this "
+            f"graph, {left} are left to whatever else lives on the device (reserve=)"
+        )
+    )
 
 
 def _checked(plans: Sequence[StepPlan]) -> tuple[StepPlan, ...]:

@@ -6,8 +6,9 @@ Knows which error each step can end in. How steps are captured and run is the en
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from planner.allocator_budget import (
@@ -18,6 +19,7 @@ from planner.allocator_budget import (
 )
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import InfeasibleBudget
+from planner.graphs import plain_schedule
 from planner.host_budget import solve_within_host
 from planner.host_states import choices, solve_with_states
 from planner.plan.advice import infeasible
@@ -32,12 +34,14 @@ from planner.step_variants import (
     captured_step,
     floor_of,
     least_in_chunks,
-    refuse_for_engine,
     variants_among,
 )
 
 if TYPE_CHECKING:
     from planner.graphs.capture.training_step import Captured
+
+WORTH_ASKING = 0.01
+"""By which part another variant is to be quicker than a plan, for a compiler to be asked of it."""
 
 
 def plan_step(request: Request, budget_bytes: int) -> StepPlan:
@@ -48,18 +52,31 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
         CaptureError: the step cannot be captured.
         InfeasibleBudget: no schedule found fits; the error has the least budget that works.
     """
+    return plan_variants(partial(captured_step, request), request, budget_bytes)
+
+
+def plan_variants(
+    captured: Callable[[str], Captured], request: Request, budget_bytes: int
+) -> StepPlan:
+    """Plan a step as ``plan_step`` does.
+
+    Args:
+        captured: captures the step by the name of a rewrite.
+        request: what else is said.
+        budget_bytes: what the step may hold.
+    """
     start = time.perf_counter()
     if request.loss_chunks == 1:
-        found = {v.rewrite: v for name in request.rewrites for v in [captured_step(request, name)]}
+        found = {v.rewrite: v for name in request.rewrites for v in [captured(name)]}
         whole, *_ = variants = list(found.values())
     else:
-        refuse_for_engine(request.engine, chunks=True)
-        whole = captured_step(request)
+        whole = captured(AS_CAPTURED)
         variants = variants_among(whole, request, budget_bytes)
     begun = time.perf_counter()
     spent = begun - start
     try:
-        plan = best_plan(variants, request, budget_bytes)
+        best = best_plan if whole.compiled is None else best_compiled
+        plan = best(variants, request, budget_bytes)
     except InfeasibleBudget as error:
         left = replace(request, limits=limits_left(request, begun))
         raise error.with_more(least_in_chunks(error.least_bytes, whole, left)) from error
@@ -119,6 +136,43 @@ def best_plan(variants: Sequence[Captured], request: Request, budget_bytes: int)
         return plan  # what is left is not worth beginning anew
     again = attempt(variant, 1.0)
     return min((x for x in (plan, again) if isinstance(x, StepPlan)), key=lambda x: x.seconds)
+
+
+def best_compiled(variants: Sequence[Captured], request: Request, budget_bytes: int) -> StepPlan:
+    """Plan the quickest of some variants that a compiler is asked of, which takes long.
+
+    First come those that fit if nothing runs again, and none is asked of that is hardly quicker
+    than a plan that was found.
+
+    Args:
+        variants, request, budget_bytes: as for ``best_plan``.
+
+    Raises:
+        InfeasibleBudget: as ``best_plan`` does.
+    """
+
+    def order(variant: Captured) -> tuple[bool, float]:
+        assert variant.compiled is not None, "so are all variants of a step"
+        held = variant.compiled.asked(plain_schedule(variant.graph)).peak_bytes
+        return held > budget_bytes, variant.graph.seconds
+
+    begun, best = time.perf_counter(), None
+    beyond = list[InfeasibleBudget]()
+    ahead = sorted(variants, key=order)
+    for nth, variant in enumerate(ahead):
+        if best is not None and variant.graph.seconds >= (1 - WORTH_ASKING) * best.seconds:
+            continue
+        left = limits_left(request, begun)
+        limits = replace(left, seconds=left.seconds / (len(ahead) - nth))
+        try:
+            found = plan_captured(variant, replace(request, limits=limits), budget_bytes)
+        except InfeasibleBudget as error:
+            beyond.append(error)
+        else:
+            best = found if best is None or found.seconds < best.seconds else best
+    if best is None:
+        raise min(beyond, key=lambda error: error.least_bytes)
+    return best
 
 
 def plan_captured(captured: Captured, request: Request, budget_bytes: int) -> StepPlan:

@@ -53,13 +53,12 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
     return found
 
 
-def refuse_for_engine(name: str, *, moves: bool = False, chunks: bool = False) -> None:
+def refuse_for_engine(name: str, *, moves: bool = False) -> None:
     """Refuse what an engine does not do so far.
 
     Args:
         name: of the engine.
         moves: values or states may move to the host.
-        chunks: the loss may be computed in chunks.
 
     Raises:
         BadRequest: the engine does not do that.
@@ -70,8 +69,6 @@ def refuse_for_engine(name: str, *, moves: bool = False, chunks: bool = False) -
     engine = engine_of(name)
     if moves and not engine.moves_values:
         raise BadRequest(f"offload= is not for engine={name!r} so far: leave one of them out")
-    if chunks and engine.program is None:
-        raise BadRequest(f"loss_chunks= is not for engine={name!r} so far: leave one of them out")
 
 
 def captured_variant(request: Request) -> Captured:
@@ -90,6 +87,25 @@ def captured_variant(request: Request) -> Captured:
     return min(captured_variants(request), key=_plain_peak)
 
 
+def variant_of(whole: Captured, rewrite: str) -> Captured:
+    """Return a variant of a captured step, by its name.
+
+    Raises:
+        BadRequest: the step has none in the engine that it was captured for.
+    """
+    from planner.graphs.capture.rewrites import Declined
+
+    if rewrite == whole.rewrite:
+        return whole
+    assert whole.variant is not None, "it was captured"
+    try:
+        return whole.variant(rewrite)
+    except Declined as reason:
+        raise BadRequest(
+            f"the step has no variant {rewrite!r} in this engine: {reason}"
+        ) from reason
+
+
 def captured_variants(request: Request) -> list[Captured]:
     """Capture all variants of a step among which its loss in chunks lets a plan choose.
 
@@ -104,7 +120,6 @@ def captured_variants(request: Request) -> list[Captured]:
     whole = captured_step(request)
     if request.loss_chunks == 1:
         return [whole]
-    refuse_for_engine(request.engine, chunks=True)
     variants = _in_chunks(whole, request)
     if request.loss_chunks == AUTO:
         variants = [whole, *variants]
@@ -154,17 +169,23 @@ def least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str:
         whole: the step as it was captured.
         request: which chunks it asks for, and within which limits.
     """
+    from planner.running.engines import engine_of  # torch: only where something is captured
+
     found = hinted(whole) if request.loss_chunks == 1 and whole.rewrite == AS_CAPTURED else None
     if found is None:
         return ""
     request.tell("looking for the least budget with the loss in chunks")
     chunks, how = found
-    least, needed = least_budget(chunks.graph, request, thorough=False)
+    if (least_asked := engine_of(request.engine).least) is not None:
+        needed, cut = least_asked(chunks, request), ""
+    else:
+        least, needed = least_budget(chunks.graph, request, thorough=False)
+        cut = cut_short(least)
     if least_bytes - needed < WORTH_SAYING * least_bytes:
         return ""
     return (
         f" Or compute the loss in chunks: with {how} the least budget known to work is "
-        f"{format_both(needed)}{cut_short(least)}."
+        f"{format_both(needed)}{cut}."
     )
 
 

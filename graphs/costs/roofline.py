@@ -244,6 +244,7 @@ _FORMULAS: dict[Any, _Formula] = {
     **dict.fromkeys(_packets("convolution", "_convolution"), _convolution),
     **dict.fromkeys(_packets("mkldnn_convolution", "cudnn_convolution"), _mkldnn_convolution),
     aten.convolution_backward: _convolution_backward,
+    aten.addmm_: lambda args, made: int(2 * made[0].numel() * args[1].shape[1]),
     **dict.fromkeys(
         _packets(
             f"{_SDPA}flash_attention_for_cpu",

@@ -81,8 +81,7 @@ class FirstBatch:
         moves = checked_offload(self.said.get("offload")) is not None
         chunks = self.said.get("loss_chunks", 1)
         check_chunks(chunks, self.said.get("logits", KEEP), (AS_CAPTURED,))
-        engine = self.said.get("engine", OP_BY_OP)
-        refuse_for_engine(engine, moves=moves, chunks=chunks != 1)
+        refuse_for_engine(self.said.get("engine", OP_BY_OP), moves=moves)
         parse_budget(self.budget, lambda: 1)
         checked_method(self.said.get("method", "auto"))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from planner.byte_sizes import format_both, format_bytes, format_percent
+from planner.graphs import plain_schedule
 from planner.loss_chunks import KEEP, LOGITS, names
 from planner.solvers.minimum_budget import proven_floor
 
@@ -71,20 +72,34 @@ def said(plan: StepPlan, whole: Captured) -> str:
         whole: the same step as captured.
     """
     more = plan.plain_seconds / whole.graph.seconds - 1 if whole.graph.seconds else 0.0
-    before, now = proven_floor(whole.graph), proven_floor(plan.graph)
+    if whole.compiled is not None:
+        before = whole.compiled.asked(plain_schedule(whole.graph)).peak_bytes
+        held = (
+            f"without chunks the compiler holds {format_bytes(before)} if nothing runs again, and "
+            f"{format_bytes(plan.peak_bytes)} in this plan"
+        )
+    else:
+        floor, now = proven_floor(whole.graph), proven_floor(plan.graph)
+        held = (
+            f"every schedule holds at least {format_bytes(now)} with the loss in these chunks, "
+            f"{format_bytes(floor)} without"
+        )
     return (
-        f"every schedule holds at least {format_bytes(now)} with the loss in these chunks, "
-        f"{format_bytes(before)} without; with every op run once the chunks take "
-        f"{format_percent(abs(more))} {'more' if more >= 0 else 'less'} time than the step as it is"
+        f"{held}; with every op run once the chunks take {format_percent(abs(more))} "
+        f"{'more' if more >= 0 else 'less'} time than the step as it is"
     )
 
 
 def saving(whole: Captured) -> str | None:
     """Say by how much chunks would lower what every schedule holds, if they do.
 
+    Nothing is said of a compiler's step, which would have to be traced again for it.
+
     Args:
         whole: the step as captured.
     """
+    if whole.compiled is not None:
+        return None
     before = proven_floor(whole.graph)
     largest = max(whole.graph.values[v].size_bytes for op in whole.graph.ops for v in op.outputs)
     if MOST_LOGITS * largest < WORTH_SAYING * before or (found := hinted(whole)) is None:
@@ -111,10 +126,12 @@ def hinted(whole: Captured) -> tuple[Captured, str] | None:
 
     if whole.variant is None:
         return None
+    # in form B a compiler need not be asked of schedules that make logits again
+    form = 0 if whole.compiled is None else 1
     for logits in LOGITS:
         asked = f"loss_chunks={HINTED}" + f", logits={logits!r}" * (logits != KEEP)
         try:
-            return whole.variant(names(HINTED, logits)[0], run=False), asked
+            return whole.variant(names(HINTED, logits)[form], run=False), asked
         except Declined:
             continue
     return None

@@ -20,6 +20,7 @@ from planner.graphs.capture.call_arguments import Arguments, arguments
 from planner.graphs.capture.fused.compiled_step import CompiledStep, really_run, trace_of
 from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import call_of, identity
+from planner.graphs.capture.fused.in_chunks import in_chunks
 from planner.graphs.capture.fused.prices import workspaces
 from planner.graphs.capture.fused.rewritten import UnknownValue
 from planner.graphs.capture.fused.stitched import Stitched, stitched
@@ -31,6 +32,7 @@ from planner.graphs.capture.guards.call import (
     signature_of,
 )
 from planner.graphs.capture.guards.call_form import in_form
+from planner.graphs.capture.rewrites import AS_CAPTURED, Declined
 from planner.graphs.capture.sizes import at_smaller_sizes
 from planner.graphs.capture.training_step import optimizer_of
 from planner.graphs.hardware.devices import device
@@ -86,7 +88,14 @@ class _Planned:
                 "the call is compiled for sizes that are symbols, and a plan is for one size: "
                 "leave torch._dynamo.mark_dynamic out"
             )
-        plan, whole = self.plan, stitched(step)
+        plan = self.plan
+        try:
+            whole = stitched(variant_of(step, plan.rewrite))
+        except Declined as reason:
+            raise PlanMismatch(
+                f"{type(self.model).__name__} has no loss any more that can be computed in chunks, "
+                f"because {reason}; make the plan again with planner.fit"
+            ) from reason
         if plan.signature["compiled"]["nodes"] != identity(whole)["nodes"]:
             raise PlanMismatch(
                 f"{type(self.model).__name__} compiles to another step than the planned one; make "
@@ -106,6 +115,19 @@ class _Planned:
         """Refuse kernels that would hold more than the budget, another size's included."""
         assert self.known is not None, "it was cut before"
         within(self.known, first, second, self.plan.budget_bytes)
+
+
+def variant_of(step: JointStep, rewrite: str) -> JointStep:
+    """Return a step that is about to be compiled as a plan's variant of it.
+
+    Args:
+        step: with the operators of losses kept, if it is to be rewritten.
+        rewrite: which variant.
+
+    Raises:
+        Declined: the step is another, that has none.
+    """
+    return step if rewrite == AS_CAPTURED.name else in_chunks(step, rewrite)
 
 
 def step_under(plan: StepPlan, step: Stitched, model: nn.Module) -> CompiledStep:
@@ -156,7 +178,8 @@ def compiled_under(plan: StepPlan, model: nn.Module, applied: Applied) -> Compil
     """
     planned = _Planned(plan, model)
     step = step_of(applied.base, applied.loss)
-    return compiled_by(step, Partitioner(planned.cut), planned.check)
+    keep = plan.rewrite != AS_CAPTURED.name
+    return compiled_by(step, Partitioner(planned.cut), planned.check, keep=keep)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from planner.compile_backend import by_name
 from planner.graphs import Kind
 from planner.solvers import Limits
 from tests.compiled import Broken, Net, measured_bytes, net, step
+from tests.speaker import Speaker, batch, usual
 
 QUICK = {"optimizer": None, "limits": Limits(seconds=3)}
 
@@ -179,3 +180,32 @@ def test_by_name() -> None:
     step(torch.compile(model, backend=by_name, options=options), x)
     with pytest.raises(BackendCompilerFailed, match="budget"):
         torch.compile(model, backend=by_name)(x)
+
+
+@pytest.mark.slow
+def test_the_loss_may_be_computed_in_chunks(tmp_path: Path) -> None:
+    words, said = 4001, {**QUICK, "progress": "off"}
+    inputs = batch(words, 4, 64)
+    model = Speaker(usual, words, 16, tied=True)
+    logits_bytes = 4 * 64 * words * 4
+    with pytest.raises(BackendCompilerFailed, match="loss_chunks=8 the least budget") as error:
+        torch.compile(model, backend=planner.backend(logits_bytes // 2, **said))(*inputs)
+    assert isinstance(error.value.inner_exception, planner.InfeasibleBudget)
+    torch._dynamo.reset()
+    chunked = planner.backend(logits_bytes // 2, loss_chunks=8, **said)
+    assert measured_bytes(torch.compile(model, backend=chunked), *inputs) <= logits_bytes // 2
+    (plan,) = chunked.plans
+    assert plan.rewrite == "loss_chunks 8 B"
+    assert "no optimizer is counted" in plan.remarks[-1]
+    with torch.no_grad():
+        torch.compile(model, backend=chunked)(*inputs)
+    assert len(chunked.plans) == 1
+    plan.save(tmp_path / "plan.json")
+    known = planner.load(tmp_path / "plan.json")
+    for chunks in (1, 8):  # a plan is carried out as it was made, whatever is said
+        torch._dynamo.reset()
+        again = planner.backend(logits_bytes, plans=[known], loss_chunks=chunks, **said)
+        step(torch.compile(model, backend=again), *inputs)
+        assert again.plans == (known,)
+    with pytest.raises(planner.BadRequest, match="a number from 1 on"):
+        planner.backend("1GB", loss_chunks=0)

@@ -53,7 +53,8 @@ _ROW_WISE = {
 }
 """The place of the dimension among the arguments."""
 
-SPREADS = frozenset({aten.expand.default, aten.new_zeros.default})
+FILLED = frozenset({aten.full.default})
+SPREADS = FILLED | {aten.expand.default, aten.new_zeros.default}
 SCATTERS = frozenset({aten.scatter_add.default, aten.scatter.value})
 SOFTMAX = frozenset({aten._log_softmax.default, aten._softmax.default, aten.logsumexp.default})
 NLL = frozenset({aten.nll_loss_forward.default, aten.nll_loss2d_forward.default})
@@ -203,6 +204,13 @@ class TokenDims:
         swap = {i: j, j: i}
         return tuple(swap.get(d, d) for d in self.of[source])
 
+    def _permuted(self, node: fx.Node) -> Dims:
+        source, said = node.args
+        assert isinstance(source, fx.Node)
+        rank = len(shape(source))
+        before = [int(d) % rank for d in said]  # type: ignore[union-attr,arg-type]
+        return tuple(before.index(d) for d in self.of[source])
+
     def _spread(self, node: fx.Node) -> Dims:
         """A small tensor made as large as the logits."""
         small: Any = node.args[0]
@@ -215,6 +223,11 @@ class TokenDims:
             raise Declined(f"{_name(node)} spreads a tensor that has no value for each token")
         self.carry(small, tuple(d - missing for d in dims))
         return dims
+
+    def _filled(self, node: fx.Node) -> Dims:
+        if node not in self.of:
+            raise Declined(f"{_name(node)} is for all tokens alike")
+        return self.of[node]
 
     def _scattered(self, node: fx.Node) -> Dims:
         base: Any = node.args[0]
@@ -280,7 +293,9 @@ _RULES: Mapping[frozenset[Any], Callable[[TokenDims, fx.Node], Dims]] = {
     frozenset({aten.mm.default, aten.addmm.default}): TokenDims._product,
     VIEWS: TokenDims._view,
     frozenset({aten.t.default, aten.transpose.int}): TokenDims._transposed,
-    SPREADS: TokenDims._spread,
+    frozenset({aten.permute.default}): TokenDims._permuted,
+    FILLED: TokenDims._filled,
+    SPREADS - FILLED: TokenDims._spread,
     SCATTERS: TokenDims._scattered,
     frozenset(_ROW_WISE): TokenDims._row_wise,
     NLL_BACKWARD: TokenDims._nll_backward,

@@ -28,6 +28,7 @@ from planner.graphs.capture.chunks.linear import refuse_not_linear
 from planner.graphs.capture.chunks.region import Leaves, Region
 from planner.graphs.capture.chunks.sums import AddedInPlace
 from planner.graphs.capture.chunks.token_dims import (
+    FILLED,
     NLL,
     SIZED,
     cut,
@@ -269,7 +270,9 @@ class Writer:
             return env.get(operand, operand)
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), of_chunk)
-        if node.target in SIZED:
+        if node.target in FILLED:
+            args = (cut(shape(node), self.region.dims[node], span.count), *args[1:])
+        elif node.target in SIZED:
             args = (args[0], cut(shape(node), self.region.dims[node], span.count), *args[2:])
         return args, kwargs
 

@@ -1,10 +1,27 @@
-"""Which nodes a kernel computes on its way: from what it makes back to what is in memory."""
+"""Which nodes a kernel computes on its way: from what it makes back to what is in memory.
+
+And whose memory it writes into, if it adds to what another made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
 from torch import fx
+
+from planner.graphs.capture.node_kinds import added_to, is_view
+
+
+def written_by(node: fx.Node) -> fx.Node | None:
+    """Return the node whose result another writes into, if that was made in the step.
+
+    Args:
+        node: that may write.
+    """
+    written = added_to(node)
+    while written is not None and written.op == "call_function" and is_view(written):
+        written = written.all_input_nodes[0]
+    return written if written is not None and written.op == "call_function" else None
 
 
 def behind(

@@ -6,20 +6,21 @@ alone, the nodes that its kernel computes are found again. Knows which kernels m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
 from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assemble
-from planner.graphs.capture.fused.closures import behind
+from planner.graphs.capture.fused.closures import behind, written_by
 from planner.graphs.capture.fused.origin import module_of, source_of
 from planner.graphs.capture.fused.stitched import Stitched
 from planner.graphs.capture.node_kinds import is_random, target_name
 from planner.graphs.capture.source_line import short_line
 from planner.graphs.graph import Graph
 from planner.graphs.torch_api.inductor.inductor_kernels import FusedKernel, Kernels
+from planner.graphs.torch_api.inductor.sums_in_place import ADDED
 from planner.graphs.torch_api.operators import OpOverload, overwritten
 
 
@@ -69,6 +70,7 @@ def graph_to_plan(
     found = [list(_made(half, by_name, known)) for half in (forward, backward)]
     count = step.step.forward_outputs
     outputs = _under(step, step.outputs[:count], stored)
+    once = {*outputs, *map(written_by, step.graph.nodes)}  # what is written into is made once
     effects = _effects(step, stored)
     calls = []
     for half, late in zip(found, (False, True), strict=True):
@@ -76,9 +78,11 @@ def graph_to_plan(
             call
             for made in half
             for part in _parts(made, outputs if not late else ())
-            for call in [_call(part, stored, price, late=late, outputs=outputs)]
+            for call in [_call(part, stored, price, late=late, once=once)]
         ]
-        kernels += [_effect(n, stored) for n in effects if (n in step.backward) == late]
+        for node in effects:
+            if (node in step.backward) == late:
+                _insert(kernels, _effect(node, stored, price), last=written_by(node) is None)
         calls.append(_in_order(kernels))
     gradients = [n.name for n in _under(step, step.outputs[count:], stored)]
     names = [n.name for n in outputs]
@@ -155,7 +159,7 @@ def _call(
     price: Price,
     *,
     late: bool,
-    outputs: Sequence[fx.Node],
+    once: Collection[fx.Node | None],
 ) -> KernelCall:
     inside, read = behind(made.nodes, stored)
     nodes = [*made.nodes, *inside]
@@ -172,7 +176,7 @@ def _call(
         cost.flops,
         cost.moved_bytes,
         cost.workspace_bytes + made.beside_bytes,
-        not (late or once_only(kernels) or any(n in outputs for n in made.nodes)),
+        not (late or once_only(kernels) or any(n in once for n in made.nodes)),
         module_of(main),
         short_line(source_of(main)),
     )
@@ -187,10 +191,30 @@ def _effects(step: Stitched, stored: Mapping[fx.Node, None]) -> list[fx.Node]:
     ]
 
 
-def _effect(node: fx.Node, stored: Mapping[fx.Node, None]) -> KernelCall:
+def _effect(node: fx.Node, stored: Mapping[fx.Node, None], price: Price) -> KernelCall:
     _, read = behind([node], stored)
     reads = tuple(n.name for n in read if isinstance(n.meta.get("val"), torch.Tensor))
-    return KernelCall(node.name, target_name(node), reads, {node.name: 0}, recomputable=False)
+    cost = KernelPrice(0.0, 0, 0, 0)
+    if node.target is ADDED:
+        cost = price([node], FusedKernel(node.name, (), (), external=True), 0)
+    return KernelCall(
+        node.name,
+        target_name(node),
+        reads,
+        {node.name: 0},
+        cost.seconds,
+        cost.flops,
+        cost.moved_bytes,
+        cost.workspace_bytes,
+        recomputable=False,
+    )
+
+
+def _insert(kernels: list[KernelCall], effect: KernelCall, *, last: bool) -> None:
+    """Put what adds to something behind the kernels whose results it reads, and others last."""
+    read = set(effect.reads)
+    behind_them = max((i for i, k in enumerate(kernels, 1) if read & k.makes.keys()), default=0)
+    kernels.insert(len(kernels) if last else behind_them, effect)
 
 
 def _target(nodes: Sequence[fx.Node]) -> str:

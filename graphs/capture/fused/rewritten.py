@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from planner.graphs.capture.fused.closures import written_by
 from planner.graphs.capture.fused.late_kernels import put_off
 from planner.graphs.capture.fused.stitched import Stitched
 from planner.graphs.graph import Graph, Phase
@@ -35,6 +36,10 @@ class _Rewriting:
     graph: fx.Graph = field(default_factory=fx.Graph)
     live: dict[fx.Node, fx.Node] = field(default_factory=dict)  # what is in memory now
     early: dict[fx.Node, fx.Node] = field(default_factory=dict)  # forward's, on its way to memory
+    added_to: set[fx.Node] = field(init=False)  # what a copy of would lack what was added
+
+    def __post_init__(self) -> None:
+        self.added_to = {n for n in map(written_by, self.step.graph.nodes) if n is not None}
 
     def put(self, node: fx.Node, local: dict[fx.Node, fx.Node], *, late: bool) -> fx.Node:
         """Return a node's copy: that in memory, or one computed on the way."""
@@ -48,6 +53,8 @@ class _Rewriting:
                 ahead.extend(waits)
             else:
                 ahead.pop()
+                if top in self.added_to:
+                    raise UnknownValue(f"others write into {top.name!r}, which is not in memory")
                 local[top] = self.copy(top, local, late=late)
         found = self._known(node, local)
         assert found is not None, "it was just copied"

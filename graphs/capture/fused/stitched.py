@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from planner.graphs.capture.fused.closures import written_by
 from planner.graphs.torch_api.inductor.inductor_kernels import mark
 from planner.graphs.torch_api.inductor.partitioner import (
     JointStep,
@@ -66,7 +67,8 @@ def stitched(step: JointStep, share: float = 1.0) -> Stitched:
     for node in graph.nodes:
         if node.op not in ("placeholder", "output"):
             tag(node, backward=node in new)
-            mark(node, node.name)
+            # what is added to stays the buffer of who made it
+            mark(node, (written_by(node) or node).name)
         if "val" in node.meta:
             node.meta = {**node.meta, "val": with_numbers(node.meta["val"])}
     return Stitched(step.of(fx.GraphModule(step.module, graph)), new)

@@ -104,8 +104,15 @@ class _Reading:
             if not line.is_reused:
                 self._drop(line.node.get_name())
         elif (called := self._called(line)) is not None:
-            outside = [n for n in self._makes(called) if n.get_name() not in self.memory]
-            self.found.append(CodeLine(takes=self._made(outside), calls=called.get_name()))
+            self._call(called)
+
+    def _call(self, called: Any) -> None:
+        outside = [n for n in self._makes(called) if n.get_name() not in self.memory]
+        for written in called.get_mutation_names():  # what it returns is what it wrote into
+            for node in outside:
+                self._shares(node.get_name(), written)
+            outside = []
+        self.found.append(CodeLine(takes=self._made(outside), calls=called.get_name()))
 
     def owned(self) -> set[str]:
         """Return the buffers that have memory of their own or another's."""

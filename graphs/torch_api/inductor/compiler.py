@@ -25,6 +25,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
+from planner.graphs.torch_api.inductor.kept_operators import keeping
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
 from planner.graphs.torch_api.inductor.scheduler import SETTINGS, innermost, watching
 
@@ -35,12 +36,13 @@ class _Told(Exception):
     """Ends a compilation once the step has been handed over."""
 
 
-def joint_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> JointStep | None:
+def joint_step(function: Callable[..., Any], *args: Any, keep: bool = False) -> JointStep | None:
     """Return the joint graph that Inductor would cut, were a function compiled; nothing runs.
 
     Args:
         function: to be traced, whole.
-        args, kwargs: what it is called with.
+        args: what it is called with.
+        keep: the operators of losses as they are.
 
     Returns:
         ``None`` if nothing in it requires grad.
@@ -48,20 +50,36 @@ def joint_step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Joint
     Raises:
         CaptureError: it cannot be traced whole.
     """
-    found = joint_step_with_inputs(function, *args, **kwargs)
+    found = joint_step_with_inputs(function, *args, keep=keep)
     return None if found is None else found[0]
 
 
 def joint_step_with_inputs(
-    function: Callable[..., Any], *args: Any, **kwargs: Any
+    function: Callable[..., Any], *args: Any, keep: bool = False
 ) -> tuple[JointStep, tuple[Any, ...]] | None:
     """Return what ``joint_step`` does, and what the placeholders of forward stand for, in order.
 
     Args:
-        function, args, kwargs: as for ``joint_step``.
+        function, args, keep: as for ``joint_step``.
     """
     told: list[JointStep] = []
     handed: list[tuple[Any, ...]] = []
+
+    def backend(module: fx.GraphModule, inputs: list[Tensor]) -> Any:
+        placeholders = module.graph.find_nodes(op="placeholder")
+        handed.append(tuple(n.meta["grapharg"].example for n in placeholders))
+        return _tell(module, inputs, told, keep=keep)
+
+    compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
+    with suppress(_Told), traced_whole():
+        compiled(*args)
+    return (told[0], handed[0]) if told else None
+
+
+def _tell(
+    module: fx.GraphModule, inputs: list[Any], told: list[JointStep], *, keep: bool
+) -> NoReturn:
+    """Add the step that Inductor would cut, if it would, to what is told."""
 
     def cut(step: JointStep) -> Halves:
         told.append(step)
@@ -70,16 +88,15 @@ def joint_step_with_inputs(
     def no_training(*args: Any, **kwargs: Any) -> NoReturn:
         raise _Told
 
-    def backend(module: fx.GraphModule, inputs: list[Tensor]) -> Any:
-        placeholders = module.graph.find_nodes(op="placeholder")
-        handed.append(tuple(n.meta["grapharg"].example for n in placeholders))
-        settings = {**SETTINGS, "custom_partitioner_fn": Partitioner(cut)}
-        return compile_fx(module, inputs, inner_compile=no_training, config_patches=settings)
-
-    compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
-    with suppress(_Told), traced_whole():
-        compiled(*args, **kwargs)
-    return (told[0], handed[0]) if told else None
+    settings = {**SETTINGS, "custom_partitioner_fn": Partitioner(cut)}
+    compile_fx(
+        module,
+        inputs,
+        inner_compile=no_training,
+        config_patches=settings,
+        decompositions=keeping() if keep else None,
+    )
+    raise _Told
 
 
 MANY_SIZES = 2**16
@@ -138,7 +155,11 @@ Check = Callable[[Kernels, Kernels], None]
 
 
 def compiled_by(
-    function: _Function, partitioner: Partitioner, check: Check | None = None
+    function: _Function,
+    partitioner: Partitioner,
+    check: Check | None = None,
+    *,
+    keep: bool = False,
 ) -> _Function:
     """Compile a function with Inductor, its training graphs cut by a partitioner.
 
@@ -146,17 +167,23 @@ def compiled_by(
         function: to be compiled, whole: a graph break is an error.
         partitioner: that cuts.
         check: of what is compiled.
+        keep: the operators of losses as they are, until the partitioner lets them go.
     """
 
     def backend(module: fx.GraphModule, inputs: list[Any]) -> Any:
-        return _compiled(module, inputs, partitioner, check)
+        return _compiled(module, inputs, partitioner, check, keep=keep)
 
     compiled = torch.compile(own_code(function), fullgraph=True, dynamic=False, backend=backend)
     return cast(_Function, compiled)
 
 
 def _compiled(
-    module: fx.GraphModule, inputs: list[Any], partitioner: Partitioner, check: Check | None
+    module: fx.GraphModule,
+    inputs: list[Any],
+    partitioner: Partitioner,
+    check: Check | None,
+    *,
+    keep: bool,
 ) -> Callable[..., Any]:
     """Compile a graph, backward at once, and check what is made of it."""
     made: dict[bool, Kernels] = {}
@@ -178,7 +205,11 @@ def _compiled(
     try:
         with functorch_config.patch(at_once):
             compiled = compile_fx(
-                module, inputs, inner_compile=watching(told), config_patches=settings
+                module,
+                inputs,
+                inner_compile=watching(told),
+                config_patches=settings,
+                decompositions=keeping() if keep else None,
             )
     except Exception:
         if refused:
@@ -272,7 +303,11 @@ def _refuse_marked(module: fx.GraphModule) -> None:
 
 
 def compiled_graph(
-    graph: HandedGraph, partitioner: Partitioner, check: Check | None = None
+    graph: HandedGraph,
+    partitioner: Partitioner,
+    check: Check | None = None,
+    *,
+    keep: bool = False,
 ) -> Callable[..., Any]:
     """Compile a graph with Inductor, which a partitioner cuts if it is a training step's.
 
@@ -280,5 +315,22 @@ def compiled_graph(
         graph: as a backend gets it.
         partitioner: that cuts.
         check: of what is compiled.
+        keep: the operators of losses as they are, until the partitioner lets them go.
     """
-    return _compiled(graph.module, graph.inputs, partitioner, check)
+    return _compiled(graph.module, graph.inputs, partitioner, check, keep=keep)
+
+
+def handed_step(graph: HandedGraph, *, keep: bool = False) -> JointStep | None:
+    """Return the joint graph that Inductor would cut, were a graph compiled; nothing is.
+
+    Args:
+        graph: as a backend gets it.
+        keep: the operators of losses as they are.
+
+    Returns:
+        ``None`` if it is no training step.
+    """
+    told: list[JointStep] = []
+    with suppress(_Told):
+        _tell(graph.module, graph.inputs, told, keep=keep)
+    return told[0] if told else None

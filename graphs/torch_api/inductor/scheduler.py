@@ -34,8 +34,10 @@ from torch._inductor.virtualized import V
 
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.inductor_kernels import Kernels, read
+from planner.graphs.torch_api.inductor.kept_operators import let_go
 from planner.graphs.torch_api.inductor.kernels_together import compile_together
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
+from planner.graphs.torch_api.inductor.sums_in_place import lower_sums
 from planner.graphs.torch_api.patches import Patches, patching
 
 SETTINGS: dict[str, Any] = {
@@ -157,6 +159,7 @@ def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
 
     def inner(module: fx.GraphModule, inputs: list[Any], **said: Any) -> Any:
         if said.get("is_inference"):
+            let_go(module)
             return compile_fx_inner(module, inputs, **said)
         with _watched(module, lambda k: told(k, bool(said.get("is_backward")))) as patches:
             compile_together(patches)
@@ -194,6 +197,7 @@ def _watched(
     inputs = tuple(n.name for n in module.graph.find_nodes(op="placeholder"))
     with patching() as patches:
         patches.attribute(compile_fx, "GraphLowering", Watched)
+        lower_sums(patches)
         yield patches
     if not seen:  # a graph that computes nothing is not lowered
         told(Kernels((), (), inputs, returned, returned, (None,) * len(returned)))

@@ -5,7 +5,9 @@ Knows what the engine refuses. Nothing is compiled, and no kernel runs but to me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from planner.graphs.capture.call_arguments import Arguments, arguments_of
 from planner.graphs.capture.fused.compiled_step import compiled_step
 from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import identity
+from planner.graphs.capture.fused.in_chunks import in_chunks
 from planner.graphs.capture.fused.prices import prices, workspaces
 from planner.graphs.capture.guards.call import signature_of
 from planner.graphs.capture.optimizer_step import asked_step
@@ -22,6 +25,7 @@ from planner.graphs.capture.training_step import Captured, has_data
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.torch_api.inductor.compiler import joint_step
 from planner.graphs.torch_api.inductor.partitioner import JointStep, draws_outside
+from planner.loss_chunks import KEEP
 from planner.request import Request
 from planner.running.compiled_model import step_of
 from planner.running.planned_module import unplanned
@@ -35,12 +39,42 @@ def captured(request: Request, rewrite: str) -> Captured:
         BadRequest: something is asked for that this engine does not do.
     """
     model = unplanned(request.model)
-    _check(request, model, rewrite)
+    _check(request, model)
     call = arguments_of(request.inputs, request.targets)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def captured_one(step: JointStep, name: str) -> Captured:
+        return captured_joint(step, model, call, request, trained, rewrite=name)
+
+    return variants_of(partial(_traced, request, model, call), captured_one)(rewrite)
+
+
+def variants_of(
+    traced: Callable[..., JointStep], captured_one: Callable[[JointStep, str], Captured]
+) -> Callable[..., Captured]:
+    """Return what captures a step by the name of a variant; it is traced once for all in chunks.
+
+    Args:
+        traced: traces the step, with ``keep=True`` the operators of losses as they are.
+        captured_one: captures a traced step, which is the variant of a name.
+    """
+    traced = cache(traced)
+
+    def variant(name: str = AS_CAPTURED.name, *, run: bool = True) -> Captured:
+        rewritten = name != AS_CAPTURED.name
+        step = traced(keep=rewritten)
+        found = captured_one(in_chunks(step, name) if rewritten else step, name)
+        return replace(found, variant=variant)
+
+    return variant
+
+
+def _traced(request: Request, model: nn.Module, call: Arguments, *, keep: bool) -> JointStep:
     args, kwargs, targets = call.rebuild(call.tensors)
     request.tell(f"tracing {type(model).__name__} as torch.compile does")
+    function = step_of(type(model), request.loss)
     try:
-        found = joint_step(step_of(type(model), request.loss), model, args, kwargs, targets)
+        found = joint_step(function, model, args, kwargs, targets, keep=keep)
     except GraphsCaptureError as error:
         raise CaptureError(f"{error}; engine='op_by_op' may take it") from error
     if found is None:
@@ -48,8 +82,7 @@ def captured(request: Request, rewrite: str) -> Captured:
             "no output requires grad, so there is no backward pass to plan; call model.train(), "
             "unfreeze a parameter, or return the loss"
         )
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return captured_joint(found, model, call, request, trained)
+    return found
 
 
 def captured_joint(
@@ -58,6 +91,8 @@ def captured_joint(
     call: Arguments,
     request: Request,
     trained: Sequence[Tensor],
+    *,
+    rewrite: str = AS_CAPTURED.name,
 ) -> Captured:
     """Return the step that Inductor is about to cut as one to plan.
 
@@ -67,6 +102,7 @@ def captured_joint(
         call: what it is called with.
         request: for which device and optimizer, by which costs.
         trained: the parameters that the optimizer steps.
+        rewrite: which variant of the step it is.
 
     Raises:
         CaptureError: the step draws random numbers that a plan cannot draw again, or is compiled
@@ -90,7 +126,7 @@ def captured_joint(
         "checked": [],
         "compiled": identity(found.stitched),
     }
-    return Captured(found.graph, signature, compiled=found)
+    return Captured(found.graph, signature, rewrite, compiled=found)
 
 
 def plannable(step: JointStep) -> None:
@@ -121,9 +157,12 @@ def device_kind(name: str) -> str:
     return "cpu" if name == "cpu" else "cuda"
 
 
-def _check(request: Request, model: nn.Module, rewrite: str) -> None:
-    if rewrite != AS_CAPTURED.name:
-        raise BadRequest(f"engine='inductor' plans the step as it is, not as {rewrite!r}")
+def _check(request: Request, model: nn.Module) -> None:
+    if request.logits != KEEP:
+        raise BadRequest(
+            "logits='when_read' is not for engine='inductor', whose compiled step returns what it "
+            "computes: have it return the loss alone, such as with loss=lambda output: output.loss"
+        )
     if not isinstance(request.dynamic, str):
         raise BadRequest(
             "engine='inductor' compiles each size by itself: leave dynamic= out, and plan for the "

@@ -146,6 +146,8 @@ class Engine:
     """How it captures those units; ``None`` takes them as they are captured for a sharded step."""
     forward: Callable[[StepPlan, nn.Module, Applied], Callable[..., Any]] | None = None
     settle: Callable[[Captured, int, Request], Settled] | None = None
+    least: Callable[[Captured, Request], int] | None = None
+    """Returns the least budget that is quickly known to work, where ``settle`` says what holds."""
     without_plan: Callable[[nn.Module, Callable[..., Any] | None], nn.Module] | None = None
     own_ways: Callable[[Captured], Iterable[OwnWay]] | None = None
     """What it makes of a captured step without a plan, for a table beside plans."""

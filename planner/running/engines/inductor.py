@@ -26,7 +26,7 @@ from planner.running.engines.engine import (
     UnitsEngine,
     register_engine,
 )
-from planner.running.engines.kept_promise import remarks, settled
+from planner.running.engines.kept_promise import least_known, remarks, settled
 
 UNITS = (
     "units are compiled by Inductor at their first call, those with one schedule once; what is "
@@ -103,6 +103,7 @@ register_engine(
         units=UnitsEngine(_check, _captured_unit, _held_unit, _unit_remarks),
         forward=_forward,
         settle=settled,
+        least=least_known,
         without_plan=_without_plan,
         own_ways=_own_ways,
     )

@@ -132,6 +132,19 @@ def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
     return Settled(_with_excess(captured, best), judged, remarks(request.hardware.name), less)
 
 
+def least_known(captured: Captured, request: Request) -> int:
+    """Return the bytes of the tightest schedule that the compiler is asked of, or of the plain one.
+
+    Args:
+        captured: a compiler's step.
+        request: within which limits.
+    """
+    search = _Search(captured, 0, request)
+    search.ask(plain_schedule(captured.graph))
+    search.ask(minimum_budget(captured.graph, limits=search.limits(LEAST)).schedule)
+    return min(with_margin(captured, asked) for asked in search.known)
+
+
 def remarks(device: str) -> tuple[str, ...]:
     """Return what a person should know of a compiler's plan for a device.
 

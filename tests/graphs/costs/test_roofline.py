@@ -89,6 +89,13 @@ def test_grouped_products(left: Any, right: Any, out: Any, expected: int) -> Non
     assert cost.flops == expected
 
 
+def test_a_product_added_in_place_counts_like_one_that_is_not() -> None:
+    total, left, right = (torch.empty(sizes) for sizes in ((8, 4), (8, 16), (16, 4)))
+    args = (total, left, right)
+    found, made = (op_cost(f, args, {}, total) for f in (aten.addmm_.default, aten.addmm.default))
+    assert found.flops == made.flops == 2 * 8 * 4 * 16
+
+
 def test_a_recurrent_layer_meets_every_token_with_every_weight() -> None:
     x, state = meta(5, 4, 16), [meta(2, 4, 16), meta(2, 4, 16)]
     weights = [meta(64, 16), meta(64, 16), meta(64), meta(64)] * 2
