@@ -79,7 +79,8 @@ def plan_variants(
         plan = best(variants, request, budget_bytes)
     except InfeasibleBudget as error:
         left = replace(request, limits=limits_left(request, begun))
-        raise error.with_more(least_in_chunks(error.least_bytes, whole, left)) from error
+        more = least_in_chunks(error.least_bytes, whole, left, spent)
+        raise error.with_more(more) from error
     plan = replace(plan, capture_seconds=spent)
     if whole.rewrite != AS_CAPTURED:
         return plan

@@ -16,7 +16,7 @@ from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.expert_capacity import CAPACITY_FACTOR
 from planner.loss_chunks import AUTO, names, refused
 from planner.plan.advice import cut_short
-from planner.plan.chunk_notes import WORTH_SAYING, hinted
+from planner.plan.chunk_notes import WORTH_SAYING, hinted, worth_trying
 from planner.request import Request
 from planner.solvers.api import floor_bytes
 from planner.solvers.minimum_budget import proven_floor
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from planner.graphs.capture.training_step import Captured
 
 AS_CAPTURED = "as_captured"
+UNTRIED = (
+    " Whether less would do with the loss in chunks (loss_chunks=) was not tried: the limit in "
+    "seconds left no time for it."
+)
 
 
 def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
@@ -161,18 +165,24 @@ def refuse_asked(request: Request, what: str) -> None:
         )
 
 
-def least_in_chunks(least_bytes: int, whole: Captured, request: Request) -> str:
+def least_in_chunks(
+    least_bytes: int, whole: Captured, request: Request, capture_seconds: float = 0.0
+) -> str:
     """Say which budget would be known to work with the loss in chunks, if a smaller one would.
 
     Args:
         least_bytes: the least budget known to work as it is.
         whole: the step as it was captured.
         request: which chunks it asks for, and within which limits.
+        capture_seconds: what capturing the step took, and would take again in chunks.
     """
     from planner.running.engines import engine_of  # torch: only where something is captured
 
-    found = hinted(whole) if request.loss_chunks == 1 and whole.rewrite == AS_CAPTURED else None
-    if found is None:
+    if request.loss_chunks != 1 or whole.rewrite != AS_CAPTURED:
+        return ""
+    if request.limits.seconds < capture_seconds:
+        return UNTRIED if worth_trying(whole, least_bytes) else ""
+    if (found := hinted(whole)) is None:
         return ""
     request.tell("looking for the least budget with the loss in chunks")
     chunks, how = found

@@ -101,8 +101,7 @@ def saving(whole: Captured) -> str | None:
     if whole.compiled is not None:
         return None
     before = proven_floor(whole.graph)
-    largest = max(whole.graph.values[v].size_bytes for op in whole.graph.ops for v in op.outputs)
-    if MOST_LOGITS * largest < WORTH_SAYING * before or (found := hinted(whole)) is None:
+    if not worth_trying(whole, before) or (found := hinted(whole)) is None:
         return None
     chunks, how = found
     after = proven_floor(chunks.graph)
@@ -112,6 +111,18 @@ def saving(whole: Captured) -> str | None:
         f"the loss in {HINTED} chunks ({how}) would lower what every schedule of this step holds "
         f"at least from {format_both(before)} to {format_both(after)}"
     )
+
+
+def worth_trying(whole: Captured, least_bytes: int) -> bool:
+    """Tell whether chunks could save much of what a step holds, if it has a loss that has any.
+
+    Args:
+        whole: the step as captured.
+        least_bytes: what it holds at least.
+    """
+    values = whole.graph.values
+    largest = max((values[v].size_bytes for op in whole.graph.ops for v in op.outputs), default=0)
+    return whole.variant is not None and MOST_LOGITS * largest >= WORTH_SAYING * least_bytes
 
 
 def hinted(whole: Captured) -> tuple[Captured, str] | None:

@@ -117,6 +117,9 @@ def test_the_plan_chooses() -> None:
     assert whole.rewrite == "as_captured"
     with pytest.raises(planner.InfeasibleBudget, match="loss_chunks=8") as error:
         planner.fit(model, whole.plain_peak_bytes // 2, inputs=batch(), optimizer=None)
+    hurried = planner.Limits(seconds=0.05)  # less than it takes to capture the step once more
+    with pytest.raises(planner.InfeasibleBudget, match=r"\(loss_chunks=\) was not tried"):
+        planner.fit(model, "1MB", inputs=batch(), optimizer=None, limits=hurried)
     tight = planner.fit(model, error.value.least_bytes - 1, loss_chunks="auto", **SAID)
     assert tight.fits
     assert tight.rewrite.startswith("loss_chunks ")
