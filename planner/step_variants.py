@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from planner.graphs.capture.training_step import Captured
 
 AS_CAPTURED = "as_captured"
+OF_A_CAPTURE = 0.5
+"""Which part of the time of a capture one in chunks takes at most: its trace is there."""
 UNTRIED = (
     " Whether less would do with the loss in chunks (loss_chunks=) was not tried: the limit in "
     "seconds left no time for it."
@@ -174,13 +176,13 @@ def least_in_chunks(
         least_bytes: the least budget known to work as it is.
         whole: the step as it was captured.
         request: which chunks it asks for, and within which limits.
-        capture_seconds: what capturing the step took, and would take again in chunks.
+        capture_seconds: what capturing the step took.
     """
     from planner.running.engines import engine_of  # torch: only where something is captured
 
     if request.loss_chunks != 1 or whole.rewrite != AS_CAPTURED:
         return ""
-    if request.limits.seconds < capture_seconds:
+    if request.limits.seconds < OF_A_CAPTURE * capture_seconds:
         return UNTRIED if worth_trying(whole, least_bytes) else ""
     if (found := hinted(whole)) is None:
         return ""
