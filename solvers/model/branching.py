@@ -187,7 +187,8 @@ class _Relaxation:
             directions = [np.array(ray), -np.array(ray)] if known else []
         else:
             directions = [np.array(self.highs.getSolution().row_dual)]
-        for y in directions:
-            if len(y) == rows and np.isfinite(y).all():
-                found += [y * times for times in (RAY_LENGTHS if infeasible else (1.0,))]
+        lengths = RAY_LENGTHS if infeasible else (1.0,)
+        for y in (y * times for y in directions if len(y) == rows for times in lengths):
+            if np.isfinite(y).all():
+                found.append(y)
         return found

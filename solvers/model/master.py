@@ -29,7 +29,8 @@ from planner.solvers.model.symmetry import aggregate, alike, ranks
 from planner.solvers.model.windows import windows
 from planner.solvers.tuning import LEAST_PRICE, MOST_PATH_ROWS
 
-TOLERANCE = 1e-6  # the part taken off what an integer search proves, which is no more exact
+TOLERANCE = 1e-6
+"""Taken off what an integer search proves, which is no more exact: of it, and of the longest op."""
 ROUNDING = 1e-12  # and off what multipliers prove, for the costs' units
 
 
@@ -108,7 +109,8 @@ def solve_master(
         seed=seed,
     )
     plan = None if result.x is None else exact_plan(master, result.x)
-    return MasterResult(plan, max(0.0, result.bound * (1 - TOLERANCE)) * master.unit)
+    proved = result.bound * (1 - TOLERANCE) - TOLERANCE
+    return MasterResult(plan, max(0.0, proved) * master.unit)
 
 
 def _tightened(

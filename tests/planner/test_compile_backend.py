@@ -209,3 +209,10 @@ def test_the_loss_may_be_computed_in_chunks(tmp_path: Path) -> None:
         assert again.plans == (known,)
     with pytest.raises(planner.BadRequest, match="a number from 1 on"):
         planner.backend("1GB", loss_chunks=0)
+
+
+def test_sizes_that_are_symbols_have_no_chunks() -> None:
+    model, inputs = Speaker(usual, 61, 8), batch(61, 4, 8)
+    chunked = planner.backend("1GB", loss_chunks=4, **{**QUICK, "progress": "off"})
+    with pytest.raises(BackendCompilerFailed, match=r"sizes are symbols .*dynamic=False"):
+        torch.compile(model, backend=chunked, dynamic=True)(*inputs)

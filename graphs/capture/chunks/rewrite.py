@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from planner.graphs.capture.chunks.dropped import without_dropped_tokens
 from planner.graphs.capture.chunks.region import find_region, products
 from planner.graphs.capture.chunks.stand_in import with_late_logits
@@ -24,9 +27,10 @@ def in_chunks(joint: Joint, chunks: int, form: Form, *, late_logits: bool = Fals
     Raises:
         Declined: it has no such loss, or this form cannot be written.
     """
-    sizes = (n for node in joint.inputs for n in node.meta["val"].shape)
-    if not all(isinstance(n, int) for n in sizes):
-        raise Declined("its sizes are symbols")
+    values = [node.meta["val"] for node in joint.inputs]
+    sizes = [n for x in values for n in (x.shape if isinstance(x, Tensor) else (x,))]
+    if any(isinstance(n, torch.SymInt) for n in sizes):
+        raise Declined("its sizes are symbols (torch.compile(..., dynamic=False) makes none)")
     if late_logits:
         joint = with_late_logits(joint, products(joint))
     joint = without_dropped_tokens(joint, products(joint))

@@ -143,7 +143,7 @@ def _in_its_place(graph: fx.Graph, node: fx.Node) -> None:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     given = source.meta["val"]
-    if given.dim() != 2 or not given.is_floating_point():
+    if given.dim() != 2 or not given.is_floating_point() or given.dtype != node.meta["val"].dtype:
         return
     kind = {"dtype": given.dtype, "device": given.device}
     with graph.inserting_before(node):

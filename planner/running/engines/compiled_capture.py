@@ -20,7 +20,7 @@ from planner.graphs.capture.fused.in_chunks import in_chunks
 from planner.graphs.capture.fused.prices import prices, workspaces
 from planner.graphs.capture.guards.call import signature_of
 from planner.graphs.capture.optimizer_step import asked_step
-from planner.graphs.capture.rewrites import AS_CAPTURED
+from planner.graphs.capture.rewrites import AS_CAPTURED, Declined
 from planner.graphs.capture.training_step import Captured, has_data
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
 from planner.graphs.torch_api.inductor.compiler import joint_step
@@ -46,7 +46,11 @@ def captured(request: Request, rewrite: str) -> Captured:
     def captured_one(step: JointStep, name: str) -> Captured:
         return captured_joint(step, model, call, request, trained, rewrite=name)
 
-    return variants_of(partial(_traced, request, model, call), captured_one)(rewrite)
+    variant = variants_of(partial(_traced, request, model, call), captured_one)
+    try:
+        return variant(rewrite)
+    except Declined as reason:
+        raise CaptureError(f"it cannot be computed as {rewrite!r}: {reason}") from reason
 
 
 def variants_of(

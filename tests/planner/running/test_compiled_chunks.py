@@ -122,6 +122,8 @@ def test_a_file_and_other_sizes(tied: planner.Plan, tmp_path: Path) -> None:
     assert measured_bytes(model, *INPUTS) <= tied.peak_bytes
     less = batch(WORDS, ROWS, LENGTH // 2)
     assert measured_bytes(model, *less) < 0.8 * tied.peak_bytes
+    with pytest.raises(planner.CaptureError, match="largest product, is of one token"):
+        model(*(t[:1, :1] for t in INPUTS))
     other = known.apply(Speaker(lambda x, y: usual(2 * x, y), WORDS, WIDTH, tied=True))
     with pytest.raises(planner.PlanMismatch, match="another step than the planned one"):
         other(*INPUTS)

@@ -110,3 +110,16 @@ def test_what_is_given_up_for_what_is_given_up_need_not_be_made() -> None:
     graph = _line(5, 4, 1, 1, silent=4)
     order = [0, 1, 2, 3, 4, 5, 6, 1, 2, 7]
     assert not misses(graph, 9, order, [1, 2, 4, 5], [(1, 2), (1, 5), (2, 5)])
+
+
+def test_a_bound_on_ops_far_shorter_than_the_longest_is_below_the_optimum() -> None:
+    """A solver's tolerance of costs is absolute, in units of the longest op."""
+    made = zip((1e-7, 3e-8, 2e-7, 3e-8), (3, 3, 3, 1), strict=True)
+    ops = [Op(f"o{i}", "f", (), (i,), seconds) for i, (seconds, _) in enumerate(made)]
+    ops += [Op("big", "f", (), (4,), 1.0)]
+    ops += [Op(f"r{i}", "f", (i,), (5 + i,), 0.0) for i in range(4)]
+    values = [Value(f"v{i}", size) for i, size in enumerate((3, 3, 3, 1, 2, 0, 0, 0, 0))]
+    problem = flatten(Graph(tuple(ops), tuple(values)))
+    best = search_states(problem, 9)
+    assert 0 < best.bound < 1e-7
+    assert solve_master(problem, 9, [4]).bound <= best.bound

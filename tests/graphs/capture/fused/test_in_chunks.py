@@ -140,6 +140,24 @@ def test_bfloat16_is_as_close_to_float64_as_the_whole() -> None:
         assert distance(made, exact) < 1.25 * whole
 
 
+def with_a_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum narrow logits over the tokens in float32, which float16 could not."""
+    summed = logits.flatten(0, 1).sum(0, dtype=torch.float32)
+    return usual(logits, labels) + 1e-12 * summed.square().mean()
+
+
+def test_a_sum_in_another_dtype_stays_one() -> None:
+    model = Speaker(with_a_sum, bias=True).half()
+    with torch.no_grad():
+        model.head.bias += 8000.0
+    step, given = kept(model)
+    wanted = run(step, given)
+    made = run(in_chunks(step, "loss_chunks 2 A"), given)
+    assert torch.isfinite(wanted[0])
+    assert [t.dtype for t in made] == [t.dtype for t in wanted]
+    torch.testing.assert_close(made[0], wanted[0], rtol=1e-5, atol=0)
+
+
 def test_what_cannot_be_is_declined() -> None:
     step, _ = kept(Speaker(usual))
     with pytest.raises(Declined, match="nothing that is computed later"):
