@@ -213,3 +213,14 @@ def forget_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture(scope="session")
 def make_net() -> Callable[[], nn.Module]:
     return Net
+
+
+@pytest.fixture
+def stubbed() -> Iterator[None]:
+    """Compile with stubs in place of C++ kernels, from nothing compiled before."""
+    from benchmarks.stubs import stubs  # slow to import: it is Inductor's
+
+    torch._dynamo.reset()
+    with stubs():
+        yield
+    torch._dynamo.reset()

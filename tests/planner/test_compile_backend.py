@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import planner
-from benchmarks.stubs import stubs
 from planner.compile_backend import by_name
 from planner.graphs import Kind
 from planner.solvers import Limits
@@ -19,14 +17,7 @@ from tests.compiled import Broken, Net, measured_bytes, net, step
 from tests.speaker import Speaker, batch, usual
 
 QUICK = {"optimizer": None, "limits": Limits(seconds=3)}
-
-
-@pytest.fixture(autouse=True)
-def stubbed() -> Iterator[None]:
-    torch._dynamo.reset()
-    with stubs():
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("stubbed")
 
 
 def test_a_step_is_planned_within_the_budget_and_a_recompiled_one_too() -> None:

@@ -6,7 +6,6 @@ Where bits are compared, kernels are real and come of the C++ compiler.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,6 @@ def budget(plain: planner.Plan, share: float) -> int:
 def tight(plain: planner.Plan) -> planner.Plan:
     model, x = net()
     return planner.fit(model, budget(plain, 0.7), inputs=x, engine="inductor", **QUICK)
-
-
-@pytest.fixture
-def stubbed() -> Iterator[None]:
-    torch._dynamo.reset()
-    with stubs():
-        yield
-    torch._dynamo.reset()
 
 
 def test_a_plan_within_a_large_budget_repeats_nothing(plain: planner.Plan) -> None:

@@ -5,16 +5,13 @@ Where gradients are compared, kernels are real and come of the C++ compiler.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 import planner
-from benchmarks.stubs import stubs
 from tests.compiled import QUICK, gradients, measured_bytes
 from tests.speaker import Returning, Speaker, batch, distance, usual
 
@@ -33,14 +30,6 @@ def tied() -> planner.Plan:
     """A plan within less than the logits take."""
     rewrites = ["loss_chunks 8 B"]
     return planner.fit(speaker(tied=True), int(0.9 * WHOLE), rewrites=rewrites, **SAID)
-
-
-@pytest.fixture
-def stubbed() -> Iterator[None]:
-    torch._dynamo.reset()
-    with stubs():
-        yield
-    torch._dynamo.reset()
 
 
 def check_measured(plan: planner.Plan, model: nn.Module, *inputs: Tensor) -> None:

@@ -12,13 +12,12 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planner.errors import PlanMismatch
 from planner.plan.configuration import Configuration
 from planner.plans import ShardedPlan
 from planner.sharding.apply_sharded import apply, wrap
 from planner.sharding.wrapped.unit_captures import ModelCapture, capture_units
 from planner.verification.ranks import RankMeasurement, ShardedTrial, measure_rank
-from tests.planner.sharding.ranks import named, plan_of
+from tests.planner.sharding.ranks import named, plan_of, refused
 
 WORDS, LENGTH = 3001, 64
 SIZES: dict[str, Any] = {"vocab_size": WORDS, "use_cache": False}
@@ -145,11 +144,3 @@ def late(rank: int, folder: Path, plan: ShardedPlan) -> dict[str, Any]:
         "after backward": after_backward,
         "after another call": after_call,
     }
-
-
-def refused(run: Callable[[], Any]) -> str:
-    try:
-        run()
-    except PlanMismatch as error:
-        return str(error)
-    return ""

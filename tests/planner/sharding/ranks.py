@@ -140,18 +140,18 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
             smaller = train_rank(model, optimizer, rank, 2, lowered, samples=1)
             found[f"{name} {kind} smaller"] = smaller
         if name == "autocast":
-            found["without autocast"] = _refused(functools.partial(planned, batch(rank)))
+            found["without autocast"] = refused(functools.partial(planned, batch(rank)))
         if name == "mixed":
             found["checkpoint"] = _checkpointed(plan, planned, folder)
             found["names"] = sorted(get_model_state_dict(planned))
             found["evaluated"] = _evaluate(planned, batch(rank, samples=5))
-            found["other shape"] = _refused(functools.partial(planned, batch(rank, samples=3)))
+            found["other shape"] = refused(functools.partial(planned, batch(rank, samples=3)))
     other = plan_of(captures["float32", 0.0], replace(FSDP, shard_ranks=4), (False, False))
-    found["other world"] = _refused(lambda: apply(other, decoder(LAYERS)))
+    found["other world"] = refused(lambda: apply(other, decoder(LAYERS)))
     ours = plan_of(captures["float32", 0.0], FSDP, (False, False))
-    found["other model"] = _refused(lambda: apply(ours, decoder(LAYERS, dropout=0.1)))
+    found["other model"] = refused(lambda: apply(ours, decoder(LAYERS, dropout=0.1)))
     mesh = dist.init_device_mesh("cpu", (1, 2))
-    found["other mesh"] = _refused(lambda: apply(ours, decoder(LAYERS), mesh=mesh))
+    found["other mesh"] = refused(lambda: apply(ours, decoder(LAYERS), mesh=mesh))
     return found
 
 
@@ -178,7 +178,7 @@ def _evaluate(model: nn.Module, inputs: torch.Tensor) -> float:
     return loss
 
 
-def _refused(run: Callable[[], Any]) -> str:
+def refused(run: Callable[[], Any]) -> str:
     try:
         run()
     except PlanMismatch as error:
