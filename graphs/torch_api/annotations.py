@@ -4,8 +4,10 @@ from torch.fx.traceback import preserve_node_meta
 
 from planner.graphs.torch_api.versions import newer
 
-__all__ = ["IN_LOSS", "annotate", "preserve_node_meta"]
+__all__ = ["IN_LOSS", "IN_PLACE", "annotate", "preserve_node_meta"]
 
 IN_LOSS = "in_loss"
 """Is put on what the loss of a person computes, beside the model."""
+IN_PLACE = "in_place"
+"""Is put on what a call computes that writes into its first argument."""
 annotate = newer("torch.fx.traceback:annotate")

@@ -32,7 +32,7 @@ from planner.graphs.capture.guards.tape import (
     roots_of,
 )
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.annotations import annotate
+from planner.graphs.torch_api.annotations import IN_PLACE, annotate
 from planner.graphs.torch_api.dispatch import without_modes
 from planner.graphs.torch_api.pytree import tree_iter, tree_map
 from planner.graphs.torch_api.storages import storage_key
@@ -144,10 +144,11 @@ class Observer(TorchFunctionMode):
             if isinstance(part, Pending):
                 part.refuse()
         _refuse_lost_gradients(args, kwargs)
-        with annotate({"source": user_line()}):
+        changed = _changed(func, args, kwargs)
+        with annotate({"source": user_line(), IN_PLACE: bool(changed)}):
             result = func(*args, **kwargs)
         self.number(result)
-        for written in (changed := _changed(func, args, kwargs)):
+        for written in changed:
             self._change(written, entry if kwargs.get("out") is None else None)
         if entry is not None and not changed:
             self._record(entry, result)
@@ -233,7 +234,19 @@ def _changed(
         return list(tree_iter(kwargs["out"]))
     name = getattr(func, "__name__", "")
     inplace = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-    return [a for a in args[:1] if isinstance(a, Tensor) and (inplace or name in _WRITES)]
+    inplace = inplace or name in _WRITES or _said_in_place(func, args, kwargs)
+    return [a for a in args[:1] if isinstance(a, Tensor) and inplace]
+
+
+def _said_in_place(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
+    """Tell whether a function of ``torch.nn.functional`` is called with ``inplace=True``."""
+    code = getattr(func, "__code__", None)
+    if code is None or "inplace" not in code.co_varnames[: code.co_argcount]:
+        return False
+    place = code.co_varnames.index("inplace")
+    return bool(args[place] if place < len(args) else kwargs.get("inplace"))
 
 
 def _refuse_lost_gradients(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -3,9 +3,10 @@
 A node's backward function, written in C++, holds its incoming gradient, the tensors it saved and
 every temporary until it returns (``tools/autograd/derivatives.yaml`` and ``FunctionsManual.cpp`` of
 PyTorch), while a step of a plan lets each go after its last reader. Gradients that meet are added
-into the older one (``InputBuffer::accumulate``), and what a formula scatters into fresh zeros it
-scatters in place. A view that is written to is written in place, and so is its gradient
-(``CopySlices``), where tracing makes a copy of what the view is of. Knows torch.fx nodes only.
+into the older one (``InputBuffer::accumulate``) unless it is a view, which holds what it is of;
+what a formula scatters into fresh zeros it scatters in place. What a call of the user's writes is
+written in place; through a view, its gradient is, too (``CopySlices``), where tracing makes a copy
+of what the view is of. Knows torch.fx nodes only.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planner.graphs.capture.joint_graph import in_place
 from planner.graphs.capture.node_kinds import storages
 from planner.graphs.capture.passes.inplace import Readers
-from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.operators import OpOverload, views_its_operand
 
 aten = torch.ops.aten
 
@@ -32,6 +34,8 @@ _INTO_VIEWS = frozenset(
     {"as_strided_scatter", "diagonal_scatter", "select_scatter", "slice_scatter"}
 )
 """Operators as which tracing records a write through a view (``FunctionalInverses.cpp``)."""
+_MASKS = frozenset({"logical_and"})
+"""Operators by which a formula narrows a mask of its own, in place (``clamp_backward``)."""
 _UNREAD = frozenset({"gather", "cummax", "cummin"})
 """Operators that save an operand of which their formula reads the shape alone."""
 _FORKED: Mapping[Any, Callable[[int, int], int]] = {
@@ -93,10 +97,12 @@ class AutogradNodes:
         if self._through_a_view(node, operand):
             return operand
         if "autograd_backward" not in node.meta:
-            return None
+            return operand if in_place(node) and self._fits(node, operand, made) else None
         sums = node.target is aten.add.Tensor and self.number(node) is None
+        summed = sums and not views_its_operand(operand.target)
         filled = _name(node) in _SCATTERS and _is(operand, _FRESH)
-        return operand if (sums or filled) and self._fits(node, operand, made) else None
+        written = summed or filled or _is(node, _MASKS)
+        return operand if written and self._fits(node, operand, made) else None
 
     def _is_given(self, operand: fx.Node) -> bool:
         return any(map(self._readers.is_given, storages(operand)))
