@@ -10,13 +10,13 @@ from numbers import Real
 from typing import Any
 
 from planner.byte_sizes import format_both, parse_budget
-from planner.errors import BadBudget, BadRequest
+from planner.errors import BadBudget, BadCluster, BadRequest
 from planner.graphs.hardware.columns import Device
 from planner.graphs.hardware.host_tier import HostTier, tier_of
 from planner.graphs.hardware.tiers import Tier, tier_named
 
 Offload = bool | str | os.PathLike[str] | Mapping[str, Any] | HostTier | None
-"""What ``offload=`` takes; for several devices only ``True`` and ``False``."""
+"""What ``offload=`` takes; for several devices only ``True``, ``False`` and bytes."""
 
 
 def host_tier(said: Offload, hardware: Device, *, measure: bool = False) -> HostTier | None:
@@ -82,6 +82,27 @@ def checked_offload(said: Offload) -> HostTier | dict[str, Any] | None:
         return {key: _OPTIONS[key](value) for key, value in options.items()}
     except (BadBudget, ValueError, TypeError) as error:
         raise BadRequest(f"offload is {said!r}: {error}; {_EXPECTED}") from error
+
+
+def node_limit_bytes(said: Offload) -> float:
+    """Return the most that the states of several devices may take of a node's host.
+
+    Args:
+        said: as ``Request`` has it.
+
+    Raises:
+        BadCluster: it is more than whether they may be there, and in how many bytes.
+
+    >>> node_limit_bytes("1TB"), node_limit_bytes(True)
+    (1000000000000.0, inf)
+    """
+    options = {} if said is None or isinstance(said, bool) else checked_offload(said)
+    if not isinstance(options, dict) or set(options) - {"bytes"}:
+        raise BadCluster(
+            f"offload is {said!r}: for several devices it says whether states may move to the "
+            'host, True or False, or into how many bytes of a node\'s memory at most ("1TB")'
+        )
+    return float(options.get("bytes", math.inf))
 
 
 def moves_states(said: Offload) -> bool:

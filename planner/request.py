@@ -23,7 +23,7 @@ from planner.graphs.expert_capacity import CAPACITY_FACTOR
 from planner.graphs.hardware.devices import Device, DeviceSpec
 from planner.graphs.hardware.host_tier import HostTier
 from planner.graphs.hardware.reserve import NCCL_BYTES
-from planner.host_option import Offload, host_tier
+from planner.host_option import Offload, host_tier, node_limit_bytes
 from planner.loss_chunks import KEEP, check_chunks
 from planner.make_cluster import make_cluster
 from planner.progress import Told, telling
@@ -126,7 +126,8 @@ class Request:
         offload: whether values of the step may be moved to the host and back while the device
             computes: ``True``, the most bytes ("64GB"), a directory for files (on a CPU), or a
             mapping of ``bytes``, ``directory`` and ``bytes_per_second``; by default not. For
-            several devices, whether states may be moved there: by default they may.
+            several devices, whether states may be moved there, and into how many bytes of a node's
+            host at most: by default they may, and the plan says how many they take.
         tensor_parallel: whether layers may be parted over the ranks of a node: "if_needed", where
             nothing fits otherwise or samples are fewer than ranks; "auto", which compares degrees
             1, 2, 4 and 8; ``False``; one degree; styles of modules by their paths; or a
@@ -256,11 +257,8 @@ def request_of(
     if made.world_size == 1:
         offload = host_tier(offload, hardware, measure=made.costs == "measured")
         _check_moved(made, offload)
-    elif not isinstance(offload, bool | None):
-        raise BadCluster(
-            f"offload is {offload!r}: for several devices it says whether states may move to the "
-            "host, True or False"
-        )
+    else:
+        node_limit_bytes(offload)
     return replace(made, device=hardware, inputs=inputs, offload=offload)
 
 

@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._decomp.decompositions import matmul
 from torch._higher_order_ops.effects import _register_effectful_op
 from torch._ops import OpOverload
 from torch.fx.node import _side_effectful_functions
 
-from planner.graphs.torch_api.dispatch import COMPOSED, composed
+from planner.graphs.torch_api.dispatch import COMPOSED, composed, use_composition
 from planner.graphs.torch_api.patches import Patches
 from planner.graphs.torch_api.versions import newer
 
 _effect_of = newer("torch._higher_order_ops.effects:_get_effect")
 
 _DROPOUT = torch.ops.aten.dropout.default
+_MATMUL = torch.ops.aten.matmul.default
 _CHECK: Any = torch.ops.aten._linalg_check_errors.default
 _TRACED = frozenset(
     {
@@ -70,6 +72,15 @@ def _masks_exactly(p: float, dtype: torch.dtype) -> bool:
     return bool(kind.type(1) / kind.type(1 - p) == kind.type(1 / (1 - p)))
 
 
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Return a product that is no view, as eager mode's is none: writing into it copies nothing."""
+    made: Tensor = matmul(a, b)
+    product = made._base
+    if product is None or not (product.is_contiguous() and made.is_contiguous()):
+        return made
+    return torch.ops.aten._unsafe_view.default(product, made.shape)  # type: ignore[no-any-return]
+
+
 def eager_pieces(patches: Patches, *, lean: bool = True) -> None:
     """Use torch's own versions, and the leaner of two equal dropouts if asked."""
     hidden = list(_python_versions())
@@ -77,10 +88,11 @@ def eager_pieces(patches: Patches, *, lean: bool = True) -> None:
         _forget_dispatch(patches, op)
         for key in COMPOSED:
             patches.without(op.py_kernels, key)
-    for key in COMPOSED if lean else ():
-        patches.entry(_DROPOUT.py_kernels, key, _dropout)
     for op in hidden:
         op._dispatch_cache.clear()
+    use_composition(patches, _MATMUL, _matmul)
+    if lean:
+        use_composition(patches, _DROPOUT, _dropout)
     _check_without_tokens(patches)
 
 

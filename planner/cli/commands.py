@@ -98,8 +98,7 @@ def fit(
             dynamic=sizes_said(dynamic),
             progress=progress,
             **chunked(loss_chunks, logits),
-            **cluster,
-            **moved(offload, cluster),
+            **cluster | moved(offload, cluster),
             **arguments(**options),
         )
         if export is not None:

@@ -96,7 +96,8 @@ OFFLOAD = click.option(
     "--offload",
     metavar="WHERE",
     help="Let values move to the host: 'auto', the most bytes (64GB), a directory (on a CPU), or "
-    "any of bytes=64GB, directory=/scratch, rate=2GB/s, tier=NAME and states, with commas.",
+    "any of bytes=64GB, directory=/scratch, rate=2GB/s, tier=NAME and states, with commas. Over "
+    "several devices: the most bytes of a node's host for states.",
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -197,7 +198,7 @@ def moved(offload: str | None, cluster: Mapping[str, Any] = {}) -> dict[str, Any
     """Turn what was said of the host into arguments of ``planner.fit``.
 
     Args:
-        offload: "auto", a size or a directory, or options; nothing if values stay.
+        offload: "auto", a size or a directory, or options; nothing leaves the default.
         cluster: what was said of several devices, if that can be said.
 
     Raises:
@@ -211,11 +212,8 @@ def moved(offload: str | None, cluster: Mapping[str, Any] = {}) -> dict[str, Any
     """
     if offload is None:
         return {}
-    if cluster:
-        raise BadCluster(
-            "--offload moves values of one device; over several, states may move to the host "
-            "unless --no-offload is said: leave it out"
-        )
+    if cluster and not cluster["offload"]:
+        raise BadCluster("--offload and --no-offload were both said: leave one of them out")
     if offload == "auto":
         return {"offload": True}
     if os.path.isdir(offload) or not ("=" in offload or "states" in offload.split(",")):

@@ -13,6 +13,7 @@ from planner.errors import CaptureError
 from planner.graphs import Op, Phase
 from planner.graphs.capture.rewrites import AS_CAPTURED
 from planner.graphs.hardware.cluster import Cluster
+from planner.host_option import node_limit_bytes
 from planner.plan.configuration import Configuration
 from planner.request import Request
 from planner.running.engines import engine_of
@@ -148,6 +149,7 @@ class Captures:
             self.impossible,
             self.holds(cluster).bytes_of,
             lambda c: least_states(self._states, c),
+            node_limit_bytes(self.request.offload) / cluster.devices_per_node,
         )
 
     @cached_property

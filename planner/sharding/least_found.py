@@ -84,6 +84,8 @@ def _least(
     none.
     """
     step, deadline = space.open(c), time.monotonic() + limits.seconds
+    if step.host_bytes > space.host_bytes:
+        return below_bytes, []
     floor = max(proven_floor(step.graph), step.floor_bytes())
     if floor >= below_bytes:
         return floor - step.padding_bytes, []

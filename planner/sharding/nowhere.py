@@ -19,6 +19,7 @@ from planner.sharding.least_found import Least
 from planner.sharding.margin import NO_MARGIN, Margin
 from planner.sharding.on_paper import one_stage
 from planner.sharding.pricing import CanRealize, plan_step, price_recipes, what_fills
+from planner.sharding.search import ON_HOST
 from planner.solvers import Limits
 from planner.solvers.tuning import ANY_GAP
 from planner.textbook.pipeline import pipeline_text, possible_stages
@@ -93,7 +94,7 @@ def fits_nowhere(
         f"{closest.configuration} with {format_both(closest.peak_bytes)}"
         f"{_how_close(least)}: {what_fills(closest, budget_bytes - kept)}. Next: {needed}, with a "
         "global batch of at least as many samples; then lower precision "
-        f"(precisions=('bfloat16',)), or optimizer offload"
+        f"(precisions=('bfloat16',)), or {_offload(least, cluster)}"
         f"{'; or reserve=, which says otherwise what is kept free' if kept else ''}."
     )
     if any(o.configuration.tensor_ranks > 1 for o in found.outcomes):
@@ -104,6 +105,19 @@ def fits_nowhere(
         text += f" Layers cannot be parted over ranks, either: {unparted}"
     found_at = binding(closest.graph, closest.schedule, closest.trace)
     return InfeasibleBudget(budget_bytes, closest.peak_bytes + kept, found_at, text)
+
+
+def _offload(least: Least, cluster: Cluster) -> str:
+    """Say that states may move to the host, or why they could not."""
+    too_many = [
+        o.fills
+        for o in least.found.outcomes
+        if o.configuration.offload and o.fills.startswith(ON_HOST)
+    ]
+    if not too_many:
+        return "optimizer offload"
+    on = f"for each of {cluster.devices_per_node} on a node"
+    return f"more of a node's host (offload= says how much; {too_many[0]}, {on})"
 
 
 def _how_close(least: Least) -> str:

@@ -35,6 +35,9 @@ from planner.solvers.minimum_budget import proven_floor
 _HOST_LATER = 1.02
 """By how much faster offloading has to promise to be in order to be solved first."""
 
+ON_HOST = "states on the host are"
+"""How it is said that they are too large for it."""
+
 _SHOWN = 2
 """How many further configurations of each way to shard are priced to show its best one."""
 
@@ -223,7 +226,8 @@ class _Search:
             why = self.outcomes[c].impossible or self.space.impossible(c)
             if not why:
                 self._open(c)
-                return
+                if self.closest is not None:
+                    return
             self.outcomes[c] = Outcome(c, math.inf, impossible=why)
         reasons = dict.fromkeys(o.impossible for o in self.outcomes.values())
         raise CaptureError("; ".join(reasons))
@@ -278,6 +282,10 @@ class _Search:
         """Assemble the graph of a configuration and try the recipes on it."""
         self.tell(f"opening {c}")
         step, known = self.space.open(c), self.outcomes[c]
+        if step.host_bytes > self.space.host_bytes:
+            more = f"{format_bytes(step.host_bytes)} a rank, more than the host has for it"
+            self.outcomes[c] = Outcome(c, math.inf, fills=f"{ON_HOST} {more}")
+            return
         graph, floor = step.graph, max(proven_floor(step.graph), step.floor_bytes())
         if known.bound_seconds < math.inf:
             assert graph.seconds >= known.bound_seconds * (1 - 1e-9), "the floor is no bound"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ class Space:
     ``quick_seconds`` is a bound that takes no capture; what it rules out is never captured.
     ``impossible`` says why a configuration cannot be captured, if it cannot. ``holds`` is what a
     plan holds as it really runs, no less than its tensors. ``least_bytes`` are held by every step,
-    and take no capture to know.
+    and take no capture to know. ``host_bytes`` are what a rank may keep on its host.
     """
 
     configurations: tuple[Configuration, ...]
@@ -29,6 +30,7 @@ class Space:
     impossible: Callable[[Configuration], str] = lambda c: ""
     holds: Needs = peak_of
     least_bytes: Callable[[Configuration], int] = lambda c: 0
+    host_bytes: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,8 @@ def _checkpointed(
     has.
     """
     step: CanRealize = space.open(configuration)
+    if step.host_bytes > space.host_bytes:
+        return None
     if keep_gathered:
         step = _Kept(step, keeping_gathered(step.graph))
     return plan_step(configuration, step, budget_bytes, limits=limits)

@@ -75,12 +75,15 @@ class Layer:
     experts_used: int = 0
 
     def has_kernel(self, widths: Widths) -> bool:
-        """Tell whether CUDA has a fused kernel: none for grouped heads in float32.
+        """Tell whether CUDA has a fused kernel: none for grouped or odd heads in float32.
 
-        ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp``: flash and cuDNN take 16 bits only,
-        the memory-efficient kernel as many keys as queries.
+        ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp``: flash takes 16 bits only, without
+        scores and up to 256 wide, and pads; the memory-efficient kernel takes as many keys as
+        queries, and heads of a multiple of 16 bytes.
         """
-        return widths.compute < FLOAT32 or self.keys == self.queries
+        width = self.queries // self.heads
+        flash = widths.compute < FLOAT32 and width <= 256 and not self.scored
+        return flash or (self.keys == self.queries and width * widths.compute % 16 == 0)
 
 
 @dataclass(frozen=True, slots=True)

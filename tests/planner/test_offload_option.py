@@ -232,7 +232,8 @@ def test_a_loss_in_chunks_and_kept_gradients_go_with_it(more: dict[str, Any]) ->
         ({"offload": "/nowhere/at/all"}, "is no directory"),
         ({"offload": 7}, "offload is 7"),
         ({"offload": "/tmp", "device": "A100-80GB"}, "a directory is for steps on a CPU"),
-        ({"world_size": 2, "offload": "64GB"}, "for several devices it says whether states"),
+        ({"world_size": 2, "offload": "/tmp"}, "for several devices it says whether states"),
+        ({"world_size": 2, "offload": {"states": True}}, r"into how many bytes of a node's memory"),
     ],
 )
 def test_what_it_does_not_go_with_is_refused_by_name(said: dict[str, Any], match: str) -> None:
@@ -301,9 +302,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     found = CliRunner().invoke(cli, [*common, str(tmp_path)])
     assert found.exit_code == 0, found.output
     assert "need not: the step fits as it is" in " ".join(found.output.split())
-    refused = CliRunner().invoke(cli, [*common, "auto", "--world-size", "2"])
+    refused = CliRunner().invoke(cli, [*common, "auto", "--world-size", "2", "--no-offload"])
     assert refused.exit_code
-    assert "--offload moves values of one device" in refused.output
+    assert "--offload and --no-offload were both said" in refused.output
 
 
 def test_a_plan_is_simulated_with_its_own_rates(plan: planner.Plan) -> None:

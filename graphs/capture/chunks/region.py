@@ -95,15 +95,38 @@ def find_region(joint: Joint) -> Region:
             product.
     """
     reasons: list[str] = []
-    for product in products(joint):
+    for product in heads(joint):
         try:
             return _grown(joint, product)
         except Declined as reason:
             reasons.append(str(reason))
-    raise Declined(
-        reasons[0]
-        if reasons
-        else "no product makes something much larger than the hidden states it is made of"
+    if reasons:
+        raise Declined(reasons[0])
+    if largest := next(iter(products(joint)), None):
+        raise _no_softmax(largest)
+    raise Declined("no product makes something much larger than the hidden states it is made of")
+
+
+def heads(joint: Joint) -> list[fx.Node]:
+    """Return the products of which a softmax may be computed element by element, the largest first.
+
+    Those that it can be traced back to through nothing smaller: it may be of a slice of them.
+    """
+    operands = (n.all_input_nodes[0] for n in joint.graph.nodes if n.target in SOFTMAX)
+    ahead = sorted(((n, elements(n)) for n in operands), key=lambda x: x[1], reverse=True)
+    large, seen = set(products(joint)), set[fx.Node]()
+    while ahead:
+        node, size = ahead.pop()
+        if node not in seen and elements(node) >= size:
+            seen.add(node)
+            ahead += [(n, size) for n in node.all_input_nodes if node not in large]
+    return sorted(large & seen, key=elements, reverse=True)
+
+
+def _no_softmax(product: fx.Node) -> Declined:
+    return Declined(
+        f"no softmax is computed of {product.name}, the largest product (if the loss is taken "
+        "outside of the model, pass it as loss=)"
     )
 
 
@@ -158,10 +181,7 @@ def _grown(joint: Joint, product: fx.Node) -> Region:
         if node in made_for:
             dims.enter(node)
     if not any(n.target in SOFTMAX and (dims.inside(n) or _reads(n, dims)) for n in nodes):
-        raise Declined(
-            f"no softmax is computed of {product.name}, the largest product (if the loss is taken "
-            "outside of the model, pass it as loss=)"
-        )
+        raise _no_softmax(product)
     exits = {n: leaving(n, dims) for n in nodes if _reads(n, dims) and not dims.inside(n)}
     _refuse_elsewhere(joint, dims)
     border = first_backward(joint)

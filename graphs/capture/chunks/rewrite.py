@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from planner.graphs.capture.chunks.dropped import without_dropped_tokens
-from planner.graphs.capture.chunks.region import find_region, products
+from planner.graphs.capture.chunks.region import find_region, heads, products
 from planner.graphs.capture.chunks.stand_in import with_late_logits
 from planner.graphs.capture.chunks.writer import Form, Writer
 from planner.graphs.capture.joint_graph import Joint
@@ -33,7 +33,7 @@ def in_chunks(joint: Joint, chunks: int, form: Form, *, late_logits: bool = Fals
         raise Declined("its sizes are symbols (torch.compile(..., dynamic=False) makes none)")
     if late_logits:
         joint = with_late_logits(joint, products(joint))
-    joint = without_dropped_tokens(joint, products(joint))
+    joint = without_dropped_tokens(joint, heads(joint))
     region = find_region(joint)
     if region.returned:
         name = joint.outputs.names[region.returned[0]]

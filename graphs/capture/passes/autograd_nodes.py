@@ -28,16 +28,22 @@ aten = torch.ops.aten
 _FRESH = frozenset({"new_zeros", "zeros", "zeros_like", "full", "new_full", "full_like"})
 _SCATTERS = frozenset(
     {"scatter", "scatter_add", "index_put", "_unsafe_index_put", "index_add", "index_copy",
-     "masked_scatter", "slice_scatter", "select_scatter", "diagonal_scatter"}
+     "masked_scatter", "put", "slice_scatter", "select_scatter", "diagonal_scatter"}
 )  # fmt: skip
 _INTO_VIEWS = frozenset(
     {"as_strided_scatter", "diagonal_scatter", "select_scatter", "slice_scatter"}
 )
 """Operators as which tracing records a write through a view (``FunctionalInverses.cpp``)."""
-_MASKS = frozenset({"logical_and"})
-"""Operators by which a formula narrows a mask of its own, in place (``clamp_backward``)."""
-_UNREAD = frozenset({"gather", "cummax", "cummin"})
-"""Operators that save an operand of which their formula reads the shape alone."""
+_CHANGES = frozenset(
+    {("empty_like", "fill"), ("fill", "sub"), ("where", "masked_fill"), ("div", "masked_fill"),
+     ("ge", "logical_and"), ("lt", "logical_and"), ("ge", "logical_or"), ("le", "logical_or"),
+     ("logical_or", "logical_not")}
+)  # fmt: skip
+"""Pairs of which a formula does the second in place: of ``1 - x``, maximum, norm, clamp, fmax."""
+_UNREAD: Mapping[str, int] = {
+    "gather": 0, "cummax": 0, "cummin": 0, "take": 0, "index_add": 3, "index_copy": 3,
+}  # fmt: skip
+"""Operators that save an operand of which their formula reads the shape alone, and its place."""
 _FORKED: Mapping[Any, Callable[[int, int], int]] = {
     aten.prod.default: lambda count, size: size,
     aten.prod.dim_int: lambda count, size: size + count,
@@ -84,7 +90,8 @@ class AutogradNodes:
             number = node.meta.get("seq_nr")
             known = isinstance(node.target, OpOverload) and "autograd_backward" not in node.meta
             if known and number is not None and _name(node) in _UNREAD:
-                found[number] += [n for n in node.args[:1] if isinstance(n, fx.Node)]
+                operand = node.args[_UNREAD[_name(node)]]
+                found[number] += [operand] if isinstance(operand, fx.Node) else []
         return found
 
     def written(self, node: fx.Node) -> fx.Node | None:
@@ -101,8 +108,14 @@ class AutogradNodes:
         sums = node.target is aten.add.Tensor and self.number(node) is None
         summed = sums and not views_its_operand(operand.target)
         filled = _name(node) in _SCATTERS and _is(operand, _FRESH)
-        written = summed or filled or _is(node, _MASKS)
+        written = summed or filled or self._changes(node, operand)
         return operand if written and self._fits(node, operand, made) else None
+
+    def _changes(self, node: fx.Node, operand: fx.Node) -> bool:
+        """Tell whether a formula does a kernel in place of another of its own."""
+        if self.number(node) is None or self.number(node) != self.number(operand):
+            return False
+        return isinstance(operand.target, OpOverload) and (_name(operand), _name(node)) in _CHANGES
 
     def _is_given(self, operand: fx.Node) -> bool:
         return any(map(self._readers.is_given, storages(operand)))

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from planner.graphs.capture.call_arguments import arguments_of
+from planner.graphs.capture.chunks.region import heads, products
 from planner.graphs.capture.chunks.rewrite import in_chunks
 from planner.graphs.capture.chunks.token_dims import moved
 from planner.graphs.capture.chunks.writer import Form, spans
@@ -419,3 +420,27 @@ def test_views_that_mix_tokens() -> None:
     assert moved((6, 4), (2, 3, 4), (0,)) == (0, 1)
     assert moved((1, 6, 4), (6, 4), (1,)) == (0,)
     assert moved((6, 4), (3, 8), (0,)) is None
+
+
+class Unrolled(Net):
+    """Makes many products before its head, none of which a softmax is made of."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embedding(ids)
+        for _ in range(8):
+            hidden = torch.tanh(hidden @ self.head.weight.T) @ self.head.weight
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("cut", [0, 1], ids=["all", "a slice"])
+def test_only_products_that_a_softmax_is_made_of_are_looked_at(cut: int) -> None:
+    """A recurrent network has hundreds of others, each of which takes a pass over its graph."""
+    ids = torch.randint(WORDS, (ROWS, LENGTH))
+    joint = trace(
+        Unrolled(),
+        arguments_of((ids,), targets=ids),
+        loss=lambda out, t: F.cross_entropy(out[:, cut:].flatten(0, 1), t[:, cut:].flatten()),
+    )
+    joint = normalized(joint)
+    assert len(products(joint)) == 9
+    assert heads(joint) == [max(products(joint), key=list(joint.graph.nodes).index)]

@@ -146,6 +146,17 @@ def test_what_fits_nowhere_says_how_many_devices_would_do() -> None:
     assert "the least" in str(caught.value)
 
 
+def test_the_host_of_a_node_holds_no_more_than_is_said() -> None:
+    model, inputs = build()
+    said = {"inputs": inputs, "device": "A100-80GB", "global_batch": 2, "reserve": 0}
+    plan = planner.fit(model, 1.075e9, world_size=2, offload="3MB", **said)
+    assert isinstance(plan, ShardedPlan)
+    assert plan.configuration.offload
+    assert 1e6 < plan.host_bytes <= 3e6  # of two ranks
+    with pytest.raises(InfeasibleBudget, match=r"more of a node's host \(offload= says how much"):
+        planner.fit(model, 1.075e9, world_size=2, offload={"bytes": plan.host_bytes - 2}, **said)
+
+
 @pytest.mark.slow
 def test_the_least_budget_that_is_named_works() -> None:
     model, inputs = build()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -103,6 +104,24 @@ def test_what_the_host_is_worth_is_known(sizes: Sizes, budget: int) -> None:
     assert found.best.configuration.offload
     there = [o for o in found.outcomes if not o.configuration.offload and o.seconds is not None]
     assert min(o.seconds or 0.0 for o in there) == pytest.approx(without.best.seconds)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("room", [119, 120])
+def test_states_go_to_a_host_that_has_room_for_them(budget: int, room: int) -> None:
+    """As if they could not go there at all, where it has not."""
+    space = space_of(Sizes(), offload=True)
+    held = replace(
+        space,
+        open=lambda c: replace(step(c, Sizes()), host_bytes=120 if c.offload else 0),
+        host_bytes=room,
+    )
+    found = explore(held, budget, limits=EXACT)
+    same = explore(space_of(Sizes(), offload=room >= 120), budget, limits=EXACT)
+    assert (found.best is None) == (same.best is None)
+    if found.best is not None and same.best is not None:
+        assert found.best.seconds == pytest.approx(same.best.seconds)
+        assert found.bound_seconds == pytest.approx(same.bound_seconds)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -60,6 +60,18 @@ def test_grouped_heads_have_no_fused_kernel_in_float32() -> None:
     assert core_bytes(grouped, tokens, tokens, WIDTHS["float32"], "fused") == 4 * 8 * 32 * 64
 
 
+def test_heads_that_fit_no_fused_kernel_are_written_out() -> None:
+    """As ViT with six heads of 65, which flash pads in 16 bits and no kernel takes in float32."""
+    size = estimate.vit(
+        "heads of 65", 2, hidden_size=390, intermediate_size=1001, num_hidden_layers=2,
+        num_attention_heads=6, image_size=120, patch_size=8,
+    )  # fmt: skip
+    for precision in ("bfloat16", "float32"):
+        row = compared(size, "A100-80GB", precision)
+        assert row.activation_error_fraction == pytest.approx(0, abs=TOLERANCE)
+        assert row.peak_error_fraction == pytest.approx(0, abs=TOLERANCE)
+
+
 def test_a_loss_in_16_bits_is_cast_late() -> None:
     """8 bytes kept of a logit and 4 of its gradients; float32 logits 8 and 8."""
     one = Tokens(1, 1)

@@ -12,6 +12,16 @@ from torch import Tensor, nn
 WIDTH = 128
 
 
+def _scaled_scores(x: Tensor) -> Tensor:
+    heads = x.view(-1, 64, 8, 16).transpose(1, 2)
+    scores = (heads @ heads.mT).div_(4.0).masked_fill_(torch.ones(64, 64).triu(1) > 0, -1e9)
+    return (scores.softmax(-1) @ heads).transpose(1, 2).reshape(-1, WIDTH)
+
+
+def _in_groups(x: Tensor, group: Tensor) -> Tensor:
+    return torch.zeros(9, WIDTH).index_add(0, group, x)[group]
+
+
 def _halves(x: Tensor) -> Tensor:
     left, right = x.chunk(2, -1)
     return torch.cat([left * right.sigmoid(), right], -1)
@@ -39,16 +49,20 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "glu": lambda x: F.glu(torch.cat([x, x], -1)),
     "halves": _halves,
     "index": lambda x: x[torch.arange(len(x) - 1, -1, -1)],
+    "index_add": lambda x: _in_groups(x, torch.arange(len(x)) % 9),
     "layer_norm": lambda x: F.layer_norm(x, (WIDTH,)),
+    "lerp": lambda x: x.lerp(x.sin(), x.cos()),
     "log_softmax": lambda x: F.log_softmax(x, -1),
     "logaddexp": lambda x: torch.logaddexp(x, -x),
     "logsumexp": lambda x: x + torch.logsumexp(x, -1, keepdim=True),
     "masked": lambda x: x.masked_fill(x > 1, 0.0),
     "max": lambda x: x - x.max(-1, keepdim=True).values,
+    "maximum": lambda x: torch.maximum(x, x.sin()),
     "norm": lambda x: x / (1 + x.norm(dim=-1, keepdim=True)),
     "power": lambda x: x**3,
     "prod": lambda x: x + x.prod(-1, keepdim=True),
     "rms_norm": lambda x: F.rms_norm(x, (WIDTH,)),
+    "scores": _scaled_scores,
     "softmax": lambda x: F.softmax(x, -1) * x,
     "sort": lambda x: x.sort(-1).values,
     "sqrt": lambda x: (x.abs() + 1).sqrt(),
