@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from torch import fx
+from torch import Tensor, fx
 
 from planner.graphs.capture.node_kinds import added_to, is_view
+from planner.graphs.torch_api.operators import OpOverload
 
 
 def written_by(node: fx.Node) -> fx.Node | None:
@@ -22,6 +23,28 @@ def written_by(node: fx.Node) -> fx.Node | None:
     while written is not None and written.op == "call_function" and is_view(written):
         written = written.all_input_nodes[0]
     return written if written is not None and written.op == "call_function" else None
+
+
+def unchanged(node: fx.Node) -> fx.Node:
+    """Return what a view shows as it is, made in the step; the node itself if it is no such view.
+
+    A compiler takes both for one, and names what it makes after the last: what is read later may
+    be either.
+
+    Args:
+        node: that may be a view.
+    """
+    while isinstance(node.target, OpOverload) and node.target.is_view:
+        base = node.all_input_nodes[0]
+        if base.op != "call_function" or _layout(node) != _layout(base):
+            break
+        node = base
+    return node
+
+
+def _layout(node: fx.Node) -> tuple[object, ...] | None:
+    value = node.meta.get("val")
+    return (value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else None
 
 
 def behind(

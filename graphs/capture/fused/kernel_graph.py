@@ -14,6 +14,8 @@ from torch import fx
 
 from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assemble
 from planner.graphs.capture.fused.closures import behind, written_by
+from planner.graphs.capture.fused.copied_inputs import COPY, copied_inputs, reading_copies
+from planner.graphs.capture.fused.in_place import in_place, written_over
 from planner.graphs.capture.fused.origin import module_of, source_of
 from planner.graphs.capture.fused.stitched import Stitched
 from planner.graphs.capture.node_kinds import is_random, target_name
@@ -67,7 +69,9 @@ def graph_to_plan(
         if b.node in by_name
     }
     known = set[fx.Node]()
-    found = [list(_made(half, by_name, known)) for half in (forward, backward)]
+    copied = copied_inputs(forward, frame.resident)
+    apart = {buffer.name for buffer in copied.values()}
+    found = [list(_made(half, by_name, known, apart)) for half in (forward, backward)]
     count = step.step.forward_outputs
     outputs = _under(step, step.outputs[:count], stored)
     once = {*outputs, *map(written_by, step.graph.nodes)}  # what is written into is made once
@@ -86,11 +90,31 @@ def graph_to_plan(
         calls.append(_in_order(kernels))
     gradients = [n.name for n in _under(step, step.outputs[count:], stored)]
     names = [n.name for n in outputs]
-    return assemble(frame, calls[0], calls[1], names, gradients)
+    copies = {name: _copy(name, b.size_bytes, price) for name, b in copied.items()}
+    first, second = (reading_copies(half, copies) for half in calls)
+    second = in_place(second, written_over(backward), gradients)
+    return assemble(frame, [*copies.values(), *first], second, names, gradients)
 
 
-def _made(half: Kernels, by_name: Mapping[str, fx.Node], known: set[fx.Node]) -> Iterator[_Made]:
-    """Yield the kernels that first make a node's value; others count with those who read them."""
+def _copy(name: str, size_bytes: int, price: Price) -> KernelCall:
+    """Return what copies an input, which the compiler decides on and a schedule may not repeat."""
+    made = f"copy of {name}"
+    cost = price((), FusedKernel(made, (), (), external=False), 2 * size_bytes)
+    makes = {made: size_bytes}
+    return KernelCall(
+        made, COPY, (name,), makes, cost.seconds, 0, cost.moved_bytes, recomputable=False
+    )
+
+
+def _made(
+    half: Kernels,
+    by_name: Mapping[str, fx.Node],
+    known: set[fx.Node],
+    apart: Collection[str],
+) -> Iterator[_Made]:
+    """Yield the kernels that first make a node's value; others count with those who read them,
+    but for buffers that count apart.
+    """
     loose: dict[str, int] = {}  # a buffer of no node -> its bytes and those behind it
     for kernel in half.kernels:
         nodes: dict[fx.Node, int] = {}
@@ -98,14 +122,14 @@ def _made(half: Kernels, by_name: Mapping[str, fx.Node], known: set[fx.Node]) ->
         for made in kernel.makes:
             node = by_name.get(made.node or "")
             if node is None or node in known:
-                beside += made.size_bytes
+                beside += made.size_bytes if made.over is None else 0
             else:
                 nodes[node] = max(nodes.get(node, 0), made.size_bytes)
         if nodes:
             known |= nodes.keys()
             yield _Made(kernel, nodes, beside)
         else:
-            loose |= {b.name: beside for b in kernel.makes}
+            loose |= {b.name: beside for b in kernel.makes if b.name not in apart}
 
 
 def _under(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from planner.graphs.capture.fused.closures import written_by
+from planner.graphs.capture.fused.closures import unchanged, written_by
 from planner.graphs.torch_api.inductor.inductor_kernels import mark
 from planner.graphs.torch_api.inductor.partitioner import (
     JointStep,
@@ -68,7 +68,7 @@ def stitched(step: JointStep, share: float = 1.0) -> Stitched:
         if node.op not in ("placeholder", "output"):
             tag(node, backward=node in new)
             # what is added to stays the buffer of who made it
-            mark(node, (written_by(node) or node).name)
+            mark(node, (written_by(node) or unchanged(node)).name)
         if "val" in node.meta:
             node.meta = {**node.meta, "val": with_numbers(node.meta["val"])}
     return Stitched(step.of(fx.GraphModule(step.module, graph)), new)

@@ -34,11 +34,15 @@ Layouts = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory that a kernel makes; ``node`` is the marked node whose value it holds, if one's."""
+    """Memory that a kernel makes; ``node`` is the marked node whose value it holds, if one's.
+
+    ``over`` is the buffer or input in whose memory it lies, if it has none of its own.
+    """
 
     name: str
     size_bytes: int
     node: str | None
+    over: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
     found = []
     for node in nodes:
         name, external = node.get_name(), bool(node.is_extern())
-        buffers = [_buffer(b, renamed) for b in made[name]]
+        buffers = [_buffer(b, renamed, code.lies_in) for b in made[name]]
         kept = [b for b in buffers if external or b.name in renamed or b.name in made_in_memory]
         layouts = _layouts(node.node) if external else ()
         found.append(FusedKernel(name, tuple(kept), reads[name], external, layouts))
@@ -147,7 +151,7 @@ def _reads(node: Any, renamed: dict[str, str], owner: dict[str, str]) -> tuple[s
     return tuple(n for n in dict.fromkeys(names) if owner.get(n) != node.get_name())
 
 
-def _buffer(made: Any, renamed: dict[str, str]) -> Buffer:
+def _buffer(made: Any, renamed: dict[str, str], lies_in: dict[str, str]) -> Buffer:
     name, buffer = made.get_name(), made.node
     size = 0
     if name not in renamed and not isinstance(buffer.layout, (NoneLayout, MultiOutputLayout)):
@@ -155,7 +159,7 @@ def _buffer(made: Any, renamed: dict[str, str]) -> Buffer:
         size = int(elements) * get_dtype_size(buffer.get_dtype())
     origin = buffer.get_origin_node() or _copied(buffer)
     custom = (origin.meta.get("custom") or {}) if origin is not None else {}
-    return Buffer(name, size, custom.get(MARK))
+    return Buffer(name, size, custom.get(MARK), lies_in.get(name))
 
 
 def _copied(buffer: Any) -> fx.Node | None:
