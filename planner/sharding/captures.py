@@ -149,8 +149,12 @@ class Captures:
             self.impossible,
             self.holds(cluster).bytes_of,
             lambda c: least_states(self._states, c),
-            node_limit_bytes(self.request.offload) / cluster.devices_per_node,
+            self.host_bytes(cluster),
         )
+
+    def host_bytes(self, cluster: Cluster) -> float:
+        """Return how much of its host a rank may take."""
+        return node_limit_bytes(self.request.offload) / cluster.devices_per_node
 
     @cached_property
     def holds(self) -> Callable[[Cluster], Holds]:

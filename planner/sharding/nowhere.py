@@ -181,7 +181,9 @@ def _fits_on(
         if c.strategy.stages[-1].number == most and ranks % c.tensor_ranks == 0
         for least in islice(_spreads(c, ranks, cluster.devices_per_node), 1)
     )
-    return any(_fits(c, shop.step(c, cluster), budget_bytes) for c in smallest)
+    steps = ((c, shop.step(c, cluster)) for c in smallest)
+    host_bytes = shop.host_bytes(cluster)
+    return any(_fits(c, s, budget_bytes) for c, s in steps if s.host_bytes <= host_bytes)
 
 
 def _spreads(c: Configuration, ranks: int, devices_per_node: int) -> Iterable[Spread]:

@@ -223,13 +223,13 @@ class _Search:
         if self.closest is not None:
             return
         for c in sorted(self.outcomes, key=lambda c: (self.space.least_bytes(c), holds_least(c))):
-            why = self.outcomes[c].impossible or self.space.impossible(c)
-            if not why:
-                self._open(c)
-                if self.closest is not None:
-                    return
-            self.outcomes[c] = Outcome(c, math.inf, impossible=why)
-        reasons = dict.fromkeys(o.impossible for o in self.outcomes.values())
+            if why := self.outcomes[c].impossible or self.space.impossible(c):
+                self.outcomes[c] = Outcome(c, math.inf, impossible=why)
+                continue
+            self._open(c)
+            if self.closest is not None:
+                return
+        reasons = dict.fromkeys(o.impossible or o.fills for o in self.outcomes.values())
         raise CaptureError("; ".join(reasons))
 
     def _optimizer_seconds(self, c: Configuration) -> float:

@@ -114,13 +114,13 @@ def heads(joint: Joint) -> list[fx.Node]:
     """
     operands = (n.all_input_nodes[0] for n in joint.graph.nodes if n.target in SOFTMAX)
     ahead = sorted(((n, elements(n)) for n in operands), key=lambda x: x[1], reverse=True)
-    large, seen = set(products(joint)), set[fx.Node]()
+    large, seen = dict.fromkeys(products(joint)), set[fx.Node]()
     while ahead:
         node, size = ahead.pop()
         if node not in seen and elements(node) >= size:
             seen.add(node)
             ahead += [(n, size) for n in node.all_input_nodes if node not in large]
-    return sorted(large & seen, key=elements, reverse=True)
+    return [n for n in large if n in seen]
 
 
 def _no_softmax(product: fx.Node) -> Declined:

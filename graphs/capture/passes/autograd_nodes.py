@@ -156,5 +156,6 @@ def _is(node: fx.Node, names: Set[str]) -> bool:
 
 
 def _name(node: fx.Node) -> str:
+    """Return what torch calls an operator of its own; nothing for those of others."""
     assert isinstance(node.target, OpOverload)
-    return str(node.target.overloadpacket.__name__)
+    return str(node.target.overloadpacket.__name__) if node.target.namespace == "aten" else ""

@@ -444,3 +444,22 @@ def test_only_products_that_a_softmax_is_made_of_are_looked_at(cut: int) -> None
     joint = normalized(joint)
     assert len(products(joint)) == 9
     assert heads(joint) == [max(products(joint), key=list(joint.graph.nodes).index)]
+
+
+def test_heads_as_large_as_each_other_are_tried_in_their_order() -> None:
+    ids = torch.randint(WORDS, (ROWS, LENGTH))
+
+    def loss(hidden: Tensor, t: Tensor, weights: list[Tensor]) -> Tensor:
+        return sum(F.cross_entropy((hidden @ w.T).flatten(0, 1), t.flatten()) for w in weights)  # type: ignore[return-value]
+
+    class Several(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = nn.ParameterList(torch.randn_like(self.head.weight) for _ in range(8))
+
+        def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+            return loss(self.embedding(ids), targets, list(self.more))
+
+    joint = normalized(trace(Several(), arguments_of((ids, ids))))
+    assert len(heads(joint)) == 8
+    assert heads(joint) == products(joint)

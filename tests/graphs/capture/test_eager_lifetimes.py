@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from planner.graphs import Graph, Op, Phase, Value, plain_schedule, simulate
 from planner.graphs.capture.eager_lifetimes import AutogradFacts, held_by_autograd
 from planner.graphs.capture.training_step import capture
+from tests.scenes import Apply
 
 
 def _backward(*ops: tuple[tuple[int, ...], tuple[int, ...]]) -> list[Op]:
@@ -65,3 +66,15 @@ def test_eager_mode_takes_as_long_as_the_plain_step() -> None:
     found = capture(model, torch.zeros(4, 8), loss=lambda out: out.square().mean())
     assert found.eager is not None
     assert abs(found.eager.seconds / found.graph.seconds - 1) < 1e-9
+
+
+def test_operators_of_others_are_known_by_more_than_their_names() -> None:
+    made = torch.library.custom_op(
+        "planner_tests::index_add", torch.sin, mutates_args=(), schema="(Tensor x) -> Tensor"
+    )
+    made.register_fake(torch.empty_like)
+    made.register_autograd(lambda _, gradient: gradient)
+    found = capture(
+        Apply(lambda _, x: made(x).sum()), torch.zeros(4, requires_grad=True), optimizer=None
+    )
+    assert found.eager is not None

@@ -155,6 +155,8 @@ def test_the_host_of_a_node_holds_no_more_than_is_said() -> None:
     assert 1e6 < plan.host_bytes <= 3e6  # of two ranks
     with pytest.raises(InfeasibleBudget, match=r"more of a node's host \(offload= says how much"):
         planner.fit(model, 1.075e9, world_size=2, offload={"bytes": plan.host_bytes - 2}, **said)
+    with pytest.raises(InfeasibleBudget, match="5 such devices would do"):  # without their hosts
+        planner.fit(model, 1.075e9, world_size=2, offload={"bytes": 1000}, **said)
 
 
 @pytest.mark.slow

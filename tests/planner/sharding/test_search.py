@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pytest
 
+from planner.errors import CaptureError
 from planner.graphs import schedule_from_order
 from planner.plan.configuration import Configuration
 from planner.plan.strategy import Strategy
 from planner.sharding.configurations import configurations
 from planner.sharding.pricing import Planned, plan_step, price_recipes
-from planner.sharding.search import explore
+from planner.sharding.search import ON_HOST, explore
 from planner.sharding.space import SearchResult, Space
 from planner.sharding.step_graph.sharded_step import Realized
 from planner.solvers import Limits, lower_bound, minimum_budget
@@ -122,6 +123,22 @@ def test_states_go_to_a_host_that_has_room_for_them(budget: int, room: int) -> N
     if found.best is not None and same.best is not None:
         assert found.best.seconds == pytest.approx(same.best.seconds)
         assert found.bound_seconds == pytest.approx(same.bound_seconds)
+
+
+def test_what_is_opened_last_says_why_it_does_not_fit() -> None:
+    """What has no room on the host is no plan to come close with, and says so."""
+    held = replace(
+        space_of(Sizes(), offload=True),
+        open=lambda c: replace(step(c, Sizes()), host_bytes=120 if c.offload else 0),
+        host_bytes=119,
+        least_bytes=lambda c: 10_000 - c.offload,
+    )
+    found = explore(held, 100, limits=EXACT)
+    assert not found.closest.configuration.offload
+    assert any(o.fills.startswith(ON_HOST) for o in found.outcomes if o.configuration.offload)
+    alone = replace(held, configurations=tuple(c for c in held.configurations if c.offload))
+    with pytest.raises(CaptureError, match=ON_HOST):
+        explore(alone, 100, limits=EXACT)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

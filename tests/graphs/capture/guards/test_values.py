@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import planner
 from planner.graphs.capture.call_arguments import arguments, arguments_of
@@ -84,6 +85,14 @@ def test_a_changed_tensor_is_forgotten() -> None:
 
     with pytest.raises(CaptureError, match="needs the value of a tensor"):
         traced(ask, ONES)
+
+
+@pytest.mark.parametrize("write", [lambda h: F.relu(h, inplace=True), lambda h: h.mul_(2)])
+def test_what_a_transform_hands_out_may_be_written(write: Callable[[Tensor], Tensor]) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return torch.vmap(lambda w: write(x @ w))(m.a[0].weight.view(4, 16, -1)).mean()
+
+    trace(Apply(run, a=mlp()), arguments_of(torch.zeros(4, 16)))
 
 
 def test_random_numbers_are_no_answers() -> None:
