@@ -18,7 +18,7 @@ from planner.graphs.capture.guards.tape import Decisions, roots_of
 from planner.graphs.capture.placed import local_of
 from planner.graphs.capture.step_outputs import Outputs
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.annotations import IN_LOSS, IN_PLACE
+from planner.graphs.torch_api.annotations import IN_LOSS, IN_PLACE, noted
 from planner.graphs.torch_api.joint_export import descriptors as desc
 from planner.graphs.torch_api.storages import storage_key
 
@@ -254,19 +254,19 @@ def refuse_baked_tensors(
 
 def module_of(node: fx.Node) -> str:
     """Return the path of the submodule a node came from, backward nodes included."""
-    return str((node.meta.get("custom") or {}).get("module", ""))
+    return str(noted(node, "module") or "")
 
 
 def in_loss(node: fx.Node) -> bool:
     """Tell whether a node came from the loss that a person said, backward nodes included."""
-    return bool((node.meta.get("custom") or {}).get(IN_LOSS))
+    return bool(noted(node, IN_LOSS))
 
 
 def in_place(node: fx.Node) -> bool:
     """Tell whether a node came from a call that writes into its first argument, or its gradient."""
-    return bool((node.meta.get("custom") or {}).get(IN_PLACE))
+    return bool(noted(node, IN_PLACE))
 
 
 def source_of(node: fx.Node) -> str:
     """Return the user's ``file:line`` a node came from, backward nodes included."""
-    return str((node.meta.get("custom") or {}).get("source", ""))
+    return str(noted(node, "source") or "")

@@ -109,15 +109,12 @@ def fits_nowhere(
 
 def _offload(least: Least, cluster: Cluster) -> str:
     """Say that states may move to the host, or why they could not."""
-    too_many = [
-        o.fills
-        for o in least.found.outcomes
-        if o.configuration.offload and o.fills.startswith(ON_HOST)
-    ]
+    outcomes = least.found.outcomes
+    too_many = next((o.fills for o in outcomes if o.fills.startswith(ON_HOST)), "")
     if not too_many:
         return "optimizer offload"
     on = f"for each of {cluster.devices_per_node} on a node"
-    return f"more of a node's host (offload= says how much; {too_many[0]}, {on})"
+    return f"more of a node's host (offload= says how much; {too_many}, {on})"
 
 
 def _how_close(least: Least) -> str:

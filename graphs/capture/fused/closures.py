@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable
 
 from torch import Tensor, fx
 
-from planner.graphs.capture.node_kinds import added_to, is_view
-from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.capture.node_kinds import added_to, is_view, layout_of
+from planner.graphs.torch_api.operators import views_its_operand
 
 
 def written_by(node: fx.Node) -> fx.Node | None:
@@ -34,17 +34,15 @@ def unchanged(node: fx.Node) -> fx.Node:
     Args:
         node: that may be a view.
     """
-    while isinstance(node.target, OpOverload) and node.target.is_view:
+    while views_its_operand(node.target):
         base = node.all_input_nodes[0]
-        if base.op != "call_function" or _layout(node) != _layout(base):
+        seen, shown = base.meta.get("val"), node.meta.get("val")
+        if not (isinstance(seen, Tensor) and isinstance(shown, Tensor)):
+            break
+        if base.op != "call_function" or layout_of(seen) != layout_of(shown):
             break
         node = base
     return node
-
-
-def _layout(node: fx.Node) -> tuple[object, ...] | None:
-    value = node.meta.get("val")
-    return (value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else None
 
 
 def behind(

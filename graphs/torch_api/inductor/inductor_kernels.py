@@ -24,6 +24,7 @@ from torch._inductor.ir import (
 from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 
+from planner.graphs.torch_api.annotations import noted
 from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
 from planner.graphs.torch_api.operators import OpOverload
 
@@ -158,8 +159,8 @@ def _buffer(made: Any, renamed: dict[str, str], lies_in: dict[str, str]) -> Buff
         elements = V.graph.sizevars.optimization_hint(buffer.get_numel(), fallback=0)
         size = int(elements) * get_dtype_size(buffer.get_dtype())
     origin = buffer.get_origin_node() or _copied(buffer)
-    custom = (origin.meta.get("custom") or {}) if origin is not None else {}
-    return Buffer(name, size, custom.get(MARK), lies_in.get(name))
+    marked = None if origin is None else noted(origin, MARK)
+    return Buffer(name, size, marked, lies_in.get(name))
 
 
 def _copied(buffer: Any) -> fx.Node | None:

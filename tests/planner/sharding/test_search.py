@@ -28,6 +28,15 @@ def space_of(sizes: Sizes, *, world: int = 4, batch: int = 16, offload: bool = T
     return Space(found, lambda _: 0.0, lambda c: step(c, sizes))
 
 
+def with_host(room: int) -> Space:
+    """Return a space whose states take 120 bytes of a host that has so many for them."""
+    return replace(
+        space_of(Sizes(), offload=True),
+        open=lambda c: replace(step(c, Sizes()), host_bytes=120 if c.offload else 0),
+        host_bytes=room,
+    )
+
+
 def everything(space: Space, budget: int) -> list[Planned]:
     """Solve every configuration, none left out."""
     solved = (plan_step(c, space.open(c), budget, limits=EXACT) for c in space.configurations)
@@ -111,13 +120,7 @@ def test_what_the_host_is_worth_is_known(sizes: Sizes, budget: int) -> None:
 @pytest.mark.parametrize("room", [119, 120])
 def test_states_go_to_a_host_that_has_room_for_them(budget: int, room: int) -> None:
     """As if they could not go there at all, where it has not."""
-    space = space_of(Sizes(), offload=True)
-    held = replace(
-        space,
-        open=lambda c: replace(step(c, Sizes()), host_bytes=120 if c.offload else 0),
-        host_bytes=room,
-    )
-    found = explore(held, budget, limits=EXACT)
+    found = explore(with_host(room), budget, limits=EXACT)
     same = explore(space_of(Sizes(), offload=room >= 120), budget, limits=EXACT)
     assert (found.best is None) == (same.best is None)
     if found.best is not None and same.best is not None:
@@ -127,12 +130,7 @@ def test_states_go_to_a_host_that_has_room_for_them(budget: int, room: int) -> N
 
 def test_what_is_opened_last_says_why_it_does_not_fit() -> None:
     """What has no room on the host is no plan to come close with, and says so."""
-    held = replace(
-        space_of(Sizes(), offload=True),
-        open=lambda c: replace(step(c, Sizes()), host_bytes=120 if c.offload else 0),
-        host_bytes=119,
-        least_bytes=lambda c: 10_000 - c.offload,
-    )
+    held = replace(with_host(119), least_bytes=lambda c: 10_000 - c.offload)
     found = explore(held, 100, limits=EXACT)
     assert not found.closest.configuration.offload
     assert any(o.fills.startswith(ON_HOST) for o in found.outcomes if o.configuration.offload)
