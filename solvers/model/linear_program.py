@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import highspy
 import numpy as np
@@ -94,8 +94,9 @@ class Result:
     """``x``: the best point, ``None`` if none found; ``bound``: proven, ``inf`` if infeasible.
 
     The bound of a linear program is what its multipliers prove (``bound_of``), also where time cut
-    it off; that of an integer search is as good as the solver's tolerances. ``duals`` are the
-    multipliers of the rows of a linear program solved to its end.
+    it off, and it is infeasible if a ray of them proves that; that of an integer search is as good
+    as the solver's tolerances. ``duals`` are the multipliers of the rows of a linear program solved
+    to its end.
     """
 
     x: NDArray[np.float64] | None
@@ -156,8 +157,7 @@ def tighten(
     """Minimize the relaxation of a model with more and more rows; the model keeps them.
 
     Each round goes on from the last one's basis. They end before that where ``STALLED_ROUNDS`` of
-    them brought next to nothing. The bound is the best of all rounds; that there is no point at all
-    is believed of the model as it was given only.
+    them brought next to nothing. The bound is the best of all rounds.
 
     Args:
         model: what to minimize; it grows.
@@ -178,10 +178,7 @@ def tighten(
     highs, bounds = open_highs(model, relax=True, seconds=seconds, seed=seed), list[float]()
     while True:
         highs.run()
-        found = _relaxed(highs, model)
-        if bounds and found.bound == math.inf:  # rests on a tolerance, now that there are more rows
-            break
-        result = found
+        result = _relaxed(highs, model)
         bounds.append(result.bound)
         stalled = bounds[-1] <= (1 + STALLED_GAIN) * bounds[-1 - STALLED_ROUNDS :][0]
         over = len(bounds) > rounds or (stalled and len(bounds) > STALLED_ROUNDS)
@@ -317,7 +314,7 @@ def _highs_lp(model: Model, *, relax: bool) -> highspy.HighsLp:
 def _relaxed(highs: highspy.Highs, model: Model) -> Result:
     """Read the end of a linear program; cut off, it still proves what its multipliers prove."""
     status, solution = highs.getModelStatus(), highs.getSolution()
-    if status == highspy.HighsModelStatus.kInfeasible:
+    if status == highspy.HighsModelStatus.kInfeasible and _empty(highs, model):
         return Result(None, math.inf)
     solved = status == highspy.HighsModelStatus.kOptimal
     duals = np.array(solution.row_dual)
@@ -325,6 +322,15 @@ def _relaxed(highs: highspy.Highs, model: Model) -> Result:
         duals = np.zeros(len(model.low))
     x = np.array(solution.col_value) if solved or _feasible(highs) else None
     return Result(x, bound_of(model, duals), duals if solved else None)
+
+
+def _empty(highs: highspy.Highs, model: Model) -> bool:
+    """Say whether a ray of multipliers proves that no point satisfies the rows (Farkas' lemma)."""
+    _, known, ray = highs.getDualRay()
+    if not known or len(ray) != len(model.low):
+        return False
+    free = replace(model, cost=[0.0] * len(model.cost))
+    return any(bound_of(free, sign * np.array(ray)) > 0 for sign in (1.0, -1.0))
 
 
 def _integer(highs: highspy.Highs) -> Result:

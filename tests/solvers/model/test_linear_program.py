@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from fractions import Fraction
 
+import highspy
 import numpy as np
 import pytest
 
@@ -72,3 +73,28 @@ def test_a_program_cut_off_by_time_still_proves_something() -> None:
     cut_off = minimize(model, relax=True, seconds=0.3)
     assert cut_off.duals is None, "the machine is too fast for this test"
     assert 0 < cut_off.bound < sum(model.cost)
+
+
+def contradiction() -> Model:
+    """Return a model that no point satisfies."""
+    model = Model()
+    columns = [model.column(1.0) for _ in range(5)]
+    for i in range(5):
+        model.row([columns[i], columns[i - 1]], [1.0, 1.0], low=1.2)
+    model.row(columns, [1.0] * 5, high=2.9)
+    return model
+
+
+def test_no_point_is_proved_by_a_ray() -> None:
+    assert minimize(contradiction(), relax=True).bound == float("inf")
+
+
+@pytest.mark.parametrize("ray", [[], [0.0] * 6, [1.0] * 6, [float("nan")] * 6])
+def test_a_ray_that_proves_nothing_is_not_believed(
+    ray: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = (highspy.HighsStatus.kOk, bool(ray), np.array(ray))
+    monkeypatch.setattr(highspy.Highs, "getDualRay", lambda self: said)
+    found = minimize(contradiction(), relax=True)
+    assert found.x is None
+    assert found.bound < 5.0
