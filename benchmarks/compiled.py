@@ -122,7 +122,7 @@ class Bench:
             found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
             model.zero_grad(set_to_none=True)
             moving = measure_peak(step).peak_bytes
-            seconds = median(_seconds(step) for _ in range(9)) if self.real else math.nan
+            seconds = median(seconds_of(step) for _ in range(9)) if self.real else math.nan
         model.zero_grad(set_to_none=True)
         fixed = (*model.parameters(), *model.buffers(), *self.inputs.values())
         return Measured(sum(t.nbytes for t in fixed) + moving, moving, seconds, spent, found)
@@ -153,7 +153,7 @@ class Bench:
             overhead_fraction=plan.overhead if plan else overhead,
             gap_fraction=plan.gap if plan else math.nan,
             time_ratio=found.seconds / usual.seconds,
-            gradient_difference=_difference(found.gradients, usual.gradients)
+            gradient_difference=difference(found.gradients, usual.gradients)
             if self.real
             else math.nan,
             plan_seconds=plan_seconds,
@@ -162,7 +162,7 @@ class Bench:
         )
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Compile something first: Inductor looks at the processor, and compiles headers."""
     with fresh_cache():
         loss = torch.compile(lambda x: x.sin().sum())(torch.ones(64, requires_grad=True))
@@ -176,13 +176,13 @@ def processor_seconds() -> float:
     return sum(used.ru_utime + used.ru_stime for used in own)
 
 
-def _seconds(step: Callable[[], None]) -> float:
+def seconds_of(step: Callable[[], None]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
-def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """Return the largest difference of two sets of gradients, over the largest of the second."""
     gaps = [float((one[n] - other[n]).abs().max()) for n in other]
     return max(gaps, default=0.0) / max((float(g.abs().max()) for g in other.values()), default=1.0)
@@ -249,7 +249,7 @@ def main() -> None:
     rows: list[Row] = []
     kernels: AbstractContextManager[None] = stubs() if said.stubs else nullcontext()
     with kernels:
-        _warm_up()
+        warm_up()
         for name in said.models:
             limits = Limits(seconds=said.seconds)
             bench = Bench(name, *SMALL[name](), real=not said.stubs, limits=limits)

@@ -15,12 +15,13 @@ from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assem
 from planner.graphs.capture.fused.closures import behind
 from planner.graphs.capture.fused.identity import written
 from planner.graphs.capture.fused.kernel_graph import Price, graph_to_plan
+from planner.graphs.capture.fused.other_calls import OTHERS, Calls, with_others
 from planner.graphs.capture.fused.prices import Workspace
 from planner.graphs.capture.fused.rewritten import keep_products_apart, rewritten
 from planner.graphs.capture.fused.stitched import Stitched, stitched
-from planner.graphs.graph import Graph
+from planner.graphs.graph import Graph, Phase
 from planner.graphs.schedule import Schedule, plain_schedule
-from planner.graphs.simulate import Trace, simulate
+from planner.graphs.simulate import simulate
 from planner.graphs.torch_api.inductor.inductor_kernels import FusedKernel, Kernels
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of, cut_by_tags
 from planner.graphs.torch_api.inductor.scheduler import kernels_of
@@ -50,6 +51,11 @@ class CompiledStep:
     plain: Plain | None = None
     with_share: Callable[[float], CompiledStep] | None = None
 
+    @property
+    def calls(self) -> Calls:
+        """How many of the step wait for their backward passes at once."""
+        return self.frame.calls
+
     def halves(self, schedule: Schedule) -> Halves:
         """Return forward and backward as a schedule runs them, for the compiler.
 
@@ -69,7 +75,7 @@ class CompiledStep:
         plain = self.plain if self._repeats_nothing(schedule) else None
         halves = self.halves(schedule) if plain is None else plain.halves
         kernels = kernels_of(self.stitched.step, halves) if plain is None else plain.kernels
-        return Asked(trace_of(really_run(self, *kernels)).peak_bytes, written(halves))
+        return Asked(held_bytes(self, *kernels), written(halves))
 
     def _repeats_nothing(self, schedule: Schedule) -> bool:
         return schedule.order == plain_schedule(self.graph).order
@@ -151,9 +157,16 @@ def ends_of_code(step: CompiledStep, first: Kernels, second: Kernels) -> Ends:
     return Ends(first.outputs[: step.stitched.step.forward_outputs], tuple(gradients))
 
 
-def trace_of(graph: Graph) -> Trace:
-    """Return what kernels cost and hold in the order they are in."""
-    return simulate(graph, plain_schedule(graph))
+def held_bytes(step: CompiledStep, first: Kernels, second: Kernels) -> int:
+    """Return the most that a compiler's code of a step holds, other calls of it included.
+
+    Args:
+        step: whose code it is.
+        first, second: forward's and backward's.
+    """
+    code = really_run(step, first, second)
+    schedule = plain_schedule(code)
+    return simulate(with_others(code, schedule, step.frame.calls), schedule).peak_bytes
 
 
 def really_run(step: CompiledStep, first: Kernels, second: Kernels) -> Graph:
@@ -229,7 +242,9 @@ def _workspaces(step: CompiledStep) -> Callable[[FusedKernel | None], int]:
     """Return what tells a kernel's workspace: the most of any for one that is not known."""
     by_name = {n.name: n for n in step.stitched.graph.nodes}
     stored = {by_name[v.name] for v in step.graph.values if v.name in by_name}
-    worst = max((op.workspace_bytes for op in step.graph.ops), default=0)
+    ops = (op for op in step.graph.ops if op.phase is not Phase.OPTIMIZER)
+    kernels = (op for op in ops if op.target != OTHERS)
+    worst = max((op.workspace_bytes for op in kernels), default=0)
 
     def workspace(kernel: FusedKernel | None) -> int:
         made = kernel.makes if kernel is not None else ()
