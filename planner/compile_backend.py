@@ -127,6 +127,7 @@ class PlanningBackend:
         self._count, self._live = calls, LiveCalls(calls)
         self._plans: list[Plan] = []
         self._frame: int | None = None
+        self._sizes = dict[str, int]()
         self._calls = set[tuple[str, ...]]()
         self._beyond: tuple[Captured, Request] | None = None
 
@@ -157,7 +158,7 @@ class PlanningBackend:
                 f"torch.compile hands {sorted(options)} to the backend, which takes what is to be "
                 "said itself: planner.backend(budget, ...)"
             )
-        graph = traced(gm, example_inputs)
+        graph = traced(gm, example_inputs, self._sizes)
         rewrite = self._rewrite(graph)
         known: list[tuple[Plan, CompiledStep]] = []
 
@@ -172,7 +173,9 @@ class PlanningBackend:
 
         try:
             keep = rewrite != AS_CAPTURED
-            return self._live.watched(compiled_graph(graph, Partitioner(cut), check, keep=keep))
+            return self._live.watched(
+                compiled_graph(graph, Partitioner(cut, graph.largest), check, keep=keep)
+            )
         except InfeasibleBudget as error:
             if self._beyond is None:
                 raise
@@ -180,7 +183,7 @@ class PlanningBackend:
 
     def _said_of(self, graph: HandedGraph) -> dict[str, Any]:
         said: dict[str, Any] = {"dynamic": "off", **self._said, "engine": "inductor"}
-        return {"device": _device_of(graph), **said, "inputs": tuple(graph.inputs)}
+        return {"device": _device_of(graph), **said, "inputs": graph.examples}
 
     def _rewrite(self, graph: HandedGraph) -> str:
         """Return which variant of a training step is to be compiled; where a plan chooses it, that
@@ -210,11 +213,10 @@ class PlanningBackend:
     def _variants(self, graph: HandedGraph, request: Request) -> Callable[..., Captured]:
         from planner.graphs.capture.call_arguments import arguments
         from planner.graphs.torch_api.inductor.compiler import handed_step
-        from planner.graphs.torch_api.inductor.partitioner import with_numbers
         from planner.running.engines.compiled_capture import captured_joint, variants_of
 
         def captured_one(step: JointStep, name: str) -> Captured:
-            call = arguments(list(map(with_numbers, graph.inputs)), {})
+            call = arguments(list(graph.examples), {})
             return captured_joint(
                 step,
                 graph.module,
@@ -285,10 +287,9 @@ class PlanningBackend:
         self, graph: HandedGraph, step: JointStep, request: Request
     ) -> tuple[Plan, CompiledStep]:
         from planner.graphs.capture.call_arguments import arguments
-        from planner.graphs.torch_api.inductor.partitioner import with_numbers
         from planner.running.engines.compiled_capture import captured_joint
 
-        call = arguments(list(map(with_numbers, graph.inputs)), {})
+        call = arguments(list(graph.examples), {})
         calls = self._calls_beside()
         captured = captured_joint(step, graph.module, call, request, step.trained, calls=calls)
         try:

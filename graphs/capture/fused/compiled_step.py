@@ -62,9 +62,7 @@ class CompiledStep:
         Args:
             schedule: of the graph.
         """
-        if self._repeats_nothing(schedule):
-            return _plain(self.stitched)
-        return cut_by_tags(rewritten(self.stitched, self.graph, schedule))
+        return cut_by_tags(self._joint(schedule))
 
     def asked(self, schedule: Schedule) -> Asked:
         """Ask the compiler what it will make of a schedule.
@@ -76,6 +74,11 @@ class CompiledStep:
         halves = self.halves(schedule) if plain is None else plain.halves
         kernels = kernels_of(self.stitched.step, halves) if plain is None else plain.kernels
         return Asked(held_bytes(self, *kernels), written(halves))
+
+    def _joint(self, schedule: Schedule) -> JointStep:
+        if self._repeats_nothing(schedule):
+            return _plain(self.stitched)
+        return rewritten(self.stitched, self.graph, schedule)
 
     def _repeats_nothing(self, schedule: Schedule) -> bool:
         return schedule.order == plain_schedule(self.graph).order
@@ -102,18 +105,18 @@ def compiled_step(
         share: torch's own ``activation_memory_budget``.
     """
     whole = stitched(step, share)
-    halves = _plain(whole)
+    halves = cut_by_tags(_plain(whole))
     plain = Plain(halves, kernels_of(whole.step, halves))
     graph = graph_to_plan(whole, *plain.kernels, frame, price)
     again = partial(compiled_step, step, frame, price, workspace)
     return CompiledStep(whole, frame, graph, workspace, plain, again)
 
 
-def _plain(step: Stitched) -> Halves:
-    """Return forward and backward as they are when nothing but torch's free copies is repeated."""
+def _plain(step: Stitched) -> JointStep:
+    """Return the step as it is when nothing but torch's free copies is repeated."""
     module = copy_of(step.step.module)
     keep_products_apart(module.graph)
-    return cut_by_tags(step.step.of(module))
+    return step.step.of(module)
 
 
 @dataclass(frozen=True)

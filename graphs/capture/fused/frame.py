@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +15,7 @@ from planner.graphs.capture.optimizer_step import OptimizerStep
 from planner.graphs.graph import Kind, Value
 from planner.graphs.hardware.devices import Device
 from planner.graphs.torch_api.inductor.partitioner import JointStep
+from planner.graphs.torch_api.inductor.symbols import Largest
 from planner.graphs.torch_api.storages import storage_key
 
 
@@ -37,13 +39,14 @@ def frame_of(
         calls: how many wait for backward at once, each of a block with parameters of its own.
     """
     placeholders = step.module.graph.find_nodes(op="placeholder")
-    arriving = {n.name: _bytes(n) for n in placeholders if n.name.startswith("tangents")}
+    size = partial(_bytes, largest=step.largest)
+    arriving = {n.name: size(n) for n in placeholders if n.name.startswith("tangents")}
     own = [n for n in placeholders if n.name not in arriving]
     (outputs,) = step.module.graph.output_node().args
     assert isinstance(outputs, tuple | list)
     trained = [x is not None for x in outputs[step.forward_outputs :]]
     resident = {
-        node.name: Value(node.name, _bytes(node), _kind(place in step.static, wanted))
+        node.name: Value(node.name, size(node), _kind(place in step.static, wanted))
         for place, (node, wanted) in enumerate(zip(own, trained, strict=True))
     }
     inside = sum(v.size_bytes for v in resident.values() if v.kind is not Kind.INPUT)
@@ -94,8 +97,8 @@ def _kind(static: bool, trained: bool) -> Kind:  # noqa: FBT001
     return Kind.PARAMETER if trained else Kind.BUFFER
 
 
-def _bytes(node: fx.Node) -> int:
-    value = node.meta.get("val")
+def _bytes(node: fx.Node, largest: Largest) -> int:
+    value = largest.of(node.meta.get("val"))
     if not isinstance(value, torch.Tensor):
         return 0
     return int(value.untyped_storage().nbytes())

@@ -15,7 +15,6 @@ from planner.graphs.torch_api.inductor.partitioner import (
     JointStep,
     cut_by_torch,
     tag,
-    with_numbers,
 )
 
 
@@ -69,8 +68,7 @@ def stitched(step: JointStep, share: float = 1.0) -> Stitched:
             tag(node, backward=node in new)
             # what is added to stays the buffer of who made it
             mark(node, (written_by(node) or unchanged(node)).name)
-        if "val" in node.meta:
-            node.meta = {**node.meta, "val": with_numbers(node.meta["val"])}
+        step.largest.put(node)
     return Stitched(step.of(fx.GraphModule(step.module, graph)), new)
 
 
