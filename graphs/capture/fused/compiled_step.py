@@ -40,8 +40,8 @@ class CompiledStep:
     """A step that a compiler is to run, the graph of its kernels and what it holds beside them.
 
     ``workspace`` is of kernels that are not fused; ``plain`` is what repeats nothing as
-    the compiler makes it, if it was asked, and ``with_share`` is the step as torch's own
-    ``activation_memory_budget`` has it.
+    the compiler makes it, if it was asked. ``own_way`` takes ``share=`` and ``checkpointed=``,
+    as ``compiled_step`` does, and returns the step as torch itself cuts it then.
     """
 
     stitched: Stitched
@@ -49,7 +49,7 @@ class CompiledStep:
     graph: Graph
     workspace: Workspace
     plain: Plain | None = None
-    with_share: Callable[[float], CompiledStep] | None = None
+    own_way: Callable[..., CompiledStep] | None = None
 
     @property
     def calls(self) -> Calls:
@@ -93,7 +93,13 @@ class Asked:
 
 
 def compiled_step(
-    step: JointStep, frame: Frame, price: Price, workspace: Workspace, share: float = 1.0
+    step: JointStep,
+    frame: Frame,
+    price: Price,
+    workspace: Workspace,
+    *,
+    share: float = 1.0,
+    checkpointed: Mapping[str, int] | None = None,
 ) -> CompiledStep:
     """Ask the compiler for the kernels of a step, and make the graph to plan on of them.
 
@@ -103,11 +109,13 @@ def compiled_step(
         price: what a kernel costs.
         workspace: what one that is not fused takes beside.
         share: torch's own ``activation_memory_budget``.
+        checkpointed: which nodes torch's own checkpoints are around, as for ``cut_by_torch``.
     """
-    whole = stitched(step, share)
+    whole = stitched(step, share, checkpointed)
     halves = cut_by_tags(_plain(whole))
     plain = Plain(halves, kernels_of(whole.step, halves))
-    graph = graph_to_plan(whole, *plain.kernels, frame, price)
+    ordered = share == 1.0 and checkpointed is None  # otherwise nothing is planned of it
+    graph = graph_to_plan(whole, *plain.kernels, frame, price, ordered=ordered)
     again = partial(compiled_step, step, frame, price, workspace)
     return CompiledStep(whole, frame, graph, workspace, plain, again)
 

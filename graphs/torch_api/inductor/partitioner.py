@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -14,10 +14,13 @@ import torch
 from functorch.compile import default_partition, min_cut_rematerialization_partition
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
+from torch._functorch import partitioners
 from torch._inductor import config
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch.utils.checkpoint import CheckpointPolicy
 
 from planner.graphs.torch_api.inductor.symbols import NUMBERS, Largest, NoSize, restore
+from planner.graphs.torch_api.patches import Patches, patching
 
 Halves = tuple[fx.GraphModule, fx.GraphModule]
 TAG = "partitioner_tag"
@@ -84,22 +87,47 @@ def cut_by_tags(step: JointStep) -> Halves:
     return forward, backward
 
 
-def cut_by_torch(step: JointStep, share: float = 1.0) -> Halves:
+def cut_by_torch(
+    step: JointStep, share: float = 1.0, checkpointed: Mapping[str, int] | None = None
+) -> Halves:
     """Cut a step as Inductor does by default: what costs nothing in a fused kernel runs again.
 
     Args:
         step: as Inductor hands it over; it is not changed.
         share: torch's own ``activation_memory_budget``, of what is saved by default.
+        checkpointed: the number of the call of ``torch.utils.checkpoint`` in which a node of
+            forward is taken to be, by its name.
     """
-    with functorch_config.patch(activation_memory_budget=share):
+    module = copy_of(step.module)
+    for node in module.graph.nodes:
+        drawn = not node.all_input_nodes or node.is_impure(impure_random=False)  # such as seeds
+        if checkpointed is not None and node.name in checkpointed and not drawn:
+            node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
+            node.meta["ac_graph_id"] = checkpointed[node.name]
+    with functorch_config.patch(activation_memory_budget=share), patching() as patches:
+        if checkpointed is not None:
+            _without_states(patches)
         forward, backward = min_cut_rematerialization_partition(
-            copy_of(step.module),
+            module,
             step.inputs,
             "inductor",
             num_fwd_outputs=step.forward_outputs,
             static_lifetime_input_indices=list(step.static),
         )
     return forward, backward
+
+
+def _without_states(patches: Patches) -> None:
+    """Leave out the states of generators that are kept for kernels that draw, such as attention's:
+    a few bytes each, of which this is not asked.
+    """
+    usual = partitioners.functionalize_rng_ops
+
+    def halves(joint: Any, forward: Any, backward: Any, *numbers: Any) -> Any:
+        mine = patches.mine()
+        return (forward, backward) if mine else usual(joint, forward, backward, *numbers)
+
+    patches.attribute(partitioners, "functionalize_rng_ops", halves)
 
 
 def copy_of(module: fx.GraphModule) -> fx.GraphModule:
