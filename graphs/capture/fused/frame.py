@@ -15,7 +15,7 @@ from planner.graphs.capture.optimizer_step import OptimizerStep
 from planner.graphs.graph import Kind, Value
 from planner.graphs.hardware.devices import Device
 from planner.graphs.torch_api.inductor.partitioner import JointStep
-from planner.graphs.torch_api.inductor.symbols import Largest
+from planner.graphs.torch_api.inductor.symbols import AtMost
 from planner.graphs.torch_api.storages import storage_key
 
 
@@ -97,7 +97,7 @@ def _kind(static: bool, trained: bool) -> Kind:  # noqa: FBT001
     return Kind.PARAMETER if trained else Kind.BUFFER
 
 
-def _bytes(node: fx.Node, largest: Largest) -> int:
+def _bytes(node: fx.Node, largest: AtMost) -> int:
     value = largest.of(node.meta.get("val"))
     if not isinstance(value, torch.Tensor):
         return 0

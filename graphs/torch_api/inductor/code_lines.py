@@ -31,7 +31,7 @@ from torch._inductor.ir import (
 from torch._inductor.utils import get_dtype_size
 
 from planner.graphs.capture_error import CaptureError
-from planner.graphs.torch_api.inductor.symbols import Largest
+from planner.graphs.torch_api.inductor.symbols import AtMost
 
 _ASSIGNED = re.compile(r"\s*(\w+) = ")
 
@@ -59,7 +59,7 @@ class Code:
     lies_in: dict[str, str]
 
 
-def code_of(lowering: GraphLowering, largest: Largest) -> Code:
+def code_of(lowering: GraphLowering, largest: AtMost) -> Code:
     """Read the code that was written of a graph.
 
     Args:
@@ -86,7 +86,7 @@ class _Reading:
     """The names that memory has so far, and what is found of it."""
 
     lowering: GraphLowering
-    largest: Largest
+    largest: AtMost
     found: list[CodeLine] = field(default_factory=list)
     memory: dict[str, str] = field(default_factory=dict)  # a name, given back or not -> its memory
     names: dict[str, set[str]] = field(default_factory=dict)  # memory -> those that hold it now

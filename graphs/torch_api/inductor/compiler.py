@@ -29,7 +29,7 @@ from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
 from planner.graphs.torch_api.inductor.kept_operators import keeping
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
 from planner.graphs.torch_api.inductor.scheduler import SETTINGS, innermost, watching
-from planner.graphs.torch_api.inductor.symbols import NUMBERS, Largest
+from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -84,7 +84,7 @@ def _tell(
     told: list[JointStep],
     *,
     keep: bool,
-    largest: Largest = NUMBERS,
+    largest: AtMost = NUMBERS,
 ) -> NoReturn:
     """Add the step that Inductor would cut, if it would, to what is told."""
 
@@ -257,7 +257,7 @@ class HandedGraph:
     breaks: str | None
     last: bool = False
     changing: tuple[str, ...] = ()
-    largest: Largest = NUMBERS
+    largest: AtMost = NUMBERS
     examples: tuple[Any, ...] = ()
 
 
@@ -273,7 +273,7 @@ def traced(module: fx.GraphModule, inputs: list[Any], seen: dict[str, int]) -> H
     """
     largest, examples = NUMBERS, tuple(inputs)
     if any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-        largest = Largest(dict(_sizes(module, seen)))
+        largest = AtMost(dict(_sizes(module, seen)))
         examples = tuple(_examples(module, largest))
     found = CompileContext.current_compile_id()
     reason = getattr(module, "compile_subgraph_reason", None)
@@ -315,7 +315,7 @@ def _sizes(module: fx.GraphModule, seen: dict[str, int]) -> Iterator[tuple[Any, 
         yield number.node.expr, most
 
 
-def _examples(module: fx.GraphModule, largest: Largest) -> Iterator[Any]:
+def _examples(module: fx.GraphModule, largest: AtMost) -> Iterator[Any]:
     """Yield what a graph is called with, at the largest sizes."""
     for node in module.graph.find_nodes(op="placeholder"):
         known, given = node.meta.get("example_value"), node.meta["grapharg"].example

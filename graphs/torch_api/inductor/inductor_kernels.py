@@ -25,7 +25,7 @@ from torch._inductor.utils import get_dtype_size
 
 from planner.graphs.torch_api.annotations import noted
 from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
-from planner.graphs.torch_api.inductor.symbols import NUMBERS, Largest
+from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
 from planner.graphs.torch_api.operators import OpOverload
 
 MARK = "remat_planner"
@@ -82,7 +82,7 @@ def mark(node: fx.Node, name: str) -> None:
 
 
 def read(
-    lowering: GraphLowering, returned: tuple[str | None, ...], largest: Largest = NUMBERS
+    lowering: GraphLowering, returned: tuple[str | None, ...], largest: AtMost = NUMBERS
 ) -> Kernels:
     """Read the kernels of a graph whose code is written.
 
@@ -122,13 +122,13 @@ def read(
     return Kernels(tuple(found), code.lines, inputs, outputs, returned, strides)
 
 
-def _stride(out: Any, largest: Largest) -> tuple[int, ...] | None:
+def _stride(out: Any, largest: AtMost) -> tuple[int, ...] | None:
     if not isinstance(out, IRNode) or not out.has_tensor_output():
         return None
     return _numbers(out.get_stride(), largest)
 
 
-def _layouts(kernel: Any, largest: Largest) -> Layouts:
+def _layouts(kernel: Any, largest: AtMost) -> Layouts:
     """Return how the tensors lie that a kernel outside is handed, in order."""
     handed = [
         i for i in kernel.inputs if isinstance(i, IRNode) and i.maybe_get_stride() is not None
@@ -138,7 +138,7 @@ def _layouts(kernel: Any, largest: Largest) -> Layouts:
     )
 
 
-def _numbers(sizes: Iterable[Any], largest: Largest) -> tuple[int, ...]:
+def _numbers(sizes: Iterable[Any], largest: AtMost) -> tuple[int, ...]:
     return tuple(map(largest.number, sizes))
 
 
@@ -157,9 +157,7 @@ def _reads(node: Any, renamed: dict[str, str], owner: dict[str, str]) -> tuple[s
     return tuple(n for n in dict.fromkeys(names) if owner.get(n) != node.get_name())
 
 
-def _buffer(
-    made: Any, renamed: dict[str, str], lies_in: dict[str, str], largest: Largest
-) -> Buffer:
+def _buffer(made: Any, renamed: dict[str, str], lies_in: dict[str, str], largest: AtMost) -> Buffer:
     name, buffer = made.get_name(), made.node
     size = 0
     if name not in renamed and not isinstance(buffer.layout, (NoneLayout, MultiOutputLayout)):
@@ -169,7 +167,7 @@ def _buffer(
     return Buffer(name, size, marked, lies_in.get(name))
 
 
-def _copied(buffer: Any, largest: Largest) -> fx.Node | None:
+def _copied(buffer: Any, largest: AtMost) -> fx.Node | None:
     """Return the node whose value a buffer holds for a kernel outside that wants it laid out so.
 
     What lies inside another buffer is a part of a concatenation: its origins do not tell which of

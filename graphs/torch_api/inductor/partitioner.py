@@ -19,7 +19,7 @@ from torch._inductor import config
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch.utils.checkpoint import CheckpointPolicy
 
-from planner.graphs.torch_api.inductor.symbols import NUMBERS, Largest, NoSize, restore
+from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost, NoSize, restore
 from planner.graphs.torch_api.patches import Patches, patching
 
 Halves = tuple[fx.GraphModule, fx.GraphModule]
@@ -39,7 +39,7 @@ class JointStep:
     inputs: Sequence[object]
     forward_outputs: int
     static: tuple[int, ...]
-    largest: Largest = NUMBERS
+    largest: AtMost = NUMBERS
 
     @property
     def is_symbolic(self) -> bool:
@@ -157,7 +157,7 @@ class Partitioner(CustomPartitionerFn):
         largest: what sizes that are symbols are at most.
     """
 
-    def __init__(self, cut: Callable[[JointStep], Halves], largest: Largest = NUMBERS) -> None:
+    def __init__(self, cut: Callable[[JointStep], Halves], largest: AtMost = NUMBERS) -> None:
         self._cut, self.largest, self.cuts = cut, largest, 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Partitioner:

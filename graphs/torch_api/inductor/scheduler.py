@@ -38,7 +38,7 @@ from planner.graphs.torch_api.inductor.kept_operators import let_go
 from planner.graphs.torch_api.inductor.kernels_together import compile_together
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
 from planner.graphs.torch_api.inductor.sums_in_place import lower_sums
-from planner.graphs.torch_api.inductor.symbols import NUMBERS, Largest
+from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
 from planner.graphs.torch_api.patches import Patches, patching
 
 SETTINGS: dict[str, Any] = {
@@ -156,7 +156,7 @@ def innermost(error: BaseException) -> BaseException:
     return error if inner is None else innermost(inner)
 
 
-def watching(told: Callable[[Kernels, bool], None], largest: Largest) -> Callable[..., Any]:
+def watching(told: Callable[[Kernels, bool], None], largest: AtMost) -> Callable[..., Any]:
     """Return what compiles a half for ``compile_fx(inner_compile=)``, and tells its kernels.
 
     Args:
@@ -181,7 +181,7 @@ def _watched(
     module: fx.GraphModule,
     told: Callable[[Kernels], None],
     given_up: list[int] | None = None,
-    largest: Largest = NUMBERS,
+    largest: AtMost = NUMBERS,
 ) -> Iterator[Patches]:
     """Tell the kernels of a graph once their code is written, and not compiled yet.
 

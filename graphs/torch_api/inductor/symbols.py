@@ -24,7 +24,7 @@ class NoSize(CaptureError):
 
 
 @dataclass(frozen=True)
-class Largest:
+class AtMost:
     """The most that each symbol is; without any, all sizes are the numbers that they are."""
 
     numbers: Mapping[Any, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Largest:
             node.meta = {**node.meta, "val": self.of(node.meta["val"]), **kept}
 
 
-NUMBERS = Largest()
+NUMBERS = AtMost()
 
 
 def restore(nodes: Iterable[fx.Node]) -> None:
