@@ -206,7 +206,22 @@ def _correct(search: _Search, first: Solution) -> None:
             target = int((kept + beyond) / 2) if kept > graph.resident_bytes else 0
         if target <= graph.resident_bytes or beyond - kept < (1 - CLOSE) * budget:
             return
+        if _gain_between(search, target) < ENOUGH * graph.seconds:
+            return
         found = search.solved(target)
+
+
+def _gain_between(search: _Search, target: int) -> float:
+    """Return the seconds that a schedule for a target may gain, if time goes straight from the
+    quickest that is kept to the next that is not; infinite where there are not both.
+    """
+    best = search.best
+    beyond = [a for a in search.known if best is not None and a.own_bytes > best.own_bytes]
+    if best is None or not beyond:
+        return math.inf
+    other = min(beyond, key=lambda a: a.own_bytes)
+    share = (target - best.own_bytes) / (other.own_bytes - best.own_bytes)
+    return max(0.0, share) * (best.seconds - other.seconds)
 
 
 def _ahead(search: _Search, plain: Candidate, first: Solution) -> tuple[int, Solution]:
