@@ -3,9 +3,10 @@
 For each model three budgets: is the measured peak within it, what was predicted, what does a step
 cost beside Inductor's default, are the gradients its own. ``--sweep`` sets PyTorch's own
 ``activation_memory_budget`` beside them, at every tenth that differs, each followed by a plan for
-the peak that was measured of it, or for the least budget that works if that is more. With
-``--stubs`` fused kernels do nothing, so that no C++ is compiled: allocations are real, times of
-steps and gradients are left out.
+the peak that was measured of it, or for the least budget that works if that is more. ``--beside``
+adds eager mode and its kernels under our plans, and both with every repeated block inside
+``torch.utils.checkpoint``. With ``--stubs`` fused kernels do nothing, so that no C++ is compiled:
+allocations are real, times of steps and gradients are left out.
 
 Peaks are of a warm step, every allocation recorded. Seconds of planning and compiling are the
 processor's, those of the C++ compiler included, with an empty cache each time; what Inductor does
@@ -21,14 +22,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
+from torch.utils.checkpoint import checkpoint
 
 import planner
 from benchmarks.models.small import SMALL
@@ -40,6 +43,7 @@ from planner.running.compiled_model import without_plan
 from planner.running.engines import engine_of
 from planner.running.engines.inductor import INDUCTOR
 from planner.solvers import Limits
+from planner.solvers.baselines.blocks import repeated_blocks
 from planner.step_variants import captured_step
 from planner.verification.training_run import scalar_of
 
@@ -122,7 +126,7 @@ class Bench:
             found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
             model.zero_grad(set_to_none=True)
             moving = measure_peak(step).peak_bytes
-            seconds = median(_seconds(step) for _ in range(9)) if self.real else math.nan
+            seconds = median(seconds_of(step) for _ in range(9)) if self.real else math.nan
         model.zero_grad(set_to_none=True)
         fixed = (*model.parameters(), *model.buffers(), *self.inputs.values())
         return Measured(sum(t.nbytes for t in fixed) + moving, moving, seconds, spent, found)
@@ -153,7 +157,7 @@ class Bench:
             overhead_fraction=plan.overhead if plan else overhead,
             gap_fraction=plan.gap if plan else math.nan,
             time_ratio=found.seconds / usual.seconds,
-            gradient_difference=_difference(found.gradients, usual.gradients)
+            gradient_difference=difference(found.gradients, usual.gradients)
             if self.real
             else math.nan,
             plan_seconds=plan_seconds,
@@ -162,7 +166,7 @@ class Bench:
         )
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Compile something first: Inductor looks at the processor, and compiles headers."""
     with fresh_cache():
         loss = torch.compile(lambda x: x.sin().sum())(torch.ones(64, requires_grad=True))
@@ -176,27 +180,29 @@ def processor_seconds() -> float:
     return sum(used.ru_utime + used.ru_stime for used in own)
 
 
-def _seconds(step: Callable[[], None]) -> float:
+def seconds_of(step: Callable[[], None]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
-def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """Return the largest difference of two sets of gradients, over the largest of the second."""
     gaps = [float((one[n] - other[n]).abs().max()) for n in other]
     return max(gaps, default=0.0) / max((float(g.abs().max()) for g in other.values()), default=1.0)
 
 
-def rows_of(bench: Bench, *, sweep: bool) -> Iterator[Row]:
+def rows_of(bench: Bench, *, sweep: bool, beside: bool) -> Iterator[Row]:
     """Measure one model.
 
     Args:
         bench: the model.
         sweep: whether to set PyTorch's own budget beside.
+        beside: whether to set eager mode and checkpointing beside.
     """
     usual = bench.measured(without_plan(bench.model, None))
     yield bench.row("inductor", usual, usual)
+    yield from _beside(bench, usual) if beside else ()
     plain = bench.fit("1TB")
     fixed = plain.graph.resident_bytes
     for share in SHARES:
@@ -204,9 +210,44 @@ def rows_of(bench: Bench, *, sweep: bool) -> Iterator[Row]:
         plan, spent = _planned(bench, budget)
         found = bench.measured(plan.apply(bench.model))
         yield bench.row("ours", found, usual, plan, spent)
+        if beside:
+            yield from _op_by_op(bench, plan.budget_bytes, usual)
         if plan.budget_bytes > budget:
             break  # nothing is lower than the least
     yield from _swept(bench, usual) if sweep else ()
+
+
+def _beside(bench: Bench, usual: Measured) -> Iterator[Row]:
+    """Measure eager mode, and both engines with every repeated block checkpointed."""
+    yield bench.row("eager", bench.measured(bench.model), usual)
+    with checkpointed(bench.model):
+        yield bench.row("eager, checkpointed", bench.measured(bench.model), usual)
+        found = bench.measured(without_plan(bench.model, None))
+    yield bench.row("inductor, checkpointed", found, usual)
+
+
+def _op_by_op(bench: Bench, budget: int, usual: Measured) -> Iterator[Row]:
+    """Measure a plan of eager mode's kernels, if there is one."""
+    start = processor_seconds()
+    with suppress(planner.InfeasibleBudget):
+        plan = planner.fit(replace(bench.request, engine="op_by_op"), budget)
+        spent = processor_seconds() - start
+        found = bench.measured(plan.apply(bench.model))
+        yield bench.row("ours, op by op", found, usual, plan, spent)
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Run every repeated block of a model inside ``torch.utils.checkpoint``."""
+    names = repeated_blocks(name for name, _ in model.named_modules())
+    blocks = [model.get_submodule(name) for name in dict.fromkeys(names.values())]
+    for block in blocks:
+        vars(block)["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del vars(block)["forward"]
 
 
 def _swept(bench: Bench, usual: Measured) -> Iterator[Row]:
@@ -244,16 +285,17 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=20, help="of the solver: more where the machine is busy"
     )
+    parser.add_argument("--beside", action="store_true", help="eager mode and checkpointing, too")
     parser.add_argument("--sweep", action="store_true", help="activation_memory_budget as well")
     said = parser.parse_args()
     rows: list[Row] = []
     kernels: AbstractContextManager[None] = stubs() if said.stubs else nullcontext()
     with kernels:
-        _warm_up()
+        warm_up()
         for name in said.models:
             limits = Limits(seconds=said.seconds)
             bench = Bench(name, *SMALL[name](), real=not said.stubs, limits=limits)
-            for row in rows_of(bench, sweep=said.sweep):
+            for row in rows_of(bench, sweep=said.sweep, beside=said.beside):
                 rows.append(row)
                 print(row, file=sys.stderr, flush=True)
                 path = record("compiled_stubs" if said.stubs else "compiled", rows)

@@ -54,8 +54,8 @@ def compare(
         methods: names of ``solvers.SOLVERS``, and with ``offload=`` of ``WITH_HOST``; all of them
             by default.
         engines: whose plans are set beside, ``engine`` among them: with "inductor" also what it
-            does by default, and under torch's ``activation_memory_budget``, at each tenth that
-            differs.
+            does by default, with every repeated block checkpointed, and under torch's
+            ``activation_memory_budget``, at each tenth that differs.
         said: what else is to be said of the step: see ``Request``.
 
     Raises:

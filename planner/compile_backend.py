@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from planner.byte_sizes import format_both
 from planner.errors import BadRequest, CaptureError, InfeasibleBudget
+from planner.graphs import simulate
 from planner.graphs.hardware.devices import DeviceSpec
 from planner.loss_chunks import KEEP, check_chunks
 from planner.plan.step_plan import StepPlan
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from planner.graphs.capture.fused.compiled_step import CompiledStep
+    from planner.graphs.capture.fused.other_calls import Calls
     from planner.graphs.capture.training_step import Captured
     from planner.graphs.torch_api.inductor.compiler import HandedGraph
     from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
@@ -63,7 +65,11 @@ CHANGES = (
 
 @takes(BackendOptions)
 def backend(
-    budget: str | float, *, plans: Sequence[StepPlan] = (), **said: Unpack[BackendOptions]
+    budget: str | float,
+    *,
+    plans: Sequence[StepPlan] = (),
+    calls: int = 1,
+    **said: Unpack[BackendOptions],
 ) -> PlanningBackend:
     """Return a backend of ``torch.compile`` that plans each training step within a budget.
 
@@ -76,6 +82,9 @@ def backend(
         budget: "40GB", "40GiB", "80%" of the device, or an int of bytes.
         plans: made before, such as by another process: carried out where they are for the very
             step and within the budget.
+        calls: how many calls of what is compiled wait for their backward passes at once, where a
+            block is compiled by itself and a model has several, one after the other: the budget
+            is for all of them, each with parameters of its own.
         said: ``optimizer``, ``device``, ``reserve``, ``costs``, ``method``, ``limits``,
             ``progress``, ``accumulate``, ``loss_chunks``, as for ``fit``.
 
@@ -86,7 +95,7 @@ def backend(
     >>> planner_backend.plans
     ()
     """
-    return PlanningBackend(budget, dict(said), plans)
+    return PlanningBackend(budget, dict(said), plans, calls)
 
 
 class PlanningBackend:
@@ -97,7 +106,11 @@ class PlanningBackend:
     """
 
     def __init__(
-        self, budget: str | float, said: dict[str, Any], plans: Sequence[StepPlan] = ()
+        self,
+        budget: str | float,
+        said: dict[str, Any],
+        plans: Sequence[StepPlan] = (),
+        calls: int = 1,
     ) -> None:
         if refused := sorted(NOT_SAID & said.keys()):
             raise BadRequest(
@@ -106,9 +119,15 @@ class PlanningBackend:
             )
         check_said(said, BackendOptions)
         check_chunks(said.get("loss_chunks", 1), KEEP, (AS_CAPTURED,))
+        from planner.running.live_calls import LiveCalls
+
+        if not isinstance(calls, int) or isinstance(calls, bool) or calls < 1:
+            raise BadRequest(f"calls= is {calls!r}; expected how many wait at once, such as 12")
         self._budget, self._said, self._known = budget, said, _checked(plans)
+        self._count, self._live = calls, LiveCalls(calls)
         self._plans: list[Plan] = []
         self._frame: int | None = None
+        self._sizes = dict[str, int]()
         self._calls = set[tuple[str, ...]]()
         self._beyond: tuple[Captured, Request] | None = None
 
@@ -139,7 +158,7 @@ class PlanningBackend:
                 f"torch.compile hands {sorted(options)} to the backend, which takes what is to be "
                 "said itself: planner.backend(budget, ...)"
             )
-        graph = traced(gm, example_inputs)
+        graph = traced(gm, example_inputs, self._sizes)
         rewrite = self._rewrite(graph)
         known: list[tuple[Plan, CompiledStep]] = []
 
@@ -153,7 +172,10 @@ class PlanningBackend:
             within(compiled, first, second, plan.budget_bytes)
 
         try:
-            return compiled_graph(graph, Partitioner(cut), check, keep=rewrite != AS_CAPTURED)
+            keep = rewrite != AS_CAPTURED
+            return self._live.watched(
+                compiled_graph(graph, Partitioner(cut, graph.largest), check, keep=keep)
+            )
         except InfeasibleBudget as error:
             if self._beyond is None:
                 raise
@@ -161,7 +183,7 @@ class PlanningBackend:
 
     def _said_of(self, graph: HandedGraph) -> dict[str, Any]:
         said: dict[str, Any] = {"dynamic": "off", **self._said, "engine": "inductor"}
-        return {"device": _device_of(graph), **said, "inputs": tuple(graph.inputs)}
+        return {"device": _device_of(graph), **said, "inputs": graph.examples}
 
     def _rewrite(self, graph: HandedGraph) -> str:
         """Return which variant of a training step is to be compiled; where a plan chooses it, that
@@ -191,12 +213,19 @@ class PlanningBackend:
     def _variants(self, graph: HandedGraph, request: Request) -> Callable[..., Captured]:
         from planner.graphs.capture.call_arguments import arguments
         from planner.graphs.torch_api.inductor.compiler import handed_step
-        from planner.graphs.torch_api.inductor.partitioner import with_numbers
         from planner.running.engines.compiled_capture import captured_joint, variants_of
 
         def captured_one(step: JointStep, name: str) -> Captured:
-            call = arguments(list(map(with_numbers, graph.inputs)), {})
-            return captured_joint(step, graph.module, call, request, step.trained, rewrite=name)
+            call = arguments(list(graph.examples), {})
+            return captured_joint(
+                step,
+                graph.module,
+                call,
+                request,
+                step.trained,
+                rewrite=name,
+                calls=self._calls_beside(),
+            )
 
         def traced(*, keep: bool) -> JointStep:
             step = handed_step(graph, keep=keep)
@@ -238,6 +267,7 @@ class PlanningBackend:
         budget.
         """
         from planner.graphs.capture.fused.identity import identity
+        from planner.graphs.capture.fused.other_calls import together
         from planner.graphs.capture.fused.stitched import stitched
         from planner.running.compiled_model import step_under
 
@@ -245,9 +275,10 @@ class PlanningBackend:
         if not plans:
             return None
         whole = stitched(step)
-        same = identity(whole).items()
+        same, calls = identity(whole, self._count).items(), self._calls_beside()
         for plan in plans:
-            if same <= plan.signature["compiled"].items() and plan.peak_bytes <= budget_bytes:
+            held = together(plan.graph, plan.peak_bytes, calls)
+            if same <= plan.signature["compiled"].items() and held <= budget_bytes:
                 found = plan if isinstance(plan, Plan) else Plan.of(plan)
                 return found, step_under(plan, whole, graph.module)
         return None
@@ -256,11 +287,11 @@ class PlanningBackend:
         self, graph: HandedGraph, step: JointStep, request: Request
     ) -> tuple[Plan, CompiledStep]:
         from planner.graphs.capture.call_arguments import arguments
-        from planner.graphs.torch_api.inductor.partitioner import with_numbers
         from planner.running.engines.compiled_capture import captured_joint
 
-        call = arguments(list(map(with_numbers, graph.inputs)), {})
-        captured = captured_joint(step, graph.module, call, request, step.trained)
+        call = arguments(list(graph.examples), {})
+        calls = self._calls_beside()
+        captured = captured_joint(step, graph.module, call, request, step.trained, calls=calls)
         try:
             plan = plan_captured(captured, request, request.budget_bytes(self._budget))
         except InfeasibleBudget:
@@ -269,6 +300,18 @@ class PlanningBackend:
             raise
         assert captured.compiled is not None, "it is a compiler's"
         return _noted(plan, request), replace(captured.compiled, graph=plan.graph)
+
+    def _calls_beside(self) -> Calls:
+        """Return how many calls wait at once, and what those of earlier plans hold."""
+        from planner.graphs.capture.fused.other_calls import Calls, after
+
+        count = Calls(self._count)
+        found = [after(plan.graph, plan.peak_bytes, count) for plan in self._plans]
+        return Calls(
+            self._count,
+            max((c.waiting_bytes for c in found), default=0),
+            max((c.burst_bytes for c in found), default=0),
+        )
 
     def _refuse_second(self, graph: HandedGraph) -> None:
         if graph.breaks is not None:
@@ -280,11 +323,22 @@ class PlanningBackend:
         if self._plans and graph.frame != self._frame:
             raise CaptureError(
                 "a second training step is compiled beside the first, which has the whole budget; "
-                "compile the model as one, or give each a backend with a budget of its own"
+                "compile the model as one, or give each a backend with a budget of its own (blocks "
+                "of one class are one step: calls= says how many there are)"
             )
 
 
 def _noted(plan: StepPlan, request: Request) -> Plan:
+    from planner.graphs.capture.fused.identity import calls_of
+    from planner.graphs.capture.fused.other_calls import Calls, with_others
+
+    if (count := calls_of(plan.signature)) > 1:
+        whole = simulate(with_others(plan.graph, plan.plain, Calls(count)), plan.plain)
+        plan = plan.with_remark(
+            f"one call of {count} that wait for their backward passes at once: what the others "
+            "hold, and their parameters, gradients and states, is counted in its peak; if none "
+            f"repeated anything they would hold {format_both(whole.peak_bytes)} together"
+        )
     left = format_both(request.hardware.reserve_bytes)
     counted = plan.optimizer or "no optimizer"
     return Plan.of(
@@ -342,8 +396,10 @@ def by_name(
 
 
 def _of(options: Mapping[str, Any]) -> PlanningBackend:
-    said = {k: v for k, v in options.items() if k not in ("budget", "plans")}
-    return PlanningBackend(options["budget"], said, options.get("plans", ()))
+    said = {k: v for k, v in options.items() if k not in ("budget", "plans", "calls")}
+    return PlanningBackend(
+        options["budget"], said, options.get("plans", ()), options.get("calls", 1)
+    )
 
 
 __all__ = ["PlanningBackend", "backend", "by_name"]

@@ -17,10 +17,11 @@ from torch import nn
 from planner.byte_sizes import format_both
 from planner.errors import PlanMismatch
 from planner.graphs.capture.call_arguments import Arguments, arguments
-from planner.graphs.capture.fused.compiled_step import CompiledStep, really_run, trace_of
+from planner.graphs.capture.fused.compiled_step import CompiledStep, held_bytes
 from planner.graphs.capture.fused.frame import frame_of
-from planner.graphs.capture.fused.identity import call_of, identity
+from planner.graphs.capture.fused.identity import call_of, calls_of, identity
 from planner.graphs.capture.fused.in_chunks import in_chunks
+from planner.graphs.capture.fused.other_calls import Calls
 from planner.graphs.capture.fused.prices import workspaces
 from planner.graphs.capture.fused.rewritten import UnknownValue
 from planner.graphs.capture.fused.stitched import Stitched, stitched
@@ -145,6 +146,7 @@ def step_under(plan: StepPlan, step: Stitched, model: nn.Module) -> CompiledStep
         hardware,
         optimizer=optimizer_of(plan.graph),
         accumulate=bool(plan.signature["accumulate"]),
+        calls=Calls(calls_of(plan.signature)),
     )
     return CompiledStep(step, frame, plan.graph, workspaces(hardware, here=True))
 
@@ -160,7 +162,7 @@ def within(step: CompiledStep, first: Kernels, second: Kernels, budget_bytes: in
     Raises:
         PlanMismatch: they hold more.
     """
-    held = trace_of(really_run(step, first, second)).peak_bytes
+    held = held_bytes(step, first, second)
     if held > budget_bytes:
         raise PlanMismatch(
             f"compiled for this call, the step would hold {format_both(held)}, and the budget is "

@@ -32,14 +32,28 @@ def find_blocks(graph: Graph) -> list[Block]:
     [[1, 2], [3]]
     """
     members: defaultdict[str, set[int]] = defaultdict(set)
-    for index, op in enumerate(graph.ops[: turning_point(graph)]):
-        if name := _block_name(op.module):
+    forward = graph.ops[: turning_point(graph)]
+    names = repeated_blocks(op.module for op in forward)
+    for index, op in enumerate(forward):
+        if name := names.get(op.module):
             members[name].add(index)
+    return sorted(map(frozenset, members.values()), key=min)
+
+
+def repeated_blocks(modules: Iterable[str]) -> dict[str, str]:
+    """Return the repeated block that each module lies in, if it does.
+
+    Args:
+        modules: paths.
+
+    >>> repeated_blocks(["wte", "h.0.attn", "h.1.attn", "tail.0"])
+    {'h.0.attn': 'h.0', 'h.1.attn': 'h.1'}
+    """
+    names = {module: name for module in modules if (name := _block_name(module))}
     siblings: defaultdict[str, int] = defaultdict(int)
-    for name in members:
+    for name in set(names.values()):
         siblings[name.rpartition(".")[0]] += 1
-    repeated = [m for name, m in members.items() if siblings[name.rpartition(".")[0]] > 1]
-    return sorted(map(frozenset, repeated), key=min)
+    return {m: name for m, name in names.items() if siblings[name.rpartition(".")[0]] > 1}
 
 
 def _block_name(module: str) -> str:

@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import planner
 from planner import UnknownMethod
 from planner.comparison import compare_graph
 from planner.plans import Plan
 from planner.solvers import SOLVERS, Limits
-from tests.compiled import Broken, Net
+from tests.compiled import Broken, Net, measured_bytes
+from tests.speaker import Speaker, batch, usual
 
 MB = 10**6
 QUICK = Limits(seconds=5)
@@ -143,6 +146,42 @@ def test_engines_are_set_beside_the_methods() -> None:
     assert shares
     assert all(row.seconds >= usual.seconds for row in shares)
     assert "Held by inductor" in str(found)
+
+
+@pytest.mark.slow
+def test_a_compiler_with_checkpoints_holds_what_is_said_of_it() -> None:
+    model, x = Net(depth=2), torch.randn(256, 32)
+    said = {"inputs": x, "optimizer": None, "limits": QUICK, "progress": "off"}
+    found = planner.compare(model, "1GB", methods=["plain"], engines=["inductor"], **said)
+    rows = {row.method: row for row in found.rows}
+    said_bytes = rows["checkpoint in inductor"].peak_bytes
+    assert rows["checkpoint in inductor"].seconds > rows["inductor"].seconds
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, options={"allow_buffer_reuse": False})
+    assert measured_bytes(compiled, x) == pytest.approx(said_bytes, rel=0.02)
+
+
+@pytest.mark.slow
+def test_engines_are_set_beside_in_chunks() -> None:
+    words = 4001
+    model = Speaker(usual, words, 16)
+    said = {"inputs": batch(words, 4, 64), "optimizer": None, "limits": QUICK, "progress": "off"}
+    budget = 4 * 64 * words * 2  # half of what the logits hold
+    rows = {
+        chunks: {
+            row.method: row
+            for row in planner.compare(
+                model, budget, methods=["auto"], engines=["inductor"], loss_chunks=chunks, **said
+            ).rows
+        }
+        for chunks in (1, 8)
+    }
+    assert not rows[1]["auto in inductor"].fits
+    assert rows[8]["auto in inductor"].fits
+    assert rows[8]["auto"].fits
+    assert not rows[8]["inductor"].fits  # which is the step as it is
 
 
 def test_what_an_engine_beside_refuses_is_said_before_any_search() -> None:

@@ -9,6 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from planner.graphs.capture.fused.other_calls import (
+    ALONE,
+    ARRIVING,
+    GRADIENTS,
+    OTHERS,
+    WAITING,
+    Calls,
+)
 from planner.graphs.capture.optimizer_step import OptimizerStep
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.graph import Graph, Kind, Op, Phase, Value
@@ -45,6 +53,7 @@ class Frame:
         optimizer_seconds: how long that takes.
         accumulate: whether gradients are added to those of earlier micro-steps, which are resident.
         granularity_bytes: to which sizes are rounded up.
+        calls: how many of the step wait for their backward pass at once.
     """
 
     resident: Mapping[str, Value]
@@ -56,6 +65,7 @@ class Frame:
     accumulate: bool = False
     granularity_bytes: int = 1
     name: str = ""
+    calls: Calls = ALONE
 
 
 @dataclass
@@ -121,24 +131,41 @@ def assemble(
         made.index[name] = len(made.values)
         made.values.append(value)
     kinds = dict.fromkeys(outputs, Kind.OUTPUT)
+    others = _others(frame)
+    if others:
+        kernel = KernelCall(OTHERS, OTHERS, (), others, recomputable=False)
+        made.call(kernel, Phase.FORWARD, {GRADIENTS: Kind.GRADIENT})
     for kernel in forward:
         made.call(kernel, Phase.FORWARD, kinds)
     if frame.tangents:
-        made.mark("tangents", (), frame.tangents)
+        made.mark(ARRIVING, (), frame.tangents)
     for kernel in backward:
         made.call(kernel, Phase.BACKWARD, {})
     # what arrives is held by autograd until backward, one node to it, has returned
     arrived = [name for name in frame.tangents if name not in frame.zeros]
-    handed = list(dict.fromkeys((*gradients, *arrived)))
+    waiting = [name for name in others if name == WAITING]
+    handed = list(dict.fromkeys((*gradients, *arrived, *waiting)))
     made.mark("accumulate_grad", handed, {})
-    held = {*outputs, *(() if frame.accumulate else gradients)}
-    _finish(made, gradients)
+    late = [*gradients, *(name for name in others if name == GRADIENTS)]
+    held = {*outputs, *(() if frame.accumulate else late)}
+    _finish(made, gradients, late)
     kept = {made.index[name] for name in held} - {made.index[n] for n in frame.resident}
     return Graph(tuple(made.ops), tuple(made.values), frozenset(kept), frame.name)
 
 
-def _finish(made: _Assembly, gradients: Sequence[str]) -> None:
-    """Add the optimizer and what no kernel reads."""
+def _others(frame: Frame) -> dict[str, int]:
+    """Return what the other calls of a step hold, and when, with its bytes: what waits for their
+    backward passes is known when there is a schedule.
+    """
+    if frame.calls.count == 1:
+        return {}
+    trained = (v.size_bytes for v in frame.resident.values() if v.kind is Kind.PARAMETER)
+    gradients = frame.calls.others * sum(trained)
+    return {WAITING: 0} if frame.accumulate else {WAITING: 0, GRADIENTS: gradients}
+
+
+def _finish(made: _Assembly, gradients: Sequence[str], late: Sequence[str]) -> None:
+    """Add the optimizer, which reads what is there ``late``, and what no kernel reads."""
     frame = made.frame
     if frame.accumulate:
         for name in gradients:
@@ -147,7 +174,7 @@ def _finish(made: _Assembly, gradients: Sequence[str]) -> None:
     made.values.extend(frame.others)
     if (optimizer := frame.optimizer) is None:
         return
-    reads = () if frame.accumulate else tuple(dict.fromkeys(made.index[n] for n in gradients))
+    reads = () if frame.accumulate else tuple(dict.fromkeys(made.index[n] for n in late))
     made.ops.append(
         Op(
             "optimizer.step",

@@ -15,12 +15,13 @@ from planner.graphs.capture.fused.around_kernels import Frame, KernelCall, assem
 from planner.graphs.capture.fused.closures import behind
 from planner.graphs.capture.fused.identity import written
 from planner.graphs.capture.fused.kernel_graph import Price, graph_to_plan
+from planner.graphs.capture.fused.other_calls import OTHERS, Calls, with_others
 from planner.graphs.capture.fused.prices import Workspace
 from planner.graphs.capture.fused.rewritten import keep_products_apart, rewritten
 from planner.graphs.capture.fused.stitched import Stitched, stitched
-from planner.graphs.graph import Graph
+from planner.graphs.graph import Graph, Phase
 from planner.graphs.schedule import Schedule, plain_schedule
-from planner.graphs.simulate import Trace, simulate
+from planner.graphs.simulate import simulate
 from planner.graphs.torch_api.inductor.inductor_kernels import FusedKernel, Kernels
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of, cut_by_tags
 from planner.graphs.torch_api.inductor.scheduler import kernels_of
@@ -39,8 +40,8 @@ class CompiledStep:
     """A step that a compiler is to run, the graph of its kernels and what it holds beside them.
 
     ``workspace`` is of kernels that are not fused; ``plain`` is what repeats nothing as
-    the compiler makes it, if it was asked, and ``with_share`` is the step as torch's own
-    ``activation_memory_budget`` has it.
+    the compiler makes it, if it was asked. ``own_way`` takes ``share=`` and ``checkpointed=``,
+    as ``compiled_step`` does, and returns the step as torch itself cuts it then.
     """
 
     stitched: Stitched
@@ -48,7 +49,12 @@ class CompiledStep:
     graph: Graph
     workspace: Workspace
     plain: Plain | None = None
-    with_share: Callable[[float], CompiledStep] | None = None
+    own_way: Callable[..., CompiledStep] | None = None
+
+    @property
+    def calls(self) -> Calls:
+        """How many of the step wait for their backward passes at once."""
+        return self.frame.calls
 
     def halves(self, schedule: Schedule) -> Halves:
         """Return forward and backward as a schedule runs them, for the compiler.
@@ -56,9 +62,7 @@ class CompiledStep:
         Args:
             schedule: of the graph.
         """
-        if self._repeats_nothing(schedule):
-            return _plain(self.stitched)
-        return cut_by_tags(rewritten(self.stitched, self.graph, schedule))
+        return cut_by_tags(self._joint(schedule))
 
     def asked(self, schedule: Schedule) -> Asked:
         """Ask the compiler what it will make of a schedule.
@@ -69,7 +73,12 @@ class CompiledStep:
         plain = self.plain if self._repeats_nothing(schedule) else None
         halves = self.halves(schedule) if plain is None else plain.halves
         kernels = kernels_of(self.stitched.step, halves) if plain is None else plain.kernels
-        return Asked(trace_of(really_run(self, *kernels)).peak_bytes, written(halves))
+        return Asked(held_bytes(self, *kernels), written(halves))
+
+    def _joint(self, schedule: Schedule) -> JointStep:
+        if self._repeats_nothing(schedule):
+            return _plain(self.stitched)
+        return rewritten(self.stitched, self.graph, schedule)
 
     def _repeats_nothing(self, schedule: Schedule) -> bool:
         return schedule.order == plain_schedule(self.graph).order
@@ -84,7 +93,13 @@ class Asked:
 
 
 def compiled_step(
-    step: JointStep, frame: Frame, price: Price, workspace: Workspace, share: float = 1.0
+    step: JointStep,
+    frame: Frame,
+    price: Price,
+    workspace: Workspace,
+    *,
+    share: float = 1.0,
+    checkpointed: Mapping[str, int] | None = None,
 ) -> CompiledStep:
     """Ask the compiler for the kernels of a step, and make the graph to plan on of them.
 
@@ -94,20 +109,22 @@ def compiled_step(
         price: what a kernel costs.
         workspace: what one that is not fused takes beside.
         share: torch's own ``activation_memory_budget``.
+        checkpointed: which nodes torch's own checkpoints are around, as for ``cut_by_torch``.
     """
-    whole = stitched(step, share)
-    halves = _plain(whole)
+    whole = stitched(step, share, checkpointed)
+    halves = cut_by_tags(_plain(whole))
     plain = Plain(halves, kernels_of(whole.step, halves))
-    graph = graph_to_plan(whole, *plain.kernels, frame, price)
+    ordered = share == 1.0 and checkpointed is None  # otherwise nothing is planned of it
+    graph = graph_to_plan(whole, *plain.kernels, frame, price, ordered=ordered)
     again = partial(compiled_step, step, frame, price, workspace)
     return CompiledStep(whole, frame, graph, workspace, plain, again)
 
 
-def _plain(step: Stitched) -> Halves:
-    """Return forward and backward as they are when nothing but torch's free copies is repeated."""
+def _plain(step: Stitched) -> JointStep:
+    """Return the step as it is when nothing but torch's free copies is repeated."""
     module = copy_of(step.step.module)
     keep_products_apart(module.graph)
-    return cut_by_tags(step.step.of(module))
+    return step.step.of(module)
 
 
 @dataclass(frozen=True)
@@ -151,9 +168,16 @@ def ends_of_code(step: CompiledStep, first: Kernels, second: Kernels) -> Ends:
     return Ends(first.outputs[: step.stitched.step.forward_outputs], tuple(gradients))
 
 
-def trace_of(graph: Graph) -> Trace:
-    """Return what kernels cost and hold in the order they are in."""
-    return simulate(graph, plain_schedule(graph))
+def held_bytes(step: CompiledStep, first: Kernels, second: Kernels) -> int:
+    """Return the most that a compiler's code of a step holds, other calls of it included.
+
+    Args:
+        step: whose code it is.
+        first, second: forward's and backward's.
+    """
+    code = really_run(step, first, second)
+    schedule = plain_schedule(code)
+    return simulate(with_others(code, schedule, step.frame.calls), schedule).peak_bytes
 
 
 def really_run(step: CompiledStep, first: Kernels, second: Kernels) -> Graph:
@@ -229,7 +253,9 @@ def _workspaces(step: CompiledStep) -> Callable[[FusedKernel | None], int]:
     """Return what tells a kernel's workspace: the most of any for one that is not known."""
     by_name = {n.name: n for n in step.stitched.graph.nodes}
     stored = {by_name[v.name] for v in step.graph.values if v.name in by_name}
-    worst = max((op.workspace_bytes for op in step.graph.ops), default=0)
+    ops = (op for op in step.graph.ops if op.phase is not Phase.OPTIMIZER)
+    kernels = (op for op in ops if op.target != OTHERS)
+    worst = max((op.workspace_bytes for op in kernels), default=0)
 
     def workspace(kernel: FusedKernel | None) -> int:
         made = kernel.makes if kernel is not None else ()

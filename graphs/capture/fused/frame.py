@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from planner.graphs.capture.fused.around_kernels import Frame
+from planner.graphs.capture.fused.other_calls import ALONE, Calls
 from planner.graphs.capture.optimizer_step import OptimizerStep
 from planner.graphs.graph import Kind, Value
 from planner.graphs.hardware.devices import Device
 from planner.graphs.torch_api.inductor.partitioner import JointStep
+from planner.graphs.torch_api.inductor.symbols import AtMost
 from planner.graphs.torch_api.storages import storage_key
 
 
@@ -22,6 +26,7 @@ def frame_of(
     *,
     optimizer: OptimizerStep | None,
     accumulate: bool = False,
+    calls: Calls = ALONE,
 ) -> Frame:
     """Return what a step holds beside its kernels.
 
@@ -29,23 +34,26 @@ def frame_of(
         step: as Inductor hands it over.
         model: whose step it is; parameters that the step leaves out are held, too.
         device: that it runs on.
-        optimizer: what follows backward; ``None`` leaves it out.
+        optimizer: what follows backward, of all calls; ``None`` leaves it out.
         accumulate: whether gradients of earlier micro-steps are kept.
+        calls: how many wait for backward at once, each of a block with parameters of its own.
     """
     placeholders = step.module.graph.find_nodes(op="placeholder")
-    arriving = {n.name: _bytes(n) for n in placeholders if n.name.startswith("tangents")}
+    size = partial(_bytes, largest=step.largest)
+    arriving = {n.name: size(n) for n in placeholders if n.name.startswith("tangents")}
     own = [n for n in placeholders if n.name not in arriving]
     (outputs,) = step.module.graph.output_node().args
     assert isinstance(outputs, tuple | list)
     trained = [x is not None for x in outputs[step.forward_outputs :]]
     resident = {
-        node.name: Value(node.name, _bytes(node), _kind(place in step.static, wanted))
+        node.name: Value(node.name, size(node), _kind(place in step.static, wanted))
         for place, (node, wanted) in enumerate(zip(own, trained, strict=True))
     }
     inside = sum(v.size_bytes for v in resident.values() if v.kind is not Kind.INPUT)
     others = [
         Value("parameters outside", _held_by(model) - inside, Kind.PARAMETER),
         Value("device reserve", device.reserve_bytes, Kind.RESERVE),
+        *_of_others(resident.values(), calls, accumulate=accumulate),
     ]
     seconds = 0.0
     if optimizer is not None:
@@ -61,7 +69,19 @@ def frame_of(
         accumulate,
         device.granularity_bytes,
         type(model).__name__,
+        calls,
     )
+
+
+def _of_others(values: Iterable[Value], calls: Calls, *, accumulate: bool) -> Iterator[Value]:
+    """Yield what is there throughout for the other calls of a step: each is of another block."""
+    held = Counter[Kind]()
+    for value in values:
+        held[value.kind] += value.size_bytes
+    for kind, name in ((Kind.PARAMETER, "parameters"), (Kind.BUFFER, "buffers")):
+        yield Value(f"{name} of the other calls", calls.others * held[kind], kind)
+    gradients = calls.others * held[Kind.PARAMETER] if accumulate else 0
+    yield Value("accumulated gradients of the other calls", gradients, Kind.GRADIENT)
 
 
 def _zeros(placeholders: Iterable[fx.Node], arriving: Collection[str]) -> frozenset[str]:
@@ -77,8 +97,8 @@ def _kind(static: bool, trained: bool) -> Kind:  # noqa: FBT001
     return Kind.PARAMETER if trained else Kind.BUFFER
 
 
-def _bytes(node: fx.Node) -> int:
-    value = node.meta.get("val")
+def _bytes(node: fx.Node, largest: AtMost) -> int:
+    value = largest.of(node.meta.get("val"))
     if not isinstance(value, torch.Tensor):
         return 0
     return int(value.untyped_storage().nbytes())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import fx
@@ -13,13 +14,14 @@ from planner.graphs.capture.node_kinds import layout_of, target_name
 from planner.graphs.torch_api.inductor.partitioner import Halves
 
 
-def identity(step: Stitched) -> dict[str, str]:
+def identity(step: Stitched, calls: int = 1) -> dict[str, Any]:
     """Return what a plan's file says of the step that it is for.
 
     ``nodes`` is equal for the same step at other sizes, ``sizes`` for the very same one only.
 
     Args:
         step: with torch's own cut.
+        calls: how many of it wait for backward at once.
     """
     nodes = [(n.name, n.op, target_name(n) if n.op == "call_function" else "") for n in _of(step)]
     sizes = [(repr(n.args), repr(n.kwargs), _shape(n)) for n in _of(step)]
@@ -27,7 +29,18 @@ def identity(step: Stitched) -> dict[str, str]:
         "torch": torch.__version__,
         "nodes": _hash(nodes),
         "sizes": _hash(sizes),
+        **({} if calls == 1 else {"calls": calls}),
     }
+
+
+def calls_of(signature: Mapping[str, Any]) -> int:
+    """Return how many calls of a step a plan is for.
+
+    Args:
+        signature: of the plan.
+    """
+    calls: int = signature["compiled"].get("calls", 1)
+    return calls
 
 
 def call_of(step: Stitched) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ def in_chunks(step: JointStep, rewrite: str) -> JointStep:
     """
     if rewrite.endswith(WHEN_READ):
         raise Declined("a compiled step returns what it computes, nothing that is computed later")
+    if step.largest.numbers:
+        raise Declined("its sizes are symbols (torch.compile(..., dynamic=False) makes none)")
     before = {n.name for n in step.module.graph.nodes}
     whole = _joint_of(step.of(copy_of(step.module)))
     for node in whole.graph.nodes:

@@ -50,7 +50,13 @@ class _Made:
 
 
 def graph_to_plan(
-    step: Stitched, forward: Kernels, backward: Kernels, frame: Frame, price: Price
+    step: Stitched,
+    forward: Kernels,
+    backward: Kernels,
+    frame: Frame,
+    price: Price,
+    *,
+    ordered: bool = True,
 ) -> Graph:
     """Build the graph that a schedule of a compiled step is of.
 
@@ -59,6 +65,8 @@ def graph_to_plan(
         forward, backward: the kernels of both halves.
         frame: what the step holds beside.
         price: what a kernel costs.
+        ordered: whether each kernel must follow what it reads; if not, the graph tells what the
+            kernels cost, and no schedule is of it.
     """
     by_name = {n.name: n for n in step.graph.nodes}
     stored = {
@@ -93,7 +101,20 @@ def graph_to_plan(
     copies = {name: _copy(name, b.size_bytes, price) for name, b in copied.items()}
     first, second = (reading_copies(half, copies) for half in calls)
     second = in_place(second, written_over(backward), gradients)
-    return assemble(frame, [*copies.values(), *first], second, names, gradients)
+    first = [*copies.values(), *first]
+    if not ordered:
+        there = {*frame.resident, *frame.tangents}
+        first, second = _reading_earlier(first, there), _reading_earlier(second, there)
+    return assemble(frame, first, second, names, gradients)
+
+
+def _reading_earlier(kernels: Iterable[KernelCall], there: set[str]) -> list[KernelCall]:
+    """Return kernels that read what is there or was made by then; what they make is added."""
+    found = []
+    for kernel in kernels:
+        found.append(replace(kernel, reads=tuple(n for n in kernel.reads if n in there)))
+        there |= kernel.makes.keys()
+    return found
 
 
 def _copy(name: str, size_bytes: int, price: Price) -> KernelCall:

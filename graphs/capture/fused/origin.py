@@ -22,3 +22,13 @@ def source_of(node: fx.Node) -> str:
     """Return the user's ``file:line`` that a node came from, backward nodes included."""
     lines = _LINE.findall(node.meta.get("stack_trace") or "")
     return ":".join(lines[-1]) if lines else ""
+
+
+def forward_modules(graph: fx.Graph) -> dict[str, str]:
+    """Return the path of the submodule that each node of the forward pass came from, by name.
+
+    Args:
+        graph: of forward and backward.
+    """
+    found = (n for n in graph.nodes if n.meta.get("nn_module_stack"))
+    return {n.name: path for n in found if (path := module_of(n))}

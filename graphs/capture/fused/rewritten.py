@@ -16,6 +16,7 @@ from torch import fx
 from planner.graphs.capture.fused.closures import written_by
 from planner.graphs.capture.fused.copied_inputs import COPY
 from planner.graphs.capture.fused.late_kernels import put_off
+from planner.graphs.capture.fused.other_calls import OTHERS
 from planner.graphs.capture.fused.stitched import Stitched
 from planner.graphs.graph import Graph, Phase
 from planner.graphs.schedule import Action, Schedule
@@ -109,8 +110,8 @@ def rewritten(step: Stitched, graph: Graph, schedule: Schedule) -> JointStep:
         if op.phase is not Phase.FORWARD and not late:
             # torch takes all nodes before the last one of forward's for forward's
             late, outputs = True, _returned(made, returned[:count], made.early, late=False)
-        if op.target == COPY:
-            continue  # the compiler makes it by itself
+        if op.target in (COPY, OTHERS):
+            continue  # the compiler makes it by itself, or has no part in it
         names = [graph.values[v].name for v in op.outputs]
         _run(made, _nodes(names, by_name), place, late=late, again=item.index in seen)
         seen.add(item.index)

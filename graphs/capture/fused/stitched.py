@@ -5,6 +5,7 @@ Inductor runs again for nothing what a fused kernel can make on the way. A plan 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -15,7 +16,6 @@ from planner.graphs.torch_api.inductor.partitioner import (
     JointStep,
     cut_by_torch,
     tag,
-    with_numbers,
 )
 
 
@@ -39,14 +39,17 @@ class Stitched:
         return tuple(x if isinstance(x, fx.Node) else None for x in found)
 
 
-def stitched(step: JointStep, share: float = 1.0) -> Stitched:
+def stitched(
+    step: JointStep, share: float = 1.0, checkpointed: Mapping[str, int] | None = None
+) -> Stitched:
     """Put the halves of torch's own cut together again, every node tagged and marked.
 
     Args:
         step: as Inductor hands it over; it is not changed.
         share: torch's own ``activation_memory_budget``.
+        checkpointed: which nodes torch's own checkpoints are around, as for ``cut_by_torch``.
     """
-    forward, backward = cut_by_torch(step, share)
+    forward, backward = cut_by_torch(step, share, checkpointed)
     graph, known = fx.Graph(), dict[str, fx.Node]()
     for node in step.module.graph.find_nodes(op="placeholder"):
         known[node.name] = graph.node_copy(node)
@@ -69,8 +72,7 @@ def stitched(step: JointStep, share: float = 1.0) -> Stitched:
             tag(node, backward=node in new)
             # what is added to stays the buffer of who made it
             mark(node, (written_by(node) or unchanged(node)).name)
-        if "val" in node.meta:
-            node.meta = {**node.meta, "val": with_numbers(node.meta["val"])}
+        step.largest.put(node)
     return Stitched(step.of(fx.GraphModule(step.module, graph)), new)
 
 

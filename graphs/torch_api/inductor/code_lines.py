@@ -31,6 +31,7 @@ from torch._inductor.ir import (
 from torch._inductor.utils import get_dtype_size
 
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.inductor.symbols import AtMost
 
 _ASSIGNED = re.compile(r"\s*(\w+) = ")
 
@@ -58,16 +59,17 @@ class Code:
     lies_in: dict[str, str]
 
 
-def code_of(lowering: GraphLowering) -> Code:
+def code_of(lowering: GraphLowering, largest: AtMost) -> Code:
     """Read the code that was written of a graph.
 
     Args:
         lowering: after its ``codegen``.
+        largest: what sizes that are symbols are at most.
 
     Raises:
         CaptureError: some buffer is made where it cannot be seen.
     """
-    read = _Reading(lowering)
+    read = _Reading(lowering, largest)
     for line in lowering.wrapper_code.lines:
         read.line(line)
     if unseen := sorted(read.owned() - read.memory.keys()):
@@ -84,6 +86,7 @@ class _Reading:
     """The names that memory has so far, and what is found of it."""
 
     lowering: GraphLowering
+    largest: AtMost
     found: list[CodeLine] = field(default_factory=list)
     memory: dict[str, str] = field(default_factory=dict)  # a name, given back or not -> its memory
     names: dict[str, set[str]] = field(default_factory=dict)  # memory -> those that hold it now
@@ -147,8 +150,7 @@ class _Reading:
 
     def _bytes(self, node: Any) -> int:
         elements = self.lowering.get_allocation_storage_size(node)
-        count = int(self.lowering.sizevars.optimization_hint(elements, fallback=0))
-        return count * get_dtype_size(node.get_dtype())
+        return self.largest.number(elements) * get_dtype_size(node.get_dtype())
 
     def _shares(self, name: str, other: str) -> None:
         """Let a name have the memory of another, which is an input where nothing made it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
 from planner.graphs.torch_api.inductor.kept_operators import keeping
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
 from planner.graphs.torch_api.inductor.scheduler import SETTINGS, innermost, watching
+from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -77,7 +79,12 @@ def joint_step_with_inputs(
 
 
 def _tell(
-    module: fx.GraphModule, inputs: list[Any], told: list[JointStep], *, keep: bool
+    module: fx.GraphModule,
+    inputs: list[Any],
+    told: list[JointStep],
+    *,
+    keep: bool,
+    largest: AtMost = NUMBERS,
 ) -> NoReturn:
     """Add the step that Inductor would cut, if it would, to what is told."""
 
@@ -88,7 +95,7 @@ def _tell(
     def no_training(*args: Any, **kwargs: Any) -> NoReturn:
         raise _Told
 
-    settings = {**SETTINGS, "custom_partitioner_fn": Partitioner(cut)}
+    settings = {**SETTINGS, "custom_partitioner_fn": Partitioner(cut, largest)}
     compile_fx(
         module,
         inputs,
@@ -207,7 +214,7 @@ def _compiled(
             compiled = compile_fx(
                 module,
                 inputs,
-                inner_compile=watching(told),
+                inner_compile=watching(told, partitioner.largest),
                 config_patches=settings,
                 decompositions=keeping() if keep else None,
             )
@@ -241,6 +248,7 @@ class HandedGraph:
     ``breaks`` says where the code after it could not be traced, and why, if it could not. After the
     ``last`` one Dynamo compiles no more of the frame, and runs what differs as it is. ``changing``
     are Python's numbers, but for sizes, that were others in a call before, as Dynamo names them.
+    ``largest`` is what sizes are at most that are symbols, ``examples`` the inputs at those sizes.
     """
 
     module: fx.GraphModule
@@ -249,27 +257,24 @@ class HandedGraph:
     breaks: str | None
     last: bool = False
     changing: tuple[str, ...] = ()
+    largest: AtMost = NUMBERS
+    examples: tuple[Any, ...] = ()
 
 
-def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
+def traced(module: fx.GraphModule, inputs: list[Any], seen: dict[str, int]) -> HandedGraph:
     """Say what is known of a graph that a backend is called with.
 
-    Sizes that Dynamo takes for symbols, since they changed, become the numbers that they are in
-    this call, as with ``dynamic=False``: another size is compiled again.
+    Sizes that Dynamo takes for symbols are known to be at most as large as they were in any call:
+    a larger one is compiled again. Other numbers become what they are in this call.
 
     Args:
         module, inputs: what Dynamo calls a backend with.
-
-    Raises:
-        CaptureError: somebody asked for one graph of all sizes of a training step.
+        seen: the largest sizes of earlier calls, by name; this one's are added.
     """
+    largest, examples = NUMBERS, tuple(inputs)
     if any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-        _refuse_marked(module)
-        for value in inputs:
-            sizes = (*value.shape, *value.stride()) if isinstance(value, Tensor) else (value,)
-            for size in sizes:
-                if isinstance(size, torch.SymInt):
-                    int(size)  # which Dynamo's guards take note of
+        largest = AtMost(dict(_sizes(module, seen)))
+        examples = tuple(_examples(module, largest))
     found = CompileContext.current_compile_id()
     reason = getattr(module, "compile_subgraph_reason", None)
     breaks = None
@@ -277,7 +282,49 @@ def traced(module: fx.GraphModule, inputs: list[Any]) -> HandedGraph:
         breaks = _broken(reason.user_stack, str(reason.reason))
     frame, again = (None, None) if found is None else (found.frame_id, found.frame_compile_id)
     last = again is not None and again + 1 >= dynamo_config.recompile_limit
-    return HandedGraph(module, inputs, frame, breaks, last, tuple(_changing(module)))
+    changing = tuple(_changing(module))
+    return HandedGraph(module, inputs, frame, breaks, last, changing, largest, examples)
+
+
+UNBOUNDED = sys.maxsize - 1
+"""As much or more is no size that anybody said."""
+
+
+def _sizes(module: fx.GraphModule, seen: dict[str, int]) -> Iterator[tuple[Any, int]]:
+    """Yield the symbols that are sizes, and the most of each; others become numbers."""
+    given = [(n, n.meta["grapharg"]) for n in module.graph.find_nodes(op="placeholder")]
+    for _, graph_arg in given:
+        if isinstance(found := graph_arg.example, Tensor):
+            for dim, size in enumerate(found.shape):
+                if not isinstance(size, torch.SymInt):
+                    name = f"{_name(graph_arg.source)}.size()[{dim}]"
+                    seen[name] = max(size, seen.get(name, 0))
+    for _, graph_arg in given:
+        number = graph_arg.example
+        if not isinstance(number, torch.SymInt) or number.node.maybe_as_int() is not None:
+            continue
+        if not isinstance(graph_arg.source, TensorPropertySource):
+            int(number)  # which Dynamo's guards take note of
+            continue
+        name = _name(graph_arg.source)
+        hint, upper = number.node.hint, number.node.shape_env.var_to_range[number.node.expr].upper
+        said = upper.is_Integer and upper < UNBOUNDED
+        most = int(upper) if said else max(hint, seen.get(name, 0))
+        seen[name] = max(most, seen.get(name, 0))
+        assert number <= most, "and Dynamo guards it"
+        yield number.node.expr, most
+
+
+def _examples(module: fx.GraphModule, largest: AtMost) -> Iterator[Any]:
+    """Yield what a graph is called with, at the largest sizes."""
+    for node in module.graph.find_nodes(op="placeholder"):
+        known, given = node.meta.get("example_value"), node.meta["grapharg"].example
+        yield largest.of(given if known is None or not largest.numbers else known)
+
+
+def _name(source: Any) -> str:
+    name: str | Callable[[], str] = source.name  # a method in older versions
+    return name if isinstance(name, str) else name()
 
 
 def _changing(module: fx.GraphModule) -> Iterator[str]:
@@ -286,20 +333,7 @@ def _changing(module: fx.GraphModule) -> Iterator[str]:
         given = node.meta.get("grapharg")
         is_number = given is not None and isinstance(given.example, torch.SymInt)
         if is_number and not isinstance(given.source, TensorPropertySource):
-            name = given.source.name  # a method in older versions
-            yield name if isinstance(name, str) else name()
-
-
-def _refuse_marked(module: fx.GraphModule) -> None:
-    for node in module.graph.find_nodes(op="placeholder"):
-        given = node.meta.get("grapharg")
-        marked = getattr(getattr(given, "example", None), "_dynamo_dynamic_indices", None)
-        if marked:
-            raise CaptureError(
-                f"dimension {min(marked)} of an input is marked by torch._dynamo.mark_dynamic, "
-                "which asks for one compiled step of all sizes; each size is compiled and planned "
-                "by itself here: leave the mark out, or use torch._dynamo.maybe_mark_dynamic"
-            )
+            yield _name(given.source)
 
 
 def compiled_graph(
@@ -332,5 +366,5 @@ def handed_step(graph: HandedGraph, *, keep: bool = False) -> JointStep | None:
     """
     told: list[JointStep] = []
     with suppress(_Told):
-        _tell(graph.module, graph.inputs, told, keep=keep)
+        _tell(graph.module, graph.inputs, told, keep=keep, largest=graph.largest)
     return told[0] if told else None

@@ -22,10 +22,10 @@ from torch._inductor.ir import (
     ShapeAsConstantBuffer,
 )
 from torch._inductor.utils import get_dtype_size
-from torch._inductor.virtualized import V
 
 from planner.graphs.torch_api.annotations import noted
 from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
+from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
 from planner.graphs.torch_api.operators import OpOverload
 
 MARK = "remat_planner"
@@ -81,16 +81,19 @@ def mark(node: fx.Node, name: str) -> None:
     node.meta["custom"] = {**(node.meta.get("custom") or {}), MARK: name}
 
 
-def read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
+def read(
+    lowering: GraphLowering, returned: tuple[str | None, ...], largest: AtMost = NUMBERS
+) -> Kernels:
     """Read the kernels of a graph whose code is written.
 
     Args:
         lowering: after its ``codegen``.
         returned: the names of the nodes that the graph returns.
+        largest: what sizes that are symbols are at most.
     """
     scheduler = lowering.scheduler
     renamed: dict[str, str] = scheduler.mutation_real_name
-    code = code_of(lowering)
+    code = code_of(lowering, largest)
     returns = tuple(_returned(out, renamed) for out in lowering.graph_outputs)
     outputs = tuple(None if n is None else code.lies_in.get(n, n) for n in returns)
     made: dict[str, list[Any]] = {}  # kernel -> its buffers, those it returns in a tuple included
@@ -110,31 +113,33 @@ def read(lowering: GraphLowering, returned: tuple[str | None, ...]) -> Kernels:
     found = []
     for node in nodes:
         name, external = node.get_name(), bool(node.is_extern())
-        buffers = [_buffer(b, renamed, code.lies_in) for b in made[name]]
+        buffers = [_buffer(b, renamed, code.lies_in, largest) for b in made[name]]
         kept = [b for b in buffers if external or b.name in renamed or b.name in made_in_memory]
-        layouts = _layouts(node.node) if external else ()
+        layouts = _layouts(node.node, largest) if external else ()
         found.append(FusedKernel(name, tuple(kept), reads[name], external, layouts))
-    strides = tuple(map(_stride, lowering.graph_outputs))
+    strides = tuple(_stride(out, largest) for out in lowering.graph_outputs)
     inputs = tuple(lowering.graph_inputs)
     return Kernels(tuple(found), code.lines, inputs, outputs, returned, strides)
 
 
-def _stride(out: Any) -> tuple[int, ...] | None:
+def _stride(out: Any, largest: AtMost) -> tuple[int, ...] | None:
     if not isinstance(out, IRNode) or not out.has_tensor_output():
         return None
-    return _numbers(out.get_stride())
+    return _numbers(out.get_stride(), largest)
 
 
-def _layouts(kernel: Any) -> Layouts:
+def _layouts(kernel: Any, largest: AtMost) -> Layouts:
     """Return how the tensors lie that a kernel outside is handed, in order."""
     handed = [
         i for i in kernel.inputs if isinstance(i, IRNode) and i.maybe_get_stride() is not None
     ]
-    return tuple((_numbers(i.get_size()), _numbers(i.get_stride())) for i in handed)
+    return tuple(
+        (_numbers(i.get_size(), largest), _numbers(i.get_stride(), largest)) for i in handed
+    )
 
 
-def _numbers(sizes: Iterable[Any]) -> tuple[int, ...]:
-    return tuple(map(int, sizes))
+def _numbers(sizes: Iterable[Any], largest: AtMost) -> tuple[int, ...]:
+    return tuple(map(largest.number, sizes))
 
 
 def _returned(out: Any, renamed: dict[str, str]) -> str | None:
@@ -152,18 +157,17 @@ def _reads(node: Any, renamed: dict[str, str], owner: dict[str, str]) -> tuple[s
     return tuple(n for n in dict.fromkeys(names) if owner.get(n) != node.get_name())
 
 
-def _buffer(made: Any, renamed: dict[str, str], lies_in: dict[str, str]) -> Buffer:
+def _buffer(made: Any, renamed: dict[str, str], lies_in: dict[str, str], largest: AtMost) -> Buffer:
     name, buffer = made.get_name(), made.node
     size = 0
     if name not in renamed and not isinstance(buffer.layout, (NoneLayout, MultiOutputLayout)):
-        elements = V.graph.sizevars.optimization_hint(buffer.get_numel(), fallback=0)
-        size = int(elements) * get_dtype_size(buffer.get_dtype())
-    origin = buffer.get_origin_node() or _copied(buffer)
+        size = largest.number(buffer.get_numel()) * get_dtype_size(buffer.get_dtype())
+    origin = buffer.get_origin_node() or _copied(buffer, largest)
     marked = None if origin is None else noted(origin, MARK)
     return Buffer(name, size, marked, lies_in.get(name))
 
 
-def _copied(buffer: Any) -> fx.Node | None:
+def _copied(buffer: Any, largest: AtMost) -> fx.Node | None:
     """Return the node whose value a buffer holds for a kernel outside that wants it laid out so.
 
     What lies inside another buffer is a part of a concatenation: its origins do not tell which of
@@ -173,12 +177,12 @@ def _copied(buffer: Any) -> fx.Node | None:
     if part or not isinstance(getattr(buffer, "data", None), Pointwise):
         return None
     origins = buffer.get_origins()
-    shape, dtype = _numbers(buffer.get_size()), buffer.get_dtype()
+    shape, dtype = _numbers(buffer.get_size(), largest), buffer.get_dtype()
     last = [n for n in origins if not any(user in origins for user in n.users)]
     found = [
         a
         for a in (last[0].all_input_nodes if len(last) == 1 else ())
-        if a in origins and isinstance(value := a.meta.get("val"), Tensor)
+        if a in origins and isinstance(value := largest.of(a.meta.get("val")), Tensor)
         if (tuple(value.shape), value.dtype) == (shape, dtype)
     ]
     return found[0] if len(found) == 1 and isinstance(last[0].target, OpOverload) else None

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -14,8 +14,13 @@ import torch
 from functorch.compile import default_partition, min_cut_rematerialization_partition
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
+from torch._functorch import partitioners
 from torch._inductor import config
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch.utils.checkpoint import CheckpointPolicy
+
+from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost, NoSize, restore
+from planner.graphs.torch_api.patches import Patches, patching
 
 Halves = tuple[fx.GraphModule, fx.GraphModule]
 TAG = "partitioner_tag"
@@ -27,19 +32,27 @@ class JointStep:
 
     The first ``forward_outputs`` of its outputs are the forward pass's, the others gradients of its
     placeholders. ``static`` are the places of the placeholders that stay where they are from step
-    to step: parameters and buffers.
+    to step: parameters and buffers. ``largest`` is what sizes that are symbols are at most.
     """
 
     module: fx.GraphModule
     inputs: Sequence[object]
     forward_outputs: int
     static: tuple[int, ...]
+    largest: AtMost = NUMBERS
 
     @property
     def is_symbolic(self) -> bool:
-        """Whether it is for sizes that are not known yet."""
-        placeholders = self.module.graph.find_nodes(op="placeholder")
-        return any(_has_symbols(n.meta.get("val")) for n in placeholders)
+        """Whether it is for numbers of which the most is not known."""
+        try:
+            for node in self.module.graph.find_nodes(op="placeholder"):
+                value = node.meta.get("val")
+                if isinstance(value, torch.SymFloat | torch.SymBool):
+                    return True
+                self.largest.of(value)
+        except NoSize:
+            return True
+        return False
 
     @property
     def trained(self) -> tuple[Tensor, ...]:
@@ -56,42 +69,15 @@ class JointStep:
         return replace(self, module=module)
 
 
-def _has_symbols(value: object) -> bool:
-    if isinstance(value, Tensor):
-        return any(map(_is_symbol, (*value.shape, *value.stride())))
-    return _is_symbol(value)
-
-
-def with_numbers(value: Any) -> Any:
-    """Return a fake value whose sizes are numbers, where symbols of it became known.
-
-    Args:
-        value: of a node of a graph that ``is_symbolic`` no more, or an input of it.
-    """
-    if isinstance(value, torch.SymInt):
-        return int(value)
-    if isinstance(value, Tensor) and any(
-        isinstance(n, torch.SymInt) for n in (*value.shape, *value.stride())
-    ):
-        sizes, strides = tuple(map(int, value.shape)), tuple(map(int, value.stride()))
-        made = value.detach().new_empty_strided(sizes, strides)
-        return made.requires_grad_(value.requires_grad) if value.is_leaf else made
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(map(with_numbers, value))
-    return value
-
-
-def _is_symbol(value: object) -> bool:
-    """Tell a number that is not known; one that was a symbol may have become known."""
-    if isinstance(value, torch.SymInt):
-        return value.node.maybe_as_int() is None
-    return isinstance(value, torch.SymFloat | torch.SymBool)
-
-
 def cut_by_tags(step: JointStep) -> Halves:
-    """Cut a step where its nodes are tagged to be backward's: nothing is computed twice."""
+    """Cut a step where its nodes are tagged to be backward's: nothing is computed twice.
+
+    The halves have symbols where the step came with them.
+    """
+    module = copy_of(step.module)
+    restore(module.graph.nodes)
     forward, backward = default_partition(
-        copy_of(step.module),
+        module,
         step.inputs,
         num_fwd_outputs=step.forward_outputs,
         static_lifetime_input_indices=list(step.static),
@@ -101,22 +87,47 @@ def cut_by_tags(step: JointStep) -> Halves:
     return forward, backward
 
 
-def cut_by_torch(step: JointStep, share: float = 1.0) -> Halves:
+def cut_by_torch(
+    step: JointStep, share: float = 1.0, checkpointed: Mapping[str, int] | None = None
+) -> Halves:
     """Cut a step as Inductor does by default: what costs nothing in a fused kernel runs again.
 
     Args:
         step: as Inductor hands it over; it is not changed.
         share: torch's own ``activation_memory_budget``, of what is saved by default.
+        checkpointed: the number of the call of ``torch.utils.checkpoint`` in which a node of
+            forward is taken to be, by its name.
     """
-    with functorch_config.patch(activation_memory_budget=share):
+    module = copy_of(step.module)
+    for node in module.graph.nodes:
+        drawn = not node.all_input_nodes or node.is_impure(impure_random=False)  # such as seeds
+        if checkpointed is not None and node.name in checkpointed and not drawn:
+            node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
+            node.meta["ac_graph_id"] = checkpointed[node.name]
+    with functorch_config.patch(activation_memory_budget=share), patching() as patches:
+        if checkpointed is not None:
+            _without_states(patches)
         forward, backward = min_cut_rematerialization_partition(
-            copy_of(step.module),
+            module,
             step.inputs,
             "inductor",
             num_fwd_outputs=step.forward_outputs,
             static_lifetime_input_indices=list(step.static),
         )
     return forward, backward
+
+
+def _without_states(patches: Patches) -> None:
+    """Leave out the states of generators that are kept for kernels that draw, such as attention's:
+    a few bytes each, of which this is not asked.
+    """
+    usual = partitioners.functionalize_rng_ops
+
+    def halves(joint: Any, forward: Any, backward: Any, *numbers: Any) -> Any:
+        mine = patches.mine()
+        return (forward, backward) if mine else usual(joint, forward, backward, *numbers)
+
+    patches.attribute(partitioners, "functionalize_rng_ops", halves)
 
 
 def copy_of(module: fx.GraphModule) -> fx.GraphModule:
@@ -139,14 +150,15 @@ def tag(node: fx.Node, *, backward: bool) -> None:
 class Partitioner(CustomPartitionerFn):
     """Cuts every training graph with a function of ours; what comes of it is not cached.
 
-    ``cuts`` is how many it has cut.
+    ``cuts`` is how many it has cut, ``largest`` what sizes that are symbols are at most.
 
     Args:
         cut: from a joint graph to its halves.
+        largest: what sizes that are symbols are at most.
     """
 
-    def __init__(self, cut: Callable[[JointStep], Halves]) -> None:
-        self._cut, self.cuts = cut, 0
+    def __init__(self, cut: Callable[[JointStep], Halves], largest: AtMost = NUMBERS) -> None:
+        self._cut, self.largest, self.cuts = cut, largest, 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Partitioner:
         """Inductor copies its settings; what is planned is one thing."""
@@ -169,7 +181,8 @@ class Partitioner(CustomPartitionerFn):
         """Cut a graph; Inductor calls this."""
         self.cuts += 1
         static = tuple(said.get("static_lifetime_input_indices") or ())
-        return self._cut(JointStep(gm, joint_inputs, said["num_fwd_outputs"], static))
+        step = JointStep(gm, joint_inputs, said["num_fwd_outputs"], static, self.largest)
+        return self._cut(step)
 
 
 def draws_outside() -> bool:

@@ -38,6 +38,7 @@ from planner.graphs.torch_api.inductor.kept_operators import let_go
 from planner.graphs.torch_api.inductor.kernels_together import compile_together
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
 from planner.graphs.torch_api.inductor.sums_in_place import lower_sums
+from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
 from planner.graphs.torch_api.patches import Patches, patching
 
 SETTINGS: dict[str, Any] = {
@@ -65,6 +66,8 @@ def kernels_of(step: JointStep, halves: Halves) -> tuple[Kernels, Kernels]:
         halves: with a fake value on every node; they are not changed.
     """
     forward, backward = map(copy_of, halves)
+    for node in (*forward.graph.nodes, *backward.graph.nodes):
+        step.largest.put(node)
     inputs = [n.meta["val"] for n in forward.graph.find_nodes(op="placeholder")]
     mode = detect_fake_mode(inputs)
     assert mode is not None, "the values of a traced graph are fake"
@@ -85,10 +88,13 @@ def _given_up(forward: fx.GraphModule, backward: fx.GraphModule, count: int) -> 
     """Return which inputs of backward it may write into: saved values that nobody else has."""
     if not functorch_config.donated_buffer:
         return []
+    (kept,) = forward.graph.output_node().args
+    assert isinstance(kept, tuple | list)
+    numbers = sum(isinstance(n, fx.Node) and isinstance(n.meta["val"], int) for n in kept[count:])
     said = SimpleNamespace(
         num_forward=count,
-        tensors_saved_for_backwards_slice=slice(count, None),
-        num_symints_saved_for_bw=0,
+        tensors_saved_for_backwards_slice=slice(count, len(kept) - numbers),
+        num_symints_saved_for_bw=numbers,
     )
     return collect_bw_donated_buffer_idxs(forward, backward, cast(ViewAndMutationMeta, said))
 
@@ -150,18 +156,20 @@ def innermost(error: BaseException) -> BaseException:
     return error if inner is None else innermost(inner)
 
 
-def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
+def watching(told: Callable[[Kernels, bool], None], largest: AtMost) -> Callable[..., Any]:
     """Return what compiles a half for ``compile_fx(inner_compile=)``, and tells its kernels.
 
     Args:
         told: called with the kernels, and whether they are backward's, before there is code.
+        largest: what sizes that are symbols are at most, for which the kernels are told.
     """
 
     def inner(module: fx.GraphModule, inputs: list[Any], **said: Any) -> Any:
         if said.get("is_inference"):
             let_go(module)
             return compile_fx_inner(module, inputs, **said)
-        with _watched(module, lambda k: told(k, bool(said.get("is_backward")))) as patches:
+        backward = bool(said.get("is_backward"))
+        with _watched(module, lambda k: told(k, backward), largest=largest) as patches:
             compile_together(patches)
             return compile_fx_inner(module, inputs, **said)
 
@@ -170,7 +178,10 @@ def watching(told: Callable[[Kernels, bool], None]) -> Callable[..., Any]:
 
 @contextmanager
 def _watched(
-    module: fx.GraphModule, told: Callable[[Kernels], None], given_up: list[int] | None = None
+    module: fx.GraphModule,
+    told: Callable[[Kernels], None],
+    given_up: list[int] | None = None,
+    largest: AtMost = NUMBERS,
 ) -> Iterator[Patches]:
     """Tell the kernels of a graph once their code is written, and not compiled yet.
 
@@ -191,7 +202,7 @@ def _watched(
             if not patches.mine():
                 return written
             seen = True
-            told(read(self, returned))
+            told(read(self, returned, largest))
             return written
 
     inputs = tuple(n.name for n in module.graph.find_nodes(op="placeholder"))

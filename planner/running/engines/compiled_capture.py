@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache, partial
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from planner.errors import BadRequest, CaptureError
 from planner.graphs.capture.call_arguments import Arguments, arguments_of
@@ -17,9 +18,10 @@ from planner.graphs.capture.fused.compiled_step import compiled_step
 from planner.graphs.capture.fused.frame import frame_of
 from planner.graphs.capture.fused.identity import identity
 from planner.graphs.capture.fused.in_chunks import in_chunks
+from planner.graphs.capture.fused.other_calls import ALONE, Calls
 from planner.graphs.capture.fused.prices import prices, workspaces
 from planner.graphs.capture.guards.call import signature_of
-from planner.graphs.capture.optimizer_step import asked_step
+from planner.graphs.capture.optimizer_step import OptimizerStep, asked_step
 from planner.graphs.capture.rewrites import AS_CAPTURED, Declined
 from planner.graphs.capture.training_step import Captured, has_data
 from planner.graphs.capture_error import CaptureError as GraphsCaptureError
@@ -97,6 +99,7 @@ def captured_joint(
     trained: Sequence[Tensor],
     *,
     rewrite: str = AS_CAPTURED.name,
+    calls: Calls = ALONE,
 ) -> Captured:
     """Return the step that Inductor is about to cut as one to plan.
 
@@ -107,6 +110,7 @@ def captured_joint(
         request: for which device and optimizer, by which costs.
         trained: the parameters that the optimizer steps.
         rewrite: which variant of the step it is.
+        calls: how many of it wait for backward at once.
 
     Raises:
         CaptureError: the step draws random numbers that a plan cannot draw again, or is compiled
@@ -114,8 +118,9 @@ def captured_joint(
     """
     plannable(step)
     device = request.hardware
-    optimizer = asked_step(trained, request.optimizer, device_kind(device.name))
-    frame = frame_of(step, model, device, optimizer=optimizer, accumulate=request.accumulate)
+    optimizer = _optimizer_of_all(trained, request, calls)
+    accumulate = request.accumulate
+    frame = frame_of(step, model, device, optimizer=optimizer, accumulate=accumulate, calls=calls)
     request.tell("asking Inductor for its kernels")
     try:
         price = prices(device, here=True, costs=request.costs)
@@ -128,9 +133,22 @@ def captured_joint(
         "dynamic": [],
         "checks": request.checks,
         "checked": [],
-        "compiled": identity(found.stitched),
+        "compiled": identity(found.stitched, calls.count),
     }
     return Captured(found.graph, signature, rewrite, compiled=found)
+
+
+def _optimizer_of_all(
+    trained: Sequence[Tensor], request: Request, calls: Calls
+) -> OptimizerStep | None:
+    """Return the step that holds the states of all calls' blocks, in a call's share of its time."""
+    kernels = device_kind(request.hardware.name)
+    blocks = [p if not i else p.detach() for i in range(calls.count) for p in trained]
+    found = asked_step(blocks, request.optimizer, kernels)
+    given = isinstance(request.optimizer, Optimizer | OptimizerStep)  # of all there is
+    if found is None or given or calls.count == 1:
+        return found
+    return replace(found, moved_bytes=found.moved_bytes // calls.count)
 
 
 def plannable(step: JointStep) -> None:

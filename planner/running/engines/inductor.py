@@ -7,7 +7,7 @@ those of Inductor without a plan. Inductor, which is slow to import, is so where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -27,6 +27,7 @@ from planner.running.engines.engine import (
     register_engine,
 )
 from planner.running.engines.kept_promise import least_known, remarks, settled
+from planner.solvers.baselines.blocks import repeated_blocks
 
 UNITS = (
     "units are compiled by Inductor at their first call, those with one schedule once; what is "
@@ -77,15 +78,27 @@ def _without_plan(model: nn.Module, loss: Callable[..., Any] | None) -> nn.Modul
 
 
 def _own_ways(captured: Captured) -> Iterator[OwnWay]:
-    """Ask Inductor what it holds by default, and under each tenth of torch's own budget."""
+    """Ask Inductor what it holds by default, with every block checkpointed, and under each tenth
+    of torch's own budget.
+    """
+    from planner.graphs.capture.fused.origin import forward_modules
+
     step = captured.compiled
     assert step is not None, "a compiler's step"
-    assert step.with_share is not None, "it was captured"
+    assert step.own_way is not None, "it was captured"
+    modules = forward_modules(step.stitched.step.module.graph)
+    blocks = repeated_blocks(modules.values())
+    number = {block: i for i, block in enumerate(dict.fromkeys(blocks.values()))}
+    inside = {node: number[blocks[path]] for node, path in modules.items() if path in blocks}
+    ways: list[tuple[str, float, Mapping[str, int] | None]] = [(INDUCTOR, 1.0, None)]
+    ways += [(f"checkpoint in {INDUCTOR}", 1.0, inside)] if inside else []
+    ways += [(f"activation_memory_budget {n / 10}", n / 10, None) for n in range(9, -1, -1)]
     known: dict[str, OwnWay] = {}
-    for tenth in range(10, -1, -1):
-        name = INDUCTOR if tenth == 10 else f"activation_memory_budget {tenth / 10}"
+    for name, share, checkpointed in ways:
         try:
-            found = step if tenth == 10 else step.with_share(tenth / 10)
+            found = (
+                step if name == INDUCTOR else step.own_way(share=share, checkpointed=checkpointed)
+            )
         except CaptureError as error:
             yield OwnWay(name, None, 0.0, str(error))
             continue

@@ -14,11 +14,14 @@ from planner.byte_sizes import format_both
 from planner.errors import InfeasibleBudget
 from planner.graphs import Graph, Kind, Schedule, Value, plain_schedule, simulate
 from planner.graphs.binding import binding
+from planner.graphs.capture.fused.other_calls import Calls, with_others
 from planner.graphs.capture.training_step import Captured
+from planner.graphs.simulate import Trace
 from planner.plan.advice import advice, tightest
 from planner.request import Request
 from planner.running.engines.engine import Settled
-from planner.solvers import Limits, Solution, Status, minimum_budget, solve
+from planner.running.engines.several_calls import leanest, solve_for_calls
+from planner.solvers import Limits, Solution, Status
 from planner.solvers.minimum_budget import proven_floor
 
 EXCESS = "compiler's buffers beyond the plan's"
@@ -77,7 +80,23 @@ class _Search:
         """Solve for less than the budget, in what is left of a share of the seconds."""
         left = self.begun + self.limits(share).seconds - time.perf_counter()
         limits = self.request.limits.of_a_correction(left)
-        return solve(self.captured.graph, target_bytes, method=self.request.method, limits=limits)
+        return self.solve(target_bytes, limits)
+
+    def solve(self, target_bytes: int, limits: Limits) -> Solution:
+        """Solve for what all calls of the step hold together."""
+        graph, method = self.captured.graph, self.request.method
+        return solve_for_calls(graph, target_bytes, self.calls, method=method, limits=limits)
+
+    @property
+    def calls(self) -> Calls:
+        """How many of the step wait for their backward passes at once."""
+        step = self.captured.compiled
+        assert step is not None, "a compiler's step"
+        return step.calls
+
+    def own(self, schedule: Schedule) -> Trace:
+        """Return what a schedule costs and its values hold."""
+        return simulate(with_others(self.captured.graph, schedule, self.calls), schedule)
 
     def ask(self, schedule: Schedule) -> Candidate:
         """Ask once of each schedule."""
@@ -86,7 +105,7 @@ class _Search:
                 return asked
         step, start = self.captured.compiled, time.perf_counter()
         assert step is not None, "a compiler's step"
-        told, own = step.asked(schedule), simulate(self.captured.graph, schedule)
+        told, own = step.asked(schedule), self.own(schedule)
         found = Candidate(schedule, own.seconds, own.peak_bytes, told.peak_bytes, told.written)
         self.known.append(found)
         self.begun += time.perf_counter() - start
@@ -119,7 +138,7 @@ def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
         InfeasibleBudget: none was found; the error has the least budget that was asked for.
     """
     graph, search = captured.graph, _Search(captured, budget_bytes, request)
-    first = solve(graph, budget_bytes, method=request.method, limits=search.limits(FIRST))
+    first = search.solve(budget_bytes, search.limits(FIRST))
     if first.schedule is not None:
         _correct(search, first)
     if search.best is None:
@@ -141,7 +160,8 @@ def least_known(captured: Captured, request: Request) -> int:
     """
     search = _Search(captured, 0, request)
     search.ask(plain_schedule(captured.graph))
-    search.ask(minimum_budget(captured.graph, limits=search.limits(LEAST)).schedule)
+    for schedule in leanest(captured.graph, search.calls, search.limits(LEAST)):
+        search.ask(schedule)
     return min(with_margin(captured, asked) for asked in search.known)
 
 
@@ -186,7 +206,22 @@ def _correct(search: _Search, first: Solution) -> None:
             target = int((kept + beyond) / 2) if kept > graph.resident_bytes else 0
         if target <= graph.resident_bytes or beyond - kept < (1 - CLOSE) * budget:
             return
+        if _gain_between(search, target) < ENOUGH * graph.seconds:
+            return
         found = search.solved(target)
+
+
+def _gain_between(search: _Search, target: int) -> float:
+    """Return the seconds that a schedule for a target may gain, if time goes straight from the
+    quickest that is kept to the next that is not; infinite where there are not both.
+    """
+    best = search.best
+    beyond = [a for a in search.known if best is not None and a.own_bytes > best.own_bytes]
+    if best is None or not beyond:
+        return math.inf
+    other = min(beyond, key=lambda a: a.own_bytes)
+    share = (target - best.own_bytes) / (other.own_bytes - best.own_bytes)
+    return max(0.0, share) * (best.seconds - other.seconds)
 
 
 def _ahead(search: _Search, plain: Candidate, first: Solution) -> tuple[int, Solution]:
@@ -196,7 +231,7 @@ def _ahead(search: _Search, plain: Candidate, first: Solution) -> tuple[int, Sol
     budget = search.budget_bytes
     if first.schedule is None:
         return budget, first
-    own = simulate(search.captured.graph, first.schedule).peak_bytes
+    own = search.own(first.schedule).peak_bytes
     beyond = max(0, plain.held_bytes - plain.own_bytes)
     likely = replace(plain, held_bytes=own + beyond)
     over = with_margin(search.captured, likely) - budget
@@ -219,12 +254,12 @@ def _tighten(search: _Search) -> None:
     """Ask of the tightest schedules: the least target is not always what holds least."""
     search.request.tell("looking for the least budget that works")
     graph = search.captured.graph
-    least = minimum_budget(graph, limits=search.limits(LEAST))
-    search.ask(least.schedule)
-    search.ask(plain_schedule(graph))  # known, and less than what is fused otherwise may hold
-    plain = simulate(graph, plain_schedule(graph)).peak_bytes
+    tight = leanest(graph, search.calls, search.limits(LEAST))
+    least = min(search.ask(schedule).own_bytes for schedule in tight)
+    # known, and less than what is fused otherwise may hold
+    plain = search.ask(plain_schedule(graph)).own_bytes
     for share in (0.05, 0.15, 0.3):
-        target = int(least.least_bytes + share * (plain - least.least_bytes))
+        target = int(least + share * (plain - least))
         found = search.solved(target, 1.0)
         if found.schedule is not None:
             search.ask(found.schedule)
@@ -232,12 +267,14 @@ def _tighten(search: _Search) -> None:
 
 def _with_excess(captured: Captured, asked: Candidate) -> Captured:
     """Count what the compiler holds beyond the schedule's own values, as a value of its own."""
-    graph = captured.graph
+    step = captured.compiled
+    assert step is not None, "a compiler's step"
+    graph = with_others(captured.graph, asked.schedule, step.calls)
     compiled = {**captured.signature["compiled"], "halves": asked.written}
     captured = replace(captured, signature={**captured.signature, "compiled": compiled})
     excess = with_margin(captured, asked) - asked.own_bytes
     if excess <= 0:
-        return captured
+        return replace(captured, graph=graph)
     held = Value(EXCESS, excess, Kind.ACTIVATION)
     return replace(captured, graph=replace(graph, values=(*graph.values, held)))
 
@@ -254,10 +291,11 @@ def _judged(graph: Graph, best: Candidate, first: Solution, limits: Limits) -> S
 
 
 def _out_of_reach(search: _Search, reason: str) -> InfeasibleBudget:
-    graph, budget = search.captured.graph, search.budget_bytes
+    budget = search.budget_bytes
     least = min(search.known, key=lambda a: with_margin(search.captured, a))
     needed = with_margin(search.captured, least)
-    if needed < proven_floor(graph):
+    graph = with_others(search.captured.graph, least.schedule, search.calls)
+    if needed < proven_floor(search.captured.graph):
         reason = ""  # it is of the kernels, which are fused further where they run again
     found = binding(graph, least.schedule, simulate(graph, least.schedule))
     text = (

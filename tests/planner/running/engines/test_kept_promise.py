@@ -13,6 +13,7 @@ from torch import nn
 from planner.errors import InfeasibleBudget
 from planner.graphs import Graph, Schedule, plain_schedule, simulate
 from planner.graphs.capture.fused.compiled_step import Asked
+from planner.graphs.capture.fused.other_calls import ALONE
 from planner.graphs.capture.training_step import Captured
 from planner.request import Request, request_of
 from planner.running.engines.kept_promise import EXCESS, settled
@@ -21,8 +22,14 @@ from planner.solvers.minimum_budget import proven_floor
 from tests.strategies import transformer
 
 
+class Alone:
+    """A step of which one call waits at a time."""
+
+    calls = ALONE
+
+
 @dataclass(frozen=True)
-class Compiler:
+class Compiler(Alone):
     """Says that every schedule that repeats something holds a share of its buffers."""
 
     graph: Graph
@@ -70,7 +77,7 @@ def test_what_the_compiler_says_is_predicted_and_within_the_budget(
 
 
 @dataclass(frozen=True)
-class Counting:
+class Counting(Alone):
     """Says that every schedule holds a share of what moves beyond it; notes its questions."""
 
     graph: Graph
@@ -120,7 +127,7 @@ def test_where_only_the_compilers_own_is_too_much_little_is_repeated(
 
 
 @dataclass(frozen=True)
-class Jumping:
+class Jumping(Alone):
     """Fuses what repeats much, which then holds far less, and what repeats little not at all."""
 
     graph: Graph
@@ -150,7 +157,7 @@ def test_what_is_held_may_jump(graph: Graph, border: float, request_said: Reques
 
 
 @dataclass(frozen=True)
-class Patient:
+class Patient(Alone):
     """Takes its time before it says what another says."""
 
     other: Compiler
