@@ -50,12 +50,19 @@ class Draft:
 
     def __post_init__(self) -> None:
         self.root = self.captures.root
-        self.elsewhere = self.configuration.offload and self.cluster.device.name != "cpu"
         compute = {
             k: (_seconds(kind.graph, Phase.FORWARD), _seconds(kind.graph, Phase.BACKWARD))
             for k, kind in enumerate(self.captures.kinds)
         }
         self.compute = [compute[k] for k in self.captures.kind_of]
+
+    def on_host(self, index: int) -> bool:
+        """Tell whether states of the root or of a unit are on the host."""
+        return self.configuration.on_host(self.module(index))
+
+    def elsewhere(self, index: int) -> bool:
+        """Tell whether states are in other memory than that of the device."""
+        return self.on_host(index) and self.cluster.device.name != "cpu"
 
     def captures_by_index(self) -> Iterable[tuple[int, UnitCapture]]:
         """Yield the root and every unit."""

@@ -98,7 +98,7 @@ def _row_wise_seconds(draft: Draft, unit: int) -> tuple[float, float] | None:
     """
     spread, cluster, capture = draft.configuration.spread, draft.cluster, draft.capture(unit)
     alone = spread.replicas == 1 and spread.stride == 1
-    if not alone or spread.offload or spread.is_whole:
+    if not alone or draft.on_host(unit) or spread.is_whole:
         return None
     ranks, sizes = spread.shard_ranks, exchange_of(capture, spread.shard_ranks)
     there = all_gather_seconds(sizes.asked, ranks, cluster)
@@ -114,7 +114,7 @@ def _row_wise_seconds(draft: Draft, unit: int) -> tuple[float, float] | None:
 
 
 def _reside(draft: Draft, i: int) -> None:
-    if not draft.elsewhere:
+    if not draft.elsewhere(i):
         shard = draft.value(f"shards.{draft.name(i)}", draft.groups[i].shard, Kind.PARAMETER)
         if i in draft.row_wise:
             draft.weights[i] = shard
@@ -122,8 +122,9 @@ def _reside(draft: Draft, i: int) -> None:
 
 def _hold(draft: Draft) -> None:
     """Add what micro-steps leave to the later ones, and what gloo may let go of late."""
-    if draft.configuration.accumulation > 1 and not draft.elsewhere:
-        size = sum(group.gradient_shard for group in draft.groups.values())
+    here = [group for i, group in draft.groups.items() if not draft.elsewhere(i)]
+    if draft.configuration.accumulation > 1 and here:
+        size = sum(group.gradient_shard for group in here)
         draft.value("accumulated gradients", size, Kind.GRADIENT)
     if draft.cluster.device.name == "cpu":
         apart = {ROOT, *draft.row_wise}
@@ -162,7 +163,7 @@ def _staged_bytes(draft: Draft, i: int) -> int:
     lets go of that of the one before. What comes from the host is copied to the device first, in
     its own dtype: then all of it is counted.
     """
-    if not draft.configuration.spread.is_whole or draft.elsewhere:
+    if not draft.configuration.spread.is_whole or draft.elsewhere(i):
         return draft.groups[i].staged
     sizes = [
         math.prod(p.shape) * p.compute_itemsize * (p.compute_itemsize != p.itemsize)
@@ -248,7 +249,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
     draft.reducing = buffer
     if draft.configuration.replicas > 1:
         draft.reduced.append(shard)  # ``_all_reduce_state``, until all groups are done
-    if not draft.elsewhere and draft.configuration.accumulation == 1:
+    if not draft.elsewhere(i) and draft.configuration.accumulation == 1:
         draft.shards.append(shard)
 
 
@@ -285,28 +286,29 @@ def _wrap(
     policy = MixedPrecisionPolicy()
     if configuration.precision == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    offload = OffloadPolicy()
-    if configuration.offload:
-        offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
     ranks = configuration.spread.shard_ranks
 
     def placed(parameter: nn.Parameter) -> Shard:
         return Shard(shard_dimension(local_of(parameter).shape, ranks))
 
-    shared: dict[str, Any] = {
-        "mesh": mesh,
-        "mp_policy": policy,
-        "offload_policy": offload,
-        "shard_placement_fn": placed,
-    }
+    def shared(path: str) -> dict[str, Any]:
+        there = configuration.on_host(path)
+        to_host = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+        return {
+            "mesh": mesh,
+            "mp_policy": policy,
+            "offload_policy": to_host if there else OffloadPolicy(),
+            "shard_placement_fn": placed,
+        }
+
     tables: set[nn.Parameter] = set()
     for unit in units:
         module = model.get_submodule(unit.path)
         if unit.row_wise:
             tables.add(keep_rows(module, mesh, policy.param_dtype))
         else:
-            fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared)
-    fully_shard(model, reshard_after_forward=False, ignored_params=tables, **shared)
+            fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared(unit.path))
+    fully_shard(model, reshard_after_forward=False, ignored_params=tables, **shared(""))
     return model
 
 
