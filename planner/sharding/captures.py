@@ -24,7 +24,7 @@ from planner.sharding.parted.growth import Growing, growing
 from planner.sharding.parted.ways import Ways
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.space import Space
-from planner.sharding.step_graph.assembly import assemble
+from planner.sharding.step_graph.assembly import assemble, what_may_wait
 from planner.sharding.step_graph.sharded_step import ShardedStep
 from planner.sharding.step_graph.step_rules import ModelStates
 from planner.sharding.wrapped.unit_captures import ModelCapture, UnitsOf, capture_units
@@ -150,6 +150,7 @@ class Captures:
             self.holds(cluster).bytes_of,
             lambda c: least_states(self._states, c),
             self.host_bytes(cluster),
+            lambda c: what_may_wait(self.captured(c), c, cluster, self.request.optimizer),
         )
 
     def host_bytes(self, cluster: Cluster) -> float:

@@ -79,7 +79,7 @@ def fits_nowhere(
         unparted: why layers could not be parted over ranks, if they could not.
     """
     found, closest = least.found, least.found.closest
-    proved = not unparted and all(o.bound_seconds == math.inf for o in found.outcomes)
+    proved = not unparted and found.bound_seconds == math.inf
     needed = (
         f"{ranks} such devices would do"
         if ranks is not None
@@ -173,6 +173,7 @@ def _fits_on(
             replicas=least.replicas,
             micro_batch=fewest,
             accumulation=1,
+            staying=(),
         )
         for c in among
         if c.strategy.stages[-1].number == most and ranks % c.tensor_ranks == 0

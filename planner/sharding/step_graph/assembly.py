@@ -18,6 +18,7 @@ from planner.plan.configuration import Configuration
 from planner.sharding.step_graph.backward_pass import backward
 from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.forward_pass import forward
+from planner.sharding.step_graph.movable import MovableStates, movable_states
 from planner.sharding.step_graph.optimizer_pass import add_optimizer
 from planner.sharding.step_graph.parameter_groups import GroupSeconds, group_of
 from planner.sharding.step_graph.resident import reside
@@ -45,6 +46,31 @@ def assemble(
         cluster: on what it runs.
         optimizer: a name or a class; none leaves its state and step out.
     """
+    return _assembled(captures, configuration, cluster, optimizer)[0]
+
+
+def what_may_wait(
+    captures: ModelCapture,
+    configuration: Configuration,
+    cluster: Cluster,
+    optimizer: OptimizerLike | None = "adamw",
+) -> MovableStates | None:
+    """Assemble a step and return what of its states may be on the host, each by itself.
+
+    Args:
+        captures, configuration, cluster, optimizer: as for ``assemble``, on the device so far.
+    """
+    step, draft = _assembled(captures, configuration, cluster, optimizer)
+    rules = configuration.strategy.part(StepRules)
+    return movable_states(step, draft, rules, optimizer)
+
+
+def _assembled(
+    captures: ModelCapture,
+    configuration: Configuration,
+    cluster: Cluster,
+    optimizer: OptimizerLike | None,
+) -> tuple[ShardedStep, Draft]:
     draft = Draft(captures, configuration, cluster)
     rules = configuration.strategy.part(StepRules)
     _groups(draft, rules)
@@ -52,7 +78,7 @@ def assemble(
     forward(draft, rules)
     backward(draft, rules)
     on_host = add_optimizer(draft, rules, optimizer)
-    return ShardedStep(
+    step = ShardedStep(
         graph=draft.graph(),
         configuration=configuration,
         cluster=cluster,
@@ -65,6 +91,7 @@ def assemble(
         row_wise=frozenset(draft.row_wise),
         padding_bytes=_padding_bytes(draft, rules),
     )
+    return step, draft
 
 
 def _groups(draft: Draft, rules: StepRules) -> None:

@@ -28,7 +28,8 @@ class Draft:
     what they compute with, ``flats`` the buffers that is gathered in. ``shards`` are the gradients
     that the optimizer reads, ``reduced`` those that are held until backward ends, ``reducing`` the
     buffer of the reduction before; ``turn`` is where backward begins. ``row_wise`` are tables whose
-    rows are looked up where they are, with the seconds of that, forward and backward.
+    rows are looked up where they are, with the seconds of that, forward and backward; ``hidden``
+    are the seconds of compute that hide the first gather of a group.
     """
 
     captures: ModelCapture
@@ -47,6 +48,7 @@ class Draft:
     reduced: list[int] = field(default_factory=list)
     turn: int = 0
     row_wise: dict[int, tuple[float, float]] = field(default_factory=dict)
+    hidden: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root = self.captures.root

@@ -31,7 +31,7 @@ def add_optimizer(draft: Draft, rules: StepRules, optimizer: OptimizerLike | Non
         optimizer: a name or a class; none adds nothing.
     """
     accelerated = draft.cluster.device.name != "cpu"
-    parts = _parts(draft, rules)
+    parts = parts_of(draft, rules)
     here, there = (
         optimizer_of([parts[i] for i in among], optimizer, accelerated=accelerated)
         for among in (
@@ -49,7 +49,8 @@ def add_optimizer(draft: Draft, rules: StepRules, optimizer: OptimizerLike | Non
             (here if here.calls else there).name,
             tuple(draft.shards),
             (),
-            _seconds(draft, rules, here) + (_host_seconds(there) if accelerated else 0.0),
+            _seconds(draft, rules, here)
+            + (there.moved_bytes / HOST_BYTES_PER_SECOND if accelerated else 0.0),
             moved_bytes=here.moved_bytes + (there.moved_bytes if accelerated else 0),
             workspace_bytes=here.workspace_bytes,
             phase=Phase.OPTIMIZER,
@@ -63,7 +64,7 @@ Described = tuple[tuple[tuple[int, ...], int], ...]
 """Shapes of parameters and bytes of an element."""
 
 
-def _parts(draft: Draft, rules: StepRules) -> dict[int, Described]:
+def parts_of(draft: Draft, rules: StepRules) -> dict[int, Described]:
     """Return what the fullest rank's optimizer sees: of root and units each, if it sees of all."""
     groups = {i: [p for p in c.parameters if p.trainable] for i, c in draft.captures_by_index()}
     trained = [p for group in groups.values() for p in group]
@@ -139,7 +140,3 @@ def _seconds(draft: Draft, rules: StepRules, step: OptimizerStep) -> float:
     parameter_bytes = sum(group.shard for group in draft.groups.values())
     after = rules.after_update_seconds(parameter_bytes, draft.configuration.spread, draft.cluster)
     return step.seconds_on(draft.cluster.device) + after
-
-
-def _host_seconds(step: OptimizerStep) -> float:
-    return step.moved_bytes / HOST_BYTES_PER_SECOND

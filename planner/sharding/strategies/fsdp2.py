@@ -180,10 +180,11 @@ def _least_states(states: ModelStates, c: Configuration) -> int:
     return (states.parameters + states.optimizer + kept) // c.shard_ranks
 
 
-def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[int, ...]:
+def _gather(draft: Draft, i: int, before: int | None) -> tuple[int, ...]:
     """Add an all-gather into a flat buffer and the copy out of it, which frees the last one."""
     name, module, group = draft.name(i), draft.module(i), draft.groups[i]
-    again = 0.0 if i == ROOT else _exposed_in_backward(draft, i)
+    seconds = draft.seconds[i].gather
+    again = max(0.0, seconds - _free_in_backward(draft, i))
     sent, staged = _flat_bytes(draft, i), _staged_bytes(draft, i)
     flat = draft.flats[i] = draft.value(f"flat.{name}", sent, Kind.GATHERED)
     weight = draft.weights[i] = draft.value(f"gathered.{name}", group.gathered, Kind.GATHERED)
@@ -207,26 +208,46 @@ def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[in
         workspace_bytes=group.rearranged + staged * (not sent),
         module=module,
     )
-    exposed = max(0.0, draft.seconds[i].gather - hidden - again)
+    exposed = max(0.0, seconds - draft.hidden[i] - again)
     draft.op(f"wait.{name}", (), (), seconds=exposed, module=module)
     return first, second
 
 
-def _exposed_in_backward(draft: Draft, u: int) -> float:
-    """Return what the backward of the unit after this one cannot hide of a second gather.
+def _free_in_backward(draft: Draft, i: int) -> float:
+    """Return what the backward of the unit after this one can hide of a second gather.
 
-    The reduction of the unit after that one is hidden first.
+    The reduction of the unit after that one is hidden first. The root is gathered once.
     """
-    behind = draft.backward_seconds(u + 1)
-    reduction = draft.seconds[u + 2].reduce if u + 2 < len(draft.compute) else 0.0
-    free = max(0.0, behind - reduction)
-    return max(0.0, draft.seconds[u].gather - free)
+    if i == ROOT:
+        return math.inf
+    behind = draft.backward_seconds(i + 1)
+    reduction = draft.seconds[i + 2].reduce if i + 2 < len(draft.compute) else 0.0
+    return max(0.0, behind - reduction)
+
+
+def _waiting_seconds(draft: Draft, i: int) -> float:
+    """Return how much longer the copies of one group make its first gather and its reduction.
+
+    Reductions of other groups that take longer, too, hide no more of it.
+    """
+    there = replace(draft.configuration.spread, offload=True)
+    here, moved = draft.seconds[i], _seconds(draft.groups[i], there, draft.cluster)
+    hidden, free = draft.hidden[i], _free_in_backward(draft, i)
+    before, after = (max(0.0, s - hidden, s - free) for s in (here.gather, moved.gather))
+    if not draft.groups[i].reduced:
+        return after - before
+    behind = _behind(draft, i)
+    return after - before + max(0.0, moved.reduce - behind) - max(0.0, here.reduce - behind)
+
+
+def _behind(draft: Draft, i: int) -> float:
+    """Return the compute behind which a group's gradients are reduced."""
+    return draft.backward_seconds(i - 1) if i != ROOT else 0.0
 
 
 def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
     """Add the reduction of a group's gradients, which first frees the buffer of the last."""
     name, module, group = draft.name(i), draft.module(i), draft.groups[i]
-    behind = draft.backward_seconds(i - 1) if i != ROOT else 0.0
     draft.op(f"reshard.{name}", (draft.weights[i],))
     draft.release()
     if not gradients:
@@ -241,7 +262,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
         f"reduce_scatter.{name}",
         (buffer, *_held_while_reduced(draft, i)),
         (shard,),
-        seconds=max(0.0, draft.seconds[i].reduce - behind),
+        seconds=max(0.0, draft.seconds[i].reduce - _behind(draft, i)),
         moved_bytes=sent,
         workspace_bytes=draft.gloo_bytes(sent),
         module=module,
@@ -338,6 +359,7 @@ FSDP2 = register_strategy(
                 reduce=_reduce,
                 least_states=_least_states,
                 row_wise_seconds=_row_wise_seconds,
+                waiting_seconds=_waiting_seconds,
                 # FSDPState._root_post_backward_final_callback
                 late_without_inputs=True,
             ),
