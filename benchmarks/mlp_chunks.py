@@ -39,10 +39,11 @@ def llama() -> nn.Module:
 
 
 def gpt2() -> nn.Module:
-    """Return a narrow GPT-2 of few words, with dropout behind its MLPs."""
+    """Return a narrow GPT-2 of few words."""
     config = transformers.GPT2Config(
         vocab_size=256, n_embd=64, n_inner=1024, n_layer=2, n_head=4, n_positions=LENGTH,
-        use_cache=False, loss_type="ForCausalLMLoss", embd_pdrop=0.0, attn_pdrop=0.0,
+        use_cache=False, loss_type="ForCausalLMLoss",
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return LossAlone(transformers.GPT2LMHeadModel(config))

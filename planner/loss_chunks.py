@@ -45,6 +45,9 @@ def check_chunks(
 def names(chunks: int | str, logits: str, mlp_chunks: int = 1) -> list[str]:
     """Return the rewrites among which a plan may choose, by name.
 
+    Args:
+        chunks, logits, mlp_chunks: as ``Request`` has them.
+
     >>> names(4, "keep")
     ['loss_chunks 4 A', 'loss_chunks 4 B']
     >>> names(1, "keep", 4), names(2, "keep", 4)[0]
@@ -61,7 +64,12 @@ def names(chunks: int | str, logits: str, mlp_chunks: int = 1) -> list[str]:
 
 
 def refused(chunks: int | str, reason: str, mlp_chunks: int = 1) -> BadRequest:
-    """Make the error that says why a loss, or MLPs, cannot be had in chunks."""
+    """Make the error that says why a loss, or MLPs, cannot be had in chunks.
+
+    Args:
+        chunks, mlp_chunks: as ``Request`` has them.
+        reason: what stands in the way.
+    """
     if mlp_chunks != 1:
         beside = f", loss_chunks={chunks}" if chunks != 1 else ""
         return BadRequest(

@@ -56,6 +56,7 @@ def explore(
     budget_bytes: int,
     *,
     needs: Needs = peak_of,
+    below_seconds: float = math.inf,
     method: str = "auto",
     limits: Limits | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -70,6 +71,7 @@ def explore(
         space: what there is to choose from.
         budget_bytes: of each rank.
         needs: how much of it a plan takes, no less than its tensors.
+        below_seconds: a plan is of use only if it takes less.
         method: of the solver.
         limits: of all solving together.
         tell: gets a sentence of what is done next.
@@ -80,6 +82,7 @@ def explore(
     search = _Search(
         space, budget_bytes, needs=needs, method=method, limits=limits or Limits(), tell=tell
     )
+    search.below_seconds = below_seconds
     groups = in_groups(space.configurations)
     for among in groups:
         search.open_all(among)
@@ -116,6 +119,7 @@ class _Search:
         self.space, self.budget_bytes, self.needs = space, budget_bytes, needs
         self.method, self.limits, self.tell = method, limits, tell
         self.best: Planned | None = None
+        self.below_seconds = math.inf
         self.closest: Planned | None = None
         self.finished = True
         self.seconds = self.limits.seconds
@@ -158,7 +162,7 @@ class _Search:
         while (c := self._next()) is not None:
             spent_seconds = time.monotonic() - start
             left = self.seconds - spent_seconds
-            if self.best is None:
+            if not self._knows_one():
                 left += self.limits.seconds if last else -self.seconds / 2
             first = not any(outcome.solved for outcome in self.outcomes.values())
             if left <= 0 and not first:
@@ -182,7 +186,7 @@ class _Search:
             if self.outcomes[c].bound_seconds < enough
             and not (c in self.bounded and self.outcomes[c].solved)
         ]
-        if self.best is None:
+        if not self._knows_one():
             return min(among, key=lambda c: (self._peak(c), index[c]), default=None)
         return min(among, key=lambda c: (self._promise(c), index[c]), default=None)
 
@@ -215,7 +219,7 @@ class _Search:
             if taken is None:
                 break
             self._look_at(*taken, deadline)
-        if self.best is None:
+        if not self._knows_one():
             for c in [c for c in choices.most() if self._has_no_room(c)]:
                 self._look_at(c, 0.0, deadline)
         self.seconds = max(0.0, self.seconds - (time.monotonic() - start))
@@ -362,8 +366,12 @@ class _Search:
         self.outcomes[c] = Outcome(c, math.inf, peak_bytes=held, fills=fills)
         return True
 
+    def _knows_one(self) -> bool:
+        """Tell whether some plan is known to fit, of this search or another."""
+        return self._incumbent() < math.inf
+
     def _incumbent(self) -> float:
-        return math.inf if self.best is None else self.best.seconds
+        return self.below_seconds if self.best is None else self.best.seconds
 
     def _enough(self) -> float:
         """Return the seconds below which a bound is worth a look."""
