@@ -135,7 +135,7 @@ def planned(name: str, model: nn.Module, said: dict[str, Any], budgets: list[int
         budgets: in bytes.
     """
     inputs = said["inputs"]
-    plain = _measured(model, inputs)
+    plain = measured(model, inputs)
     plain_seconds = planner.fit(model, "1TB", **said).plain_seconds
     rows: list[Row] = []
     for budget in budgets:
@@ -145,7 +145,7 @@ def planned(name: str, model: nn.Module, said: dict[str, Any], budgets: list[int
             except planner.InfeasibleBudget:
                 continue
             held = sum(plan.graph.values[v].size_bytes for v in plan.graph.resident)
-            run = _measured(plan.apply(model), inputs)
+            run = measured(plan.apply(model), inputs)
             rows.append(
                 Row(
                     name,
@@ -156,20 +156,29 @@ def planned(name: str, model: nn.Module, said: dict[str, Any], budgets: list[int
                     run.peak_bytes,
                     plan.seconds / plain_seconds - 1,
                     run.seconds / plain.seconds - 1,
-                    _distance(plain.gradients, run.gradients),
+                    distance(plain.gradients, run.gradients),
                 )
             )
     return rows
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
+    """What a step held beside what is held all along, its time, and its gradients."""
+
     peak_bytes: int
     seconds: float
     gradients: list[Tensor]
 
 
-def _measured(model: nn.Module, inputs: dict[str, Tensor]) -> _Run:
+def measured(model: nn.Module, inputs: dict[str, Tensor]) -> Run:
+    """Run a step of a model that returns its loss, several times.
+
+    Args:
+        model: plain or planned.
+        inputs: of a call.
+    """
+
     def step() -> None:
         model.zero_grad(set_to_none=True)
         model(**inputs).backward()
@@ -184,10 +193,16 @@ def _measured(model: nn.Module, inputs: dict[str, Tensor]) -> _Run:
     peak = measure_peak(step, inputs["input_ids"].device).peak_bytes
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
-    return _Run(peak, min(seconds), gradients)
+    return Run(peak, min(seconds), gradients)
 
 
-def _distance(one: list[Tensor], other: list[Tensor]) -> float:
+def distance(one: list[Tensor], other: list[Tensor]) -> float:
+    """Return the largest relative distance of two lists of tensors.
+
+    Args:
+        one: the tensors that others are compared with.
+        other: as many.
+    """
     pairs = zip(one, other, strict=True)
     return max(float((a - b).norm() / a.norm()) for a, b in pairs if a.norm() > 0)
 

@@ -51,8 +51,8 @@ def fit(
         said: what else is to be said of the step: ``inputs``, ``loss``, ``targets``, ``dynamic``,
             ``optimizer``, ``device``, ``reserve``, ``costs``, ``engine``, ``method``, ``limits``,
             ``progress``, ``accumulate``, ``checks``, ``loss_chunks``, ``logits``,
-            ``offload``; and with a ``world_size`` above 1 ``devices_per_node``, ``link``,
-            ``global_batch``, ``precisions``.
+            ``mlp_chunks``, ``offload``; and with a ``world_size`` above 1
+            ``devices_per_node``, ``link``, ``global_batch``, ``precisions``.
             ``planner.Request`` says what each means.
 
     Raises:

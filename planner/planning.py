@@ -66,7 +66,7 @@ def plan_variants(
         budget_bytes: what the step may hold.
     """
     start = time.perf_counter()
-    if request.loss_chunks == 1:
+    if not request.in_chunks:
         found = {v.rewrite: v for name in request.rewrites for v in [captured(name)]}
         whole, *_ = variants = list(found.values())
     else:

@@ -104,6 +104,10 @@ class Request:
         logits: what becomes of logits that the model returns beside its loss if that is computed in
             chunks: "keep" declines the chunks, "when_read" returns a tensor that is computed when
             something reads it, from the weights as they were.
+        mlp_chunks: in how many chunks of the tokens every MLP, or other chain of operators that
+            widens tokens and narrows them, is computed, forward and backward, so that what is wide
+            never exists as a whole. With more than 1 sums are rounded in another order. For one
+            device, and the engine that runs op by op.
         method: a name of ``solvers.SOLVERS``.
         limits: when a solver stops.
         progress: "auto" shows on a terminal and in a notebook what is going on; "off"; or a
@@ -154,6 +158,7 @@ class Request:
     engine: str = OP_BY_OP
     rewrites: Sequence[str] = ("as_captured",)
     loss_chunks: int | str = 1
+    mlp_chunks: int = 1
     logits: str = KEEP
     method: str = "auto"
     limits: Limits = DEFAULT_LIMITS
@@ -176,6 +181,11 @@ class Request:
         """The device; ``request_of`` has looked it up."""
         assert isinstance(self.device, Device), "a Request is made by request_of"
         return self.device
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether a loss, or MLPs, may be computed in chunks."""
+        return self.loss_chunks != 1 or self.mlp_chunks != 1
 
     @property
     def host(self) -> HostTier | None:
@@ -309,7 +319,7 @@ def _check_values(request: Request) -> None:
         value = getattr(request, name)
         if isinstance(value, str) or not value:
             raise BadRequest(f"{name} is {value!r}; expected a sequence of names, at least one")
-    check_chunks(request.loss_chunks, request.logits, request.rewrites)
+    check_chunks(request.loss_chunks, request.logits, request.rewrites, request.mlp_chunks)
     tensor_parallel_of(request.tensor_parallel)
     _check_capacity(request)
     ranks = request.world_size
@@ -360,6 +370,8 @@ def _check_ranks(request: Request, said: Mapping[str, Any]) -> None:
         raise BadCluster("checks= is for one device so far: leave it out")
     if request.world_size != 1 and "allocator" in said:
         raise BadCluster("allocator= is for one device so far: leave it out")
+    if request.world_size != 1 and request.mlp_chunks != 1:
+        raise BadCluster("mlp_chunks= is for one device so far: leave it out")
     if request.world_size != 1 and "rewrites" in said:
         raise BadCluster("rewrites= are for one device so far: leave them out")
     if request.world_size != 1 and isinstance(request.dynamic, Mapping):

@@ -44,9 +44,10 @@ class MovableOptions(BatchOptions, total=False):
 
 
 class ChunkOptions(TypedDict, total=False):
-    """In how many chunks a loss is computed, and what becomes of the logits."""
+    """In how many chunks a loss and MLPs are computed, and what becomes of the logits."""
 
     loss_chunks: int | str
+    mlp_chunks: int
     logits: str
 
 

@@ -44,7 +44,8 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
     from planner.running.engines import engine_of  # torch: only where something is captured
 
     engine = engine_of(request.engine)
-    refuse_for_engine(request.engine, moves=request.host is not None)
+    chunked = request.mlp_chunks != 1
+    refuse_for_engine(request.engine, moves=request.host is not None, chunks=chunked)
     if not engine.parallelized and is_parallelized(request.model):
         raise BadRequest(
             f"engine={request.engine!r} is for models that are on one device so far, and this one "
@@ -59,12 +60,13 @@ def captured_step(request: Request, rewrite: str = "as_captured") -> Captured:
     return found
 
 
-def refuse_for_engine(name: str, *, moves: bool = False) -> None:
+def refuse_for_engine(name: str, *, moves: bool = False, chunks: bool = False) -> None:
     """Refuse what an engine does not do so far.
 
     Args:
         name: of the engine.
         moves: values or states may move to the host.
+        chunks: MLPs are computed in chunks.
 
     Raises:
         BadRequest: the engine does not do that.
@@ -75,6 +77,8 @@ def refuse_for_engine(name: str, *, moves: bool = False) -> None:
     engine = engine_of(name)
     if moves and not engine.moves_values:
         raise BadRequest(f"offload= is not for engine={name!r} so far: leave one of them out")
+    if chunks and engine.settle is not None:
+        raise BadRequest(f"mlp_chunks= is not for engine={name!r} so far: leave one of them out")
 
 
 def captured_variant(request: Request) -> Captured:
@@ -124,7 +128,7 @@ def captured_variants(request: Request) -> list[Captured]:
         BadRequest: its loss cannot be had in the chunks that were asked for.
     """
     whole = captured_step(request)
-    if request.loss_chunks == 1:
+    if not request.in_chunks:
         return [whole]
     variants = _in_chunks(whole, request)
     if request.loss_chunks == AUTO:
@@ -180,7 +184,7 @@ def least_in_chunks(
     """
     from planner.running.engines import engine_of  # torch: only where something is captured
 
-    if request.loss_chunks != 1 or whole.rewrite != AS_CAPTURED:
+    if request.in_chunks or whole.rewrite != AS_CAPTURED:
         return ""
     if request.limits.seconds < OF_A_CAPTURE * capture_seconds:
         return UNTRIED if worth_trying(whole, least_bytes) else ""
@@ -230,11 +234,11 @@ def _in_chunks(whole: Captured, request: Request) -> list[Captured]:
     assert whole.variant is not None, "engines that cannot rewrite a step were refused"
     variants: list[Captured] = []
     reasons: list[str] = []
-    for name in names(request.loss_chunks, request.logits):
+    for name in names(request.loss_chunks, request.logits, request.mlp_chunks):
         try:
             variants.append(whole.variant(name))
         except Declined as reason:
             reasons.append(str(reason))
-    if not variants and request.loss_chunks != AUTO:
-        raise refused(request.loss_chunks, reasons[0])
+    if not variants and (request.loss_chunks != AUTO or request.mlp_chunks != 1):
+        raise refused(request.loss_chunks, reasons[0], request.mlp_chunks)
     return variants

@@ -151,6 +151,8 @@ class Traced:
     captured: Captured
     joint: Joint
     lowering: Lowering
+    variant: Callable[[str], Traced] | None = field(default=None, compare=False, repr=False)
+    """Returns the same step rewritten otherwise, by a rewrite's name, or raises ``Declined``."""
 
 
 @capturing()
@@ -278,7 +280,7 @@ class _Step:
         priced = self.priced if joint is self.joint else self.prices(joint, run=run)
         graph, lowering = self.assemble(joint, priced.__getitem__, eager=self.eager)
         captured = Captured(graph, self.signature, name, self.run_by_torch, variant=self._captured)
-        return Traced(captured, joint, lowering)
+        return Traced(captured, joint, lowering, self.variant)
 
     @cached_property
     def priced(self) -> dict[fx.Node, Price]:

@@ -26,6 +26,7 @@ from planner.cli.options import (
     JSON,
     LOGITS,
     LOSS_CHUNKS,
+    MLP_CHUNKS,
     MODEL,
     OFFLOAD,
     PLAN,
@@ -68,6 +69,7 @@ def cli() -> None:
 @click.option("--method", default="auto", show_default=True, help="The solver to use.")
 @DYNAMIC
 @LOSS_CHUNKS
+@MLP_CHUNKS
 @LOGITS
 @OFFLOAD
 @file_to_write("--export", "Write the plan here, as JSON.")
@@ -81,6 +83,7 @@ def fit(
     *,
     dynamic: tuple[str, ...],
     loss_chunks: str,
+    mlp_chunks: int,
     logits: str,
     offload: str | None,
     as_json: bool,
@@ -97,7 +100,7 @@ def fit(
             method=method,
             dynamic=sizes_said(dynamic),
             progress=progress,
-            **chunked(loss_chunks, logits),
+            **chunked(loss_chunks, logits, mlp_chunks),
             **cluster | moved(offload, cluster),
             **arguments(**options),
         )
@@ -164,6 +167,7 @@ def explain(plan_path: Path, *, as_json: bool) -> None:
 @BUDGET
 @shared
 @LOSS_CHUNKS
+@MLP_CHUNKS
 @LOGITS
 @OFFLOAD
 @click.option("--method", "methods", multiple=True, help="A solver to run; repeatable.")
@@ -173,6 +177,7 @@ def compare(
     methods: tuple[str, ...],
     *,
     loss_chunks: str,
+    mlp_chunks: int,
     logits: str,
     offload: str | None,
     as_json: bool,
@@ -187,7 +192,7 @@ def compare(
             inputs=example.inputs,
             methods=methods or None,
             progress=progress,
-            **chunked(loss_chunks, logits),
+            **chunked(loss_chunks, logits, mlp_chunks),
             **moved(offload),
             **arguments(**options),
         )
@@ -259,6 +264,7 @@ def estimate(params: str | None, *, as_json: bool, **options: Any) -> None:
 )
 @click.option("--heuristics", is_flag=True, help="Set the usual heuristics beside (slower).")
 @LOSS_CHUNKS
+@MLP_CHUNKS
 @LOGITS
 @OFFLOAD
 @file_to_write("--plot", "Draw the curve here, as SVG, with the usual heuristics.")
@@ -270,6 +276,7 @@ def pareto(
     *,
     heuristics: bool,
     loss_chunks: str,
+    mlp_chunks: int,
     logits: str,
     offload: str | None,
     as_json: bool,
@@ -285,7 +292,7 @@ def pareto(
             points=points,
             heuristics=heuristics or plot is not None,
             progress=progress,
-            **chunked(loss_chunks, logits),
+            **chunked(loss_chunks, logits, mlp_chunks),
             **moved(offload),
             **arguments(**options),
         )
@@ -305,6 +312,7 @@ def pareto(
     help="0.33, '33%', or 'forward': what one more forward pass takes.",
 )
 @LOSS_CHUNKS
+@MLP_CHUNKS
 @LOGITS
 @OFFLOAD
 def max_batch(
@@ -312,6 +320,7 @@ def max_batch(
     inputs: str | None,
     *,
     loss_chunks: str,
+    mlp_chunks: int,
     logits: str,
     offload: str | None,
     as_json: bool,
@@ -332,7 +341,7 @@ def max_batch(
             inputs=given or rebatched(_inputs(example)),
             max_overhead=overhead,
             progress=progress,
-            **chunked(loss_chunks, logits),
+            **chunked(loss_chunks, logits, mlp_chunks),
             **moved(offload),
             **arguments(**options),
         )

@@ -84,6 +84,14 @@ LOSS_CHUNKS = click.option(
     metavar="K",
     help="In how many chunks a language model's loss is computed; auto lets the plan choose.",
 )
+MLP_CHUNKS = click.option(
+    "--mlp-chunks",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="In how many chunks of the tokens MLPs are computed.",
+)
 LOGITS = click.option(
     "--logits",
     type=click.Choice(LOGITS_SAID),
@@ -179,18 +187,18 @@ def dynamic(said: Sequence[str]) -> str | dict[str, tuple[int, ...]]:
         ) from error
 
 
-def chunked(loss_chunks: str, logits: str) -> dict[str, Any]:
-    """Turn what was said of a loss in chunks into arguments of ``planner.fit``.
+def chunked(loss_chunks: str, logits: str, mlp_chunks: int) -> dict[str, Any]:
+    """Turn what was said of a loss and MLPs in chunks into arguments of ``planner.fit``.
 
     Args:
         loss_chunks: a number as digits, or a word.
-        logits: as ``Request`` has it.
+        logits, mlp_chunks: as ``Request`` has them.
 
-    >>> chunked("1", "keep"), chunked("8", "when_read")
+    >>> chunked("1", "keep", 1), chunked("8", "when_read", 1)
     ({}, {'loss_chunks': 8, 'logits': 'when_read'})
     """
     count = int(loss_chunks) if loss_chunks.isdecimal() else loss_chunks
-    found = {"loss_chunks": count, "logits": logits}
+    found = {"loss_chunks": count, "logits": logits, "mlp_chunks": mlp_chunks}
     return {name: said for name, said in found.items() if said not in (1, KEEP)}
 
 

@@ -56,6 +56,7 @@ class TrainerOptions(TypedDict, total=False):
     dynamic: str | Mapping[str, int | Sequence[int]]
     reserve: str | float | None
     loss_chunks: int | str
+    mlp_chunks: int
     logits: str
     offload: Offload
 
@@ -80,8 +81,10 @@ class FirstBatch:
         check_said(self.said, TrainerOptions)
         moves = checked_offload(self.said.get("offload")) is not None
         chunks = self.said.get("loss_chunks", 1)
-        check_chunks(chunks, self.said.get("logits", KEEP), (AS_CAPTURED,))
-        refuse_for_engine(self.said.get("engine", OP_BY_OP), moves=moves)
+        in_mlps = self.said.get("mlp_chunks", 1)
+        check_chunks(chunks, self.said.get("logits", KEEP), (AS_CAPTURED,), in_mlps)
+        engine = self.said.get("engine", OP_BY_OP)
+        refuse_for_engine(engine, moves=moves, chunks=in_mlps != 1)
         parse_budget(self.budget, lambda: 1)
         checked_method(self.said.get("method", "auto"))
 

@@ -86,8 +86,19 @@ def chosen(plan: ShardedStepPlan) -> str:
     parts.append(f"micro-batch {c.micro_batch} x {c.accumulation} a step")
     parts.append("in the model's own precision" if c.precision == "float32" else c.precision)
     if c.offload:
-        parts.append("states offloaded to the host")
+        parts.append(f"{_offloaded(plan)} offloaded to the host")
     return ", ".join(parts)
+
+
+def _offloaded(plan: ShardedStepPlan) -> str:
+    """Say whose states are on the host."""
+    c = plan.configuration
+    if not c.staying:
+        return "states"
+    there = sum(c.on_host(unit.path) for unit in plan.units)
+    named = [f"of {there} of {len(plan.units)} units"] if there else []
+    named += ["of what is in no unit"] if c.on_host("") else []
+    return f"states {' and '.join(named)}"
 
 
 def _groups(plan: ShardedStepPlan) -> Iterator[str]:
@@ -123,9 +134,10 @@ def units_text(plan: ShardedStepPlan) -> str:
     """List the units, consecutive ones with the same decision folded."""
     if not plan.units:
         return ""
-    rows = []
+    rows, on_host = [], plan.configuration.on_host
     for _, group in groupby(
-        plan.units, key=lambda u: (u.kind, u.keep_gathered, u.row_wise, u.schedule)
+        plan.units,
+        key=lambda u: (u.kind, u.keep_gathered, u.row_wise, on_host(u.path), u.schedule),
     ):
         members = list(group)
         unit, graph = members[0], plan.kinds[members[0].kind].graph
@@ -133,6 +145,7 @@ def units_text(plan: ShardedStepPlan) -> str:
         span = unit.path if len(members) == 1 else f"{unit.path} ... {members[-1].path}"
         weight = plan.configuration.strategy.stage(keep_gathered=unit.keep_gathered).weight
         weight = "rows looked up where they are" if unit.row_wise else weight
+        weight += ", states on the host" if on_host(unit.path) else ""
         rows.append((span, f"x{len(members)}", weight, f"{max(0, again):,} of {len(graph.ops):,}"))
     head, tail = rows[:ROWS], rows[ROWS:]
     if tail:
@@ -264,6 +277,7 @@ def sharded_summary(plan: ShardedStepPlan) -> dict[str, Any]:
         "accumulation": c.accumulation,
         "precision": c.precision,
         "offload": c.offload,
+        "staying": list(c.staying),
         "kept_gathered": plan.kept,
         "units": len(plan.units),
         "seconds_per_sample": plan.seconds_per_sample,

@@ -32,6 +32,13 @@ def described(rewrite: str) -> Iterator[str]:
     ['head and loss are computed in 8 chunks of the ']
     """
     family, *words = rewrite.split()
+    if family == "mlp_chunks":
+        yield (
+            f"MLPs, and what else widens tokens and narrows them, are computed in {words[0]} "
+            "chunks of the tokens, forward and backward: sums are rounded in another order than "
+            "the model's own"
+        )
+        yield from described(" ".join(words[1:]) or "as_captured")
     if family != "loss_chunks":
         return
     count, form, *late = words
@@ -57,10 +64,13 @@ def in_short(rewrite: str) -> str:
     Args:
         rewrite: its name.
 
-    >>> in_short("loss_chunks 8 B when_read"), in_short("as_captured")
-    ('8 B', 'whole')
+    >>> in_short("loss_chunks 8 B when_read"), in_short("as_captured"), in_short("mlp_chunks 4")
+    ('8 B', 'whole', 'MLPs 4')
     """
     family, *words = rewrite.split()
+    if family == "mlp_chunks":
+        beside = f", {in_short(' '.join(words[1:]))}" if words[1:] else ""
+        return f"MLPs {words[0]}{beside}"
     return " ".join(words[:2]) if family == "loss_chunks" else "whole"
 
 
@@ -81,7 +91,7 @@ def said(plan: StepPlan, whole: Captured) -> str:
     else:
         floor, now = proven_floor(whole.graph), proven_floor(plan.graph)
         held = (
-            f"every schedule holds at least {format_bytes(now)} with the loss in these chunks, "
+            f"every schedule holds at least {format_bytes(now)} in these chunks, "
             f"{format_bytes(floor)} without"
         )
     return (

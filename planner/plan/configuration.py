@@ -28,11 +28,12 @@ class Configuration:
     samples on every rank. Every layer is parted over ``tensor_ranks`` neighbouring ranks, which see
     the same samples; with ``sequence_parallel`` what is between the parted products, along the
     sequence, too. What ``precision`` "bfloat16" is, the strategy says: casts, or autocast.
-    ``offload`` keeps shards, gradients and optimizer state on the host.
+    ``offload`` keeps shards, gradients and optimizer state on the host, but for those of the units
+    in ``staying``, by their paths; the root's is empty.
 
     Raises:
-        ValueError: a number that is not positive, an unknown precision, or ranks or an offload that
-            the strategy does not have.
+        ValueError: a number that is not positive, an unknown precision, ranks or an offload that
+            the strategy does not have, or units that stay where nothing leaves.
 
     >>> from planner.plan.strategy import strategy_of
     >>> c = Configuration(strategy_of("fsdp"), shard_ranks=4, replicas=2, accumulation=8)
@@ -52,6 +53,7 @@ class Configuration:
     offload: bool = False
     tensor_ranks: int = 1
     sequence_parallel: bool = False
+    staying: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("shard_ranks", "replicas", "micro_batch", "accumulation", "tensor_ranks"):
@@ -68,6 +70,8 @@ class Configuration:
             )
         if self.sequence_parallel and self.tensor_ranks == 1:
             raise ValueError("sequence_parallel is for tensor_ranks above 1")
+        if self.staying and not self.offload:
+            raise ValueError("staying names units that stay on the device: it is for offload=True")
         self.strategy.check(self.spread)
 
     @property
@@ -115,8 +119,21 @@ class Configuration:
 
     @property
     def way(self) -> Configuration:
-        """The same way to shard, whatever the micro-batch."""
-        return replace(self, micro_batch=1, accumulation=1)
+        """The same way to shard, whatever the micro-batch and whichever units stay."""
+        return replace(self, micro_batch=1, accumulation=1, staying=())
+
+    def on_host(self, path: str) -> bool:
+        """Tell whether states of a unit are on the host.
+
+        Args:
+            path: of the unit; that of the root is empty.
+
+        >>> from planner.plan.strategy import strategy_of
+        >>> c = Configuration(strategy_of("fsdp"), 2, offload=True, staying=("", "h.0"))
+        >>> c.on_host("h.0"), c.on_host("h.1"), str(c)
+        (False, True, 'FSDP, batch 1 x 1, float32, offloaded but for 2')
+        """
+        return self.offload and path not in self.staying
 
     def __str__(self) -> str:
         """Say it in a few words."""
@@ -125,6 +142,7 @@ class Configuration:
             name += f" {'x'.join(str(ranks) for _, ranks in reversed(mesh))}"
         batch = f"batch {self.micro_batch} x {self.accumulation}"
         offload = ", offloaded" if self.offload else ""
+        offload += f" but for {len(self.staying)}" if self.staying else ""
         if self.tensor_ranks > 1:
             name = f"{self.tensor_parallel}, {name}"
         return f"{name}, {batch}, {self.precision}{offload}"

@@ -22,6 +22,7 @@ FEATURES: dict[str, int] = {
     "engine inductor": 1,
     "rewrite as_captured": 1,
     "rewrite loss_chunks": 1,
+    "rewrite mlp_chunks": 1,
     TENSOR: 1,
     STATES: 1,
 }

@@ -24,24 +24,33 @@ from planner.sharding.parted.growth import Growing, growing
 from planner.sharding.parted.ways import Ways
 from planner.sharding.samples import samples_in, with_samples
 from planner.sharding.space import Space
-from planner.sharding.step_graph.assembly import assemble
+from planner.sharding.step_graph.assembly import assemble, what_may_wait
 from planner.sharding.step_graph.sharded_step import ShardedStep
 from planner.sharding.step_graph.step_rules import ModelStates
-from planner.sharding.wrapped.unit_captures import ModelCapture, UnitsOf, capture_units
+from planner.sharding.wrapped.unit_captures import (
+    ModelCapture,
+    Rewritten,
+    UnitsOf,
+    units_to_rewrite,
+)
 
 
 @dataclass(frozen=True)
 class Captures:
     """What to train, as a person said it; captures and assembles what is asked for.
 
-    ``rewrite`` is the variant of the root's step. ``ways`` are those in which layers may be parted
-    over ranks. A capture of them needs no ranks: their model is a copy without data, on a mesh over
-    ranks that are not there.
+    ``rewrite`` is the variant of the root's step, ``shared`` what all of them but the one as it is
+    have in common, by precision, micro-batch and way. ``ways`` are those in which layers may be
+    parted over ranks. A capture of them needs no ranks: their model is a copy without data, on a
+    mesh over ranks that are not there.
     """
 
     request: Request
     ways: Ways = field(default_factory=Ways)
     rewrite: str = AS_CAPTURED.name
+    shared: dict[tuple[str, int, Parted], Rewritten] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     _models: dict[Parted, nn.Module] = field(default_factory=dict, repr=False, compare=False)
     _impossible: dict[Parted, str] = field(default_factory=dict, repr=False, compare=False)
     _grows: dict[tuple[int, int], Growing] = field(default_factory=dict, repr=False, compare=False)
@@ -54,11 +63,14 @@ class Captures:
 
         @cache
         def capture(precision: str, micro_batch: int, parted: Parted) -> ModelCapture:
+            planned, key = self.rewrite != AS_CAPTURED.name, (precision, micro_batch, parted)
+            if planned and key in self.shared:
+                return self.shared[key](self.rewrite)
             said = "" if parted == WHOLE else f", layers parted over {parted.ranks} ranks"
             request.tell(f"capturing {micro_batch} samples in {precision}{said}")
             inputs, targets = with_samples((request.inputs, request.targets), samples, micro_batch)
             with self._model(parted) as model:
-                return capture_units(
+                taken_apart = units_to_rewrite(
                     model,
                     inputs,
                     loss=request.loss,
@@ -69,8 +81,11 @@ class Captures:
                     precision=precision,
                     cluster=None if parted == WHOLE else self._cluster,
                     engine=self._engine,
-                    rewrite=self.rewrite,
+                    planned=planned,
                 )
+            if planned:
+                self.shared[key] = taken_apart
+            return taken_apart(self.rewrite)
 
         def of(c: Configuration) -> ModelCapture:
             return capture(c.computes_in, c.micro_batch, parted_as(c))
@@ -150,6 +165,7 @@ class Captures:
             self.holds(cluster).bytes_of,
             lambda c: least_states(self._states, c),
             self.host_bytes(cluster),
+            lambda c: what_may_wait(self.captured(c), c, cluster, self.request.optimizer),
         )
 
     def host_bytes(self, cluster: Cluster) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from planner.request import Request
@@ -12,19 +13,23 @@ from planner.sharding.search import explore
 from planner.sharding.space import SearchResult, Space
 
 
-def explored(request: Request, space: Space, budget_bytes: int) -> tuple[SearchResult, Margin]:
+def explored(
+    request: Request, space: Space, budget_bytes: int, below_seconds: float = math.inf
+) -> tuple[SearchResult, Margin]:
     """Search within what a margin leaves of the budget, for plans its allocator has room for.
 
     Args:
         request: what is planned.
         space: its configurations.
         budget_bytes: of each rank.
+        below_seconds: a plan is of use only if it takes less.
     """
     room = _Room(request, space, margin_of(request, budget_bytes))
     found = explore(
         space,
         budget_bytes - room.kept.size_bytes,
         needs=room.needs(budget_bytes),
+        below_seconds=below_seconds,
         method=request.method,
         limits=request.limits,
         tell=request.tell,

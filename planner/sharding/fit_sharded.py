@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 
 from planner.errors import BadCluster, CaptureError
-from planner.graphs.capture.rewrites import AS_CAPTURED
 from planner.graphs.hardware.cluster import Cluster
 from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
@@ -36,18 +36,39 @@ def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
     """Plan one training step over several devices; see ``planner.fit``."""
     start = time.perf_counter()
     if request.loss_chunks == 1:
-        plan = _variant(request, budget_bytes, AS_CAPTURED.name)
+        plan = _variant(Captures(request, _ways(request)), budget_bytes)
+        assert plan is not None, "any is good enough"
     else:
-        plan = best_variant(request, lambda part, name: _variant(part, budget_bytes, name))
+        shop = Captures(request, _ways(request))
+
+        def one(part: Request, name: str, below_seconds: float) -> ShardedStepPlan | None:
+            variant = replace(shop, request=part, rewrite=name)
+            return _variant(variant, budget_bytes, below_seconds)
+
+        plan = best_variant(request, one)
     return replace(plan, step=replace(plan.step, solve_seconds=time.perf_counter() - start))
 
 
-def _variant(request: Request, budget_bytes: int, rewrite: str) -> ShardedStepPlan:
-    """Plan the variant of a step whose root is rewritten so."""
+def _ways(request: Request) -> Ways:
     cluster = request.cluster(request.world_size)
-    ways = ways_of(request.model, _tensor_parallel(request), cluster)
-    shop = Captures(request, ways, rewrite)
-    found, margin, unparted = _searched(shop, cluster, budget_bytes)
+    return ways_of(request.model, _tensor_parallel(request), cluster)
+
+
+def _variant(
+    shop: Captures, budget_bytes: int, below_seconds: float = math.inf
+) -> ShardedStepPlan | None:
+    """Plan one variant of a step; ``None`` if it takes no less than so many seconds.
+
+    Args:
+        shop: what is captured, its root rewritten so.
+        budget_bytes: of each rank.
+        below_seconds: what a plan has to take less than.
+    """
+    request = shop.request
+    cluster = request.cluster(request.world_size)
+    found, margin, unparted = _searched(shop, cluster, budget_bytes, below_seconds)
+    if found.best is None and below_seconds < math.inf:
+        return None
     if found.best is None:
         space = shop.space(cluster, [o.configuration for o in found.outcomes])
         least, margin = lowered(request, space, found, budget_bytes)
@@ -86,7 +107,7 @@ def _tensor_parallel(request: Request) -> TensorParallel | None:
 
 
 def _searched(
-    shop: Captures, cluster: Cluster, budget_bytes: int
+    shop: Captures, cluster: Cluster, budget_bytes: int, below_seconds: float
 ) -> tuple[SearchResult, Margin, str]:
     """Search all ways in which layers may be parted, or those that part them only if needed.
 
@@ -96,7 +117,8 @@ def _searched(
     request, ways = shop.request, shop.ways
     if not ways.only_if_needed or not ways.parted:
         among = _among(shop, cluster, ways.styles)
-        return *explored(request, shop.space(cluster, among), budget_bytes), ""
+        space = shop.space(cluster, among)
+        return *explored(request, space, budget_bytes, below_seconds), ""
     found: SearchResult | None = None
     enough = _global_batch(shop, cluster) >= cluster.world_size
     if WHOLE in ways.styles and (enough or _even(shop, cluster, WHOLE)):

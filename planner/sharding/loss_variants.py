@@ -1,10 +1,12 @@
 """A sharded step whose loss is computed in chunks: which of its variants is planned.
 
-How one variant is planned is handed in. Each is searched by itself, with its part of the time.
+How one variant is planned is handed in. Each is searched with its part of the time, and no further
+than where it may still be quicker than those before.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -15,8 +17,8 @@ from planner.plan.sharded_step_plan import ShardedStepPlan
 from planner.request import Request
 from planner.running.engines import engine_of
 
-PlanVariant = Callable[[Request, str], ShardedStepPlan]
-"""Plans the variant of a name, within the limits of a request."""
+PlanVariant = Callable[[Request, str, float], ShardedStepPlan | None]
+"""Plans the variant of a name, within the limits of a request, if it takes less than so long."""
 
 
 def best_variant(request: Request, plan: PlanVariant) -> ShardedStepPlan:
@@ -39,14 +41,14 @@ def best_variant(request: Request, plan: PlanVariant) -> ShardedStepPlan:
     failed, reasons = list[InfeasibleBudget](), list[Declined]()
     for name, part in _parts(request):
         try:
-            found = plan(part, name)
+            found = plan(part, name, math.inf if best is None else best.seconds)
         except InfeasibleBudget as error:
             failed.append(error)
         except Declined as reason:
             reasons.append(reason)
         else:
-            best = min((best or found, found), key=lambda each: each.seconds)
-            if name == AS_CAPTURED.name and found.seconds <= found.plain_seconds:
+            best = found or best  # none is found that is no quicker
+            if name == AS_CAPTURED.name and best and best.seconds <= best.plain_seconds:
                 break
     if best is not None:
         return best

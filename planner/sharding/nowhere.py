@@ -8,17 +8,22 @@ from dataclasses import replace
 from itertools import islice
 
 from planner.byte_sizes import format_both, format_bytes
-from planner.errors import BadCluster, InfeasibleBudget
+from planner.errors import BadCluster, CaptureError, InfeasibleBudget
+from planner.graphs import Kind
 from planner.graphs.binding import binding
+from planner.graphs.capture.rewrites import Declined
 from planner.graphs.hardware.cluster import Cluster
+from planner.loss_chunks import KEEP, LOGITS, names
+from planner.plan.chunk_notes import HINTED, MOST_LOGITS, WORTH_SAYING
 from planner.plan.configuration import Configuration
 from planner.plan.strategy import Spread
+from planner.running.engines import engine_of
 from planner.sharding.captures import Captures
 from planner.sharding.held import with_excess
 from planner.sharding.least_found import Least
 from planner.sharding.margin import NO_MARGIN, Margin
 from planner.sharding.on_paper import one_stage
-from planner.sharding.pricing import CanRealize, plan_step, price_recipes, what_fills
+from planner.sharding.pricing import CanRealize, Planned, plan_step, price_recipes, what_fills
 from planner.sharding.search import ON_HOST
 from planner.solvers import Limits
 from planner.solvers.tuning import ANY_GAP
@@ -56,7 +61,40 @@ def nowhere(
     ranks = least_ranks(lambda n: _fits_on(shop, among, n, room), cluster.world_size)
     closest = with_excess(found.closest, shop.holds(cluster).bytes_of(found.closest))
     least = replace(least, found=replace(found, closest=closest))
-    return fits_nowhere(least, budget_bytes, cluster, ranks, margin, unparted=unparted)
+    error = fits_nowhere(least, budget_bytes, cluster, ranks, margin, unparted=unparted)
+    return error.with_more(_in_chunks(shop, cluster, closest))
+
+
+def _in_chunks(shop: Captures, cluster: Cluster, closest: Planned) -> str:
+    """Say what the closest configuration would hold with its loss in chunks, if much less.
+
+    Of the fixed recipes the one that holds least stands for it, which takes no solver.
+    """
+    request, c = shop.request, closest.configuration
+    values = closest.graph.values
+    large = max((v.size_bytes for v in values if v.kind in _COMPUTED), default=0)
+    by_itself = engine_of(request.engine).units is not None or c.tensor_ranks > 1
+    worth = MOST_LOGITS * large >= WORTH_SAYING * closest.peak_bytes
+    if request.in_chunks or by_itself or not worth:
+        return ""
+    request.tell("looking whether the loss in chunks would hold less")
+    for logits in LOGITS:
+        variant = replace(shop, rewrite=names(HINTED, logits)[0])
+        try:
+            least = next(price_recipes(c, variant.step(c, cluster))).peak_bytes
+        except (Declined, CaptureError):
+            continue
+        if closest.peak_bytes - least < WORTH_SAYING * closest.peak_bytes:
+            return ""
+        said = f"loss_chunks={HINTED}" + f", logits={logits!r}" * (logits != KEEP)
+        return (
+            f" Or compute the loss in chunks: with {said} the same configuration holds "
+            f"{format_both(least)}, all else recomputed."
+        )
+    return ""
+
+
+_COMPUTED = (Kind.ACTIVATION, Kind.GRADIENT, Kind.OUTPUT)
 
 
 def fits_nowhere(
@@ -79,7 +117,7 @@ def fits_nowhere(
         unparted: why layers could not be parted over ranks, if they could not.
     """
     found, closest = least.found, least.found.closest
-    proved = not unparted and all(o.bound_seconds == math.inf for o in found.outcomes)
+    proved = not unparted and found.bound_seconds == math.inf
     needed = (
         f"{ranks} such devices would do"
         if ranks is not None
@@ -173,6 +211,7 @@ def _fits_on(
             replicas=least.replicas,
             micro_batch=fewest,
             accumulation=1,
+            staying=(),
         )
         for c in among
         if c.strategy.stages[-1].number == most and ranks % c.tensor_ranks == 0

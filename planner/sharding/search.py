@@ -3,7 +3,8 @@
 A bound on the seconds of a step rises as more is looked at: compute and the optimizer alone; then,
 once its graph is assembled, one linear program, which is nearly as good as the solver's; then the
 solver's. A configuration whose bound is not below the best plan is never looked at again, so the
-least bound left over holds for all of them.
+least bound left over holds for all of them. So it is with which units have their states on the
+host, once all of them and none were looked at.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from dataclasses import replace
 
 from planner.byte_sizes import format_bytes
 from planner.errors import CaptureError
+from planner.graphs import Graph
 from planner.plan.configuration import Configuration
 from planner.plan.time_parts import spent
+from planner.sharding.host_choices import HostChoices
 from planner.sharding.pricing import (
     CanRealize,
     Needs,
@@ -38,6 +41,12 @@ _HOST_LATER = 1.02
 ON_HOST = "states on the host are"
 """How it is said that they are too large for it."""
 
+_FOR_UNITS = 0.25
+"""Of all seconds, what is there at least for the choice of units whose states are on the host."""
+
+_CHOICES = 6
+"""How many choices of units are solved because they seem the fastest, and how many to prove it."""
+
 _SHOWN = 2
 """How many further configurations of each way to shard are priced to show its best one."""
 
@@ -47,6 +56,7 @@ def explore(
     budget_bytes: int,
     *,
     needs: Needs = peak_of,
+    below_seconds: float = math.inf,
     method: str = "auto",
     limits: Limits | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -61,6 +71,7 @@ def explore(
         space: what there is to choose from.
         budget_bytes: of each rank.
         needs: how much of it a plan takes, no less than its tensors.
+        below_seconds: a plan is of use only if it takes less.
         method: of the solver.
         limits: of all solving together.
         tell: gets a sentence of what is done next.
@@ -71,16 +82,19 @@ def explore(
     search = _Search(
         space, budget_bytes, needs=needs, method=method, limits=limits or Limits(), tell=tell
     )
+    search.below_seconds = below_seconds
     groups = in_groups(space.configurations)
     for among in groups:
         search.open_all(among)
         search.solve_all(last=among is groups[-1])
+    left_seconds = search.choose_units()
     search.show_all()
     search.show_without_host()
     search.see_one()
     assert search.closest is not None
-    outcomes, best = tuple(search.outcomes[c] for c in space.configurations), search.best
-    bound = min(outcome.bound_seconds for outcome in outcomes)
+    known = dict.fromkeys((*space.configurations, *search.outcomes))
+    outcomes, best = tuple(search.outcomes[c] for c in known), search.best
+    bound = min(left_seconds, *(outcome.bound_seconds for outcome in outcomes))
     if best is None:
         return SearchResult(None, bound, outcomes, (), search.closest, search.finished)
     step = search.steps.get(best.configuration) or space.open(best.configuration)
@@ -105,6 +119,7 @@ class _Search:
         self.space, self.budget_bytes, self.needs = space, budget_bytes, needs
         self.method, self.limits, self.tell = method, limits, tell
         self.best: Planned | None = None
+        self.below_seconds = math.inf
         self.closest: Planned | None = None
         self.finished = True
         self.seconds = self.limits.seconds
@@ -147,7 +162,7 @@ class _Search:
         while (c := self._next()) is not None:
             spent_seconds = time.monotonic() - start
             left = self.seconds - spent_seconds
-            if self.best is None:
+            if not self._knows_one():
                 left += self.limits.seconds if last else -self.seconds / 2
             first = not any(outcome.solved for outcome in self.outcomes.values())
             if left <= 0 and not first:
@@ -171,13 +186,97 @@ class _Search:
             if self.outcomes[c].bound_seconds < enough
             and not (c in self.bounded and self.outcomes[c].solved)
         ]
-        if self.best is None:
+        if not self._knows_one():
             return min(among, key=lambda c: (self._peak(c), index[c]), default=None)
         return min(among, key=lambda c: (self._promise(c), index[c]), default=None)
 
     def _peak(self, c: Configuration) -> tuple[bool, float]:
         outcome = self.outcomes[c]
         return outcome.solved, math.inf if outcome.peak_bytes is None else outcome.peak_bytes
+
+    def choose_units(self) -> float:
+        """Open and solve choices of the units whose states are on the host.
+
+        First those that seem the fastest, then those of the least bounds. Returns seconds that no
+        choice takes less than which was not looked at. Where nothing fits and the host has no room
+        for all states, as much as it has room for is looked at last.
+        """
+        start = time.monotonic()
+        deadline = start + max(self.seconds, self.limits.seconds * _FOR_UNITS)
+        choices = HostChoices(self.space, self._floors_of_units(), self.budget_bytes)
+
+        def bound(graph: Graph, room_bytes: int) -> float:
+            return lower_bound(graph, room_bytes, self.limits.until(deadline))
+
+        for _ in range(_CHOICES):
+            c = choices.promising(self._enough(), (start + deadline) / 2)
+            if c is None:
+                break
+            self._look_at(c, 0.0, deadline)
+            choices.note(c, self.outcomes[c].seconds, self._lost_bytes(c))
+        for _ in range(_CHOICES):
+            taken = choices.take(self._enough(), bound, deadline)
+            if taken is None:
+                break
+            self._look_at(*taken, deadline)
+        if not self._knows_one():
+            for c in [c for c in choices.most() if self._has_no_room(c)]:
+                self._look_at(c, 0.0, deadline)
+        self.seconds = max(0.0, self.seconds - (time.monotonic() - start))
+        return choices.bound_seconds
+
+    def _look_at(self, c: Configuration, bound_seconds: float, deadline: float) -> None:
+        """Open and solve a choice of units.
+
+        Args:
+            c: the choice.
+            bound_seconds: no schedule of it takes less.
+            deadline: when to stop, by ``time.monotonic``; a second is there in any case.
+        """
+        self.outcomes[c] = Outcome(c, 0.0)
+        self._open(c)
+        found = self.outcomes[c]
+        self.outcomes[c] = replace(found, bound_seconds=max(found.bound_seconds, bound_seconds))
+        for work in (self._bound, self._solve):
+            if c in self.steps and self.outcomes[c].bound_seconds < self._enough():
+                limits = self.limits.until(deadline)
+                work(c, replace(limits, seconds=max(1.0, limits.seconds)))
+        seconds = self.outcomes[c].seconds
+        assert seconds is None or seconds >= bound_seconds * (1 - 1e-6), "the choice's is no bound"
+
+    def _lost_bytes(self, c: Configuration) -> int:
+        """Return what a plan needs beside its tensors, as that of a configuration shows."""
+        if self.best is not None and self.best.configuration == c:
+            return self.needs(self.best) - self.best.peak_bytes
+        found = self.outcomes[c]
+        held = math.inf if found.peak_bytes is None else found.peak_bytes
+        if found.seconds is not None or held > self.budget_bytes:
+            return 0
+        return self.budget_bytes - int(held) + 1
+
+    def _floors_of_units(self) -> dict[Configuration, float]:
+        """Return what no choice of units takes less than, by configurations with all on the host.
+
+        Those are left out that hold too much with all on the host already. The optimizer, which
+        may take less in parts where its calls are what takes time, counts for nothing.
+        """
+        found = {}
+        for c, outcome in self.outcomes.items():
+            too_much = outcome.bound_seconds == math.inf and not self._has_no_room(c)
+            if not c.offload or outcome.impossible or too_much:
+                continue
+            here = replace(c, offload=False)
+            floor, twin = self.space.quick_seconds(here), self.outcomes.get(here)
+            if twin is not None and twin.spent is not None:
+                floor = twin.spent.compute + twin.spent.communication
+            elif floor < self._enough() and not self.space.impossible(here):
+                floor = self.space.floor_seconds(here)
+            found[c] = floor
+        return found
+
+    def _has_no_room(self, c: Configuration) -> bool:
+        """Tell whether the host has no room for all states of a configuration."""
+        return self.outcomes[replace(c, staying=())].fills.startswith(ON_HOST)
 
     def show_all(self) -> None:
         """Open what may be the fastest of each way to shard, until it is known or seems to be.
@@ -267,8 +366,12 @@ class _Search:
         self.outcomes[c] = Outcome(c, math.inf, peak_bytes=held, fills=fills)
         return True
 
+    def _knows_one(self) -> bool:
+        """Tell whether some plan is known to fit, of this search or another."""
+        return self._incumbent() < math.inf
+
     def _incumbent(self) -> float:
-        return math.inf if self.best is None else self.best.seconds
+        return self.below_seconds if self.best is None else self.best.seconds
 
     def _enough(self) -> float:
         """Return the seconds below which a bound is worth a look."""
@@ -302,7 +405,8 @@ class _Search:
             spent=spent(graph),
             fills=what_fills(least, self.budget_bytes),
         )
-        self.optimizer[c.way] = outcome.spent.optimizer if outcome.spent else 0.0
+        if not c.staying:
+            self.optimizer[c.way] = outcome.spent.optimizer if outcome.spent else 0.0
         self._take(c, outcome, best, least)
         if (too_much := full(step, c, self.budget_bytes)) is not None:
             self.full.append(too_much)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from planner.plan.configuration import Configuration
 from planner.plan.time_parts import Spent
 from planner.sharding.pricing import CanRealize, Needs, Planned, peak_of
+from planner.sharding.step_graph.movable import MovableStates
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Space:
     ``quick_seconds`` is a bound that takes no capture; what it rules out is never captured.
     ``impossible`` says why a configuration cannot be captured, if it cannot. ``holds`` is what a
     plan holds as it really runs, no less than its tensors. ``least_bytes`` are held by every step,
-    and take no capture to know. ``host_bytes`` are what a rank may keep on its host.
+    and take no capture to know. ``host_bytes`` are what a rank may keep on its host, ``movable``
+    the states of a configuration without any there that may be there one by one, if some may.
     """
 
     configurations: tuple[Configuration, ...]
@@ -31,6 +33,7 @@ class Space:
     holds: Needs = peak_of
     least_bytes: Callable[[Configuration], int] = lambda c: 0
     host_bytes: float = math.inf
+    movable: Callable[[Configuration], MovableStates | None] = lambda c: None
 
 
 @dataclass(frozen=True)

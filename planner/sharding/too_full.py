@@ -41,7 +41,7 @@ def alike(c: Configuration) -> tuple[object, ...]:
     Args:
         c: one of them.
     """
-    return (c.strategy, c.precision, c.offload, c.tensor_ranks, c.sequence_parallel)
+    return (c.strategy, c.precision, c.offload, c.staying, c.tensor_ranks, c.sequence_parallel)
 
 
 def full(step: CanRealize, c: Configuration, budget_bytes: int) -> Full | None:

@@ -17,6 +17,7 @@ from torch import fx
 
 from planner.graphs.capture.chunks.token_dims import (
     NLL,
+    PRODUCTS,
     SCATTERS,
     SOFTMAX,
     SPREADS,
@@ -253,7 +254,7 @@ def leaving(node: fx.Node, dims: TokenDims) -> Leaves:
         if node.target in known:
             return rule(node, dims, source)
     raise Declined(
-        f"{node.name} ({node.target}) reads the logits, and cannot be computed in chunks"
+        f"{node.name} ({node.target}) reads {dims.name}, and cannot be computed in chunks"
     )
 
 
@@ -288,7 +289,7 @@ def _gather_leaving(node: fx.Node, dims: TokenDims, source: fx.Node) -> Leaves:
 
 
 def _product_leaving(node: fx.Node, dims: TokenDims, _source: fx.Node) -> Leaves:
-    left, right = node.args
+    left, right = node.args[-2:]
     assert isinstance(left, fx.Node)
     assert isinstance(right, fx.Node)
     if dims.of.get(left) == (0,) and not dims.inside(right):
@@ -299,13 +300,13 @@ def _product_leaving(node: fx.Node, dims: TokenDims, _source: fx.Node) -> Leaves
     elif dims.inside(right) and dims.of[right] == (0,) and not dims.inside(left):
         dims.carry(left, (1,))
     elif dims.of.get(left) != (1,) or dims.of.get(right) != (0,):
-        raise Declined(f"{node.name} is a product of the logits that mixes tokens")
+        raise Declined(f"{node.name} is a product of {dims.name} that mixes tokens")
     return Leaves.PRODUCT
 
 
 _RULES: Mapping[frozenset[Any], Callable[[fx.Node, TokenDims, fx.Node], Leaves]] = {
     NLL: _loss_leaving,
-    frozenset({aten.mm.default}): _product_leaving,
+    PRODUCTS: _product_leaving,
     frozenset(
         {
             aten.sum.dim_IntList,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from planner.graphs.capture.chunks.chain import with_chains
 from planner.graphs.capture.chunks.dropped import without_dropped_tokens
 from planner.graphs.capture.chunks.region import find_region, heads, products
 from planner.graphs.capture.chunks.stand_in import with_late_logits
@@ -52,12 +53,28 @@ def _rewritten(joint: Joint, chunks: str, form: str, logits: str = "keep") -> Jo
     return in_chunks(joint, int(chunks), Form[form], late_logits=logits == WHEN_READ)
 
 
+def _with_chains(joint: Joint, chunks: str, *loss: str) -> Joint:
+    joint = with_chains(joint, int(chunks))
+    return _rewritten(joint, *loss[1:]) if loss else joint
+
+
+_LOSS = rf"[1-9]\d* [{''.join(form.name for form in Form)}]( keep| {WHEN_READ})?"
 LOSS_CHUNKS = register_rewrite(
     Rewrite(
         "loss_chunks",
         _rewritten,
-        words=rf"[1-9]\d* [{''.join(form.name for form in Form)}]( keep| {WHEN_READ})?",
+        words=_LOSS,
         example="loss_chunks 8 A",
     )
 )
 """Head and loss in so many chunks, in form A or B: ``loss_chunks 8 A when_read``."""
+MLP_CHUNKS = register_rewrite(
+    Rewrite(
+        "mlp_chunks",
+        _with_chains,
+        words=rf"[1-9]\d*( loss_chunks {_LOSS})?",
+        example="mlp_chunks 4",
+    )
+)
+"""Every chain that widens tokens and narrows them in so many chunks, and the loss in some if it is
+said: ``mlp_chunks 4 loss_chunks 8 A when_read``."""

@@ -53,6 +53,7 @@ _ROW_WISE = {
 }
 """The place of the dimension among the arguments."""
 
+PRODUCTS = frozenset({aten.mm.default, aten.addmm.default})
 FILLED = frozenset({aten.full.default})
 SPREADS = FILLED | {aten.expand.default, aten.new_zeros.default}
 SCATTERS = frozenset({aten.scatter_add.default, aten.scatter.value})
@@ -137,11 +138,12 @@ def reduced(node: fx.Node) -> list[int]:
 class TokenDims:
     """Where the tokens lie in every tensor that has them: inside of a region, and at its border.
 
-    ``region`` are the nodes inside; others that carry tokens are cut where they enter.
+    ``region`` are the nodes inside; others that carry tokens are cut where they enter. What it is
+    made of is called ``of``.
     """
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int, of: str = "the logits") -> None:
+        self.tokens, self.name = tokens, of
         self.of: dict[fx.Node, Dims] = {}
         self.region: dict[fx.Node, None] = {}
 
@@ -152,7 +154,7 @@ class TokenDims:
             Declined: it is not computed token by token.
         """
         if is_random(node):
-            raise Declined(f"{_name(node)} draws random numbers for the logits")
+            raise Declined(f"{_name(node)} draws random numbers for {self.name}")
         dims = self._rule(node)
         if list(dims) != sorted(dims) and node.target is not aten.t.default:
             raise Declined(f"{_name(node)} puts the tokens into another order")
@@ -179,7 +181,7 @@ class TokenDims:
             return self._pointwise(node)
         if target in _SAME or torch.Tag.pointwise in getattr(target, "tags", ()):
             return self._pointwise(node)
-        raise Declined(f"{_name(node)} is computed of the logits, and is not known token by token")
+        raise Declined(f"{_name(node)} is computed of {self.name}, not known token by token")
 
     def inside(self, node: Any) -> bool:
         """Tell whether a node is in the region."""
@@ -263,7 +265,7 @@ class TokenDims:
         inner = [n for n in node.all_input_nodes if self.inside(n)]
         dims = next((self.of[n] for n in inner if shape(n) == out), None)
         if dims is None:
-            raise Declined(f"{_name(node)} spreads the logits over something larger")
+            raise Declined(f"{_name(node)} spreads {self.name} over something larger")
         for operand in node.all_input_nodes:
             if not self.inside(operand):
                 self._beside(node, operand, dims)
@@ -290,7 +292,7 @@ def _name(node: fx.Node) -> str:
 
 
 _RULES: Mapping[frozenset[Any], Callable[[TokenDims, fx.Node], Dims]] = {
-    frozenset({aten.mm.default, aten.addmm.default}): TokenDims._product,
+    PRODUCTS: TokenDims._product,
     VIEWS: TokenDims._view,
     frozenset({aten.t.default, aten.transpose.int}): TokenDims._transposed,
     frozenset({aten.permute.default}): TokenDims._permuted,

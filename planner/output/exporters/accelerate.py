@@ -15,6 +15,7 @@ from planner.output.exporters.exporter import AnyPlan, Exporter, register_export
 from planner.output.exporters.launch import Launch
 from planner.output.exporters.shortfalls import (
     chunk_notes,
+    host_notes,
     mixed_notes,
     parameters_of,
     recomputation_notes,
@@ -108,6 +109,7 @@ def accelerate_notes(plan: ShardedStepPlan) -> Iterator[str]:
             f"accelerate names classes, and wraps every {' and '.join(_wrapped_classes(plan))} of "
             "the model, also those that are no units of the plan"
         )
+    yield from host_notes(plan, "accelerate has one switch, here all are")
     yield from mixed_notes(plan, "accelerate has one switch, here every unit gathers again")
     if kind == "DEEPSPEED":
         yield (

@@ -16,6 +16,7 @@ from planner.output.exporters.exporter import AnyPlan, Exporter, register_export
 from planner.output.exporters.shortfalls import (
     chunk_notes,
     computes_in_half,
+    host_notes,
     mixed_notes,
     parameters_of,
     recomputation_notes,
@@ -96,6 +97,7 @@ def deepspeed_notes(plan: ShardedStepPlan) -> Iterator[str]:
     )
     yield from table_notes(plan)
     yield from chunk_notes(plan)
+    yield from host_notes(plan, "DeepSpeed offloads all states, or a ratio of them by size")
     yield from mixed_notes(plan, f"DeepSpeed has one stage for all, here {stage}")
     if c.replicas > 1 and stage == 3:
         yield (

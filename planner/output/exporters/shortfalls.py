@@ -63,6 +63,21 @@ def parameters_of(kind: UnitKind) -> list[Any]:
     return [member[:4] for member in kind.signature.get("parameters", ())]
 
 
+def host_notes(plan: ShardedStepPlan, instead: str) -> Iterator[str]:
+    """Say that a format offloads all states or none, if the plan offloads some units'.
+
+    Args:
+        plan: to be written.
+        instead: what the file has every unit do.
+    """
+    if plan.configuration.staying:
+        there = sum(plan.configuration.on_host(unit.path) for unit in plan.units)
+        yield (
+            f"states of {there} of {len(plan.units)} units are on the host in the plan; {instead}: "
+            "less memory, more time"
+        )
+
+
 def refuse_parted(plan: ShardedStepPlan, name: str) -> None:
     """Refuse to write what would train something else: other ranks would get other samples.
 

@@ -10,6 +10,7 @@ order of things; what is gathered and reduced is the strategy's.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep
 from planner.graphs.hardware.cluster import Cluster
@@ -17,6 +18,7 @@ from planner.plan.configuration import Configuration
 from planner.sharding.step_graph.backward_pass import backward
 from planner.sharding.step_graph.builder import Draft
 from planner.sharding.step_graph.forward_pass import forward
+from planner.sharding.step_graph.movable import MovableStates, movable_states
 from planner.sharding.step_graph.optimizer_pass import add_optimizer
 from planner.sharding.step_graph.parameter_groups import GroupSeconds, group_of
 from planner.sharding.step_graph.resident import reside
@@ -44,14 +46,39 @@ def assemble(
         cluster: on what it runs.
         optimizer: a name or a class; none leaves its state and step out.
     """
+    return _assembled(captures, configuration, cluster, optimizer)[0]
+
+
+def what_may_wait(
+    captures: ModelCapture,
+    configuration: Configuration,
+    cluster: Cluster,
+    optimizer: OptimizerLike | None = "adamw",
+) -> MovableStates | None:
+    """Assemble a step and return what of its states may be on the host, each by itself.
+
+    Args:
+        captures, configuration, cluster, optimizer: as for ``assemble``, on the device so far.
+    """
+    step, draft = _assembled(captures, configuration, cluster, optimizer)
+    rules = configuration.strategy.part(StepRules)
+    return movable_states(step, draft, rules, optimizer)
+
+
+def _assembled(
+    captures: ModelCapture,
+    configuration: Configuration,
+    cluster: Cluster,
+    optimizer: OptimizerLike | None,
+) -> tuple[ShardedStep, Draft]:
     draft = Draft(captures, configuration, cluster)
     rules = configuration.strategy.part(StepRules)
     _groups(draft, rules)
     reside(draft, rules)
     forward(draft, rules)
     backward(draft, rules)
-    step = add_optimizer(draft, rules, optimizer)
-    return ShardedStep(
+    on_host = add_optimizer(draft, rules, optimizer)
+    step = ShardedStep(
         graph=draft.graph(),
         configuration=configuration,
         cluster=cluster,
@@ -60,19 +87,21 @@ def assemble(
         kinds=tuple(kind.graph for kind in captures.kinds),
         layouts=tuple(draft.layouts),
         root_backward=draft.turn,
-        host_bytes=_host_bytes(draft, step),
+        host_bytes=_host_bytes(draft, on_host),
         row_wise=frozenset(draft.row_wise),
         padding_bytes=_padding_bytes(draft, rules),
     )
+    return step, draft
 
 
 def _groups(draft: Draft, rules: StepRules) -> None:
     spread, grain = draft.configuration.spread, draft.cluster.device.granularity_bytes
     ranks = rules.parameter_ranks(spread)
     for i, capture in draft.captures_by_index():
-        group = group_of(capture.parameters, ranks, grain, elsewhere=draft.elsewhere)
+        group = group_of(capture.parameters, ranks, grain, elsewhere=draft.elsewhere(i))
         draft.groups[i] = group
-        draft.seconds[i] = rules.group_seconds(group, spread, draft.cluster)
+        lies = replace(spread, offload=draft.on_host(i))
+        draft.seconds[i] = rules.group_seconds(group, lies, draft.cluster)
     for i, capture in draft.captures_by_index():
         exchange = rules.row_wise_seconds(draft, i) if capture.table else None
         if exchange is not None:
@@ -97,8 +126,7 @@ def _padding_bytes(draft: Draft, rules: StepRules) -> int:
 
 
 def _host_bytes(draft: Draft, step: OptimizerStep) -> int:
-    """Return what one rank keeps on its host: shards, gradients and state if offloaded."""
-    if not draft.configuration.offload:
-        return 0
-    shards = sum(group.shard + group.gradient_shard for group in draft.groups.values())
+    """Return what one rank keeps on its host: shards, gradients and state of what is there."""
+    groups = [group for i, group in draft.groups.items() if draft.on_host(i)]
+    shards = sum(group.shard + group.gradient_shard for group in groups)
     return shards + step.state_bytes + step.workspace_bytes

@@ -28,7 +28,8 @@ class Draft:
     what they compute with, ``flats`` the buffers that is gathered in. ``shards`` are the gradients
     that the optimizer reads, ``reduced`` those that are held until backward ends, ``reducing`` the
     buffer of the reduction before; ``turn`` is where backward begins. ``row_wise`` are tables whose
-    rows are looked up where they are, with the seconds of that, forward and backward.
+    rows are looked up where they are, with the seconds of that, forward and backward; ``hidden``
+    are the seconds of compute that hide the first gather of a group.
     """
 
     captures: ModelCapture
@@ -47,15 +48,23 @@ class Draft:
     reduced: list[int] = field(default_factory=list)
     turn: int = 0
     row_wise: dict[int, tuple[float, float]] = field(default_factory=dict)
+    hidden: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root = self.captures.root
-        self.elsewhere = self.configuration.offload and self.cluster.device.name != "cpu"
         compute = {
             k: (_seconds(kind.graph, Phase.FORWARD), _seconds(kind.graph, Phase.BACKWARD))
             for k, kind in enumerate(self.captures.kinds)
         }
         self.compute = [compute[k] for k in self.captures.kind_of]
+
+    def on_host(self, index: int) -> bool:
+        """Tell whether states of the root or of a unit are on the host."""
+        return self.configuration.on_host(self.module(index))
+
+    def elsewhere(self, index: int) -> bool:
+        """Tell whether states are in other memory than that of the device."""
+        return self.on_host(index) and self.cluster.device.name != "cpu"
 
     def captures_by_index(self) -> Iterable[tuple[int, UnitCapture]]:
         """Yield the root and every unit."""

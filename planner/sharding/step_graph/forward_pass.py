@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def forward(draft: Draft, rules: StepRules) -> None:
     """Add the root's forward with every unit's gather and forward in it."""
-    rules.gather(draft, ROOT, None, 0.0)
+    draft.hidden[ROOT] = 0.0
+    rules.gather(draft, ROOT, None)
     _weigh(draft, ROOT)
     calls = {call.forward: u for u, call in enumerate(draft.root.calls)}
     others = {call.backward for call in draft.root.calls}
@@ -40,7 +41,8 @@ def forward(draft: Draft, rules: StepRules) -> None:
             look_up(draft, unit)
             hidden += draft.compute[unit][0]
             continue
-        gather = rules.gather(draft, unit, last, hidden)
+        draft.hidden[unit] = hidden
+        gather = rules.gather(draft, unit, last)
         _weigh(draft, unit)
         _unit_forward(draft, unit, gather)
         hidden, last = draft.compute[unit][0], unit

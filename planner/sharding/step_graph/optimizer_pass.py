@@ -1,4 +1,7 @@
-"""The last op of a step: the optimizer on this rank's part, its state and its time."""
+"""The last op of a step: the optimizer on this rank's part, its state and its time.
+
+Parameters on the host are stepped there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from itertools import groupby, islice
 
 from planner.graphs import Kind, Op, Phase
 from planner.graphs.capture.optimizer_step import OptimizerLike, OptimizerStep, optimizer_step
-from planner.sharding.step_graph.builder import Draft
+from planner.sharding.step_graph.builder import ROOT, Draft
 from planner.sharding.step_graph.step_rules import StepRules
 
 HOST_BYTES_PER_SECOND = 20e9
@@ -20,46 +23,56 @@ HOST_BYTES_PER_SECOND = 20e9
 def add_optimizer(draft: Draft, rules: StepRules, optimizer: OptimizerLike | None) -> OptimizerStep:
     """Add the optimizer's step on the fullest rank's part and the state it keeps.
 
+    Returns what it is on the host.
+
     Args:
         draft: with forward and backward.
         rules: of the strategy.
         optimizer: a name or a class; none adds nothing.
     """
     accelerated = draft.cluster.device.name != "cpu"
-    step = optimizer_of(_parts(draft, rules), optimizer, accelerated=accelerated)
+    parts = parts_of(draft, rules)
+    here, there = (
+        optimizer_of([parts[i] for i in among], optimizer, accelerated=accelerated)
+        for among in (
+            [i for i in parts if not draft.elsewhere(i)],
+            [i for i in parts if draft.on_host(i)],
+        )
+    )
     if optimizer is None:
-        return step
-    if step.state_bytes and not draft.elsewhere:
-        draft.value(f"{step.name} state", step.state_bytes, Kind.OPTIMIZER)
+        return there
+    if here.state_bytes:
+        draft.value(f"{here.name} state", here.state_bytes, Kind.OPTIMIZER)
     draft.ops.append(
         Op(
             "optimizer.step",
-            step.name,
+            (here if here.calls else there).name,
             tuple(draft.shards),
             (),
-            _seconds(draft, rules, step),
-            moved_bytes=step.moved_bytes,
-            workspace_bytes=0 if draft.elsewhere else step.workspace_bytes,
+            _seconds(draft, rules, here)
+            + (there.moved_bytes / HOST_BYTES_PER_SECOND if accelerated else 0.0),
+            moved_bytes=here.moved_bytes + (there.moved_bytes if accelerated else 0),
+            workspace_bytes=here.workspace_bytes,
             phase=Phase.OPTIMIZER,
             recomputable=False,
         )
     )
-    return step
+    return there
 
 
 Described = tuple[tuple[tuple[int, ...], int], ...]
 """Shapes of parameters and bytes of an element."""
 
 
-def _parts(draft: Draft, rules: StepRules) -> list[Described]:
+def parts_of(draft: Draft, rules: StepRules) -> dict[int, Described]:
     """Return what the fullest rank's optimizer sees: of root and units each, if it sees of all."""
-    groups = [[p for p in c.parameters if p.trainable] for _, c in draft.captures_by_index()]
-    trained = [p for group in groups for p in group]
+    groups = {i: [p for p in c.parameters if p.trainable] for i, c in draft.captures_by_index()}
+    trained = [p for group in groups.values() for p in group]
     part = rules.optimizer_part(trained, draft.configuration.spread)
     seen = iter([(p.shape, p.itemsize) for p in part])
     if len(part) != len(trained):  # whole parameters are handed out
-        return [tuple(seen)]
-    return [tuple(islice(seen, len(group))) for group in groups if group]
+        return {ROOT: tuple(seen)}
+    return {i: tuple(islice(seen, len(group))) for i, group in groups.items() if group}
 
 
 def optimizer_of(
@@ -124,8 +137,6 @@ def _optimizer_step(parameters: Described, optimizer: OptimizerLike | None) -> O
 
 
 def _seconds(draft: Draft, rules: StepRules, step: OptimizerStep) -> float:
-    if draft.elsewhere:
-        return step.moved_bytes / HOST_BYTES_PER_SECOND
     parameter_bytes = sum(group.shard for group in draft.groups.values())
     after = rules.after_update_seconds(parameter_bytes, draft.configuration.spread, draft.cluster)
     return step.seconds_on(draft.cluster.device) + after

@@ -39,13 +39,15 @@ class StepRules:
         reside: adds what stays of a group, and its weight to ``draft.weights`` if that is whole.
         hold: adds what else is there from end to end.
         gather: adds the ops that make a group's weight before it is used, and the weight to
-            ``draft.weights``; returns those that may run again. It gets the group, the one used
-            before, and the seconds of compute that may hide them.
+            ``draft.weights``; returns those that may run again. It gets the group and the one used
+            before; ``draft.hidden`` are the seconds of compute that may hide them.
         reduce: adds the ops that reduce a group's gradients, which it gets as values.
         least_states: what a rank holds of parameters, gradients and the optimizer's state from end
             to end at the least; it gets the bytes of all of each, and the configuration.
         row_wise_seconds: what it takes to look up the rows of a table where they are and to bring
             its gradients there, forward and backward; ``None`` where it has to be gathered.
+        waiting_seconds: how much longer at least a micro-step takes if a group's states, which are
+            on the device, were on the host; ``None`` if none can be.
         late_without_inputs: a group from which no gradient goes on is let go of and reduced when
             all of backward is over.
         copies_gradients: the root's gradients are copied one by one as they are made, so that the
@@ -58,9 +60,10 @@ class StepRules:
     after_update_seconds: Callable[[int, Spread, Cluster], float]
     reside: Callable[[Draft, int], None]
     hold: Callable[[Draft], None]
-    gather: Callable[[Draft, int, int | None, float], tuple[int, ...]]
+    gather: Callable[[Draft, int, int | None], tuple[int, ...]]
     reduce: Callable[[Draft, int, Sequence[int]], None]
     least_states: Callable[[ModelStates, Configuration], int]
     row_wise_seconds: Callable[[Draft, int], tuple[float, float] | None] = lambda draft, unit: None
+    waiting_seconds: Callable[[Draft, int], float] | None = None
     late_without_inputs: bool = False
     copies_gradients: bool = False

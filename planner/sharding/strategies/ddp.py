@@ -64,7 +64,7 @@ def _hold(draft: Draft) -> None:
     draft.value("gradient buckets", size, Kind.GRADIENT)
 
 
-def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[int, ...]:
+def _gather(draft: Draft, i: int, before: int | None) -> tuple[int, ...]:
     return ()
 
 

@@ -98,7 +98,7 @@ def _row_wise_seconds(draft: Draft, unit: int) -> tuple[float, float] | None:
     """
     spread, cluster, capture = draft.configuration.spread, draft.cluster, draft.capture(unit)
     alone = spread.replicas == 1 and spread.stride == 1
-    if not alone or spread.offload or spread.is_whole:
+    if not alone or draft.on_host(unit) or spread.is_whole:
         return None
     ranks, sizes = spread.shard_ranks, exchange_of(capture, spread.shard_ranks)
     there = all_gather_seconds(sizes.asked, ranks, cluster)
@@ -114,7 +114,7 @@ def _row_wise_seconds(draft: Draft, unit: int) -> tuple[float, float] | None:
 
 
 def _reside(draft: Draft, i: int) -> None:
-    if not draft.elsewhere:
+    if not draft.elsewhere(i):
         shard = draft.value(f"shards.{draft.name(i)}", draft.groups[i].shard, Kind.PARAMETER)
         if i in draft.row_wise:
             draft.weights[i] = shard
@@ -122,8 +122,9 @@ def _reside(draft: Draft, i: int) -> None:
 
 def _hold(draft: Draft) -> None:
     """Add what micro-steps leave to the later ones, and what gloo may let go of late."""
-    if draft.configuration.accumulation > 1 and not draft.elsewhere:
-        size = sum(group.gradient_shard for group in draft.groups.values())
+    here = [group for i, group in draft.groups.items() if not draft.elsewhere(i)]
+    if draft.configuration.accumulation > 1 and here:
+        size = sum(group.gradient_shard for group in here)
         draft.value("accumulated gradients", size, Kind.GRADIENT)
     if draft.cluster.device.name == "cpu":
         apart = {ROOT, *draft.row_wise}
@@ -162,7 +163,7 @@ def _staged_bytes(draft: Draft, i: int) -> int:
     lets go of that of the one before. What comes from the host is copied to the device first, in
     its own dtype: then all of it is counted.
     """
-    if not draft.configuration.spread.is_whole or draft.elsewhere:
+    if not draft.configuration.spread.is_whole or draft.elsewhere(i):
         return draft.groups[i].staged
     sizes = [
         math.prod(p.shape) * p.compute_itemsize * (p.compute_itemsize != p.itemsize)
@@ -179,10 +180,11 @@ def _least_states(states: ModelStates, c: Configuration) -> int:
     return (states.parameters + states.optimizer + kept) // c.shard_ranks
 
 
-def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[int, ...]:
+def _gather(draft: Draft, i: int, before: int | None) -> tuple[int, ...]:
     """Add an all-gather into a flat buffer and the copy out of it, which frees the last one."""
     name, module, group = draft.name(i), draft.module(i), draft.groups[i]
-    again = 0.0 if i == ROOT else _exposed_in_backward(draft, i)
+    seconds = draft.seconds[i].gather
+    again = max(0.0, seconds - _free_in_backward(draft, i))
     sent, staged = _flat_bytes(draft, i), _staged_bytes(draft, i)
     flat = draft.flats[i] = draft.value(f"flat.{name}", sent, Kind.GATHERED)
     weight = draft.weights[i] = draft.value(f"gathered.{name}", group.gathered, Kind.GATHERED)
@@ -206,26 +208,46 @@ def _gather(draft: Draft, i: int, before: int | None, hidden: float) -> tuple[in
         workspace_bytes=group.rearranged + staged * (not sent),
         module=module,
     )
-    exposed = max(0.0, draft.seconds[i].gather - hidden - again)
+    exposed = max(0.0, seconds - draft.hidden[i] - again)
     draft.op(f"wait.{name}", (), (), seconds=exposed, module=module)
     return first, second
 
 
-def _exposed_in_backward(draft: Draft, u: int) -> float:
-    """Return what the backward of the unit after this one cannot hide of a second gather.
+def _free_in_backward(draft: Draft, i: int) -> float:
+    """Return what the backward of the unit after this one can hide of a second gather.
 
-    The reduction of the unit after that one is hidden first.
+    The reduction of the unit after that one is hidden first. The root is gathered once.
     """
-    behind = draft.backward_seconds(u + 1)
-    reduction = draft.seconds[u + 2].reduce if u + 2 < len(draft.compute) else 0.0
-    free = max(0.0, behind - reduction)
-    return max(0.0, draft.seconds[u].gather - free)
+    if i == ROOT:
+        return math.inf
+    behind = draft.backward_seconds(i + 1)
+    reduction = draft.seconds[i + 2].reduce if i + 2 < len(draft.compute) else 0.0
+    return max(0.0, behind - reduction)
+
+
+def _waiting_seconds(draft: Draft, i: int) -> float:
+    """Return how much longer the copies of one group make its first gather and its reduction.
+
+    Reductions of other groups that take longer, too, hide no more of it.
+    """
+    there = replace(draft.configuration.spread, offload=True)
+    here, moved = draft.seconds[i], _seconds(draft.groups[i], there, draft.cluster)
+    hidden, free = draft.hidden[i], _free_in_backward(draft, i)
+    before, after = (max(0.0, s - hidden, s - free) for s in (here.gather, moved.gather))
+    if not draft.groups[i].reduced:
+        return after - before
+    behind = _behind(draft, i)
+    return after - before + max(0.0, moved.reduce - behind) - max(0.0, here.reduce - behind)
+
+
+def _behind(draft: Draft, i: int) -> float:
+    """Return the compute behind which a group's gradients are reduced."""
+    return draft.backward_seconds(i - 1) if i != ROOT else 0.0
 
 
 def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
     """Add the reduction of a group's gradients, which first frees the buffer of the last."""
     name, module, group = draft.name(i), draft.module(i), draft.groups[i]
-    behind = draft.backward_seconds(i - 1) if i != ROOT else 0.0
     draft.op(f"reshard.{name}", (draft.weights[i],))
     draft.release()
     if not gradients:
@@ -240,7 +262,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
         f"reduce_scatter.{name}",
         (buffer, *_held_while_reduced(draft, i)),
         (shard,),
-        seconds=max(0.0, draft.seconds[i].reduce - behind),
+        seconds=max(0.0, draft.seconds[i].reduce - _behind(draft, i)),
         moved_bytes=sent,
         workspace_bytes=draft.gloo_bytes(sent),
         module=module,
@@ -248,7 +270,7 @@ def _reduce(draft: Draft, i: int, gradients: Sequence[int]) -> None:
     draft.reducing = buffer
     if draft.configuration.replicas > 1:
         draft.reduced.append(shard)  # ``_all_reduce_state``, until all groups are done
-    if not draft.elsewhere and draft.configuration.accumulation == 1:
+    if not draft.elsewhere(i) and draft.configuration.accumulation == 1:
         draft.shards.append(shard)
 
 
@@ -285,28 +307,29 @@ def _wrap(
     policy = MixedPrecisionPolicy()
     if configuration.precision == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    offload = OffloadPolicy()
-    if configuration.offload:
-        offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
     ranks = configuration.spread.shard_ranks
 
     def placed(parameter: nn.Parameter) -> Shard:
         return Shard(shard_dimension(local_of(parameter).shape, ranks))
 
-    shared: dict[str, Any] = {
-        "mesh": mesh,
-        "mp_policy": policy,
-        "offload_policy": offload,
-        "shard_placement_fn": placed,
-    }
+    def shared(path: str) -> dict[str, Any]:
+        there = configuration.on_host(path)
+        to_host = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+        return {
+            "mesh": mesh,
+            "mp_policy": policy,
+            "offload_policy": to_host if there else OffloadPolicy(),
+            "shard_placement_fn": placed,
+        }
+
     tables: set[nn.Parameter] = set()
     for unit in units:
         module = model.get_submodule(unit.path)
         if unit.row_wise:
             tables.add(keep_rows(module, mesh, policy.param_dtype))
         else:
-            fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared)
-    fully_shard(model, reshard_after_forward=False, ignored_params=tables, **shared)
+            fully_shard(module, reshard_after_forward=not unit.keep_gathered, **shared(unit.path))
+    fully_shard(model, reshard_after_forward=False, ignored_params=tables, **shared(""))
     return model
 
 
@@ -336,6 +359,7 @@ FSDP2 = register_strategy(
                 reduce=_reduce,
                 least_states=_least_states,
                 row_wise_seconds=_row_wise_seconds,
+                waiting_seconds=_waiting_seconds,
                 # FSDPState._root_post_backward_final_callback
                 late_without_inputs=True,
             ),

@@ -84,7 +84,10 @@ class ModelCapture:
         return self.kinds[self.kind_of[unit]]
 
 
-@capturing()
+Rewritten = Callable[[str], ModelCapture]
+"""Returns the capture of a model whose root is rewritten, by the name of a rewrite."""
+
+
 def capture_units(
     model: nn.Module,
     inputs: Inputs | Arguments,
@@ -123,6 +126,49 @@ def capture_units(
     >>> found.units, found.kind_of, [p.name for p in found.root.parameters]
     (('1', '2'), (0, 0), ['0.weight', '0.bias'])
     """
+    capture = units_to_rewrite(
+        model,
+        inputs,
+        loss=loss,
+        targets=targets,
+        device=device,
+        costs=costs,
+        dynamic=dynamic,
+        precision=precision,
+        units=units,
+        cluster=cluster,
+        engine=engine,
+        planned=rewrite != AS_CAPTURED.name,
+    )
+    return capture(rewrite)
+
+
+@capturing()
+def units_to_rewrite(
+    model: nn.Module,
+    inputs: Inputs | Arguments,
+    *,
+    loss: Callable[..., Any] | None = None,
+    targets: Any = None,
+    device: DeviceSpec = "auto",
+    costs: str = "roofline",
+    dynamic: Dynamic = "batch",
+    precision: str = "float32",
+    units: Sequence[str] | None = None,
+    cluster: Cluster | None = None,
+    engine: UnitsOf | None = None,
+    planned: bool = True,
+) -> Rewritten:
+    """Take a model apart and capture it as ``capture_units`` does, once for all rewrites.
+
+    Args:
+        model, inputs, loss, targets, device, costs, dynamic, precision, units, cluster, engine: as
+            there.
+        planned: a plan runs the root, which may be rewritten then; otherwise it is as captured.
+
+    Raises:
+        CaptureError: no units, or one that cannot be captured.
+    """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of {PRECISIONS}")
     call = arguments_of(inputs, targets)
@@ -142,13 +188,13 @@ def capture_units(
         loss,
         precision=precision,
         engine=engine,
-        rewrite=rewrite,
+        planned=planned,
         options=options,
     )
     try:
         require_unwrapped(model)
         candidates = candidates_of(model, units)
-        if rewrite != AS_CAPTURED.name:
+        if planned:
             candidates = candidates.without_heads()
         with in_precision(model, precision, device_type(model, call)):
             try:
@@ -171,9 +217,9 @@ def _taken_apart(
     *,
     precision: str,
     engine: UnitsOf | None,
-    rewrite: str,
+    planned: bool,
     options: dict[str, Any],
-) -> ModelCapture:
+) -> Rewritten:
     dtype = torch.bfloat16 if precision == "bfloat16" else None
     modules = candidates.modules
     call = cast_call(call, dtype)
@@ -204,31 +250,57 @@ def _taken_apart(
     paths = tuple(units)
     if options["cluster"] is None:
         refuse_communication((root, *kinds))
-    inside, signature, program = {*_names_in(units)}, root.captured.signature, None
-    if rewrite != AS_CAPTURED.name:
+    inside, signature, program = {*_names_in(units)}, root.captured.signature, root
+    if planned:
         refuse_left_behind({path: captured[key] for path, _, key in recorded})
         hollow = {path: HollowUnit(path, unit, dtype) for path, unit in units.items()}
         with hollowed(model, hollow), as_operators(hollow, stubs):
-            root = capture_joint(
-                model, call, loss=loss, rewrite=rewrite, **options | {"dynamic": "off"}
-            )
-        inside, program = {f"{path}.{ANCHOR}" for path in paths}, root.captured
+            program = capture_joint(model, call, loss=loss, **options | {"dynamic": "off"})
+        inside = {f"{path}.{ANCHOR}" for path in paths}
     call_of = {path: inner for path, inner, _ in recorded}
     firsts = [paths[kind_of.index(k)] for k in range(len(kinds))]
     captures = tuple(
         _kind(traced, path, call_of[path], stored, candidates=candidates, engine=engine)
         for traced, path in zip(kinds, firsts, strict=True)
     )
-    around_units = unit_capture_of(root, stored, skip=inside)
+    around_units = unit_capture_of(program, stored, skip=inside)
     captured_root = replace(around_units.captured, signature=signature)
-    return ModelCapture(
-        root=replace(around_units, captured=captured_root, calls=calls_of(root, paths)),
+    model_capture = ModelCapture(
+        root=replace(around_units, captured=captured_root, calls=calls_of(program, paths)),
         units=paths,
         kind_of=kind_of,
         kinds=captures,
         precision=precision,
-        program=program,
+        program=program.captured if planned else None,
     )
+    return functools.partial(_rewritten, model_capture, program, stored, inside)
+
+
+@capturing()
+def _rewritten(
+    found: ModelCapture,
+    program: Traced,
+    stored: Mapping[str, int],
+    inside: set[str],
+    rewrite: str,
+) -> ModelCapture:
+    """Return a capture with its root rewritten.
+
+    Args:
+        found: with the root as it was captured.
+        program: the root's trace.
+        stored: bytes of an element of every parameter, as the model stores it.
+        inside: names of parameters that are not the root's.
+        rewrite: the name of the variant.
+    """
+    if rewrite == AS_CAPTURED.name:
+        return found
+    assert program.variant is not None, "it was traced"
+    now = program.variant(rewrite)
+    around = unit_capture_of(now, stored, skip=inside)
+    captured = replace(around.captured, signature=found.root.signature)
+    root = replace(around, captured=captured, calls=calls_of(now, found.units))
+    return replace(found, root=root, program=now.captured)
 
 
 def _kind(

@@ -135,8 +135,14 @@ def captured(model: nn.Module, loss: Loss | None = None) -> Joint:
 
 
 def computed(joint: Joint, model: nn.Module, tangent: float) -> tuple[Tensor, list[Tensor]]:
+    return interpreted(joint, model, batch(), tangent)
+
+
+def interpreted(
+    joint: Joint, model: nn.Module, inputs: tuple[Tensor, ...], tangent: float
+) -> tuple[Tensor, list[Tensor]]:
     """Return the first output and the gradients of a joint graph, interpreted."""
-    given: dict[fx.Node, Tensor] = dict(zip(joint.inputs, batch(), strict=False))
+    given: dict[fx.Node, Tensor] = dict(zip(joint.inputs, inputs, strict=False))
     given |= {
         n: dict(model.named_parameters())[name].detach() for name, n in joint.parameters.items()
     }

@@ -46,6 +46,7 @@ CASES: dict[str, tuple[Configuration, tuple[bool, ...], float]] = {
     "bfloat16": (replace(FSDP, precision="bfloat16"), (False, True), 0.1),
     "autocast": (replace(DDP, precision="bfloat16"), (False, False), 0.1),
     "offload": (replace(FSDP, offload=True), (False, False), 0.1),
+    "partly": (replace(FSDP, offload=True, staying=("", "h.1")), (False, False), 0.1),
 }
 """Configuration, which weights stay gathered, and the rate of dropout."""
 

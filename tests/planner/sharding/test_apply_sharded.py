@@ -57,6 +57,12 @@ def test_planned_training_is_plain_training_bit_for_bit(
         assert_identical(rank[f"{case} plain"], rank[f"{case} planned"])
 
 
+@pytest.mark.parametrize("case", ["offload", "partly"])
+def test_where_states_are_changes_no_bit(found: list[dict[str, Any]], case: str) -> None:
+    for rank in found:
+        assert_identical(rank["stage 3 plain"], rank[f"{case} planned"])
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_units_take_every_smaller_micro_batch(found: list[dict[str, Any]], case: str) -> None:
     for rank in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,17 +147,25 @@ def test_what_fits_nowhere_says_how_many_devices_would_do() -> None:
     assert "the least" in str(caught.value)
 
 
-def test_the_host_of_a_node_holds_no_more_than_is_said() -> None:
+def test_the_host_of_a_node_holds_no_more_than_is_said(tmp_path: Path) -> None:
     model, inputs = build()
     said = {"inputs": inputs, "device": "A100-80GB", "global_batch": 2, "reserve": 0}
     plan = planner.fit(model, 1.075e9, world_size=2, offload="3MB", **said)
     assert isinstance(plan, ShardedPlan)
     assert plan.configuration.offload
     assert 1e6 < plan.host_bytes <= 3e6  # of two ranks
-    with pytest.raises(InfeasibleBudget, match=r"more of a node's host \(offload= says how much"):
-        planner.fit(model, 1.075e9, world_size=2, offload={"bytes": plan.host_bytes - 2}, **said)
-    with pytest.raises(InfeasibleBudget, match="5 such devices would do"):  # without their hosts
+    fewer = {"bytes": plan.host_bytes - 2}  # those of some units
+    less = planner.fit(model, 1.075e9, world_size=2, offload=fewer, **said)
+    assert isinstance(less, ShardedPlan)
+    assert 0 < less.host_bytes < plan.host_bytes
+    assert less.peak_bytes <= 1.075e9
+    assert re.search(r"states of \d of \d units", str(less))
+    assert ", states on the host " in str(less)
+    less.save(tmp_path / "plan.json")
+    assert planner.load(tmp_path / "plan.json") == less
+    with pytest.raises(InfeasibleBudget, match="5 such devices would do") as caught:
         planner.fit(model, 1.075e9, world_size=2, offload={"bytes": 1000}, **said)
+    assert "more of a node's host (offload= says how much" in str(caught.value)
 
 
 @pytest.mark.slow

@@ -148,6 +148,15 @@ def test_deepspeed_moves_a_unit_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "accelerate"])
+def test_states_of_some_units_on_the_host_cannot_be_said(name: str, tmp_path: Path) -> None:
+    some = replace(CONFIGURATIONS["offload"], staying=("", "h.1"))
+    _, notes = written(make(some), tmp_path, name)
+    assert any("states of 2 of 3 units are on the host in the plan" in note for note in notes)
+    _, fewer = written(make(CONFIGURATIONS["offload"]), tmp_path, name)
+    assert not any("are on the host in the plan" in note for note in fewer)
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "accelerate"])
 def test_what_cannot_be_said_is_said_in_the_file(name: str, tmp_path: Path) -> None:
     text, notes = written(make(kept=(False, True, True), recompute=True), tmp_path, name)
     assert any("one by one in 1 of 3 units" in note for note in notes)

@@ -7,6 +7,7 @@ import pytest
 from planner.graphs import Kind, Phase
 from planner.plan.configuration import Configuration
 from planner.plan.strategy import Strategy
+from planner.sharding.step_graph.sharded_step import ShardedStep
 from tests.planner.sharding.assembled import (
     DDP,
     FSDP,
@@ -45,3 +46,22 @@ def test_offloading_moves_states_to_the_host() -> None:
     found = step(offloaded, "A100-80GB")
     assert resident(found, Kind.PARAMETER) == resident(found, Kind.OPTIMIZER) == 0
     assert found.host_bytes >= 4 * resident(step(FSDP), Kind.PARAMETER)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_what_stays_and_what_leaves_is_all_there_is(accumulation: int) -> None:
+    """Of any units: the device and the host hold what the device holds where nothing leaves."""
+
+    def made(*staying: str, offload: bool = True) -> ShardedStep:
+        c = Configuration(
+            Strategy.FSDP, 2, accumulation=accumulation, offload=offload, staying=staying
+        )
+        return step(c, "A100-80GB")
+
+    none, part, everything, root = made(offload=False), made("", "h.1"), made(), made("")
+    for kind in (Kind.PARAMETER, Kind.OPTIMIZER, Kind.GRADIENT):
+        of_root = resident(root, kind)
+        assert resident(everything, kind) == 0
+        assert resident(none, kind) - of_root == 3 * (resident(part, kind) - of_root)
+    assert 0 < part.host_bytes < root.host_bytes < everything.host_bytes
+    assert none.graph.seconds < min(part.graph.seconds, everything.graph.seconds)
