@@ -251,7 +251,7 @@ class PlanningBackend:
         from planner.graphs.capture.fused.identity import call_of
         from planner.running.compiled_model import AGAIN
 
-        call = call_of(compiled.stitched)
+        call = (*call_of(compiled.stitched), *map(str, graph.called))
         if graph.changing:
             warnings.warn(CHANGES.format(graph.changing[0]), PlannerWarning, stacklevel=2)
         elif call in self._calls:
