@@ -251,7 +251,7 @@ class PlanningBackend:
         from planner.graphs.capture.fused.identity import call_of
         from planner.running.compiled_model import AGAIN
 
-        call = call_of(compiled.stitched)
+        call = (*call_of(compiled.stitched), *map(str, graph.called))
         if graph.changing:
             warnings.warn(CHANGES.format(graph.changing[0]), PlannerWarning, stacklevel=2)
         elif call in self._calls:
@@ -266,18 +266,21 @@ class PlanningBackend:
         """Return a plan made before, here or elsewhere, for the very step, if it is within the
         budget.
         """
-        from planner.graphs.capture.fused.identity import identity
+        from planner.graphs.capture.fused.identity import calls_of, identity
         from planner.graphs.capture.fused.other_calls import together
         from planner.graphs.capture.fused.stitched import stitched
         from planner.running.compiled_model import step_under
+        from planner.running.engines.kept_promise import as_said
 
-        plans = (*self._plans, *self._known)
+        made = (*self._plans, *self._known)
+        plans = [plan for plan in made if calls_of(plan.signature) == self._count]
         if not plans:
             return None
         whole = stitched(step)
         same, calls = identity(whole, self._count).items(), self._calls_beside()
         for plan in plans:
-            held = together(plan.graph, plan.peak_bytes, calls)
+            own, said = as_said(plan.graph, plan.peak_bytes)
+            held = plan.peak_bytes - said + together(own, said, calls)
             if same <= plan.signature["compiled"].items() and held <= budget_bytes:
                 found = plan if isinstance(plan, Plan) else Plan.of(plan)
                 return found, step_under(plan, whole, graph.module)
@@ -304,13 +307,15 @@ class PlanningBackend:
     def _calls_beside(self) -> Calls:
         """Return how many calls wait at once, and what those of earlier plans hold."""
         from planner.graphs.capture.fused.other_calls import Calls, after
+        from planner.running.engines.kept_promise import as_said
 
         count = Calls(self._count)
-        found = [after(plan.graph, plan.peak_bytes, count) for plan in self._plans]
+        found = [after(*as_said(p.graph, p.peak_bytes), count) for p in self._plans]
         return Calls(
             self._count,
             max((c.waiting_bytes for c in found), default=0),
             max((c.burst_bytes for c in found), default=0),
+            max((c.resident_bytes for c in found), default=0),
         )
 
     def _refuse_second(self, graph: HandedGraph) -> None:

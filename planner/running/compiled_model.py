@@ -164,9 +164,11 @@ def within(step: CompiledStep, first: Kernels, second: Kernels, budget_bytes: in
     """
     held = held_bytes(step, first, second)
     if held > budget_bytes:
+        sizes = step.stitched.step.largest.numbers
+        some = " at some size that it is for (dynamic=False compiles each by itself)"
         raise PlanMismatch(
-            f"compiled for this call, the step would hold {format_both(held)}, and the budget is "
-            f"{format_both(budget_bytes)}"
+            f"compiled for this call, the step would hold {format_both(held)}"
+            f"{some if sizes else ''}, and the budget is {format_both(budget_bytes)}"
         )
 
 

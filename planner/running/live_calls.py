@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from planner.progress import PlannerWarning
 
@@ -47,8 +48,7 @@ class LiveCalls:
 
         def run(*args: Any) -> Any:
             outputs = compiled(*args)
-            nodes = (x.grad_fn for x in outputs if isinstance(x, Tensor))
-            if (node := next((n for n in nodes if n is not None), None)) is not None:
+            for node in _called(args, outputs):
                 self._begin(node)
             return outputs
 
@@ -63,3 +63,19 @@ class LiveCalls:
             self.warned = True
             said = MORE.format(len(self.waiting), self.counted)
             warnings.warn(said, PlannerWarning, stacklevel=3)
+
+
+def _called(inputs: Iterable[Any], outputs: Iterable[Any]) -> set[Any]:
+    """Return the node of autograd that a call is: it keeps what is saved. Views have none to keep.
+
+    Args:
+        inputs, outputs: of the call; what is a view of an input, or of another output, too.
+    """
+    given = {None, *(x.grad_fn for x in inputs if isinstance(x, Tensor))}
+
+    def behind(node: Any) -> Any:
+        while node not in given and not isinstance(node, BackwardCFunction):
+            node = next((n for n, _ in node.next_functions), None)  # what it is a view of
+        return node
+
+    return {behind(x.grad_fn) for x in outputs if isinstance(x, Tensor)} - given

@@ -98,6 +98,24 @@ def test_a_dimension_that_is_marked_is_planned_for_the_most_that_it_is_said_to_b
     assert held <= plan.peak_bytes <= 1.05 * held
 
 
+class Rest(nn.Module):
+    """Computes the more the less it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.layer = nn.Parameter(torch.randn(600, 32)), nn.Linear(32, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest = nn.functional.gelu(self.layer(self.rows[: 600 - x.shape[0]]))
+        return rest.square().mean() + (self.rows[0] * x).square().mean()
+
+
+def test_a_step_that_holds_more_at_a_smaller_size_than_the_budget_is_refused() -> None:
+    compiled = torch.compile(Rest(), backend=planner.backend(400_000, **QUICK), dynamic=True)
+    with pytest.raises(BackendCompilerFailed, match=r"at some size .*dynamic=False"):
+        compiled(torch.randn(512, 32))
+
+
 def test_a_plan_from_a_file_is_carried_out_again(tmp_path: Path) -> None:
     model, x = Net(depth=1), torch.randn(512, 32)
     first = planner.backend("8MB", **QUICK)

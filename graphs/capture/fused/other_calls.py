@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from planner.graphs.graph import Graph, Kind
+from planner.graphs.graph import Graph, Kind, Value
 from planner.graphs.schedule import Action, Schedule
 from planner.graphs.simulate import simulate
 
 OTHERS = "other_calls"
+RESIDENT = "held throughout by calls of another compilation"
 WAITING, GRADIENTS = "held for backward by the other calls", "gradients of the other calls"
 ARRIVING = "tangents"
 
@@ -23,7 +24,8 @@ class Calls:
     """How many calls wait at once, and what those of another compilation hold at least.
 
     ``waiting_bytes`` is the most that one such call holds between forward and backward,
-    ``burst_bytes`` the most that it holds while it runs.
+    ``burst_bytes`` the most that it holds while it runs, ``resident_bytes`` what all of them hold
+    throughout, such as parameters.
 
     >>> Calls(6).others
     5
@@ -32,6 +34,7 @@ class Calls:
     count: int = 1
     waiting_bytes: int = 0
     burst_bytes: int = 0
+    resident_bytes: int = 0
 
     @property
     def others(self) -> int:
@@ -100,6 +103,8 @@ def with_waiting(graph: Graph, waiting: int, calls: Calls) -> Graph:
     held = max(0, calls.others * max(waiting, calls.waiting_bytes) - gradients)
     values = list(graph.values)
     values[made[WAITING]] = replace(values[made[WAITING]], size_bytes=held)
+    if (more := calls.resident_bytes - graph.resident_bytes) > 0:
+        values.append(Value(RESIDENT, more, Kind.PARAMETER))
     ops = (replace(first, workspace_bytes=calls.burst_bytes), *graph.ops[1:])
     return replace(graph, values=tuple(values), ops=ops)
 
@@ -129,7 +134,12 @@ def after(graph: Graph, peak_bytes: int, calls: Calls) -> Calls:
         return calls
     others = sum(graph.values[v].size_bytes for v in graph.ops[0].outputs)
     burst = peak_bytes - graph.resident_bytes - others
-    return replace(calls, waiting_bytes=-(-others // calls.others), burst_bytes=burst)
+    return replace(
+        calls,
+        waiting_bytes=-(-others // calls.others),
+        burst_bytes=burst,
+        resident_bytes=graph.resident_bytes,
+    )
 
 
 def together(graph: Graph, peak_bytes: int, calls: Calls) -> int:
@@ -144,4 +154,6 @@ def together(graph: Graph, peak_bytes: int, calls: Calls) -> int:
         return peak_bytes
     own = after(graph, peak_bytes, calls)
     waiting = max(0, calls.waiting_bytes - own.waiting_bytes)
-    return peak_bytes + calls.others * waiting + max(0, calls.burst_bytes - own.burst_bytes)
+    burst = max(0, calls.burst_bytes - own.burst_bytes)
+    resident = max(0, calls.resident_bytes - own.resident_bytes)
+    return peak_bytes + calls.others * waiting + burst + resident

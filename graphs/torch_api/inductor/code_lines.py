@@ -150,7 +150,7 @@ class _Reading:
 
     def _bytes(self, node: Any) -> int:
         elements = self.lowering.get_allocation_storage_size(node)
-        return self.largest.number(elements) * get_dtype_size(node.get_dtype())
+        return self.largest.most(elements) * get_dtype_size(node.get_dtype())
 
     def _shares(self, name: str, other: str) -> None:
         """Let a name have the memory of another, which is an input where nothing made it."""

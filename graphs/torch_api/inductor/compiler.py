@@ -6,15 +6,16 @@ Knows how Dynamo hands graphs on and what its errors wrap. Knows nothing of plan
 from __future__ import annotations
 
 import logging
+import math
 import re
-import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
+import sympy
 import torch
 from torch import Tensor, fx
 from torch._dynamo import config as dynamo_config
@@ -248,7 +249,8 @@ class HandedGraph:
     ``breaks`` says where the code after it could not be traced, and why, if it could not. After the
     ``last`` one Dynamo compiles no more of the frame, and runs what differs as it is. ``changing``
     are Python's numbers, but for sizes, that were others in a call before, as Dynamo names them.
-    ``largest`` is what sizes are at most that are symbols, ``examples`` the inputs at those sizes.
+    ``largest`` is what sizes are at most that are symbols, ``called`` what they are in this call,
+    ``examples`` the inputs at the largest.
     """
 
     module: fx.GraphModule
@@ -258,6 +260,7 @@ class HandedGraph:
     last: bool = False
     changing: tuple[str, ...] = ()
     largest: AtMost = NUMBERS
+    called: tuple[int, ...] = ()
     examples: tuple[Any, ...] = ()
 
 
@@ -269,11 +272,13 @@ def traced(module: fx.GraphModule, inputs: list[Any], seen: dict[str, int]) -> H
 
     Args:
         module, inputs: what Dynamo calls a backend with.
-        seen: the largest sizes of earlier calls, by name; this one's are added.
+        seen: the largest sizes of earlier calls that train, by name; this one's are added.
     """
-    largest, examples = NUMBERS, tuple(inputs)
-    if any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-        largest = AtMost(dict(_sizes(module, seen)))
+    largest, called, examples = NUMBERS, (), tuple(inputs)
+    trains = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    if trains and torch.is_grad_enabled():
+        sizes = list(_sizes(module, seen))
+        largest, called = _guarded(sizes), tuple(n.node.hint for n, _ in sizes)
         examples = tuple(_examples(module, largest))
     found = CompileContext.current_compile_id()
     reason = getattr(module, "compile_subgraph_reason", None)
@@ -283,23 +288,23 @@ def traced(module: fx.GraphModule, inputs: list[Any], seen: dict[str, int]) -> H
     frame, again = (None, None) if found is None else (found.frame_id, found.frame_compile_id)
     last = again is not None and again + 1 >= dynamo_config.recompile_limit
     changing = tuple(_changing(module))
-    return HandedGraph(module, inputs, frame, breaks, last, changing, largest, examples)
+    return HandedGraph(module, inputs, frame, breaks, last, changing, largest, called, examples)
 
 
-UNBOUNDED = sys.maxsize - 1
-"""As much or more is no size that anybody said."""
+def _sizes(module: fx.GraphModule, seen: dict[str, int]) -> Iterator[tuple[torch.SymInt, int]]:
+    """Yield the sizes that are symbols, and the most of each; other numbers become what they are.
 
-
-def _sizes(module: fx.GraphModule, seen: dict[str, int]) -> Iterator[tuple[Any, int]]:
-    """Yield the symbols that are sizes, and the most of each; others become numbers."""
-    given = [(n, n.meta["grapharg"]) for n in module.graph.find_nodes(op="placeholder")]
-    for _, graph_arg in given:
+    Raises:
+        CaptureError: nothing is known of a size.
+    """
+    given = [n.meta["grapharg"] for n in module.graph.find_nodes(op="placeholder")]
+    marked = dict(_marked(given))
+    for graph_arg in given:
         if isinstance(found := graph_arg.example, Tensor):
             for dim, size in enumerate(found.shape):
-                if not isinstance(size, torch.SymInt):
-                    name = f"{_name(graph_arg.source)}.size()[{dim}]"
-                    seen[name] = max(size, seen.get(name, 0))
-    for _, graph_arg in given:
+                name = _size_of(graph_arg.source, dim)
+                seen[name] = max(size, seen.get(name, 0))
+    for graph_arg in given:
         number = graph_arg.example
         if not isinstance(number, torch.SymInt) or number.node.maybe_as_int() is not None:
             continue
@@ -307,12 +312,48 @@ def _sizes(module: fx.GraphModule, seen: dict[str, int]) -> Iterator[tuple[Any, 
             int(number)  # which Dynamo's guards take note of
             continue
         name = _name(graph_arg.source)
-        hint, upper = number.node.hint, number.node.shape_env.var_to_range[number.node.expr].upper
-        said = upper.is_Integer and upper < UNBOUNDED
-        most = int(upper) if said else max(hint, seen.get(name, 0))
+        if not number.node.has_hint():
+            raise CaptureError(
+                f"of {name} nothing is known (torch._dynamo.mark_unbacked), and a plan is for the "
+                "largest size: say it with torch._dynamo.mark_dynamic(x, 0, min=2, max=4096)"
+            )
+        most = marked.get(name, max(number.node.hint, seen.get(name, 0)))
+        upper = number.node.shape_env.var_to_range[number.node.expr].upper
+        if upper.is_Integer:  # the code was traced for no more than that
+            most = min(most, int(upper))
         seen[name] = max(most, seen.get(name, 0))
-        assert number <= most, "and Dynamo guards it"
-        yield number.node.expr, most
+        yield number, most
+
+
+NEAR = 64
+"""So far below the most are numbers looked for that the code was traced for: even ones, such."""
+
+
+def _guarded(sizes: Sequence[tuple[torch.SymInt, int]]) -> AtMost:
+    """Return about the most of each size that the code was traced for, of which Dynamo's guards
+    then see to it that no call is larger.
+    """
+    guards = [guard.expr for number, _ in sizes[:1] for guard in number.node.shape_env.guards]
+    for less in (*range(NEAR), math.inf):
+        most = {n.node.expr: int(max(n.node.hint, m - less)) for n, m in sizes}
+        numbers = {symbol: sympy.Integer(m) for symbol, m in most.items()}
+        if not any(guard.xreplace(numbers) == sympy.false for guard in guards):
+            break
+    for number, _ in sizes:
+        bool(number <= most[number.node.expr])  # which they take note of
+    return AtMost(most)
+
+
+def _marked(given: Iterable[Any]) -> Iterator[tuple[str, int]]:
+    """Yield the most that ``torch._dynamo.mark_dynamic`` was told of sizes, by name."""
+    for graph_arg in given:
+        for said in getattr(graph_arg.example, "_dynamo_dynamic_range", ()):
+            if said.max is not None:
+                yield _size_of(graph_arg.source, said.dim), said.max
+
+
+def _size_of(source: Any, dim: int) -> str:
+    return f"{_name(source)}.size()[{dim}]"
 
 
 def _examples(module: fx.GraphModule, largest: AtMost) -> Iterator[Any]:

@@ -44,6 +44,18 @@ class AtMost:
             )
         return int(found)
 
+    def most(self, expression: Any) -> int:
+        """Return the most that an expression is at the largest sizes, and at some smaller ones: a
+        size may grow as another shrinks.
+
+        Raises:
+            NoSize: it depends on something else.
+        """
+        fewer = [{s: least(n)} for s, n in self.numbers.items() for least in (_half, _least)]
+        fewer += [{s: least(n) for s, n in self.numbers.items()} for least in (_half, _least)]
+        found = [AtMost({**self.numbers, **some}).number(expression) for some in fewer]
+        return max(self.number(expression), *found) if self.numbers else self.number(expression)
+
     def of(self, value: Any) -> Any:
         """Return a fake value, or a tuple or list of some, whose sizes are numbers."""
         if isinstance(value, torch.SymInt):
@@ -64,6 +76,14 @@ class AtMost:
 
 
 NUMBERS = AtMost()
+
+
+def _half(size: int) -> int:
+    return max(2, size // 2)
+
+
+def _least(_size: int) -> int:
+    return 2  # Dynamo takes 0 and 1 for numbers
 
 
 def restore(nodes: Iterable[fx.Node]) -> None:

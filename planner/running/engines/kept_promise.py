@@ -126,6 +126,18 @@ def with_margin(captured: Captured, asked: Candidate) -> int:
     return asked.held_bytes + int(MARGIN * max(0, moving))
 
 
+def as_said(graph: Graph, peak_bytes: int) -> tuple[Graph, int]:
+    """Return a plan's graph, and what the compiler said that it holds, without the margin.
+
+    Args:
+        graph: of the plan.
+        peak_bytes: of the plan.
+    """
+    own = replace(graph, values=tuple(v for v in graph.values if v.name != EXCESS))
+    moving = max(0, peak_bytes - own.resident_bytes)
+    return own, own.resident_bytes + math.ceil(moving / (1 + MARGIN))
+
+
 def settled(captured: Captured, budget_bytes: int, request: Request) -> Settled:
     """Find the quickest schedule that the compiler says keeps within a budget.
 

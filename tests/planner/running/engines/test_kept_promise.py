@@ -16,7 +16,7 @@ from planner.graphs.capture.fused.compiled_step import Asked
 from planner.graphs.capture.fused.other_calls import ALONE
 from planner.graphs.capture.training_step import Captured
 from planner.request import Request, request_of
-from planner.running.engines.kept_promise import EXCESS, settled
+from planner.running.engines.kept_promise import EXCESS, as_said, settled
 from planner.solvers import Limits, solve
 from planner.solvers.minimum_budget import proven_floor
 from tests.strategies import transformer
@@ -67,6 +67,9 @@ def test_what_the_compiler_says_is_predicted_and_within_the_budget(
     held = Compiler(graph, share).asked(schedule).peak_bytes
     predicted = found.held_bytes or simulate(found.captured.graph, schedule).peak_bytes
     assert held <= predicted <= min(budget, int(1.01 * held) + 1)
+    own, said = as_said(found.captured.graph, predicted)
+    assert own == graph
+    assert held <= said <= held + 1
     assert (found.held_bytes is not None) == (share < 1)
     assert any(v.name == EXCESS for v in found.captured.graph.values) == (share >= 1)
     usual = solve(graph, budget, method="auto", limits=Limits(seconds=2)).schedule

@@ -26,13 +26,15 @@ from planner.solvers import Limits, solve
 EXACT = Limits(seconds=20, gap=0.0)
 
 
-def block(seed: int, calls: Calls, depth: int = 5) -> Graph:
-    """Make a chain whose backward reads every value, sizes and times drawn."""
+def block(seed: int, calls: Calls, depth: int = 5, weight: int = 30) -> Graph:
+    """Make a chain whose backward reads every value, sizes and times drawn; the other calls have
+    weights of that size, too.
+    """
     draw = random.Random(seed)
     resident = {
         "x": Value("x", 40, Kind.INPUT),
         "mask": Value("mask", 7, Kind.INPUT),
-        "w": Value("w", 30, Kind.PARAMETER),
+        "w": Value("w", weight, Kind.PARAMETER),
     }
     names = ["x", *(f"f{i}" for i in range(depth))]
     made = {n: draw.randint(20, 90) for n in names}
@@ -47,8 +49,9 @@ def block(seed: int, calls: Calls, depth: int = 5) -> Graph:
         kernel = KernelCall(gradient, gradient, (n, arrived), {gradient: made[n]}, 2.0)
         backward.append(kernel)
         arrived = gradient
-    backward.append(KernelCall("d_w", "d_w", (arrived,), {"d_w": 30}, 1.0))
-    frame = Frame(resident, {"tangents_1": 40}, calls=calls)
+    backward.append(KernelCall("d_w", "d_w", (arrived,), {"d_w": weight}, 1.0))
+    others = (Value("parameters of the other calls", calls.others * weight, Kind.PARAMETER),)
+    frame = Frame(resident, {"tangents_1": 40}, others=others, calls=calls)
     return assemble(frame, forward, backward, [names[-1]], ["d_w", "d_x"])
 
 
@@ -111,6 +114,18 @@ def test_calls_of_two_compilations_hold_what_the_larger_of_each_holds() -> None:
     assert held(other, known) == 3 * waiting + max(bursts)
     both = with_others(other, plain[1], calls)
     assert together(both, held(other, calls), known) == 3 * waiting + max(bursts)
+
+
+def test_calls_of_two_compilations_have_the_parameters_of_the_larger() -> None:
+    calls, large, small = Calls(4), 500, 30
+    one, other = block(0, calls, weight=large), block(0, calls, weight=small)
+    plain = plain_schedule(one)
+    known = after(with_others(one, plain, calls), held(one, calls), calls)
+    mixed = held(other, known)
+    assert mixed >= held(one, calls)  # of which as many calls but one may be
+    both = with_others(other, plain, calls)
+    assert together(both, held(other, calls), known) == mixed
+    assert held(one, after(both, held(other, calls), calls)) == held(one, calls)
 
 
 @pytest.mark.parametrize("seed", range(3))
