@@ -9,7 +9,8 @@ of how chunks are written.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import fx
 
@@ -104,7 +105,8 @@ class _Chain:
 
     def _take(self, node: fx.Node) -> None:
         """Take in a node that reads the chain, after what else it reads that is as large."""
-        for operand in node.all_input_nodes:
+        rows = [node.args[-2]] if node.target in PRODUCTS else node.all_input_nodes
+        for operand in cast(Sequence[fx.Node], rows):  # what a product multiplies them by is whole
             if self._is_large(operand) and not self.dims.inside(operand):
                 self._meet(operand)
         self.dims.enter(node)
@@ -135,6 +137,10 @@ class _Chain:
         exits = {n: leaving(n, dims) for n in nodes if self._reads(n)}
         if any(way in (Leaves.LOSS, Leaves.LOSSES) for way in exits.values()):
             raise Declined(f"a loss is computed of {name}, which loss_chunks= is for")
+        rows = [n for n, way in exits.items() if way is Leaves.ROWS]
+        for node in (*dims.region, *rows):
+            if node.target in PRODUCTS and node.args[-1] in dims.of:
+                raise Declined(f"{node.name} multiplies tokens by others")
         position = {n: i for i, n in enumerate(nodes)}
         border = first_backward(self.joint)
         if not any(position[n] >= border for n in (*dims.region, *exits)):

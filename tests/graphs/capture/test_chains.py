@@ -78,6 +78,11 @@ def across(x: Tensor) -> Tensor:
     return F.gelu(x) - x.mean(1, keepdim=True)
 
 
+def attending(x: Tensor) -> Tensor:
+    rows = x.flatten(0, 1)
+    return (rows @ rows.t() @ rows).view(x.shape)
+
+
 class Net(nn.Module):
     """Residual MLPs, of which neighbours may be one."""
 
@@ -109,8 +114,9 @@ def given(model: nn.Module) -> Tensor:
     return x.to(next(model.parameters()).dtype)
 
 
-def captured(model: nn.Module) -> Joint:
-    return normalized(trace(model, arguments_of((given(model),), None), loss=None))
+def captured(model: nn.Module, x: Tensor | None = None) -> Joint:
+    x = given(model) if x is None else x
+    return normalized(trace(model, arguments_of((x,), None), loss=None))
 
 
 def wide(joint: Joint) -> int:
@@ -138,6 +144,18 @@ def test_mlps_in_chunks(name: str) -> None:
     assert wide(chunked) == 0
 
 
+@pytest.mark.parametrize("shape", [(1, WIDTH), (6, WIDE // 6)])
+def test_tokens_may_be_as_many_as_features(shape: tuple[int, int]) -> None:
+    """Then a weight, or its gradient, is as large as what is wide."""
+    torch.manual_seed(0)
+    model, x = Net(Deep), torch.randn(*shape, WIDTH)
+    joint = captured(model, x)
+    value, gradients = interpreted(joint, model, (x,), 1.0)
+    found, others = interpreted(with_chains(copied(joint), 3), model, (x,), 1.0)
+    assert distance(found, value) <= 2e-6
+    assert max(map(distance, others, gradients)) <= 2e-6
+
+
 def test_narrow_sums_are_as_good_as_the_whole() -> None:
     """Against float64, in which the same weights are used."""
     torch.manual_seed(0)
@@ -156,6 +174,7 @@ def test_narrow_sums_are_as_good_as_the_whole() -> None:
 DECLINED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "dropout inside": (lambda: Net(lambda: Gelu(dropped)), "draws random numbers for addmm"),
     "across tokens": (lambda: Net(lambda: Gelu(across)), "for some tokens together"),
+    "of other tokens": (lambda: Net(lambda: Gelu(attending)), "is a product of addmm that mixes"),
     "halves": (lambda: Net(Halves), "reads addmm, and cannot be computed in chunks"),
     "no widening": (lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.Flatten(0)), "makes something w"),
 }
