@@ -9,11 +9,12 @@ no schedule with S there takes less within B than
 
 and about as much does a known schedule of that step take which holds no more than B + saved(S).
 
-Units that are alike count as one kind of which some number is there. What hardly counts stays: its
-bytes are taken to be saved for nothing. Where kinds are too many for all numbers to be looked at,
-the most alike are taken together, each for the best of them: what is said is a bound then, too. f
-is the greatest of some lines and of the bounds of a solver at single budgets, each of which holds
-at every lower budget.
+Units that are alike count as one kind of which some number is there: those that come last in the
+model, whose gradients wait longest. What hardly counts stays: its bytes are taken to be saved for
+nothing. Others that are as many are not looked at: a bound that was theirs, too, stays. Where kinds
+are too many for all numbers to be looked at, the most alike are taken together, each for the best
+of them: what is said is a bound then, too. f is the greatest of some lines and of the bounds of a
+solver at single budgets, each of which holds at every lower budget.
 """
 
 from __future__ import annotations
@@ -65,10 +66,13 @@ class HostChoice:
         self.saved, temporaries, there, self.extra = each.T @ self.counts
         self.spared = sum(group.saved_bytes for group in self.tiny)
         moved = self.counts.sum(axis=0)
-        some = (moved > 0) & (moved < len(states.groups))
+        some = (moved > 0) & ((moved < len(states.groups)) | bool(states.tables))
         spared = self.spared + sum(group.workspace_bytes for group in self.tiny)
         fits = states.optimizer_bytes - self.saved - temporaries - spared <= budget_bytes
         self.open = some & fits & (there <= host_bytes)
+        whole = (self.counts == 0) | (self.counts == np.array(sizes)[:, None] - 1)
+        self.shared = fits & (there <= host_bytes) & (~whole.all(axis=0) | bool(self.tiny))
+        self.passed = self.shared & (moved == 0)
         rooms = self.saved[self.open] + self.spared + budget_bytes
         self.rooms = rooms
         self.curve = _Curve(states.step.graph)
@@ -91,6 +95,7 @@ class HostChoice:
         cheaper = sum(min(0.0, group.seconds) for group in self.tiny)
         bounds = self.curve.at(room + self.spared) + self.extra + cheaper
         self.bounds = np.where(self.open, bounds, math.inf)
+        self.others = np.where(self.passed, bounds, math.inf)
         promise = np.full(room.shape, math.inf)
         for peak_bytes, seconds in self.plans:
             enough = peak_bytes + self.lost_bytes <= room
@@ -103,6 +108,11 @@ class HostChoice:
         return float(self.bounds.min(initial=math.inf))
 
     @property
+    def others_seconds(self) -> float:
+        """What no choice takes less than of which another was taken instead."""
+        return float(self.others.min(initial=math.inf))
+
+    @property
     def promise_seconds(self) -> float:
         """About what the best of the choices that were not taken takes, by a known schedule."""
         return float(self.promise.min(initial=math.inf))
@@ -113,7 +123,15 @@ class HostChoice:
 
         It is that of ``states.step`` with all that the choice of the least bound saves.
         """
-        room = self.budget_bytes + self.spared + int(self.saved[self.bounds.argmin()])
+        return self._room(self.bounds)
+
+    @property
+    def others_room_bytes(self) -> int | None:
+        """The same for the choices of which others were taken instead."""
+        return self._room(self.others)
+
+    def _room(self, bounds: Floats) -> int | None:
+        room = self.budget_bytes + self.spared + int(self.saved[bounds.argmin()])
         return None if room in self.bounded else room
 
     def learn(self, room_bytes: int, seconds: float) -> None:
@@ -149,11 +167,12 @@ class HostChoice:
         self.look()
 
     def _take(self, index: int) -> tuple[str, ...]:
-        self.open[index] = False
-        self.bounds[index] = self.promise[index] = math.inf
+        self.open[index], self.passed[index] = False, self.shared[index]
+        self.look()
         counts = self.counts[:, index]
         stay = [u.path for k, n in zip(self.kinds, counts, strict=True) for u in k[n:]]
-        return tuple(sorted([*stay, *(group.path for group in self.tiny)]))
+        tiny = (group.path for group in self.tiny)
+        return tuple(sorted([*stay, *tiny, *self.states.tables]))
 
 
 @dataclass
@@ -192,14 +211,15 @@ def _curve(states: MovableStates, rooms: Floats) -> _Curve:
 def _kinds(groups: Sequence[Movable]) -> list[list[Movable]]:
     """Group units that are alike; while there are too many kinds, join the two most alike.
 
-    In each, those that cost least for their bytes come first.
+    In each, those that cost least for their bytes come first, and of those that are alike the last.
     """
 
     def price(unit: Movable) -> tuple[float, int, int, int]:
         each = unit.seconds / max(1, unit.saved_bytes)
         return each, unit.saved_bytes, unit.workspace_bytes, unit.host_bytes
 
-    kinds = [list(alike) for _, alike in groupby(sorted(groups, key=price), key=price)]
+    last_first = groups[::-1]
+    kinds = [list(alike) for _, alike in groupby(sorted(last_first, key=price), key=price)]
     while math.prod(len(kind) + 1 for kind in kinds) > MOST_CHOICES:
         apart = [_apart(a[-1], b[0]) for a, b in pairwise(kinds)]
         i = apart.index(min(apart))

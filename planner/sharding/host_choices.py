@@ -36,6 +36,26 @@ class HostChoices:
         known = [choice.bound_seconds for choice in self.opened.values()]
         return min([*self.floors.values(), *known], default=math.inf)
 
+    def others_seconds(
+        self, enough: float, bound: Callable[[Graph, int], float], deadline: float
+    ) -> float:
+        """Return what no choice takes less than of which another was taken instead.
+
+        Args:
+            enough: seconds below which a bound is worth a look.
+            bound: what a graph takes at least within a budget.
+            deadline: when to stop looking, by ``time.monotonic``.
+        """
+        for choice in self.opened.values():
+            while choice.others_seconds < enough and time.monotonic() < deadline:
+                if not choice.is_deep:
+                    choice.deepen()
+                elif (room := choice.others_room_bytes) is not None:
+                    choice.learn(room, bound(choice.states.step.graph, room))
+                else:
+                    break
+        return min((choice.others_seconds for choice in self.opened.values()), default=math.inf)
+
     def promising(self, enough: float, deadline: float) -> Configuration | None:
         """Take the choice that seems the fastest, if any seems fast enough.
 

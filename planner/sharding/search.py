@@ -222,8 +222,9 @@ class _Search:
         if not self._knows_one():
             for c in [c for c in choices.most() if self._has_no_room(c)]:
                 self._look_at(c, 0.0, deadline)
+        others = choices.others_seconds(self._enough(), bound, deadline)
         self.seconds = max(0.0, self.seconds - (time.monotonic() - start))
-        return choices.bound_seconds
+        return min(choices.bound_seconds, others)
 
     def _look_at(self, c: Configuration, bound_seconds: float, deadline: float) -> None:
         """Open and solve a choice of units.

@@ -301,6 +301,8 @@ def _product_leaving(node: fx.Node, dims: TokenDims, _source: fx.Node) -> Leaves
         dims.carry(left, (1,))
     elif dims.of.get(left) != (1,) or dims.of.get(right) != (0,):
         raise Declined(f"{node.name} is a product of {dims.name} that mixes tokens")
+    if node.target is not aten.mm.default:
+        raise Declined(f"{node.name} adds something to a product that sums over tokens")
     return Leaves.PRODUCT
 
 

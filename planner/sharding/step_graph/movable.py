@@ -38,12 +38,13 @@ class MovableStates:
 
     ``step`` takes no longer and holds no more than that: its optimizer takes only the time in which
     its bytes pass, and has no temporaries. ``optimizer_bytes`` are held in the step of the
-    optimizer as it is.
+    optimizer as it is. ``tables`` are the units whose rows are looked up where they are: they stay.
     """
 
     step: ShardedStep
     groups: tuple[Movable, ...]
     optimizer_bytes: int
+    tables: tuple[str, ...] = ()
 
 
 def movable_states(
@@ -82,11 +83,12 @@ def movable_states(
             seconds += moved[i] / HOST_BYTES_PER_SECOND - moved[i] / rate
         held = group.shard + group.gradient_shard + state
         groups.append(Movable(draft.module(i), held, workspace, held, seconds))
+    tables = tuple(map(draft.module, draft.row_wise))
     graph, last = step.graph, step.graph.ops[-1]
     if last.phase is not Phase.OPTIMIZER:
-        return MovableStates(step, tuple(groups), 0)
+        return MovableStates(step, tuple(groups), 0, tables)
     read = sum(graph.values[v].size_bytes for v in {*last.inputs} - graph.resident)
     needed = graph.resident_bytes + read + last.workspace_bytes
     passes = replace(last, seconds=sum(moved.values()) / rate, workspace_bytes=0)
     graph = replace(graph, ops=(*graph.ops[:-1], passes))
-    return MovableStates(replace(step, graph=graph), tuple(groups), needed)
+    return MovableStates(replace(step, graph=graph), tuple(groups), needed, tables)

@@ -97,6 +97,15 @@ class Net(nn.Module):
         return x.square().mean()
 
 
+class Added(Gelu):
+    """A sum over tokens to which something is added, scaled, in the same call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(0, 1)
+        wide = self.act(self.up(x))
+        return torch.addmm(self.up.weight, wide.t(), x, beta=0.5) + self.down(wide).sum()
+
+
 MLPS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "gelu": (lambda: Net(Gelu), 2e-6),
     "tanh": (lambda: Net(lambda: Gelu(lambda x: F.gelu(x, approximate="tanh"), bias=False)), 2e-6),
@@ -175,6 +184,7 @@ DECLINED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "dropout inside": (lambda: Net(lambda: Gelu(dropped)), "draws random numbers for addmm"),
     "across tokens": (lambda: Net(lambda: Gelu(across)), "for some tokens together"),
     "of other tokens": (lambda: Net(lambda: Gelu(attending)), "is a product of addmm that mixes"),
+    "added to": (Added, "adds something to a product that sums over tokens"),
     "halves": (lambda: Net(Halves), "reads addmm, and cannot be computed in chunks"),
     "no widening": (lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.Flatten(0)), "makes something w"),
 }

@@ -159,3 +159,57 @@ def test_nothing_may_wait_one_by_one_where_it_is_not_known_what_that_takes() -> 
     ddp = what_may_wait(captures(), Configuration(Strategy.DDP, 1, 2), cluster("RTX-4090", 2))
     assert on_cpu is None
     assert ddp is None
+
+
+class Alike(Blocks):
+    """Two of its four blocks are alike, and its tables are looked up by their rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = nn.ModuleList([Block(4) for _ in range(4)])
+        self.tables = nn.ModuleList([nn.Embedding(400_000, WIDTH) for _ in "ab"])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(self.tables[0](ids) + self.tables[1](ids))
+
+
+@functools.cache
+def alike() -> ModelCapture:
+    with torch.device("meta"):
+        ids = torch.empty(2, 3072, dtype=torch.long)
+        return capture_units(Alike(), ids, device="RTX-4090")
+
+
+def test_a_bound_holds_for_choices_of_which_another_was_taken() -> None:
+    """Of alike units one choice is taken; tables stay in each, where they are looked up."""
+    on = cluster("RTX-4090", 2)
+    made = functools.cache(lambda c: assemble(alike(), c, on))
+    found, paths = what_may_wait(alike(), HERE, on), [f"h.{i}" for i in range(4)]
+    assert found is not None
+    choices = [
+        replace(THERE, staying=(*root, *some, "tables.0", "tables.1"))
+        for root in ((), ("",))
+        for count in range(5)
+        for some in combinations(paths, count)
+        if count < 4 or not root
+    ]
+    low, *_, high = (minimum_budget(made(c).graph).least_bytes for c in (choices[0], HERE))
+    budget = low + (high - low) * 3 // 4
+    least = {c: lower_bound(made(c).graph, budget) for c in choices}
+    choice = HostChoice(found, budget, math.inf)
+    choice.deepen()
+    taken = list[Configuration]()
+    while choice.bound_seconds < math.inf:
+        if (room := choice.room_bytes) is not None:
+            choice.learn(room, lower_bound(found.step.graph, room))
+            continue
+        bound = min(choice.bound_seconds, choice.others_seconds)
+        assert bound <= min(v for c, v in least.items() if c not in taken) * (1 + ROUNDING)
+        taken.append(replace(THERE, staying=choice.take()))
+    assert len(taken) < len(choices)
+    others = min(v for c, v in least.items() if c not in taken)
+    assert choice.others_seconds <= others * (1 + ROUNDING)
+    assert all(made(c).row_wise == made(HERE).row_wise for c in taken)
+    assert made(HERE).row_wise
+    assert any(not c.on_host("h.1") and c.on_host("h.2") for c in taken), "the last leave first"
+    assert not any(c.on_host("h.1") and not c.on_host("h.2") for c in taken)
