@@ -20,6 +20,7 @@ from planner.graphs.capture.node_kinds import added_to
 from planner.graphs.capture.rewrites import Declined, rewritten
 from planner.graphs.capture.step_outputs import Outputs
 from planner.graphs.torch_api.inductor.kept_operators import let_go
+from planner.graphs.torch_api.inductor.near_fusions import keep_apart
 from planner.graphs.torch_api.inductor.partitioner import JointStep, copy_of, tag
 from planner.graphs.torch_api.inductor.sums_in_place import ADDED
 from planner.graphs.torch_api.pytree import tree_flatten
@@ -72,6 +73,7 @@ def in_chunks(step: JointStep, rewrite: str) -> JointStep:
     for node in fresh:
         _in_place(node)
         _in_its_place(graph, node)
+        keep_apart(node)
     let_go(module, [n for n in graph.nodes if n.name not in before and added_to(n) is None])
     _tag(graph)
     graph.lint()

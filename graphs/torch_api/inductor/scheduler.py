@@ -36,6 +36,7 @@ from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.inductor.inductor_kernels import Kernels, read
 from planner.graphs.torch_api.inductor.kept_operators import let_go
 from planner.graphs.torch_api.inductor.kernels_together import compile_together
+from planner.graphs.torch_api.inductor.near_fusions import near_fusions
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
 from planner.graphs.torch_api.inductor.sums_in_place import lower_sums
 from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
@@ -206,7 +207,7 @@ def _watched(
             return written
 
     inputs = tuple(n.name for n in module.graph.find_nodes(op="placeholder"))
-    with patching() as patches:
+    with patching() as patches, near_fusions(module):
         patches.attribute(compile_fx, "GraphLowering", Watched)
         lower_sums(patches)
         yield patches

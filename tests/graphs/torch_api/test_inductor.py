@@ -7,6 +7,7 @@ import logging
 import pickle
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -18,6 +19,7 @@ from torch._inductor.virtualized import V
 
 from benchmarks.stubs import stubs
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.annotations import noted
 from planner.graphs.torch_api.inductor import code_lines, scheduler
 from planner.graphs.torch_api.inductor.compiler import (
     compiled_by,
@@ -25,7 +27,8 @@ from planner.graphs.torch_api.inductor.compiler import (
     joint_step_with_inputs,
     plain_errors,
 )
-from planner.graphs.torch_api.inductor.inductor_kernels import mark
+from planner.graphs.torch_api.inductor.inductor_kernels import MARK, mark
+from planner.graphs.torch_api.inductor.near_fusions import keep_apart, near_fusions
 from planner.graphs.torch_api.inductor.partitioner import (
     Halves,
     JointStep,
@@ -276,3 +279,25 @@ def test_a_part_of_a_concatenation_is_not_taken_for_what_it_is_concatenated_with
     made = [b.node for k in forward.kernels for b in k.makes]
     assert [made.count(n) for n in ("add_1", "_unsafe_index", "cat")] == [1, 1, 1]
     assert made[made.index("add_1") + 1] is None  # its copy in the concatenation
+
+
+def test_what_lies_far_apart_is_not_fused_in_a_marked_graph(step: JointStep) -> None:
+    module = copy_of(step.module)
+    usual, node = V.choices, next(n for n in module.graph.nodes if n.op == "call_function")
+    here, there = (SimpleNamespace(min_order=n, max_order=n) for n in (0, 9))
+    with near_fusions(module):
+        assert type(V.choices) is type(usual)
+    keep_apart(node)
+    assert noted(node, MARK) is None
+    with near_fusions(module):
+        assert isinstance(V.choices, type(usual))
+        assert not V.choices.can_fuse_horizontal(None, here, there, 10**9)  # type: ignore[arg-type]
+    assert type(V.choices) is type(usual)
+
+
+def test_a_step_is_cut_as_if_nodes_were_checkpointed(step: JointStep) -> None:
+    inside = {n.name: 0 for n in step.module.graph.nodes if n.meta.get("nn_module_stack")}
+    usual, made = (cut_by_torch(step, checkpointed=found) for found in (None, inside))
+    assert inside
+    again = {n.target for n in made[1].graph.nodes} - {n.target for n in usual[1].graph.nodes}
+    assert torch.ops.aten.addmm.default in again

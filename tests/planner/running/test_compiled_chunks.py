@@ -69,7 +69,13 @@ def tightest(rewrite: str, **said: Any) -> planner.Plan:
 @pytest.mark.usefixtures("stubbed")
 @pytest.mark.parametrize(
     ("form", "said"),
-    [("A", {"bias": True}), ("A", {"tied": True}), ("B", {"tied": True}), ("B", {"drop": 0.2})],
+    [
+        ("A", {"bias": True}),
+        ("A", {"tied": True}),
+        ("A", {"drop": 0.2}),
+        ("B", {"tied": True}),
+        ("B", {"drop": 0.2}),
+    ],
 )
 def test_budgets_are_kept_in_both_forms(form: str, said: dict[str, Any]) -> None:
     rewrite = f"loss_chunks 4 {form}"
