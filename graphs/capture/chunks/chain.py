@@ -17,7 +17,7 @@ from torch import fx
 from planner.graphs.capture.chunks.region import Leaves, Region, elements, leaving, products
 from planner.graphs.capture.chunks.token_dims import PRODUCTS, SPREADS, TokenDims, shape
 from planner.graphs.capture.chunks.writer import Form, Writer
-from planner.graphs.capture.joint_graph import Joint
+from planner.graphs.capture.joint_graph import Joint, copied
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.rewrites import Declined
 
@@ -39,11 +39,13 @@ def with_chains(joint: Joint, chunks: int) -> Joint:
         Declined: it has no chain; the message says why, of the largest product.
     """
     reasons, found = list[str](), 0
-    for product in products(joint):
-        if product not in set(joint.graph.nodes):
+    for name in [product.name for product in products(joint)]:
+        trial = copied(joint)  # what is declined while it is written leaves nothing behind
+        product = next((n for n in trial.graph.nodes if n.name == name), None)
+        if product is None:
             continue  # it was in the chain of another
         try:
-            joint = Writer(joint, find_chain(joint, product), chunks).write(Form.A)
+            joint = Writer(trial, find_chain(trial, product), chunks).write(Form.A)
         except Declined as reason:
             reasons.append(str(reason))
         else:

@@ -223,3 +223,22 @@ def test_the_rewrite_takes_a_number_and_maybe_a_loss() -> None:
             rewrite_of(name)
     joint = captured(Net(Gelu))
     assert rewritten(joint, "mlp_chunks 4")[1] == "mlp_chunks 4"
+
+
+def test_a_chain_declined_while_it_is_written_leaves_nothing_behind() -> None:
+    class Two(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = (x + self.layers[0](x)).flatten(0, 1)
+            wide = F.gelu(torch.addmm(x.new_ones(len(x), WIDE // 2), x, self.layers[1].up))
+            return self.layers[1].down(wide).square().mean()  # type: ignore[no-any-return,operator]
+
+    torch.manual_seed(0)
+    model = Two(Gelu)
+    model.layers[1] = Halves()
+    del model.layers[1].up
+    model.layers[1].up = nn.Parameter(torch.randn(WIDTH, WIDE // 2))
+    joint = captured(model)
+    chunked = with_chains(copied(joint), 5)
+    _, gradients = interpreted(joint, model, (given(model),), 1.0)
+    _, others = interpreted(chunked, model, (given(model),), 1.0)
+    assert max(map(distance, others, gradients)) <= 2e-6
