@@ -43,7 +43,7 @@ def check_chunks(
 
 
 def names(chunks: int | str, logits: str, mlp_chunks: int = 1) -> list[str]:
-    """Return the rewrites among which a plan may choose, by name.
+    """Return the rewrites that compute in chunks what is asked for, by name; all losses if any.
 
     Args:
         chunks, logits, mlp_chunks: as ``Request`` has them.
@@ -59,8 +59,7 @@ def names(chunks: int | str, logits: str, mlp_chunks: int = 1) -> list[str]:
     if mlp_chunks == 1:
         return losses
     alone = f"mlp_chunks {mlp_chunks}"
-    both = [f"{alone} {loss}" for loss in losses]
-    return both if isinstance(chunks, int) and both else [alone, *both]
+    return [f"{alone} {loss}" for loss in losses] or [alone]
 
 
 def refused(chunks: int | str, reason: str, mlp_chunks: int = 1) -> BadRequest:

@@ -7,6 +7,7 @@ schedules.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.allocator_budget import least_budget, runs
@@ -14,7 +15,7 @@ from planner.byte_sizes import format_both
 from planner.errors import BadRequest
 from planner.graphs import Graph, plain_schedule, simulate
 from planner.graphs.expert_capacity import CAPACITY_FACTOR
-from planner.loss_chunks import AUTO, names, refused
+from planner.loss_chunks import AUTO, KEEP, names, refused
 from planner.plan.advice import cut_short
 from planner.plan.chunk_notes import WORTH_SAYING, hinted, worth_trying
 from planner.request import Request
@@ -130,16 +131,17 @@ def captured_variants(request: Request) -> list[Captured]:
     whole = captured_step(request)
     if not request.in_chunks:
         return [whole]
-    variants = _in_chunks(whole, request)
+    variants, as_it_is = _in_chunks(whole, request), whole
     if request.loss_chunks == AUTO:
-        variants = [whole, *variants]
+        as_it_is = _with_its_loss(whole, request)
+        variants = [as_it_is, *variants]
     peaks = [(v.graph.seconds, _plain_peak(v)) for v in variants]
 
     def is_beaten(variant: Captured) -> bool:
         floor, seconds = floor_of(request)(variant.graph), variant.graph.seconds
         return any(other < seconds and peak <= floor for other, peak in peaks)
 
-    return [v for v in variants if v is whole or not is_beaten(v)]
+    return [v for v in variants if v is as_it_is or not is_beaten(v)]
 
 
 def floor_of(request: Request) -> Callable[[Graph], int]:
@@ -218,9 +220,21 @@ def variants_among(whole: Captured, request: Request, budget_bytes: int) -> list
     """
     if request.loss_chunks != AUTO:
         return _in_chunks(whole, request)
-    if runs(whole.graph, plain_schedule(whole.graph), budget_bytes, request):
-        return [whole]
-    return [whole, *_in_chunks(whole, request)]
+    as_it_is = _with_its_loss(whole, request)
+    if runs(as_it_is.graph, plain_schedule(as_it_is.graph), budget_bytes, request):
+        return [as_it_is]
+    return [as_it_is, *_in_chunks(whole, request)]
+
+
+def _with_its_loss(whole: Captured, request: Request) -> Captured:
+    """Return a step whose loss is as it was captured, its MLPs in the chunks that were asked for.
+
+    Raises:
+        BadRequest: they cannot be had.
+    """
+    if request.mlp_chunks == 1:
+        return whole
+    return _in_chunks(whole, replace(request, loss_chunks=1, logits=KEEP))[0]
 
 
 def _in_chunks(whole: Captured, request: Request) -> list[Captured]:
@@ -239,6 +253,6 @@ def _in_chunks(whole: Captured, request: Request) -> list[Captured]:
             variants.append(whole.variant(name))
         except Declined as reason:
             reasons.append(str(reason))
-    if not variants and (request.loss_chunks != AUTO or request.mlp_chunks != 1):
+    if not variants and request.loss_chunks != AUTO:
         raise refused(request.loss_chunks, reasons[0], request.mlp_chunks)
     return variants

@@ -102,6 +102,15 @@ def test_with_the_loss_in_chunks_too() -> None:
     assert distance(found, wanted) < 1e-5
 
 
+@pytest.mark.parametrize("budget", ["1GB", "5MB"])
+def test_the_number_is_kept_where_a_plan_chooses_that_of_the_loss(budget: str) -> None:
+    found = planner.fit(
+        language_model(), budget, mlp_chunks=8, loss_chunks="auto", logits="when_read", **SAID
+    )
+    assert isinstance(found, planner.Plan)
+    assert found.rewrite.startswith("mlp_chunks 8")
+
+
 def test_a_plan_says_what_chunks_save_and_is_saved(plan: planner.Plan, tmp_path: Path) -> None:
     assert "MLPs, and what else widens tokens and narrows them, are computed in 8 chunks" in str(
         plan
