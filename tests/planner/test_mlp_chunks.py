@@ -102,7 +102,7 @@ def test_with_the_loss_in_chunks_too() -> None:
     assert distance(found, wanted) < 1e-5
 
 
-@pytest.mark.parametrize("budget", ["1GB", "5MB"])
+@pytest.mark.parametrize("budget", ["1GB", pytest.param("5MB", marks=pytest.mark.slow)])
 def test_the_number_is_kept_where_a_plan_chooses_that_of_the_loss(budget: str) -> None:
     found = planner.fit(
         language_model(), budget, mlp_chunks=8, loss_chunks="auto", logits="when_read", **SAID
