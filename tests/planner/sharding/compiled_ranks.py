@@ -53,9 +53,9 @@ def counted() -> Iterator[list[int]]:
     counts: list[int] = []
     own: Callable[..., Any] = compiler._compiled
 
-    def counting(*args: Any) -> Any:
+    def counting(*args: Any, **options: Any) -> Any:
         counts.append(1)
-        return own(*args)
+        return own(*args, **options)
 
     with mock.patch.object(compiler, "_compiled", counting):
         yield counts
