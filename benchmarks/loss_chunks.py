@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,15 @@ def least(name: str, model: nn.Module, said: dict[str, Any]) -> list[Least]:
     return rows
 
 
-def planned(name: str, model: nn.Module, said: dict[str, Any], budgets: list[int]) -> list[Row]:
+def planned(
+    name: str,
+    model: nn.Module,
+    said: dict[str, Any],
+    budgets: list[int],
+    *,
+    option: str = "loss_chunks",
+    counts: Sequence[int | str] = COUNTS,
+) -> list[Row]:
     """Plan a model in each number of chunks within each budget, and run the plans.
 
     Args:
@@ -133,15 +141,17 @@ def planned(name: str, model: nn.Module, said: dict[str, Any], budgets: list[int
         model: that is planned and run.
         said: of the step.
         budgets: in bytes.
+        option: what is in chunks.
+        counts: in how many.
     """
     inputs = said["inputs"]
     plain = measured(model, inputs)
     plain_seconds = planner.fit(model, "1TB", **said).plain_seconds
     rows: list[Row] = []
     for budget in budgets:
-        for chunks in COUNTS:
+        for chunks in counts:
             try:
-                plan = planner.fit(model, budget, loss_chunks=chunks, **said)
+                plan = planner.fit(model, budget, **{**said, option: chunks})
             except planner.InfeasibleBudget:
                 continue
             held = sum(plan.graph.values[v].size_bytes for v in plan.graph.resident)

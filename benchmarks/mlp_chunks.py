@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 
 import planner
-from benchmarks.loss_chunks import Least, LossAlone, Row, distance, measured
+from benchmarks.loss_chunks import Least, LossAlone, Row, planned
 from benchmarks.record import record, show
 from planner.request import request_of
 from planner.solvers import Limits, minimum_budget
@@ -73,42 +73,6 @@ def least(name: str, model: nn.Module, said: dict[str, Any]) -> tuple[list[Least
     return rows, [int(low + share * (high - low)) for share in SHARES]
 
 
-def planned(name: str, model: nn.Module, said: dict[str, Any], budgets: list[int]) -> list[Row]:
-    """Plan a model in each number of chunks within each budget, and run the plans.
-
-    Args:
-        name: of the model.
-        model: that is planned and run.
-        said: of the step.
-        budgets: in bytes.
-    """
-    plain = measured(model, said["inputs"])
-    plain_seconds = planner.fit(model, "1TB", **said).plain_seconds
-    rows: list[Row] = []
-    for budget in budgets:
-        for chunks in COUNTS:
-            try:
-                plan = planner.fit(model, budget, mlp_chunks=chunks, **said)
-            except planner.InfeasibleBudget:
-                continue
-            held = sum(plan.graph.values[v].size_bytes for v in plan.graph.resident)
-            run = measured(plan.apply(model), said["inputs"])
-            rows.append(
-                Row(
-                    name,
-                    str(chunks),
-                    budget - held,
-                    plan.rewrite,
-                    plan.peak_bytes - held,
-                    run.peak_bytes,
-                    plan.seconds / plain_seconds - 1,
-                    run.seconds / plain.seconds - 1,
-                    distance(plain.gradients, run.gradients),
-                )
-            )
-    return rows
-
-
 def main() -> None:
     """Run every model, print two tables and write two files."""
     found: list[Least] = []
@@ -125,7 +89,7 @@ def main() -> None:
         }
         several, budgets = least(name, model, said)
         found += several
-        rows += planned(name, model, said, budgets)
+        rows += planned(name, model, said, budgets, option="mlp_chunks", counts=COUNTS)
     show("The least budget known to work", found)
     show("Plans, run", rows)
     print(record("mlp_chunks_least", found))

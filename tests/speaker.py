@@ -61,6 +61,15 @@ def batch(words: int = 61, rows: int = 3, length: int = 7) -> tuple[Tensor, Tens
     return ids, labels
 
 
+def gradients(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return the loss of a model, which it returns by name, and its gradients."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(5)
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
 def distance(one: list[Tensor], other: list[Tensor]) -> float:
     """Return the largest relative difference of tensors."""
     pairs = zip(one, other, strict=True)

@@ -7,7 +7,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from planner.graphs.torch_api.versions import newer
 
-__all__ = ["IN_LOSS", "IN_PLACE", "annotate", "noted", "preserve_node_meta"]
+__all__ = ["IN_LOSS", "IN_PLACE", "annotate", "note", "noted", "preserve_node_meta"]
 
 IN_LOSS = "in_loss"
 """Is put on what the loss of a person computes, beside the model."""
@@ -23,3 +23,18 @@ def noted(node: fx.Node, name: str) -> Any:
     True
     """
     return (node.meta.get("custom") or {}).get(name)
+
+
+def note(node: fx.Node, name: str, value: object) -> None:
+    """Put something on a node under a name, beside what is there.
+
+    Args:
+        node: of a graph.
+        name, value: the name, and what is put there.
+
+    >>> node = fx.Graph().placeholder("x")
+    >>> note(node, IN_LOSS, True)
+    >>> noted(node, IN_LOSS)
+    True
+    """
+    node.meta["custom"] = {**(node.meta.get("custom") or {}), name: value}

@@ -73,8 +73,7 @@ class HostChoice:
         whole = (self.counts == 0) | (self.counts == np.array(sizes)[:, None] - 1)
         self.shared = fits & (there <= host_bytes) & (~whole.all(axis=0) | bool(self.tiny))
         self.passed = self.shared & (moved == 0)
-        rooms = self.saved[self.open] + self.spared + budget_bytes
-        self.rooms = rooms
+        self.rooms = self.saved[self.open] + self.spared + budget_bytes
         self.curve = _Curve(states.step.graph)
         self.plans = list[tuple[int, float]]()
         self.bounded, self.lost_bytes = set[int](), 0

@@ -22,6 +22,7 @@ from planner.graphs.torch_api.late_tensors import LateTensor
 from planner.request import Request
 from planner.solvers import Solution, Status
 from planner.solvers.given_order import STOPPED
+from tests.speaker import distance, gradients
 
 WORDS, ROWS, LENGTH = 3001, 4, 32
 
@@ -46,17 +47,6 @@ def batch(rows: int = ROWS) -> dict[str, Tensor]:
 
 
 SAID: dict[str, Any] = {"inputs": batch(), "optimizer": None, "logits": "when_read"}
-
-
-def gradients(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    model.zero_grad(set_to_none=True)
-    loss = model(**inputs).loss
-    loss.backward()
-    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-
-def distance(one: list[Tensor], other: list[Tensor]) -> float:
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(one, other, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from planner.plan.chunk_notes import described
 from planner.request import request_of
 from planner.solvers.minimum_budget import proven_floor
 from planner.step_variants import captured_step
+from tests.speaker import distance, gradients
 
 WORDS, ROWS, LENGTH = 61, 2, 256
 
@@ -38,18 +39,6 @@ def batch(rows: int = ROWS) -> dict[str, Tensor]:
 
 
 SAID: dict[str, Any] = {"inputs": batch(), "optimizer": None}
-
-
-def gradients(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    model.zero_grad(set_to_none=True)
-    torch.manual_seed(5)
-    loss = model(**inputs).loss
-    loss.backward()
-    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-
-def distance(one: list[Tensor], other: list[Tensor]) -> float:
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(one, other, strict=True))
 
 
 @pytest.fixture(scope="module")

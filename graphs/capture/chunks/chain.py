@@ -14,15 +14,12 @@ from typing import Any, cast
 
 from torch import fx
 
-from planner.graphs.capture.chunks.region import Leaves, Region, elements, leaving, products
-from planner.graphs.capture.chunks.token_dims import PRODUCTS, SPREADS, TokenDims, shape
+from planner.graphs.capture.chunks.region import FEWEST, Leaves, Region, elements, leaving, products
+from planner.graphs.capture.chunks.token_dims import PRODUCTS, SPREADS, TokenDims, shape, value
 from planner.graphs.capture.chunks.writer import Form, Writer
 from planner.graphs.capture.joint_graph import Joint, copied
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.rewrites import Declined
-
-FEWEST = 2
-"""Tokens that can be told from a dimension of one."""
 
 
 def with_chains(joint: Joint, chunks: int) -> Joint:
@@ -117,7 +114,7 @@ class _Chain:
         """Take in a node that does not read the chain, and what it is made of that is as large."""
         if node.target in PRODUCTS:
             narrow: Any = node.args[-2]
-            if shape(node)[0] != self.dims.tokens or elements_of(narrow) >= self.size:
+            if shape(node)[0] != self.dims.tokens or value(narrow).numel() >= self.size:
                 raise Declined(f"{node.name} meets {self.product.name}, and is of other tokens")
             self.dims.carry(narrow, (0,))
             self.dims.enter(node)
@@ -158,11 +155,3 @@ class _Chain:
             position=position,
             returned=(),
         )
-
-
-def elements_of(node: fx.Node) -> int:
-    """Return how many elements a tensor has, whether it is made or given."""
-    count = 1
-    for size in shape(node):
-        count *= size
-    return count

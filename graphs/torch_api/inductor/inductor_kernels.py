@@ -23,7 +23,7 @@ from torch._inductor.ir import (
 )
 from torch._inductor.utils import get_dtype_size
 
-from planner.graphs.torch_api.annotations import noted
+from planner.graphs.torch_api.annotations import note, noted
 from planner.graphs.torch_api.inductor.code_lines import CodeLine, code_of
 from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
 from planner.graphs.torch_api.operators import OpOverload
@@ -78,7 +78,7 @@ class Kernels:
 
 def mark(node: fx.Node, name: str) -> None:
     """Let a node be known by a name in what the passes of the compiler make of it."""
-    node.meta["custom"] = {**(node.meta.get("custom") or {}), MARK: name}
+    note(node, MARK, name)
 
 
 def read(

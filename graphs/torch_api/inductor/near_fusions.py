@@ -15,7 +15,7 @@ from torch import fx
 from torch._inductor.choices import InductorChoices
 from torch._inductor.virtualized import V
 
-from planner.graphs.torch_api.annotations import noted
+from planner.graphs.torch_api.annotations import note, noted
 
 APART = "remat_planner_apart"
 NEAR = 4
@@ -24,7 +24,7 @@ NEAR = 4
 
 def keep_apart(node: fx.Node) -> None:
     """Let no kernel be made of what a graph with this node computes far apart."""
-    node.meta["custom"] = {**(node.meta.get("custom") or {}), APART: True}
+    note(node, APART, value=True)
 
 
 @contextmanager
