@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -64,9 +65,9 @@ def _better(
     held, positions = held_bytes(problem, order), Positions(problem, order)
     worst = int(held.argmax())
     short = int(held[worst]) - budget
-    ranked = []
+    ranked, barred = [], defaultdict[int, set[int]](set)
     for v, back in _held_across(problem, order, worst):
-        if (runs := _closure(problem, positions, v, back)) is not None:
+        if (runs := _closure(problem, positions, v, back, barred[back])) is not None:
             cost = sum(problem.seconds[o] for o in runs)
             ranked.append((cost / min(problem.sizes[v], short), back, v, runs))
     best: tuple[float, list[int], int] | None = None
@@ -93,15 +94,25 @@ def _held_across(problem: Problem, order: Sequence[int], at: int) -> Iterator[tu
         made.difference_update(problem.outputs[order[i]])
 
 
-def _closure(problem: Problem, positions: Positions, v: int, at: int) -> list[int] | None:
-    """Return the ops that remake a value at a position; ``None`` if one may not run again."""
-    found, stack = set[int](), [v]
+def _closure(
+    problem: Problem, positions: Positions, v: int, at: int, barred: set[int]
+) -> list[int] | None:
+    """Return the ops that remake a value at a position; ``None`` if one may not run again.
+
+    ``barred`` are ops known to need such a one there; it grows.
+    """
+    reader: dict[int, int] = {}
+    stack = [(v, problem.n)]
     while stack:
-        op = problem.maker[stack.pop()]
-        if op in found:
+        u, by = stack.pop()
+        op = problem.maker[u]
+        if op in reader:
             continue
-        if not problem.recomputable[op]:
+        reader[op] = by
+        if op in barred or not problem.recomputable[op]:
+            while op != problem.n:
+                barred.add(op)
+                op = reader[op]
             return None
-        found.add(op)
-        stack += [u for u in problem.inputs[op] if u == v or not positions.holds(u, at)]
-    return sorted(found)
+        stack += [(w, op) for w in problem.inputs[op] if not positions.holds(w, at)]
+    return sorted(reader)
