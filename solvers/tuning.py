@@ -224,6 +224,8 @@ STRETCH_RUNS = (64, 160)
 """How many runs of ops a stretch has, about: short ones first."""
 STRETCH_WORTH = 1e-3
 """What must run again in a stretch, as a fraction of the step, for it to be solved."""
+STRETCH_GAIN = 1e-3
+"""A sweep over them got on if it gained this part of the step."""
 STRETCH_GAP = 1e-3
 """The gap of a stretch, as a fraction of its own seconds, that is left."""
 STRETCH_WORK = 100_000
