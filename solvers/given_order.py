@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -38,7 +37,7 @@ from planner.solvers.search.master_neighbours import improve_near
 from planner.solvers.search.polish import polish
 from planner.solvers.search.relaxed_masters import run_relaxed
 from planner.solvers.search.stretches import improve_stretches
-from planner.solvers.search.time_cuts import CutRun, fine_target, prove, run_cuts
+from planner.solvers.search.time_cuts import CutRun, fine_target, run_cuts, tighten_cuts
 from planner.solvers.search.walk_down import walk_down
 from planner.solvers.tuning import (
     BRIEF_POLISH_WORK,
@@ -49,6 +48,7 @@ from planner.solvers.tuning import (
     LARGE_OPS,
     NEAR_AGAIN,
     NEAR_PLANS_SHARE,
+    TIGHT_SHARE,
     TINY_OPS,
     WORTH_BASELINES_GAP,
     WORTH_BLOCKS_GAP,
@@ -85,12 +85,12 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     search = Search(flatten(graph), budget_bytes, deadline=deadline_of(limits))
     if (floor := proven_floor(graph)) > budget_bytes:
         return _infeasible(f"outputs of ops that cannot run twice raise the floor to {floor} bytes")
-    least = _search(search, graph, limits, floor)
+    _look(search, graph, limits)
     if search.bound == math.inf:
         return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
-        found = f"nothing found that fits; the least peak found is {least} bytes"
+        found = f"nothing found that fits; the least peak found is {search.least} bytes"
         message = "; ".join(filter(None, (found, stopped)))
         return Answer(Status.UNKNOWN, None, search.base + search.bound, message)
     proved = search.gap <= max(limits.gap, 2e-6)  # a millionth is taken off what masters prove
@@ -99,31 +99,39 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     return Answer.of_order(graph, status, search.order, search.base + search.bound, message)
 
 
-def _search(search: Search, graph: Graph, limits: Limits, floor: int) -> int:
-    """Look for plans and bounds; return the least peak found if no plan fits, else 0.
+def _look(search: Search, graph: Graph, limits: Limits) -> None:
+    """Look for plans and bounds.
 
-    Where relaxations leave a gap that only larger steps close, the bound is proved beside them.
+    Where relaxations leave a gap that only larger steps close, the bound is proved beside those.
     """
-    cuts, least = _relax(search, limits), 0
+    cuts = _relax(search, limits)
     rounded = search.order is not None
     if not rounded and search.bound < math.inf and search.problem.n > LARGE_OPS:
-        least = _start(search, graph, floor)
-    far = search.bound < math.inf and search.gap > WORTH_WALKING_GAP
-    apart = far and LARGE_OPS < search.problem.n <= INTEGER_OPS
-    with beside(search, partial(prove, limits=limits, cuts=cuts)) if apart else nullcontext():
+        _start(search, graph)
+    wide = search.bound < math.inf and search.gap > WORTH_WALKING_GAP
+    if not (wide and LARGE_OPS < search.problem.n <= INTEGER_OPS):
         _leap(search, graph, limits, rounded=rounded)
-        run = _cut(search, limits, cuts, tight=not apart)
-        if search.bound < math.inf:
-            _compare(search, graph, limits)
-            if search.order is None and not least:
-                least = _start(search, graph, floor)
-        if run is not None:
-            improve_near(run, target=limits.gap, share=NEAR_PLANS_SHARE, seed=limits.seed)
-        _polish(search, limits)
-        for seed in range(limits.seed + 1, limits.seed + 1 + NEAR_AGAIN):
-            if run is not None and search.gap > WORTH_INTEGERS_GAP:
-                improve_near(run, target=limits.gap, share=1.0, seed=seed)
-    return 0 if search.order is not None else least
+        _improve(search, graph, limits, _cut(search, limits, cuts))
+        return
+    tight = limits.until(search.deadline, share=TIGHT_SHARE)
+    with beside(search, partial(tighten_cuts, limits=tight, cuts=cuts)) as tightened:
+        _leap(search, graph, limits, rounded=rounded)
+    with beside(search, lambda own: tightened.result().on(own).proved()):
+        _improve(search, graph, limits, _cut(search, limits, cuts, tight=False))
+
+
+def _improve(search: Search, graph: Graph, limits: Limits, run: CutRun | None) -> None:
+    """Improve the best plan, or find one that fits."""
+    if search.bound < math.inf:
+        _compare(search, graph, limits)
+        if search.order is None and not search.least:
+            _start(search, graph)
+    if run is not None:
+        improve_near(run, target=limits.gap, share=NEAR_PLANS_SHARE, seed=limits.seed)
+    _polish(search, limits)
+    for seed in range(limits.seed + 1, limits.seed + 1 + NEAR_AGAIN):
+        if run is not None and search.gap > WORTH_INTEGERS_GAP:
+            improve_near(run, target=limits.gap, share=1.0, seed=seed)
 
 
 def _infeasible(message: str) -> Answer:
@@ -141,21 +149,20 @@ def _relax(search: Search, limits: Limits) -> list[int]:
     )
 
 
-def _start(search: Search, graph: Graph, floor: int) -> int:
-    """Offer orders that hold little; return the least peak found, 0 if proved that none fits."""
+def _start(search: Search, graph: Graph) -> None:
+    """Offer orders that hold little, unless it is proved that none fits."""
+    floor = proven_floor(graph)
     if least_bytes(search.problem, floor, deadline=search.deadline) > search.budget:
         search.raise_bound(math.inf)
-        return 0
-    least = 0
+        return
     for find in (
         least_checkpointed,
         partial(least_order, floor=floor, enough=search.budget),
     ):
         if search.order is None:
             order = find(graph, deadline=search.deadline)
-            least = int(held_bytes(search.problem, order).max())
+            search.least = int(held_bytes(search.problem, order).max())
             search.offer(order)
-    return least
 
 
 def _leap(search: Search, graph: Graph, limits: Limits, *, rounded: bool) -> None:

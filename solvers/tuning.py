@@ -308,6 +308,8 @@ LEAST_CUTS_OPS = 100
 """Up to so many ops integer masters are asked where blocks do not help."""
 
 # given_order.py
+TIGHT_SHARE = 0.3
+"""The part of the seconds left that relaxations have beside plans of other kinds."""
 CUTS_SHARE = 0.25
 """The integer masters' part of the seconds where something fits already; others have the rest."""
 FITTING_SHARE = 0.62

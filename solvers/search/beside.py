@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 from planner.solvers.search.incumbent import Search
 
+T = TypeVar("T")
+
 
 @contextmanager
-def beside(search: Search, work: Callable[[Search], object]) -> Iterator[None]:
+def beside(search: Search, work: Callable[[Search], T]) -> Iterator[Future[T]]:
     """Do some work on a copy of a search while the body runs; then let the search learn from it.
 
-    What the work raises is raised in the end; if the body fails, the work is told to stop and not
-    waited for.
+    Yields what the work will return. What it raises is raised in the end; if the body fails, the
+    work is told to stop and not waited for.
 
     Args:
         search: what is known; the body goes on with it.
@@ -30,17 +33,17 @@ def beside(search: Search, work: Callable[[Search], object]) -> Iterator[None]:
     >>> from planner.solvers.model.problem import flatten
     >>> g = Graph((Op("a", "f", (), (0,), 1.0),), (Value("a", 1),))
     >>> search = Search(flatten(g), 1)
-    >>> with beside(search, lambda own: own.raise_bound(0.5)):
+    >>> with beside(search, lambda own: own.raise_bound(0.5)) as work:
     ...     search.bound
     0.0
-    >>> search.bound
-    0.5
+    >>> search.bound, work.result()
+    (0.5, None)
     """
     own = search.copy()
     threads = ThreadPoolExecutor(1, thread_name_prefix="beside")
     done = threads.submit(work, own)
     try:
-        yield
+        yield done
         done.result()
     except BaseException:
         own.deadline = -math.inf

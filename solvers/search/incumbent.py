@@ -20,7 +20,8 @@ class Search:
     """The state of one solve; times are in excess of running every op once.
 
     After the ``deadline`` (of ``time.monotonic``) orders are no longer made to fit. ``stopped``
-    says that something was left undone for want of time.
+    says that something was left undone for want of time. ``least`` is the least peak, in bytes, of
+    orders that should hold little, 0 if none was looked for.
     """
 
     def __init__(self, problem: Problem, budget: int, *, deadline: float = math.inf) -> None:
@@ -29,6 +30,7 @@ class Search:
         self.order: list[int] | None = None
         self.extra = math.inf
         self.bound = 0.0
+        self.least = 0
         self.stopped = False
 
     def copy(self) -> Search:

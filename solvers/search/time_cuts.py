@@ -79,22 +79,26 @@ def run_cuts(
     return run
 
 
-def prove(search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
-    """Raise the bound as far as relaxations and branching do, with all the time there is.
+def tighten_cuts(search: Search, limits: Limits, cuts: Sequence[int] = ()) -> CutRun:
+    """Raise the bound as far as relaxations do; return the run, for branching and integer masters.
 
     Args:
         search: what is known; it takes in what is found.
-        limits: of which the gap and the seed count.
+        limits: when to stop.
         cuts: the ops at whose first runs the windows begin.
     """
-    run = CutRun(search, limits.until(search.deadline), cuts)
+    run = CutRun(search, limits, cuts)
     run.relaxations()
     run.tightened()
-    run.branched(worth=math.inf, share=1.0, work=PROVING_WORK)
+    return run
 
 
 class CutRun:
-    """Cuts and bursts, and how hard to try."""
+    """Cuts and bursts, and how hard to try.
+
+    ``tightest`` are those that counted where a relaxation proved most, ``tighter`` those of the
+    relaxation that would come next.
+    """
 
     def __init__(self, search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
         problem = search.problem
@@ -104,6 +108,18 @@ class CutRun:
         self.cuts = list(cuts) or _turn(problem)
         self.again: set[Burst] = set()
         self.tightest: tuple[frozenset[int], frozenset[Burst]] | None = None
+        self.tighter: tuple[list[int], set[Burst]] | None = None
+
+    def on(self, search: Search) -> CutRun:
+        """Return a run that goes on from these cuts for another search of the same problem."""
+        run = CutRun(search, self.limits.until(search.deadline), self.cuts)
+        run.again, run.tightest, run.tighter = set(self.again), self.tightest, self.tighter
+        return run
+
+    def proved(self) -> None:
+        """Raise the bound by more relaxations and branching, with all the time of the search."""
+        self.tightened()
+        self.branched(worth=math.inf, share=1.0, work=PROVING_WORK)
 
     @property
     def done(self) -> bool:
@@ -130,7 +146,8 @@ class CutRun:
         Each goes on with the cuts and bursts that counted in the proof before and with new ones:
         the others cost time and prove nothing.
         """
-        cuts, again, idle = list(self.cuts), set(self.again), 0
+        cuts, again = self.tighter or (list(self.cuts), set(self.again))
+        idle = 0
         for _ in range(TIGHT_ROUNDS):
             if self.done or idle == TIGHT_PATIENCE:
                 return
@@ -146,7 +163,7 @@ class CutRun:
             if not fresh and not runs:
                 return
             self.cuts, self.again = sorted({*self.cuts, *fresh}), self.again | runs
-            cuts, again = sorted({*cuts, *fresh}), again | runs
+            self.tighter = cuts, again = sorted({*cuts, *fresh}), again | runs
 
     def branched(
         self,

@@ -11,7 +11,7 @@ from planner.solvers import Limits
 from planner.solvers.model.problem import flatten, held_bytes
 from planner.solvers.search.beside import beside
 from planner.solvers.search.incumbent import Search
-from planner.solvers.search.time_cuts import CutRun, prove
+from planner.solvers.search.time_cuts import CutRun, tighten_cuts
 from tests.strategies import transformer
 
 PROBLEM = flatten(transformer(2))
@@ -75,5 +75,5 @@ def test_proving_goes_on_where_relaxations_end(tenths: int) -> None:
     budget = PEAK * tenths // 10
     relaxed, proved = (Search(PROBLEM, budget) for _ in range(2))
     CutRun(relaxed, Limits(gap=0.0)).relaxations()
-    prove(proved, Limits(gap=0.0))
+    tighten_cuts(proved, Limits(gap=0.0)).proved()
     assert relaxed.bound < proved.bound <= proved.extra * (1 + 1e-9)
