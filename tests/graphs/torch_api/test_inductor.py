@@ -20,7 +20,7 @@ from torch._inductor.virtualized import V
 from benchmarks.stubs import stubs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import noted
-from planner.graphs.torch_api.inductor import code_lines, scheduler
+from planner.graphs.torch_api.inductor import code_lines
 from planner.graphs.torch_api.inductor.compiler import (
     compiled_by,
     joint_step,
@@ -39,6 +39,7 @@ from planner.graphs.torch_api.inductor.partitioner import (
     draws_outside,
 )
 from planner.graphs.torch_api.inductor.scheduler import kernels_of
+from planner.graphs.torch_api.inductor.without_code import without_code
 from planner.graphs.torch_api.patches import patching
 
 LOGGER = logging.getLogger(__name__)
@@ -141,9 +142,44 @@ class Attending(nn.Module):
         return mixed.sigmoid()
 
 
+class Gathering(nn.Module):
+    """What is read inside a mask or at an index, sums into rows, loops that share an outer one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.norm = nn.Embedding(5, 12), nn.LayerNorm(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = nn.functional.pad(self.norm(x), (1, 3)).relu()
+        mixed = torch.cat([padded.softmax(-1), padded.amax(-1, keepdim=True).exp()], -1)
+        rows = self.rows((x > 0).sum(1)[:, :4])
+        return mixed[..., 1:13] * rows
+
+
+class CutOtherwise(nn.Module):
+    """Loops with one around them, one of which Inductor cuts otherwise into vectors: it makes
+    several kernels of them, and takes back that what is between them is not in memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(12, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.before(x.flatten(0, 2)[:32])
+        return nn.functional.gumbel_softmax(rows.mT.contiguous(), 0.5)
+
+
 @pytest.mark.parametrize(
     ("model", "channels", "cut"),
-    [(Strided(), 3, cut_by_torch), (Strided(), 3, cut_by_tags), (Attending(), 16, cut_by_tags)],
+    [
+        (CutOtherwise(), 4, cut_by_torch),
+        (Strided(), 3, cut_by_torch),
+        (Strided(), 3, cut_by_tags),
+        (Attending(), 16, cut_by_tags),
+        (Gathering(), 4, cut_by_torch),
+        (Gathering(), 4, cut_by_tags),
+    ],
 )
 def test_what_is_compiled_is_what_was_asked_for(
     model: nn.Module, channels: int, cut: Callable[[JointStep], Halves]
@@ -247,7 +283,7 @@ def test_bodies_are_left_out_in_the_thread_that_asks_only(monkeypatch: pytest.Mo
             SchedulerNode.codegen(cast(SchedulerNode, "a node"), ())
 
     with patching() as patches:
-        scheduler._scalar_only(patches)
+        without_code(patches)
         write()
         assert written == []
         other = threading.Thread(target=write)
