@@ -36,6 +36,7 @@ from planner.graphs.torch_api.inductor.kept_operators import let_go
 from planner.graphs.torch_api.inductor.kernels_together import compile_together
 from planner.graphs.torch_api.inductor.near_fusions import near_fusions
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
+from planner.graphs.torch_api.inductor.quick_strides import quick_strides
 from planner.graphs.torch_api.inductor.sums_in_place import lower_sums
 from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
 from planner.graphs.torch_api.inductor.without_code import without_code
@@ -196,6 +197,7 @@ def _watched(
     with patching() as patches, near_fusions(module):
         patches.attribute(compile_fx, "GraphLowering", Watched)
         lower_sums(patches)
+        quick_strides(patches)
         yield patches
     if not seen:  # a graph that computes nothing is not lowered
         told(Kernels((), (), inputs, returned, returned, (None,) * len(returned)))

@@ -8,14 +8,18 @@ import pickle
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
+import sympy
 import torch
 from torch import Tensor, nn
+from torch._inductor import sizevars
+from torch._inductor.codegen import cpp
 from torch._inductor.codegen.cpp import CppVecKernel
 from torch._inductor.scheduler import SchedulerNode
 from torch._inductor.virtualized import V
+from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 from benchmarks.stubs import stubs
 from planner.graphs.capture_error import CaptureError
@@ -38,6 +42,7 @@ from planner.graphs.torch_api.inductor.partitioner import (
     cut_by_torch,
     draws_outside,
 )
+from planner.graphs.torch_api.inductor.quick_strides import factor_of, quick_strides
 from planner.graphs.torch_api.inductor.scheduler import kernels_of
 from planner.graphs.torch_api.inductor.without_code import without_code
 from planner.graphs.torch_api.patches import patching
@@ -337,3 +342,33 @@ def test_a_step_is_cut_as_if_nodes_were_checkpointed(step: JointStep) -> None:
     assert inside
     again = {n.target for n in made[1].graph.nodes} - {n.target for n in usual[1].graph.nodes}
     assert torch.ops.aten.addmm.default in again
+
+
+def test_strides_are_those_of_inductor_and_those_of_sums_are_not_simplified() -> None:
+    x, y, s = sympy.symbols("x0 x1 s0", integer=True, nonnegative=True)
+    sums = [x, y, sympy.Integer(3), 8 * x + y, 64 * (8 * x + y) + x, s * y + 2 * x, x - x // 1]
+    sums += [4 * x + ModularIndexing(y, 2, 8), -3 * x + FloorDiv(y, 16) * s, 2 * (x + 3) - 2 * x]
+    others = [s * x, FloorDiv(x, 4) + x, ModularIndexing(x, 1, 16), x * y, x**2, x * s + x]
+    usual: Any = vars(cpp)["stride_at_vec_range"]
+    for index in (*sums, *others):
+        assert factor_of(x, index) in ({usual(index, x)} if index in sums else {None})
+    asked: list[object] = []
+
+    def noted(*of: Any) -> Any:
+        asked.append(of)
+        return usual(*of)
+
+    def stride(*of: Any) -> Any:
+        return vars(cpp)["stride_at_vec_range"](*of)
+
+    with patching() as patches:
+        patches.attribute(sizevars, "stride_at_vec_range", noted)
+        quick_strides(patches)
+        for index in (*sums, *others):
+            for length in (None, 8, 16):
+                assert stride(index, x, length) == usual(index, x, length)
+        assert len(asked) == 3 * len(others)
+        other = threading.Thread(target=stride, args=(8 * x, x))
+        other.start()
+        other.join()
+        assert asked[-1] == (8 * x, x, None)
