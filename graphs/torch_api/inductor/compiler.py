@@ -26,6 +26,7 @@ from torch._guards import CompileContext
 from torch._inductor.compile_fx import compile_fx
 
 from planner.graphs.capture_error import CaptureError
+from planner.graphs.torch_api.garbage import only_new_collected
 from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
 from planner.graphs.torch_api.inductor.kept_operators import keeping
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
@@ -185,6 +186,7 @@ def compiled_by(
     return cast(_Function, compiled)
 
 
+@only_new_collected()
 def _compiled(
     module: fx.GraphModule,
     inputs: list[Any],
