@@ -1,7 +1,8 @@
 """Solving for what a compiler will allocate, which it says of every schedule without running it.
 
-Solve, rewrite the step, ask, take what is too much off the target, and solve again. The bound stays
-the one proved for the person's budget. Knows nothing of how the compiler is asked.
+Solve, rewrite the step, ask, take what is too much off the target, and make what was found fit
+that, or solve again. The bound stays the one proved for the person's budget. Knows nothing of how
+the compiler is asked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from planner.running.engines.engine import Settled
 from planner.running.engines.several_calls import leanest, solve_for_calls
 from planner.solvers import Limits, Solution, Status
 from planner.solvers.minimum_budget import proven_floor
+from planner.solvers.tightened import tightened
 
+AUTO = "auto"
+"""The method that may be any, of which schedules are made to fit; others are asked again."""
 EXCESS = "compiler's buffers beyond the plan's"
 ROUNDS = 6
 CLOSE = 0.985
@@ -31,6 +35,11 @@ CLOSE = 0.985
 ENOUGH = 0.01
 """Nor is one that costs so little of the plain step beyond the bound, or beyond what may be found
 next: to ask takes seconds.
+"""
+NEAR = 0.02
+"""A schedule that was made to fit a little less, and costs at most so much of the plain step beyond
+what is quickly proved, is taken as it is: solving anew takes as long as asking, and seldom finds
+another.
 """
 FIRST, CORRECTED, LEAST = 0.4, 0.6, 0.4
 """The shares of the seconds in which the first solution and its corrections are to be there, and
@@ -70,14 +79,26 @@ class _Search:
     request: Request
     begun: float = field(default_factory=time.perf_counter)
     known: list[Candidate] = field(default_factory=list)
+    solutions: list[Solution] = field(default_factory=list)
 
     def limits(self, share: float) -> Limits:
         """Return limits of a share of the seconds."""
         limits = self.request.limits
         return replace(limits, seconds=share * limits.seconds)
 
-    def solved(self, target_bytes: int, share: float = CORRECTED) -> Solution:
-        """Solve for less than the budget, in what is left of a share of the seconds."""
+    def solved(self, target_bytes: int, share: float = CORRECTED, *, hard: bool = True) -> Solution:
+        """Solve for less than the budget, in what is left of a share of the seconds.
+
+        Args:
+            target_bytes: what a schedule may hold.
+            share: of the seconds.
+            hard: whether to look on where nothing that is known can be made to fit.
+        """
+        quick = self._tightened(target_bytes)
+        if quick is not None and quick.status in (Status.OPTIMAL, Status.INFEASIBLE):
+            return quick
+        if quick is not None and quick.schedule is None and not hard:
+            return quick
         left = self.begun + self.limits(share).seconds - time.perf_counter()
         limits = self.request.limits.of_a_correction(left)
         return self.solve(target_bytes, limits)
@@ -85,7 +106,18 @@ class _Search:
     def solve(self, target_bytes: int, limits: Limits) -> Solution:
         """Solve for what all calls of the step hold together."""
         graph, method = self.captured.graph, self.request.method
-        return solve_for_calls(graph, target_bytes, self.calls, method=method, limits=limits)
+        found = solve_for_calls(graph, target_bytes, self.calls, method=method, limits=limits)
+        self.solutions.append(found)
+        return found
+
+    def _tightened(self, target_bytes: int) -> Solution | None:
+        """Make what was found for more fit, if it was found in the graph's order and for a call."""
+        found = [s.schedule for s in self.solutions if s.schedule is not None]
+        in_order = self.request.method == AUTO and not any(s.is_reordered for s in found)
+        if not (found and in_order and self.calls.count == 1):
+            return None
+        limits = replace(self.limits(CORRECTED), gap=NEAR)
+        return tightened(self.captured.graph, found, target_bytes, limits)
 
     @property
     def calls(self) -> Calls:
@@ -249,7 +281,7 @@ def _ahead(search: _Search, plain: Candidate, first: Solution) -> tuple[int, Sol
     over = with_margin(search.captured, likely) - budget
     if over <= 0:
         return budget, first
-    found = search.solved(own - over)
+    found = search.solved(own - over, hard=False)
     return (budget, first) if found.schedule is None else (own - over, found)
 
 
