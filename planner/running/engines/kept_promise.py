@@ -86,19 +86,18 @@ class _Search:
         limits = self.request.limits
         return replace(limits, seconds=share * limits.seconds)
 
-    def solved(self, target_bytes: int, share: float = CORRECTED, *, hard: bool = True) -> Solution:
-        """Solve for less than the budget, in what is left of a share of the seconds.
+    def corrected(self, target_bytes: int) -> Solution:
+        """Find a schedule for less than the budget: one that is known made to fit, or a new one.
 
-        Args:
-            target_bytes: what a schedule may hold.
-            share: of the seconds.
-            hard: whether to look on where nothing that is known can be made to fit.
+        Where none can be made to fit, that is near the least, which is not looked for here.
         """
         quick = self._tightened(target_bytes)
-        if quick is not None and quick.status in (Status.OPTIMAL, Status.INFEASIBLE):
+        if quick is not None and (quick.schedule is None or quick.status is Status.OPTIMAL):
             return quick
-        if quick is not None and quick.schedule is None and not hard:
-            return quick
+        return self.anew(target_bytes, CORRECTED)
+
+    def anew(self, target_bytes: int, share: float) -> Solution:
+        """Solve for less than the budget, in what is left of a share of the seconds."""
         left = self.begun + self.limits(share).seconds - time.perf_counter()
         limits = self.request.limits.of_a_correction(left)
         return self.solve(target_bytes, limits)
@@ -252,7 +251,7 @@ def _correct(search: _Search, first: Solution) -> None:
             return
         if _gain_between(search, target) < ENOUGH * graph.seconds:
             return
-        found = search.solved(target)
+        found = search.corrected(target)
 
 
 def _gain_between(search: _Search, target: int) -> float:
@@ -281,7 +280,7 @@ def _ahead(search: _Search, plain: Candidate, first: Solution) -> tuple[int, Sol
     over = with_margin(search.captured, likely) - budget
     if over <= 0:
         return budget, first
-    found = search.solved(own - over, hard=False)
+    found = search.corrected(own - over)
     return (budget, first) if found.schedule is None else (own - over, found)
 
 
@@ -299,12 +298,16 @@ def _tighten(search: _Search) -> None:
     search.request.tell("looking for the least budget that works")
     graph = search.captured.graph
     tight = leanest(graph, search.calls, search.limits(LEAST))
-    least = min(search.ask(schedule).own_bytes for schedule in tight)
-    # known, and less than what is fused otherwise may hold
+    leanest_known = min(map(search.ask, tight), key=lambda asked: asked.own_bytes)
+    least = leanest_known.own_bytes
+    # known, and less than what is fused otherwise may hold; found anew, as it is named in an error
     plain = search.ask(plain_schedule(graph)).own_bytes
     for share in (0.05, 0.15, 0.3):
         target = int(least + share * (plain - least))
-        found = search.solved(target, 1.0)
+        more = replace(leanest_known, held_bytes=leanest_known.held_bytes + target - least)
+        if search.best is not None and with_margin(search.captured, more) > search.budget_bytes:
+            return  # there is a plan, and no reason to think that this one holds no more
+        found = search.anew(target, 1.0)
         if found.schedule is not None:
             search.ask(found.schedule)
 

@@ -18,7 +18,7 @@ from planner.graphs.capture.training_step import Captured
 from planner.request import Request, request_of
 from planner.running.engines import kept_promise
 from planner.running.engines.kept_promise import EXCESS, as_said, settled
-from planner.solvers import Limits, Solution, Status, solve
+from planner.solvers import Limits, Solution, Status, minimum_budget, solve
 from planner.solvers.minimum_budget import proven_floor
 from tests.strategies import transformer
 
@@ -237,21 +237,19 @@ def test_a_correction_is_what_was_found_made_to_fit_and_not_solved_anew(
     assert found.bound_seconds <= simulate(graph, found.schedule).seconds
 
 
-def test_where_nothing_can_be_made_to_fit_the_compiler_is_asked_before_it_is_solved_anew(
-    graph: Graph, request_said: Request, solved: list[int], monkeypatch: pytest.MonkeyPatch
+def test_where_nothing_can_be_made_to_fit_the_tightest_is_asked_of(
+    graph: Graph, request_said: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And of no other that is known to hold more, once there is a plan."""
     nothing = Solution(Status.UNKNOWN, None, 0.0, "")
     monkeypatch.setattr(kept_promise, "tightened", lambda *said: nothing)
-    solved_before: list[int] = []
-
-    class Listening(Counting):
-        def asked(self, schedule: Schedule) -> Asked:
-            solved_before.append(len(solved))
-            return super().asked(schedule)
-
-    compiler = Listening(graph, 0.1, [])
+    compiler = Counting(graph, 0.1, [])
     captured = Captured(graph, {"compiled": {}}, compiled=cast(Any, compiler))
-    budget = graph.resident_bytes + int(0.8 * plain_moving(graph))
+    least = minimum_budget(graph, limits=Limits(seconds=2)).least_bytes
+    budget = least + int(0.13 * plain_moving(graph))
     found = settled(captured, budget, request_said).solution.schedule
     assert found is not None
-    assert solved_before == [1, 1, 2], "what repeats nothing, what was found, what was found anew"
+    assert compiler.asked(found).peak_bytes <= budget
+    first, tightest = (simulate(graph, s).peak_bytes for s in compiler.questions[:2])
+    assert tightest == least < first
+    assert len(compiler.questions) == 3
