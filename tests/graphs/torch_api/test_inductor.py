@@ -29,7 +29,6 @@ from planner.graphs.torch_api.inductor.compiler import (
     compiled_by,
     joint_step,
     joint_step_with_inputs,
-    plain_errors,
 )
 from planner.graphs.torch_api.inductor.inductor_kernels import MARK, mark
 from planner.graphs.torch_api.inductor.near_fusions import keep_apart, near_fusions
@@ -44,6 +43,7 @@ from planner.graphs.torch_api.inductor.partitioner import (
 )
 from planner.graphs.torch_api.inductor.quick_strides import factor_of, quick_strides
 from planner.graphs.torch_api.inductor.scheduler import kernels_of
+from planner.graphs.torch_api.inductor.whole_traces import plain_errors
 from planner.graphs.torch_api.inductor.without_code import without_code
 from planner.graphs.torch_api.patches import patching
 
