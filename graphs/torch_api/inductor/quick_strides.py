@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import sympy
-from torch._inductor import sizevars
 from torch._inductor.codegen import cpp
 
 from planner.graphs.torch_api.patches import Patches
+
+_ASKED = "stride_at_vec_range"
 
 
 def quick_strides(patches: Patches) -> None:
@@ -21,13 +22,13 @@ def quick_strides(patches: Patches) -> None:
     Args:
         patches: that undo it; other threads compile meanwhile as ever.
     """
-    usual = sizevars.stride_at_vec_range
+    usual: Any = vars(cpp)[_ASKED]
 
     def stride(index: Any, variable: Any, length: int | None = None) -> Any:
         factor = factor_of(variable, index) if patches.mine() else None
         return usual(index, variable, length) if factor is None else factor
 
-    patches.attribute(cpp, "stride_at_vec_range", stride)
+    patches.attribute(cpp, _ASKED, stride)
 
 
 def factor_of(variable: sympy.Symbol, index: sympy.Expr) -> sympy.Integer | None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import sympy
 from torch import fx
-from torch._inductor.codegen.cpp import CppKernel, CppVecKernel, KernelOpStats, TilingSelect
+from torch._inductor.codegen.cpp import CppKernel, CppKernelProxy, CppVecKernel
 from torch._inductor.codegen.cpp_utils import LocalBufferContext
+from torch._inductor.cpu_vec_isa import invalid_vec_isa
 from torch._inductor.loop_body import LoopBody
 from torch._inductor.scheduler import SchedulerNode
 from torch._inductor.virtualized import V
@@ -29,7 +30,8 @@ def without_code(patches: Patches) -> None:
     Args:
         patches: that undo it; other threads compile meanwhile as ever.
     """
-    write, tile = SchedulerNode.codegen, TilingSelect.select_tiling
+    write = SchedulerNode.codegen
+    write_all: Any = CppKernelProxy.codegen_functions
 
     def codegen(node: SchedulerNode, index_vars: Any) -> None:
         if not (patches.mine() and isinstance(V.kernel, CppKernel)):
@@ -37,14 +39,14 @@ def without_code(patches: Patches) -> None:
         elif not isinstance(V.kernel, CppVecKernel):  # the scalar loop comes first, and decides
             _read_and_write(node)
 
-    def select_tiling(self: TilingSelect, *loops: Any) -> Any:
-        # loops with one around them are made one kernel only if they are cut alike
+    def codegen_functions(self: CppKernelProxy, *loops: Any) -> None:
+        # loops with one around them are made one kernel only if they are cut into vectors alike
         if patches.mine() and not isinstance(V.local_buffer_context, LocalBufferContext):
-            return [], [], KernelOpStats()
-        return tile(self, *loops)
+            self.picked_vec_isa = invalid_vec_isa
+        write_all(self, *loops)
 
     patches.attribute(SchedulerNode, "codegen", codegen)
-    patches.attribute(TilingSelect, "select_tiling", select_tiling)
+    patches.attribute(CppKernelProxy, "codegen_functions", codegen_functions)
 
 
 def _read_and_write(node: SchedulerNode) -> None:

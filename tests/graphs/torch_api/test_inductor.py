@@ -14,7 +14,6 @@ import pytest
 import sympy
 import torch
 from torch import Tensor, nn
-from torch._inductor import sizevars
 from torch._inductor.codegen import cpp
 from torch._inductor.codegen.cpp import CppVecKernel
 from torch._inductor.scheduler import SchedulerNode
@@ -362,7 +361,7 @@ def test_strides_are_those_of_inductor_and_those_of_sums_are_not_simplified() ->
         return vars(cpp)["stride_at_vec_range"](*of)
 
     with patching() as patches:
-        patches.attribute(sizevars, "stride_at_vec_range", noted)
+        patches.attribute(cpp, "stride_at_vec_range", noted)
         quick_strides(patches)
         for index in (*sums, *others):
             for length in (None, 8, 16):
