@@ -1,7 +1,7 @@
 """The kernels and buffers that Inductor will make of a graph, asked of itself.
 
-Asking goes the way of compiling, up to where code is written and would be compiled; compiling tells
-what it makes at that same place.
+Asking goes the way of compiling, up to where code is written and would be compiled, but for what
+loops compute; compiling tells what it makes at that same place.
 """
 
 from __future__ import annotations
