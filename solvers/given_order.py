@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -29,6 +30,7 @@ from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import exact, search_states
 from planner.solvers.minimum_budget import least_order, proven_floor
 from planner.solvers.model.problem import flatten, held_bytes
+from planner.solvers.search.beside import beside
 from planner.solvers.search.block_plans import plan_blocks
 from planner.solvers.search.incumbent import Search
 from planner.solvers.search.initial import least_checkpointed
@@ -36,7 +38,7 @@ from planner.solvers.search.master_neighbours import improve_near
 from planner.solvers.search.polish import polish
 from planner.solvers.search.relaxed_masters import run_relaxed
 from planner.solvers.search.stretches import improve_stretches
-from planner.solvers.search.time_cuts import CutRun, fine_target, run_cuts
+from planner.solvers.search.time_cuts import CutRun, fine_target, prove, run_cuts
 from planner.solvers.search.walk_down import walk_down
 from planner.solvers.tuning import (
     BRIEF_POLISH_WORK,
@@ -45,6 +47,7 @@ from planner.solvers.tuning import (
     FITTING_SHARE,
     INTEGER_OPS,
     LARGE_OPS,
+    NEAR_AGAIN,
     NEAR_PLANS_SHARE,
     TINY_OPS,
     WORTH_BASELINES_GAP,
@@ -79,24 +82,12 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
         answer = exact(graph, budget_bytes, limits)
         if answer.status is not Status.UNKNOWN:
             return answer
-    search, least = Search(flatten(graph), budget_bytes, deadline=deadline_of(limits)), 0
+    search = Search(flatten(graph), budget_bytes, deadline=deadline_of(limits))
     if (floor := proven_floor(graph)) > budget_bytes:
         return _infeasible(f"outputs of ops that cannot run twice raise the floor to {floor} bytes")
-    cuts = _relax(search, limits)
-    rounded = search.order is not None
-    if not rounded and search.bound < math.inf and search.problem.n > LARGE_OPS:
-        least = _start(search, graph, floor)
-    _leap(search, graph, limits, rounded=rounded)
-    run = _cut(search, limits, cuts)
-    if search.bound < math.inf:
-        _compare(search, graph, limits)
-        if search.order is None and not least:
-            least = _start(search, graph, floor)
+    least = _search(search, graph, limits, floor)
     if search.bound == math.inf:
         return _infeasible("proved at the cuts, or by what the end needs, that nothing fits")
-    if run is not None:
-        improve_near(run, target=limits.gap, share=NEAR_PLANS_SHARE)
-    _polish(search, limits)
     stopped = STOPPED if search.stopped else ""
     if search.order is None:
         found = f"nothing found that fits; the least peak found is {least} bytes"
@@ -106,6 +97,33 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     status = Status.OPTIMAL if proved else Status.FEASIBLE
     message = "" if proved else stopped
     return Answer.of_order(graph, status, search.order, search.base + search.bound, message)
+
+
+def _search(search: Search, graph: Graph, limits: Limits, floor: int) -> int:
+    """Look for plans and bounds; return the least peak found if no plan fits, else 0.
+
+    Where relaxations leave a gap that only larger steps close, the bound is proved beside them.
+    """
+    cuts, least = _relax(search, limits), 0
+    rounded = search.order is not None
+    if not rounded and search.bound < math.inf and search.problem.n > LARGE_OPS:
+        least = _start(search, graph, floor)
+    far = search.bound < math.inf and search.gap > WORTH_WALKING_GAP
+    apart = far and LARGE_OPS < search.problem.n <= INTEGER_OPS
+    with beside(search, partial(prove, limits=limits, cuts=cuts)) if apart else nullcontext():
+        _leap(search, graph, limits, rounded=rounded)
+        run = _cut(search, limits, cuts, tight=not apart)
+        if search.bound < math.inf:
+            _compare(search, graph, limits)
+            if search.order is None and not least:
+                least = _start(search, graph, floor)
+        if run is not None:
+            improve_near(run, target=limits.gap, share=NEAR_PLANS_SHARE, seed=limits.seed)
+        _polish(search, limits)
+        for seed in range(limits.seed + 1, limits.seed + 1 + NEAR_AGAIN):
+            if run is not None and search.gap > WORTH_INTEGERS_GAP:
+                improve_near(run, target=limits.gap, share=1.0, seed=seed)
+    return 0 if search.order is not None else least
 
 
 def _infeasible(message: str) -> Answer:
@@ -176,12 +194,14 @@ def _walk(search: Search, limits: Limits) -> None:
         improve_stretches(search, limits, target=WORTH_WALKING_GAP)
 
 
-def _cut(search: Search, limits: Limits, cuts: Sequence[int]) -> CutRun | None:
+def _cut(
+    search: Search, limits: Limits, cuts: Sequence[int], *, tight: bool = True
+) -> CutRun | None:
     """Solve integer masters where they can do better."""
     n, left = search.problem.n, search.deadline - time.monotonic()
     if n <= LARGE_OPS or (n <= INTEGER_OPS and search.gap > limits.gap and not search.over()):
         share = FITTING_SHARE if search.order is None else CUTS_SHARE
-        return run_cuts(search, replace(limits, seconds=share * left), cuts)
+        return run_cuts(search, replace(limits, seconds=share * left), cuts, tight=tight)
     return None
 
 

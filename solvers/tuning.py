@@ -130,8 +130,12 @@ RELAXED_ROUNDS = 2
 """How many of the first rounds only relax their masters, to find cuts."""
 CLOSE_AIMS = (0.98, 0.96, 0.94, 0.92)
 """Parts of the budget that plans of at most ``LARGE_OPS`` ops are made for there; never bounds."""
-TIGHT_ROUNDS = 2
-"""How many of the rounds after those relax their masters with rows along paths."""
+TIGHT_ROUNDS = 8
+"""How many of the rounds after those relax their masters with rows along paths at most."""
+TIGHT_PATIENCE = 2
+"""After so many of them for next to no gain they end."""
+TIGHT_GAIN = 1e-4
+"""What next to no gain is, as a fraction of the step."""
 LEAST_PRICE = 1e-3
 """Memory at a moment counts in a proof if its price is this part of that of all moments."""
 PATH_ROUNDS = 30
@@ -172,15 +176,17 @@ BRANCH_ROUNDS = 2
 """How often a side gets more rows along paths."""
 BRANCH_FRACTION = 1e-4
 """A column nearer to a whole number than this is not branched on."""
-BRANCH_PATIENCE = 4
+BRANCH_PATIENCE = 8
 """After so many sides parted for next to no gain branching is given up."""
-BRANCH_GAIN = 0.02
+BRANCH_GAIN = 0.01
 """What next to no gain is, as a part of what is left to prove."""
 RAY_LENGTHS = (1.0, 1e2, 1e4, 1e6)
 """How far along a ray is gone that says that a side has no point: the proof grows with it, and so
 does what rounding may have done."""
 BRANCH_WORK = 6_000_000_000
 """The effort: iterations times the entries of the matrix; some twenty seconds."""
+PROVING_WORK = 20_000_000_000
+"""The effort of branching beside what looks for plans."""
 BRANCH_SHARE = 0.3
 """The part of the seconds left that it may take."""
 BRANCHED_ON = 0.1
@@ -199,6 +205,8 @@ NEAR_ROUNDS = 60
 """How many masters near the best plan are solved at most."""
 NEAR_IDLE = 12
 """After so many that lead to nothing the search ends."""
+NEAR_AGAIN = 2
+"""How often it is begun again, with other stretches, where a gap is left in the end."""
 NEAR_LENGTH = 0.2
 """The length of each of two stretches of ops that are free, as a part of those that may run again;
 it changes."""
@@ -216,6 +224,8 @@ STRETCH_RUNS = (64, 160)
 """How many runs of ops a stretch has, about: short ones first."""
 STRETCH_WORTH = 1e-3
 """What must run again in a stretch, as a fraction of the step, for it to be solved."""
+STRETCH_GAIN = 1e-3
+"""A sweep over them got on if it gained this part of the step."""
 STRETCH_GAP = 1e-3
 """The gap of a stretch, as a fraction of its own seconds, that is left."""
 STRETCH_WORK = 100_000

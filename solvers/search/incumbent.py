@@ -31,6 +31,19 @@ class Search:
         self.bound = 0.0
         self.stopped = False
 
+    def copy(self) -> Search:
+        """Return a search of its own that knows as much."""
+        own = Search(self.problem, self.budget, deadline=self.deadline)
+        own.order, own.extra, own.bound = self.order, self.extra, self.bound
+        return own
+
+    def learn(self, other: Search) -> None:
+        """Take in what another search of the same problem and budget knows."""
+        if other.extra < self.extra:
+            self.order, self.extra = other.order, other.extra
+        self.raise_bound(other.bound)
+        self.stopped |= other.stopped
+
     @property
     def gap(self) -> float:
         """The distance from bound to cost as a fraction of the step; of one that takes no time, all

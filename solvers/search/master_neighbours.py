@@ -24,15 +24,16 @@ from planner.solvers.tuning import (
 )
 
 
-def improve_near(run: CutRun, *, target: float, share: float) -> None:
+def improve_near(run: CutRun, *, target: float, share: float, seed: int) -> None:
     """Improve the best order of a search by masters near it.
 
     Args:
         run: of masters at cuts, with its search; both take in what is found.
         target: the gap, as a fraction of the step, at which to stop.
         share: the part of the seconds left that this may take.
+        seed: of every random choice.
     """
-    search, draw = run.search, random.Random(run.limits.seed)
+    search, draw = run.search, random.Random(seed)
     begun = time.monotonic()
     until = begun + share * (search.deadline - begun)
     length, idle, near = NEAR_LENGTH, 0, None
@@ -50,7 +51,7 @@ def improve_near(run: CutRun, *, target: float, share: float) -> None:
             gap=NEAR_GAIN * search.base,
             seconds=until - time.monotonic(),
             work=NEAR_WORK,
-            seed=run.limits.seed,
+            seed=seed,
         )
         length = min(1.0, length * NEAR_GROWTH) if found.closed else length / NEAR_GROWTH
         before, idle = search.extra, idle + 1

@@ -6,6 +6,7 @@ one another, each beginning in the middle of another. Effort is counted, not tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from planner.solvers.search.incumbent import Search
 from planner.solvers.search.polish import polish
 from planner.solvers.search.time_cuts import run_cuts
 from planner.solvers.tuning import (
+    STRETCH_GAIN,
     STRETCH_GAP,
     STRETCH_POLISH_WORK,
     STRETCH_RUNS,
@@ -27,6 +29,8 @@ from planner.solvers.tuning import (
 
 def improve_stretches(search: Search, limits: Limits, *, target: float = 0.0) -> None:
     """Improve the best order of a search stretch by stretch, short ones first.
+
+    Stretches from the middles of the last ones are solved where those got on.
 
     Args:
         search: what is known, with an order that fits; it takes in what is found.
@@ -44,10 +48,13 @@ def improve_stretches(search: Search, limits: Limits, *, target: float = 0.0) ->
     [0, 1, 2, 3, 4]
     """
     for runs in STRETCH_RUNS:
+        before = math.inf
         for offset in (0, runs // 2):
             if search.order is None or search.gap <= target or search.over():
                 return
-            _sweep(search, limits, runs, offset)
+            if before - search.extra > STRETCH_GAIN * search.base:
+                before = search.extra
+                _sweep(search, limits, runs, offset)
 
 
 def boundaries(problem: Problem, order: Sequence[int], runs: int, offset: int = 0) -> list[int]:

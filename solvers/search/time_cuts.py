@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from planner.solvers.api import Limits
 from planner.solvers.model.master import MasterResult, branch_master, solve_master
@@ -31,7 +31,10 @@ from planner.solvers.tuning import (
     MOST_BRANCHED,
     MOST_WORK,
     PATH_ROUNDS,
+    PROVING_WORK,
     RELAXED_ROUNDS,
+    TIGHT_GAIN,
+    TIGHT_PATIENCE,
     TIGHT_ROUNDS,
     WORK_GROWTH,
     WORTH_BRANCHING_GAP,
@@ -76,6 +79,20 @@ def run_cuts(
     return run
 
 
+def prove(search: Search, limits: Limits, cuts: Sequence[int] = ()) -> None:
+    """Raise the bound as far as relaxations and branching do, with all the time there is.
+
+    Args:
+        search: what is known; it takes in what is found.
+        limits: of which the gap and the seed count.
+        cuts: the ops at whose first runs the windows begin.
+    """
+    run = CutRun(search, limits.until(search.deadline), cuts)
+    run.relaxations()
+    run.tightened()
+    run.branched(worth=math.inf, share=1.0, work=PROVING_WORK)
+
+
 class CutRun:
     """Cuts and bursts, and how hard to try."""
 
@@ -108,37 +125,60 @@ class CutRun:
                 break
 
     def tightened(self) -> None:
-        """Relax masters with rows along paths: the bound is theirs, mostly."""
+        """Relax masters with rows along paths: the bound is theirs, mostly.
+
+        Each goes on with the cuts and bursts that counted in the proof before and with new ones:
+        the others cost time and prove nothing.
+        """
+        cuts, again, idle = list(self.cuts), set(self.again), 0
         for _ in range(TIGHT_ROUNDS):
-            if self.done:
+            if self.done or idle == TIGHT_PATIENCE:
                 return
             before = self.search.bound
-            result = self._master(self.search.budget, relax=True, paths=True)
+            result = self._master(self.search.budget, cuts, again, relax=True, paths=True)
             if self.search.bound > before or self.tightest is None:
                 self.tightest = result.binding
-            if not self.add(self._offered(result)):
+            gained = self.search.bound - before > TIGHT_GAIN * self.search.base
+            idle = 0 if gained else idle + 1
+            order = self._offered(result)
+            cuts, again = sorted(result.binding[0]), set(result.binding[1])
+            fresh, runs = self._lacking(order, cuts, again)
+            if not fresh and not runs:
                 return
+            self.cuts, self.again = sorted({*self.cuts, *fresh}), self.again | runs
+            cuts, again = sorted({*cuts, *fresh}), again | runs
 
-    def branched(self) -> None:
+    def branched(
+        self,
+        *,
+        worth: float = WORTH_BRANCHING_GAP,
+        share: float = BRANCH_SHARE,
+        work: float = BRANCH_WORK,
+    ) -> None:
         """Branch on what is held at the cuts that count where a relaxation proved most.
 
         Integer masters keep their seconds where that did not get on, and have what is left of them
         where it did.
+
+        Args:
+            worth: the gap up to which it is tried.
+            share: the part of the seconds left that it may take.
+            work: what it may cost, in the unit of ``branch_master``.
         """
         search, now = self.search, time.monotonic()
-        if not self.target < search.gap <= WORTH_BRANCHING_GAP or self.tightest is None:
+        if not self.target < search.gap <= worth or self.tightest is None:
             return
         cuts, again = self.tightest
         if len(cuts) * search.problem.n > MOST_BRANCHED:
             return
-        before, until = search.gap, now + BRANCH_SHARE * max(0.0, search.deadline - now)
+        before, until = search.gap, now + share * max(0.0, search.deadline - now)
         result = branch_master(
             search.problem,
             search.budget,
             sorted(cuts),
             bursts=again,
             enough=search.extra - self.target * search.base / 2,
-            work=BRANCH_WORK,
+            work=work,
             seconds=until - now,
             seed=self.limits.seed,
         )
@@ -164,18 +204,26 @@ class CutRun:
         self, budget: int, *, relax: bool = False, paths: bool = False, work: int = 0
     ) -> list[int] | None:
         """Solve a master, take its bound and its plan in; return the order of the plan."""
-        return self._offered(self._master(budget, relax=relax, paths=paths, work=work))
+        found = self._master(budget, self.cuts, self.again, relax=relax, paths=paths, work=work)
+        return self._offered(found)
 
     def _master(
-        self, budget: int, *, relax: bool, paths: bool = False, work: int = 0
+        self,
+        budget: int,
+        cuts: Sequence[int],
+        again: Collection[Burst],
+        *,
+        relax: bool,
+        paths: bool = False,
+        work: int = 0,
     ) -> MasterResult:
         """Solve a master and take its bound in."""
         search = self.search
         result = solve_master(
             search.problem,
             budget,
-            self.cuts,
-            bursts=self.again,
+            cuts,
+            bursts=again,
             relax=relax,
             gap=self.target * search.base / 2,
             seconds=self.deadline - time.monotonic(),
@@ -199,15 +247,22 @@ class CutRun:
 
     def add(self, order: Sequence[int] | None) -> bool:
         """Add cuts and bursts where an order overshoots; say whether there were any to add."""
-        if order is None:
-            return False
-        problem, budget = self.search.problem, self.search.budget
-        fresh = overshoots(problem, order, budget, self.cuts, repeated=False)
-        runs = set(bursts(problem, order, budget, self.cuts)) - self.again
-        if not fresh and not runs:
-            fresh = overshoots(problem, order, budget, self.cuts)
+        fresh, runs = self._lacking(order, self.cuts, self.again)
         self.cuts, self.again = sorted({*self.cuts, *fresh}), self.again | runs
         return bool(fresh or runs)
+
+    def _lacking(
+        self, order: Sequence[int] | None, cuts: Sequence[int], again: Collection[Burst]
+    ) -> tuple[list[int], set[Burst]]:
+        """Return cuts and bursts that are not there and where an order overshoots."""
+        if order is None:
+            return [], set()
+        problem, budget = self.search.problem, self.search.budget
+        fresh = overshoots(problem, order, budget, cuts, repeated=False)
+        runs = set(bursts(problem, order, budget, cuts)) - set(again)
+        if not fresh and not runs:
+            fresh = overshoots(problem, order, budget, cuts)
+        return list(fresh), runs
 
 
 def _turn(problem: Problem) -> list[int]:

@@ -18,7 +18,12 @@ from planner.solvers.model.problem import flatten, held_bytes
 from planner.solvers.search import relaxed_masters, time_cuts
 from tests.strategies import random_graph
 
-PATHS = {"small": (0, 500, 2000), "large": (0, 0, 2000), "very large": (0, 0, 0)}
+PATHS = {
+    "small": (0, 500, 2000),
+    "large": (0, 0, 2000),
+    "bounds apart": (0, 0, 2000),
+    "very large": (0, 0, 0),
+}
 """For each path up to how many ops a graph is tiny, not large, and not very large."""
 
 ALWAYS = ("WORTH_INTEGERS_GAP", "WORTH_BASELINES_GAP", "WORTH_SWEEPS_GAP")
@@ -33,6 +38,7 @@ def test_no_path_is_wrong(path: str, first_seed: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(relaxed_masters, "SHARED_ABOVE_OPS", PATHS[path][2])
     for name in ALWAYS:
         monkeypatch.setattr(given_order, name, 0.0)
+    monkeypatch.setattr(given_order, "WORTH_WALKING_GAP", 0.0 if path == "bounds apart" else 9.0)
     for seed in range(first_seed, first_seed + 60):
         graph = random_graph(seed, max_ops=10)
         problem, least = flatten(graph), floor_bytes(graph)

@@ -37,7 +37,7 @@ def test_a_dear_plan_becomes_cheap_and_is_never_too_cheap() -> None:
             if held_bytes(problem, search.order).max() > budget or search.extra == 0.0:
                 continue
             before, optimum = search.extra, search_states(problem, budget)
-            improve_near(CutRun(search, Limits(gap=0.0)), target=0.0, share=1.0)
+            improve_near(CutRun(search, Limits(gap=0.0)), target=0.0, share=1.0, seed=0)
             assert held_bytes(problem, search.order).max() <= budget
             assert optimum.bound - 1e-9 <= search.extra <= before
             tried += 1
