@@ -47,6 +47,7 @@ from planner.solvers.baselines.blocks import repeated_blocks
 from planner.step_variants import captured_step
 from planner.verification.training_run import scalar_of
 
+TENTH = "activation_memory_budget "
 SHARES = (0.9, 0.75, 0.6)
 """Of what moves in a step that repeats nothing; or the least budget that works, if that is more."""
 
@@ -255,8 +256,9 @@ def _swept(bench: Bench, usual: Measured) -> Iterator[Row]:
     own_ways = engine_of(INDUCTOR).own_ways
     assert own_ways is not None, "it runs steps without a plan"
     default, *others = own_ways(captured_step(bench.request))
-    for way in (w for w in others if w.peak_bytes is not None):
-        tenth = float(way.name.rpartition(" ")[2])
+    tenths = (w for w in others if w.name.startswith(TENTH) and w.peak_bytes is not None)
+    for way in tenths:
+        tenth = float(way.name.removeprefix(TENTH))
         with functorch_config.patch(activation_memory_budget=tenth), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = bench.measured(without_plan(bench.model, None))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from planner.graphs.capture.fused.compiled_step import CompiledStep
     from planner.graphs.capture.fused.other_calls import Calls
     from planner.graphs.capture.training_step import Captured
-    from planner.graphs.torch_api.inductor.compiler import HandedGraph
+    from planner.graphs.torch_api.inductor.handed_graphs import HandedGraph
     from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
     from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep
 
@@ -149,7 +149,8 @@ class PlanningBackend:
             CaptureError: a training step in more than one graph.
             InfeasibleBudget: no schedule found fits.
         """
-        from planner.graphs.torch_api.inductor.compiler import compiled_graph, traced
+        from planner.graphs.torch_api.inductor.compiler import compiled_graph
+        from planner.graphs.torch_api.inductor.handed_graphs import traced
         from planner.graphs.torch_api.inductor.partitioner import Partitioner
         from planner.running.compiled_model import variant_of, within
 

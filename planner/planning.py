@@ -20,6 +20,7 @@ from planner.allocator_budget import (
 from planner.byte_sizes import format_both, parse_budget
 from planner.errors import InfeasibleBudget
 from planner.graphs import plain_schedule
+from planner.graphs.torch_api.garbage import only_new_collected
 from planner.host_budget import solve_within_host
 from planner.host_states import choices, solve_with_states
 from planner.plan.advice import infeasible
@@ -55,6 +56,7 @@ def plan_step(request: Request, budget_bytes: int) -> StepPlan:
     return plan_variants(partial(captured_step, request), request, budget_bytes)
 
 
+@only_new_collected()
 def plan_variants(
     captured: Callable[[str], Captured], request: Request, budget_bytes: int
 ) -> StepPlan:

@@ -96,7 +96,8 @@ ORDER = (
     *(f"graphs/{name}" for name in ("hardware", "allocation.py", "torch_api", "costs", "capture")),
     *(f"solvers/{name}" for name in ("tuning.py", "api.py", "model", "bounds", "exact")),
     *(f"solvers/{name}" for name in ("baselines", "search", "minimum_budget.py")),
-    *(f"solvers/{name}" for name in ("given_order.py", "reorder.py", "auto.py", "frontier.py")),
+    *(f"solvers/{name}" for name in ("tightened.py", "given_order.py", "reorder.py", "auto.py")),
+    "solvers/frontier.py",
     *(f"solvers/{name}" for name in ("offload.py", "least_with_host.py", "frontier_with_host.py")),
     "solvers/__init__.py",
     *(

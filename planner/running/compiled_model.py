@@ -37,9 +37,10 @@ from planner.graphs.capture.rewrites import AS_CAPTURED, Declined
 from planner.graphs.capture.sizes import at_smaller_sizes
 from planner.graphs.capture.training_step import optimizer_of
 from planner.graphs.hardware.devices import device
-from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code, traced_whole
+from planner.graphs.torch_api.inductor.compiler import compiled_by, own_code
 from planner.graphs.torch_api.inductor.inductor_kernels import Kernels
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, Partitioner
+from planner.graphs.torch_api.inductor.whole_traces import traced_whole
 from planner.graphs.torch_api.pytree import TreeSpec
 from planner.plan.step_plan import StepPlan
 from planner.progress import PlannerWarning

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from planner.errors import BadCluster, CaptureError
 from planner.graphs.hardware.cluster import Cluster
+from planner.graphs.torch_api.garbage import only_new_collected
 from planner.plan.configuration import Configuration
 from planner.plan.sharded_step_plan import ShardedStepPlan, UnitKind
 from planner.plan.step_plan import StepPlan
@@ -32,6 +33,7 @@ from planner.solvers import Limits, Status
 from planner.tensor_parallel import TensorParallel, tensor_parallel_of
 
 
+@only_new_collected()
 def fit_sharded(request: Request, budget_bytes: int) -> ShardedStepPlan:
     """Plan one training step over several devices; see ``planner.fit``."""
     start = time.perf_counter()

@@ -2,7 +2,8 @@
 
 ``scheduler`` asks Inductor which kernels and buffers it will make of a graph, without compiling
 any, and ``inductor_kernels`` reads them; ``partitioner`` is its documented hook,
-``custom_partitioner_fn``; ``compiler`` calls it. ``kernels_together`` hands kernels to the C++
+``custom_partitioner_fn``; ``compiler`` calls it. ``handed_graphs`` says what Dynamo hands to a
+backend, ``whole_traces`` lets it trace steps whole. ``kernels_together`` hands kernels to the C++
 compiler several at a time.
 """
 

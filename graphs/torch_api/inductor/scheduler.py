@@ -1,7 +1,7 @@
 """The kernels and buffers that Inductor will make of a graph, asked of itself.
 
-Asking goes the way of compiling, up to where code is written and would be compiled; compiling tells
-what it makes at that same place.
+Asking goes the way of compiling, up to where code is written and would be compiled, but for what
+loops compute; compiling tells what it makes at that same place.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from torch._functorch._aot_autograd.graph_compile import collect_bw_donated_buff
 from torch._functorch._aot_autograd.schemas import ViewAndMutationMeta
 from torch._guards import detect_fake_mode, tracing
 from torch._inductor import compile_fx, config
-from torch._inductor.codegen.cpp import CppVecKernel
 from torch._inductor.compile_fx import (
     compile_fx_backward,
     compile_fx_inner,
     create_compiler_config_extra,
 )
 from torch._inductor.graph import GraphLowering
-from torch._inductor.scheduler import SchedulerNode
 from torch._inductor.virtualized import V
 
 from planner.graphs.capture_error import CaptureError
@@ -38,8 +36,10 @@ from planner.graphs.torch_api.inductor.kept_operators import let_go
 from planner.graphs.torch_api.inductor.kernels_together import compile_together
 from planner.graphs.torch_api.inductor.near_fusions import near_fusions
 from planner.graphs.torch_api.inductor.partitioner import Halves, JointStep, copy_of
+from planner.graphs.torch_api.inductor.quick_strides import quick_strides
 from planner.graphs.torch_api.inductor.sums_in_place import lower_sums
 from planner.graphs.torch_api.inductor.symbols import NUMBERS, AtMost
+from planner.graphs.torch_api.inductor.without_code import without_code
 from planner.graphs.torch_api.patches import Patches, patching
 
 SETTINGS: dict[str, Any] = {
@@ -123,7 +123,7 @@ def _asked(
         raise _Asked
 
     with _watched(module, told, given_up) as patches:
-        _scalar_only(patches)
+        without_code(patches)
         try:
             compiled(module, inputs)
         except Exception as error:
@@ -132,19 +132,6 @@ def _asked(
             if not found:
                 raise
     return found[0]
-
-
-def _scalar_only(patches: Patches) -> None:
-    """Leave out the bodies of vectorized loops: what is held is decided by the scalar one, which
-    Inductor writes first.
-    """
-    write = SchedulerNode.codegen
-
-    def codegen(node: SchedulerNode, index_vars: Any) -> None:
-        if not (patches.mine() and isinstance(V.kernel, CppVecKernel)):
-            write(node, index_vars)
-
-    patches.attribute(SchedulerNode, "codegen", codegen)
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -210,6 +197,7 @@ def _watched(
     with patching() as patches, near_fusions(module):
         patches.attribute(compile_fx, "GraphLowering", Watched)
         lower_sums(patches)
+        quick_strides(patches)
         yield patches
     if not seen:  # a graph that computes nothing is not lowered
         told(Kernels((), (), inputs, returned, returned, (None,) * len(returned)))

@@ -1,7 +1,8 @@
 """Solving for what a compiler will allocate, which it says of every schedule without running it.
 
-Solve, rewrite the step, ask, take what is too much off the target, and solve again. The bound stays
-the one proved for the person's budget. Knows nothing of how the compiler is asked.
+Solve, rewrite the step, ask, take what is too much off the target, and make what was found fit
+that, or solve again. The bound stays the one proved for the person's budget. Knows nothing of how
+the compiler is asked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from planner.running.engines.engine import Settled
 from planner.running.engines.several_calls import leanest, solve_for_calls
 from planner.solvers import Limits, Solution, Status
 from planner.solvers.minimum_budget import proven_floor
+from planner.solvers.tightened import tightened
 
+AUTO = "auto"
+"""The method that may be any, of which schedules are made to fit; others are asked again."""
 EXCESS = "compiler's buffers beyond the plan's"
 ROUNDS = 6
 CLOSE = 0.985
@@ -31,6 +35,11 @@ CLOSE = 0.985
 ENOUGH = 0.01
 """Nor is one that costs so little of the plain step beyond the bound, or beyond what may be found
 next: to ask takes seconds.
+"""
+NEAR = 0.02
+"""A schedule that was made to fit a little less, and costs at most so much of the plain step beyond
+what is quickly proved, is taken as it is: solving anew takes as long as asking, and seldom finds
+another.
 """
 FIRST, CORRECTED, LEAST = 0.4, 0.6, 0.4
 """The shares of the seconds in which the first solution and its corrections are to be there, and
@@ -70,13 +79,24 @@ class _Search:
     request: Request
     begun: float = field(default_factory=time.perf_counter)
     known: list[Candidate] = field(default_factory=list)
+    solutions: list[Solution] = field(default_factory=list)
 
     def limits(self, share: float) -> Limits:
         """Return limits of a share of the seconds."""
         limits = self.request.limits
         return replace(limits, seconds=share * limits.seconds)
 
-    def solved(self, target_bytes: int, share: float = CORRECTED) -> Solution:
+    def corrected(self, target_bytes: int) -> Solution:
+        """Find a schedule for less than the budget: one that is known made to fit, or a new one.
+
+        Where none can be made to fit, that is near the least, which is not looked for here.
+        """
+        quick = self._tightened(target_bytes)
+        if quick is not None and (quick.schedule is None or quick.status is Status.OPTIMAL):
+            return quick
+        return self.anew(target_bytes, CORRECTED)
+
+    def anew(self, target_bytes: int, share: float) -> Solution:
         """Solve for less than the budget, in what is left of a share of the seconds."""
         left = self.begun + self.limits(share).seconds - time.perf_counter()
         limits = self.request.limits.of_a_correction(left)
@@ -85,7 +105,18 @@ class _Search:
     def solve(self, target_bytes: int, limits: Limits) -> Solution:
         """Solve for what all calls of the step hold together."""
         graph, method = self.captured.graph, self.request.method
-        return solve_for_calls(graph, target_bytes, self.calls, method=method, limits=limits)
+        found = solve_for_calls(graph, target_bytes, self.calls, method=method, limits=limits)
+        self.solutions.append(found)
+        return found
+
+    def _tightened(self, target_bytes: int) -> Solution | None:
+        """Make what was found for more fit, if it was found in the graph's order and for a call."""
+        found = [s.schedule for s in self.solutions if s.schedule is not None]
+        in_order = self.request.method == AUTO and not any(s.is_reordered for s in found)
+        if not (found and in_order and self.calls.count == 1):
+            return None
+        limits = replace(self.limits(CORRECTED), gap=NEAR)
+        return tightened(self.captured.graph, found, target_bytes, limits)
 
     @property
     def calls(self) -> Calls:
@@ -220,7 +251,7 @@ def _correct(search: _Search, first: Solution) -> None:
             return
         if _gain_between(search, target) < ENOUGH * graph.seconds:
             return
-        found = search.solved(target)
+        found = search.corrected(target)
 
 
 def _gain_between(search: _Search, target: int) -> float:
@@ -249,7 +280,7 @@ def _ahead(search: _Search, plain: Candidate, first: Solution) -> tuple[int, Sol
     over = with_margin(search.captured, likely) - budget
     if over <= 0:
         return budget, first
-    found = search.solved(own - over)
+    found = search.corrected(own - over)
     return (budget, first) if found.schedule is None else (own - over, found)
 
 
@@ -267,12 +298,16 @@ def _tighten(search: _Search) -> None:
     search.request.tell("looking for the least budget that works")
     graph = search.captured.graph
     tight = leanest(graph, search.calls, search.limits(LEAST))
-    least = min(search.ask(schedule).own_bytes for schedule in tight)
-    # known, and less than what is fused otherwise may hold
+    leanest_known = min(map(search.ask, tight), key=lambda asked: asked.own_bytes)
+    least = leanest_known.own_bytes
+    # known, and less than what is fused otherwise may hold; found anew, as it is named in an error
     plain = search.ask(plain_schedule(graph)).own_bytes
     for share in (0.05, 0.15, 0.3):
         target = int(least + share * (plain - least))
-        found = search.solved(target, 1.0)
+        more = replace(leanest_known, held_bytes=leanest_known.held_bytes + target - least)
+        if search.best is not None and with_margin(search.captured, more) > search.budget_bytes:
+            return  # there is a plan, and no reason to think that this one holds no more
+        found = search.anew(target, 1.0)
         if found.schedule is not None:
             search.ask(found.schedule)
 

@@ -8,24 +8,26 @@ import pickle
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
+import sympy
 import torch
 from torch import Tensor, nn
+from torch._inductor.codegen import cpp
 from torch._inductor.codegen.cpp import CppVecKernel
 from torch._inductor.scheduler import SchedulerNode
 from torch._inductor.virtualized import V
+from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 from benchmarks.stubs import stubs
 from planner.graphs.capture_error import CaptureError
 from planner.graphs.torch_api.annotations import noted
-from planner.graphs.torch_api.inductor import code_lines, scheduler
+from planner.graphs.torch_api.inductor import code_lines
 from planner.graphs.torch_api.inductor.compiler import (
     compiled_by,
     joint_step,
     joint_step_with_inputs,
-    plain_errors,
 )
 from planner.graphs.torch_api.inductor.inductor_kernels import MARK, mark
 from planner.graphs.torch_api.inductor.near_fusions import keep_apart, near_fusions
@@ -38,7 +40,10 @@ from planner.graphs.torch_api.inductor.partitioner import (
     cut_by_torch,
     draws_outside,
 )
+from planner.graphs.torch_api.inductor.quick_strides import factor_of, quick_strides
 from planner.graphs.torch_api.inductor.scheduler import kernels_of
+from planner.graphs.torch_api.inductor.whole_traces import plain_errors
+from planner.graphs.torch_api.inductor.without_code import without_code
 from planner.graphs.torch_api.patches import patching
 
 LOGGER = logging.getLogger(__name__)
@@ -141,9 +146,44 @@ class Attending(nn.Module):
         return mixed.sigmoid()
 
 
+class Gathering(nn.Module):
+    """What is read inside a mask or at an index, sums into rows, loops that share an outer one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.norm = nn.Embedding(5, 12), nn.LayerNorm(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = nn.functional.pad(self.norm(x), (1, 3)).relu()
+        mixed = torch.cat([padded.softmax(-1), padded.amax(-1, keepdim=True).exp()], -1)
+        rows = self.rows((x > 0).sum(1)[:, :4])
+        return mixed[..., 1:13] * rows
+
+
+class CutOtherwise(nn.Module):
+    """Loops with one around them, one of which Inductor cuts otherwise into vectors: it makes
+    several kernels of them, and takes back that what is between them is not in memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(12, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.before(x.flatten(0, 2)[:32])
+        return nn.functional.gumbel_softmax(rows.mT.contiguous(), 0.5)
+
+
 @pytest.mark.parametrize(
     ("model", "channels", "cut"),
-    [(Strided(), 3, cut_by_torch), (Strided(), 3, cut_by_tags), (Attending(), 16, cut_by_tags)],
+    [
+        (CutOtherwise(), 4, cut_by_torch),
+        (Strided(), 3, cut_by_torch),
+        (Strided(), 3, cut_by_tags),
+        (Attending(), 16, cut_by_tags),
+        (Gathering(), 4, cut_by_torch),
+        (Gathering(), 4, cut_by_tags),
+    ],
 )
 def test_what_is_compiled_is_what_was_asked_for(
     model: nn.Module, channels: int, cut: Callable[[JointStep], Halves]
@@ -247,7 +287,7 @@ def test_bodies_are_left_out_in_the_thread_that_asks_only(monkeypatch: pytest.Mo
             SchedulerNode.codegen(cast(SchedulerNode, "a node"), ())
 
     with patching() as patches:
-        scheduler._scalar_only(patches)
+        without_code(patches)
         write()
         assert written == []
         other = threading.Thread(target=write)
@@ -301,3 +341,33 @@ def test_a_step_is_cut_as_if_nodes_were_checkpointed(step: JointStep) -> None:
     assert inside
     again = {n.target for n in made[1].graph.nodes} - {n.target for n in usual[1].graph.nodes}
     assert torch.ops.aten.addmm.default in again
+
+
+def test_strides_are_those_of_inductor_and_those_of_sums_are_not_simplified() -> None:
+    x, y, s = sympy.symbols("x0 x1 s0", integer=True, nonnegative=True)
+    sums = [x, y, sympy.Integer(3), 8 * x + y, 64 * (8 * x + y) + x, s * y + 2 * x, x - x // 1]
+    sums += [4 * x + ModularIndexing(y, 2, 8), -3 * x + FloorDiv(y, 16) * s, 2 * (x + 3) - 2 * x]
+    others = [s * x, FloorDiv(x, 4) + x, ModularIndexing(x, 1, 16), x * y, x**2, x * s + x]
+    usual: Any = vars(cpp)["stride_at_vec_range"]
+    for index in (*sums, *others):
+        assert factor_of(x, index) in ({usual(index, x)} if index in sums else {None})
+    asked: list[object] = []
+
+    def noted(*of: Any) -> Any:
+        asked.append(of)
+        return usual(*of)
+
+    def stride(*of: Any) -> Any:
+        return vars(cpp)["stride_at_vec_range"](*of)
+
+    with patching() as patches:
+        patches.attribute(cpp, "stride_at_vec_range", noted)
+        quick_strides(patches)
+        for index in (*sums, *others):
+            for length in (None, 8, 16):
+                assert stride(index, x, length) == usual(index, x, length)
+        assert len(asked) == 3 * len(others)
+        other = threading.Thread(target=stride, args=(8 * x, x))
+        other.start()
+        other.join()
+        assert asked[-1] == (8 * x, x, None)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.exc import BackendCompilerFailed
 
-from planner.graphs.torch_api.inductor.compiler import traced
+from planner.graphs.torch_api.inductor.handed_graphs import traced
 
 
 class Positions(nn.Module):

@@ -16,8 +16,9 @@ from planner.graphs.capture.fused.compiled_step import Asked
 from planner.graphs.capture.fused.other_calls import ALONE
 from planner.graphs.capture.training_step import Captured
 from planner.request import Request, request_of
+from planner.running.engines import kept_promise
 from planner.running.engines.kept_promise import EXCESS, as_said, settled
-from planner.solvers import Limits, solve
+from planner.solvers import Limits, Solution, Status, minimum_budget, solve
 from planner.solvers.minimum_budget import proven_floor
 from tests.strategies import transformer
 
@@ -206,3 +207,49 @@ def test_the_least_budget_is_never_more_than_what_repeats_nothing_holds(
     plain = simulate(graph, plain_schedule(graph)).peak_bytes
     assert found.value.least_bytes <= 1.01 * plain
     settled(captured, found.value.least_bytes, request_said)
+
+
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Budgets that were solved for from the beginning."""
+    noted: list[int] = []
+    usual = kept_promise.solve_for_calls
+
+    def noting(graph: Graph, budget_bytes: int, *said: Any, **more: Any) -> Solution:
+        noted.append(budget_bytes)
+        return usual(graph, budget_bytes, *said, **more)
+
+    monkeypatch.setattr(kept_promise, "solve_for_calls", noting)
+    return noted
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_correction_is_what_was_found_made_to_fit_and_not_solved_anew(
+    graph: Graph, share: float, request_said: Request, solved: list[int]
+) -> None:
+    compiler = Counting(graph, share, [])
+    captured = Captured(graph, {"compiled": {}}, compiled=cast(Any, compiler))
+    budget = graph.resident_bytes + int(0.8 * plain_moving(graph))
+    found = settled(captured, budget, request_said).solution
+    assert solved == [budget]
+    assert found.schedule is not None
+    assert compiler.asked(found.schedule).peak_bytes <= budget
+    assert found.bound_seconds <= simulate(graph, found.schedule).seconds
+
+
+def test_where_nothing_can_be_made_to_fit_the_tightest_is_asked_of(
+    graph: Graph, request_said: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of no other that is known to hold more, once there is a plan."""
+    nothing = Solution(Status.UNKNOWN, None, 0.0, "")
+    monkeypatch.setattr(kept_promise, "tightened", lambda *said: nothing)
+    compiler = Counting(graph, 0.1, [])
+    captured = Captured(graph, {"compiled": {}}, compiled=cast(Any, compiler))
+    least = minimum_budget(graph, limits=Limits(seconds=2)).least_bytes
+    budget = least + int(0.13 * plain_moving(graph))
+    found = settled(captured, budget, request_said).solution.schedule
+    assert found is not None
+    assert compiler.asked(found).peak_bytes <= budget
+    first, tightest = (simulate(graph, s).peak_bytes for s in compiler.questions[:2])
+    assert tightest == least < first
+    assert len(compiler.questions) == 3
