@@ -53,12 +53,12 @@ SHARES = (0.9, 0.75, 0.6)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model under one budget, or without a plan of ours.
+class Budgeted:
+    """A step under one budget, or without a plan of ours.
 
     ``moving_bytes`` is what was measured beyond parameters, buffers and inputs, and
     ``predicted_ratio`` what was predicted of it over that. The ratios of times are to Inductor's
-    default; ``build_ratio`` is of planning and compiling together, nan where no C++ is compiled.
+    default.
     """
 
     model: str
@@ -72,6 +72,14 @@ class Row:
     overhead_fraction: float
     gap_fraction: float
     time_ratio: float
+
+
+@dataclass(frozen=True)
+class Row(Budgeted):
+    """One model; ``build_ratio`` is of planning and compiling together, nan where no C++ is
+    compiled.
+    """
+
     gradient_difference: float
     plan_seconds: float
     compile_seconds: float

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
 import planner
-from benchmarks.compiled import Measured, difference, processor_seconds, warm_up
+from benchmarks.compiled import Budgeted, Measured, difference, processor_seconds, warm_up
 from benchmarks.record import record, show
 from benchmarks.stubs import stubs
 from planner.graphs.torch_api.allocation_records import measure_peak
@@ -34,23 +34,9 @@ SHARES = (0.9, 0.7, 0.5)
 
 
 @dataclass(frozen=True)
-class Row:
-    """Blocks under one budget, or without: ``moving_bytes`` beside parameters and input.
+class Row(Budgeted):
+    """Blocks; ``compiled`` is how many plans were made."""
 
-    The ratios of times are to Inductor's default; ``compiled`` is how many plans were made.
-    """
-
-    model: str
-    runs: str
-    budget_bytes: int
-    predicted_bytes: int
-    measured_bytes: int
-    moving_bytes: int
-    predicted_ratio: float
-    kept: bool
-    overhead_fraction: float
-    gap_fraction: float
-    time_ratio: float
     build_ratio: float
     gradient_difference: float
     compiled: int

@@ -15,7 +15,7 @@ from planner.solvers.minimum_budget import proven_floor
 from planner.solvers.model.problem import flatten
 from planner.solvers.search.incumbent import Search
 from planner.solvers.search.relaxed_masters import run_relaxed
-from planner.solvers.search.time_cuts import CutRun
+from planner.solvers.search.time_cuts import tighten_cuts
 from planner.solvers.tuning import LARGE_OPS
 
 
@@ -47,9 +47,7 @@ def tightened(
         close = limits.gap
         run_relaxed(search, target=close, enough=close, deadline=search.deadline, seed=limits.seed)
     else:
-        run = CutRun(search, limits)
-        run.relaxations()
-        run.tightened()
+        tighten_cuts(search, limits)
     if search.bound == math.inf:
         return Solution(Status.INFEASIBLE, None, math.inf, "")
     bound = search.base + search.bound
