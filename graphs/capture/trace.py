@@ -23,7 +23,7 @@ from planner.graphs.capture.effects import (
 )
 from planner.graphs.capture.exchange.recognized import Capacity, exchange_as_operator
 from planner.graphs.capture.first_call import Called, of_second_call
-from planner.graphs.capture.guards.call import device_of
+from planner.graphs.capture.guards.call import device_type
 from planner.graphs.capture.guards.paths import Path
 from planner.graphs.capture.guards.python_state import PythonState, unchanged
 from planner.graphs.capture.guards.reads import loosened, watched_reads
@@ -130,7 +130,7 @@ def trace(
         )
     with (
         unchanged(state),
-        _capturing(watched, model, lean=lean, card=card, keeping=keeping) as (stack, patches),
+        _capturing(watched, model, call, lean=lean, card=card, keeping=keeping) as (stack, patches),
     ):
         state.watch_draws(patches)
         exchange_as_operator(patches, model, capacity or Capacity())
@@ -213,7 +213,7 @@ def _forward(
     state = PythonState(model, () if loss is None else (loss,))
     watched, inputs, mode = _watch(model, call, loss, None, answers=None, state=state, aside=aside)
     try:
-        with unchanged(state), _capturing(watched, model, card=card) as (stack, _):
+        with unchanged(state), _capturing(watched, model, call, card=card) as (stack, _):
             export_joint(stack, _ForwardOnly(watched), inputs)
     except _Enough:
         return (watched, mode), watched.called
@@ -238,13 +238,14 @@ class _ForwardOnly(nn.Module):
 def _capturing(
     watched: WatchedStep,
     model: nn.Module,
+    call: Arguments,
     *,
     lean: bool = True,
     card: Card | None = None,
     keeping: Keeping | None = None,
 ) -> Iterator[tuple[ExitStack, Patches]]:
     """Set up everything around a capture."""
-    kernels = "cpu" if card is None and device_of(model).type == "cpu" else "cuda"
+    kernels = "cpu" if card is None and device_type(model, call) == "cpu" else "cuda"
     watched.casts = casts = Casts(kernels, keeping or keeping_now())
     require_supported()
     with patching() as patches, ExitStack() as stack:

@@ -17,7 +17,7 @@ from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.torch_api.cuda.cudnn_recurrent import RECURRENT_FAKES
 from planner.graphs.torch_api.fake_kernels import use_fakes
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
-from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.operators import OpOverload, argument_place
 from planner.graphs.torch_api.patches import patching
 from planner.graphs.torch_api.quiet import silence_fake_tensors
 from planner.graphs.torch_api.storages import storage_key
@@ -189,10 +189,32 @@ def _recurrent_reserve(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*before, *gradients, *numbers, state, reserve, mask)
 
 
+def _seeds_on_host(target: OpOverload) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Put the seed and offset of attention's dropout where forward leaves them: on the CPU.
+
+    The kernel takes them from there without a look at where they are (at/src/ATen/native/
+    transformers/cuda/attention.cu, "Seed and Offset Device"); fake tensors have them on the card.
+    """
+    places = {argument_place(target, name) for name in ("philox_seed", "philox_offset")}
+
+    def prepared(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(a.cpu() if i in places else a for i, a in enumerate(args))
+
+    return prepared
+
+
+_SEEDED = (
+    torch.ops.aten._scaled_dot_product_efficient_attention_backward.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default,
+    torch.ops.aten._efficient_attention_backward.default,
+    torch.ops.aten._cudnn_attention_backward.default,
+)
+
 _PREPARE: dict[OpOverload, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
     torch.ops.aten._grouped_mm.default: _even_groups,
     torch.ops.aten.mkldnn_rnn_layer_backward.default: _recurrent_workspace,
     torch.ops.aten._cudnn_rnn_backward.default: _recurrent_reserve,
+    **{target: _seeds_on_host(target) for target in _SEEDED},
 }
 
 

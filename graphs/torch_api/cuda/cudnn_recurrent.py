@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from planner.graphs.torch_api.autocast_cache import may_be_cast
@@ -44,6 +44,14 @@ def recurrent_of_cuda(patches: Patches, card: Card | None) -> None:
     for op, kind in _KINDS.items():
         use_composition(patches, op, functools.partial(_layers, op, kind, card))
     use_fakes(patches, RECURRENT_FAKES)
+    flatten: Any = nn.RNNBase.flatten_parameters
+
+    def flattened(self: nn.RNNBase) -> None:
+        """Leave weights where they lie: they have no addresses while a step is captured."""
+        if not patches.mine():
+            flatten(self)
+
+    patches.attribute(nn.RNNBase, "flatten_parameters", flattened)
 
 
 def _takes(x: Tensor, card: Card | None) -> bool:
