@@ -17,6 +17,10 @@ CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8, torch's default (aten/src/ATen/cuda/Cublas
 CUBLAS_HOPPER_BYTES = 32 * 2**20
 """On Hopper eight of 4 MiB, as NVIDIA recommends (same file; cuBLAS manual, section 2.1.7)."""
 
+_THREADS = 2
+"""Forward runs in the thread that calls it and backward in one of autograd's, each with a handle of
+its own: 64 MiB were measured on an H200 (``benchmarks.gpu``)."""
+
 NCCL_BYTES = 3 * 2**29
 """What the communicators of a process group take on a device: up to 1.5 GiB, by channels and
 peers, as users of eight and more devices report. Assumed: it was not measured by this project."""
@@ -36,17 +40,17 @@ def reserve_parts(device: Device) -> tuple[Part, ...]:
 
     >>> from planner.graphs.hardware.devices import device
     >>> [(part.name, part.size_bytes) for part in reserve_parts(device("A100-40GB"))][:2]
-    [('context and kernels of CUDA', 1065222144), ('workspace of cuBLAS', 8519680)]
+    [('context and kernels of CUDA', 1056702464), ('workspaces of cuBLAS', 17039360)]
     """
     architecture = device.architecture or "sm_80"
     if not architecture.startswith("sm_"):
         return (Part("what the device keeps", device.reserve_bytes, counted=True),)
-    cublas = CUBLAS_HOPPER_BYTES if architecture == "sm_90" else CUBLAS_BYTES
+    cublas = _THREADS * (CUBLAS_HOPPER_BYTES if architecture == "sm_90" else CUBLAS_BYTES)
     own = min(device.reserve_bytes, GIB)
     cublas = min(cublas, own)
     found = [
         Part("context and kernels of CUDA", own - cublas, counted=True),
-        Part("workspace of cuBLAS", cublas, counted=True),
+        Part("workspaces of cuBLAS", cublas, counted=True),
     ]
     if device.reserve_bytes > own:
         found.append(Part("what else lives there", device.reserve_bytes - own, counted=True))

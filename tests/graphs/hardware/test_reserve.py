@@ -23,7 +23,7 @@ def test_the_counted_parts_are_the_reserve(name: str, beside: int) -> None:
 
 def test_each_architecture_has_its_parts() -> None:
     hopper = {p.name: p for p in reserve_parts(device("H100-SXM"))}
-    assert hopper["workspace of cuBLAS"].size_bytes == CUBLAS_HOPPER_BYTES
+    assert hopper["workspaces of cuBLAS"].size_bytes == 2 * CUBLAS_HOPPER_BYTES
     (cudnn,) = (part for name, part in hopper.items() if "cuDNN" in name)
     assert not cudnn.counted
     assert cudnn.size_bytes is None
