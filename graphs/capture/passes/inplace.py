@@ -23,8 +23,10 @@ from planner.graphs.torch_api.storages import storage_key
 
 aten = torch.ops.aten
 
-# Not pointwise, but on a CPU each row is read whole before it is written (tested for equality).
-_ROW_WISE = frozenset(
+# Not pointwise, but a row is summed up before any of it is written, and then element by element:
+# on a CPU, and on CUDA, where a block has a row (tested for equality; at/src/ATen/native/cuda/
+# SoftMax.cu).
+ROW_WISE = frozenset(
     {
         aten._softmax.default,
         aten._log_softmax.default,
@@ -120,9 +122,20 @@ def written_over(
         operand: to write into.
         args, kwargs: of the kernel.
     """
-    if _lies_as(operand, (*args, *kwargs.values())):
+    tensors = [operand, *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))]
+    layouts = tuple([(x.shape, x.stride()) for x in tensors])
+    if layouts not in _LIES:
+        if len(_LIES) >= _MOST_LAYOUTS:
+            _LIES.clear()
+        _LIES[layouts] = _lies_as(operand, tensors[1:])
+    if _LIES[layouts]:
         return writing(*args, **kwargs, **{keyword: operand})
     return kernel(*args, **kwargs)
+
+
+_LIES: dict[tuple[Any, ...], bool] = {}
+"""What is known of layouts, since a step asks hundreds of times."""
+_MOST_LAYOUTS = 4096
 
 
 def _lies_as(operand: Tensor, arguments: Iterable[Any]) -> bool:
@@ -165,12 +178,19 @@ def _index_by_index(node: fx.Node) -> bool:
         return False
     if torch.Tag.pointwise in target.tags:
         return True
-    if target not in _ROW_WISE:
+    if target not in ROW_WISE:
         return False
     made = node.meta["val"]
     dimension = node.args[argument_place(target, "dim")]
-    on_cpu = bool(made.device.type == "cpu" and made.is_contiguous())
-    return on_cpu and dimension in (made.dim() - 1, -1)
+    known = bool(made.device.type in {"cpu", "cuda"} and made.is_contiguous())
+    return known and dimension in (made.dim() - 1, -1)
+
+
+def writes_pointwise(node: fx.Node) -> bool:
+    """Tell a pointwise kernel that has an overload which writes its result somewhere."""
+    target = node.target
+    pointwise = isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
+    return pointwise and _index_by_index(node) and out_variant(target) is not None
 
 
 def _direct(node: fx.Node) -> Iterable[fx.Node]:
