@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -41,11 +41,13 @@ class Lowering:
     """For each op what it stands for; for each node of a tensor the value it lives in.
 
     A node that names a sum to which was added in place has two: the sum's, then one of no bytes
-    that the last addition makes, so that what reads the sum runs after it.
+    that the last addition makes, so that what reads the sum runs after it. ``in_place`` are the new
+    values that are written where a buffer lies, and its name.
     """
 
     ops: tuple[Lowered, ...]
     value_of: dict[fx.Node, tuple[int, ...]]
+    in_place: dict[fx.Node, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

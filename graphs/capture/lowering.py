@@ -26,7 +26,7 @@ from planner.graphs.capture.optimizer_step import OptimizerStep
 from planner.graphs.capture.passes.autograd_nodes import AutogradNodes
 from planner.graphs.capture.passes.eager_semantics import first_backward
 from planner.graphs.capture.passes.inplace import Readers
-from planner.graphs.capture.passes.mutations import once_only, update_points
+from planner.graphs.capture.passes.mutations import once_only, update_points, written_in_place
 from planner.graphs.capture.source_line import short_line
 from planner.graphs.capture.target import Target
 from planner.graphs.costs.roofline import tensors_in
@@ -126,11 +126,14 @@ def assemble(
     border = first_backward(joint)
     position = {n: i for i, n in enumerate(joint.graph.nodes)}
     tainted = once_only(joint)
-    updates = update_points(joint, border)
+    updates, in_place = update_points(joint, border), written_in_place(joint)
+    for new, buffer in in_place.items():
+        builder.storage[storage_key(new.meta["val"])] = builder.value_of[joint.buffers[buffer]][0]
     for node in (n for n in kernels if position[n] < border):
         _add_kernel(builder, node, Phase.FORWARD, recomputable=node not in tainted)
         for buffer in updates.get(node, ()):
-            _add_update(builder, buffer)
+            if joint.mutations[buffer] not in in_place:
+                _add_update(builder, buffer)
     for node in joint.tangents.values():
         made = builder.own(node, Kind.GRADIENT)
         op = Op(node.name, "tangent", (), made, phase=Phase.BACKWARD, recomputable=False)
@@ -150,7 +153,7 @@ def assemble(
     outputs = frozenset(held | (set() if accumulate else set(gradients)))
     made_values = {v for op in builder.ops for v in op.outputs}
     graph = Graph(tuple(builder.ops), tuple(builder.values), outputs & made_values, name)
-    return graph, Lowering(tuple(builder.lowered), builder.value_of)
+    return graph, Lowering(tuple(builder.lowered), builder.value_of, in_place)
 
 
 def _left_with_the_loop(b: _Builder, border: int) -> set[int]:

@@ -24,7 +24,7 @@ from planner.graphs.torch_api.storages import storage_key
 
 RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
 BATCH_NORM_OF_CUDA = torch.ops.aten._batch_norm_with_update_functional.default
-_BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
+BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 
 
 def layout_of(tensor: torch.Tensor) -> str:
@@ -122,6 +122,6 @@ def new_statistics(node: fx.Node) -> tuple[int, ...]:
 
     Its others do not depend on the running statistics that it is given. Of other nodes none are.
     """
-    if node.target is _BATCH_NORM and node.args[5] is True:
+    if node.target is BATCH_NORM and node.args[5] is True:
         return 3, 4
     return (4, 5) if node.target is BATCH_NORM_OF_CUDA else ()

@@ -302,6 +302,8 @@ def quickly(value: Any, *, loose: bool, depth: int = 0) -> Any:
     kind = type(value)
     if kind in PLAIN:
         return kind, value  # True is no 1
+    if kind in _KNOWN_OBJECTS:
+        return kind
     if isinstance(value, Tensor):
         return (value.shape, value.dtype) if loose else token_of(value)
     if is_array(value):
@@ -310,7 +312,15 @@ def quickly(value: Any, *, loose: bool, depth: int = 0) -> Any:
         return kind, _quick_contents(value, loose=loose, depth=depth)
     if isinstance(value, _CONSTANTS):
         return kind, repr(value) if kind is slice else exact(value)
-    return kind if is_object(value) else token_of(value)  # an object is watched by itself
+    if not is_object(value):
+        return token_of(value)
+    if value.__class__ is kind:  # asked of the next one, this could cost more than all else
+        _KNOWN_OBJECTS.add(kind)
+    return kind  # an object is watched by itself
+
+
+_KNOWN_OBJECTS = weakref.WeakSet[type]()
+"""Classes whose instances are objects, all of them: none says that it is of another class."""
 
 
 _TOKENS = WeakIdKeyDictionary()

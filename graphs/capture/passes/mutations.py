@@ -17,6 +17,7 @@ from planner.graphs.capture.node_kinds import (
     new_statistics,
     storages,
 )
+from planner.graphs.capture.passes.inplace import Readers, writes_pointwise
 from planner.graphs.capture_error import CaptureError
 
 
@@ -82,6 +83,42 @@ def update_points(joint: Joint, border: int) -> dict[fx.Node, list[str]]:
         last = max((n for n in readers if position[n] < border), key=position.__getitem__)
         points.setdefault(last, []).append(name)
     return points
+
+
+def written_in_place(joint: Joint) -> dict[fx.Node, str]:
+    """Return the new values of buffers that their kernels may write where the old ones lie.
+
+    As in eager mode: batch norm its statistics, both of them, a pointwise kernel its result. That
+    kernel alone reads the buffer, and nobody the new value. The others are copied into theirs.
+    """
+    readers = Readers(joint.graph)
+    found: dict[fx.Node, str] = {}
+    for name, made in joint.mutations.items():
+        buffer, kernel = joint.buffers[name], _kernel_of(made)
+        own = [n for n in joint.graph.find_nodes(op="placeholder") if storages(n) & storages(buffer)]
+        alone = own == [buffer] and all(readers.of(s) == {kernel} for s in storages(buffer))
+        unread = all(user.op == "output" for user in made.users)
+        if alone and unread and kernel not in joint.rewired and _writes_over(kernel, made, buffer):
+            found[made] = name
+    whole = [set(_read_statistics(_kernel_of(made))) <= found.keys() for made in found]
+    return {made: found[made] for made, all_of_it in zip(list(found), whole, strict=True) if all_of_it}
+
+
+def _kernel_of(made: fx.Node) -> fx.Node:
+    """Return the kernel that makes a value, one of several or all there is."""
+    parent = made.args[0] if made.target is operator.getitem else made
+    assert isinstance(parent, fx.Node)
+    return parent
+
+
+def _writes_over(kernel: fx.Node, made: fx.Node, buffer: fx.Node) -> bool:
+    """Tell whether a kernel has an overload that writes a value where a buffer lies."""
+    if made is not kernel:
+        parts = new_statistics(kernel)
+        return made.args[1] in parts and buffer is kernel.args[3 + parts.index(made.args[1])]
+    old, new = buffer.meta["val"], made.meta["val"]
+    alike = (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+    return alike and buffer in kernel.args and writes_pointwise(kernel)
 
 
 def _readers(node: fx.Node) -> Iterable[fx.Node]:

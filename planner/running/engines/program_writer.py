@@ -20,6 +20,7 @@ from planner.errors import PlanMismatch
 from planner.graphs.capture.joint_graph import Joint
 from planner.graphs.capture.lowered import Lowered, Lowering, Role
 from planner.graphs.capture.node_kinds import (
+    BATCH_NORM,
     BATCH_NORM_OF_CUDA,
     RECURRENT,
     is_random,
@@ -33,7 +34,7 @@ from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.host_memory import HostLayout
 from planner.graphs.torch_api.collective_ops import communicates, waits
 from planner.graphs.torch_api.fx_graphs import before_all, take_arguments_in_a_list, yield_where
-from planner.graphs.torch_api.operators import OpOverload
+from planner.graphs.torch_api.operators import OpOverload, out_variant
 from planner.running.called_units import CalledUnit
 from planner.running.rng import rng_state, run_for_backward, run_with_rng_state
 
@@ -73,6 +74,10 @@ def keep_until_here(value: Any) -> None:
 
 
 _WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
+_WRITING_STATISTICS: dict[Any, Any] = {
+    BATCH_NORM: torch.ops.aten._native_batch_norm_legit.default,
+    BATCH_NORM_OF_CUDA: torch.ops.aten._batch_norm_with_update.default,
+}
 
 
 @dataclass
@@ -164,8 +169,11 @@ class ProgramWriter:
     def _kernel(self, node: fx.Node) -> None:
         again = node in self.ran
         self.ran.add(node)
-        statistics = new_statistics(node) if again else ()
-        if again and is_random(node):
+        in_place = self._written_in_place(node)
+        statistics = new_statistics(node) if again or in_place else ()
+        if in_place and not again:
+            made = self.graph.call_function(*in_place)
+        elif again and is_random(node):
             made = self._replayed(node)
         elif statistics:
             # other forward passes may have changed the statistics, which it ignores, meanwhile
@@ -184,6 +192,21 @@ class ProgramWriter:
         for wait in _waits_for(node):
             # at once: what a collective reads is free only then, and so it is planned
             self.env[wait] = self.graph.node_copy(wait, self.get)
+
+    def _written_in_place(self, node: fx.Node) -> tuple[Any, ...]:
+        """Return the call that writes new values of buffers where they lie, if that is its way."""
+        direct = self.lowering.in_place
+        statistics = node.target in _WRITING_STATISTICS and any(u in direct for u in node.users)
+        if not statistics and node not in direct:
+            return ()
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.get)
+        if statistics:
+            return _WRITING_STATISTICS[node.target], args, kwargs
+        assert isinstance(node.target, OpOverload)
+        variant = out_variant(node.target)
+        assert variant is not None, "it was asked for"
+        target, keyword = variant
+        return target, args, {**kwargs, keyword: self.get(self.joint.buffers[direct[node]])}
 
     def _unit(self, node: fx.Node, told: Mapping[str, Any]) -> fx.Node:
         """Write the call of a unit, or of its backward pass, which reads none of its inputs."""
