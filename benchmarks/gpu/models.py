@@ -65,9 +65,9 @@ def vocabulary() -> Built:
 
 
 def gpt2_small() -> Built:
-    """Build GPT-2 (124M) with 4 x 1,024 tokens."""
-    config = hf.GPT2Config(use_cache=False)
-    ids = torch.randint(config.vocab_size, (4, 1024))
+    """Build GPT-2 (124M), without dropout, with 8 x 1,024 tokens."""
+    config = hf.GPT2Config(use_cache=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    ids = torch.randint(config.vocab_size, (8, 1024))
     return hf.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids}
 
 

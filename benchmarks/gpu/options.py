@@ -33,8 +33,8 @@ def compiled(kind: str) -> Iterator[Row]:
         model, inputs = on(kind, build)
         torch._dynamo.reset()
         usual: nn.Module = torch.compile(model)  # type: ignore[assignment]
-        own = trained(usual, inputs)
-        again = compare_tensors(own, trained(usual, inputs)).relative
+        own = trained(usual, inputs, of=model)
+        again = compare_tensors(own, trained(usual, inputs, of=model)).relative
         seconds = seconds_of(kind, stepper(usual, inputs))
         for share in (1.0, 0.5):
             plan = half_way(model, inputs, share, engine="inductor")

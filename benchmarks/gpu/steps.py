@@ -44,8 +44,17 @@ def bits(kind: str) -> Iterator[Row]:
         yield row("bits", name, "largest difference", found, again, "eager's own", found <= again)
 
 
-def trained(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the loss and the gradients of one step, and the next random number, on the CPU."""
+def trained(
+    runs: nn.Module, inputs: dict[str, Tensor], *, of: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """Return the loss and the gradients of one step, and the next random number, on the CPU.
+
+    Args:
+        runs: what is called.
+        inputs: that it is called with.
+        of: whose parameters' gradients are compared; by default its own.
+    """
+    model = of or runs
     torch.manual_seed(1)
     model.zero_grad(set_to_none=True)
     loss = model(**inputs).loss

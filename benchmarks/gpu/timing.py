@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import planner
 from benchmarks.compiled import checkpointed
@@ -60,34 +61,56 @@ def rivals(kind: str) -> Iterator[Row]:
     yield row("rivals", "checkpointed blocks", "seconds", took, seconds, "1.05x", ok)
 
 
-def large(kind: str, name: str) -> Iterator[Row]:
-    """Compare a model of a size that people train with what was predicted of it."""
-    model, inputs = on(kind, LARGE[name])
-    forward = torch.autocast(kind, torch.bfloat16) if AUTOCAST in name else nullcontext()
-    said: dict[str, Any] = {"inputs": inputs, "progress": "off", "limits": Limits(seconds=20)}
+@dataclass(frozen=True)
+class _Runs:
+    """Steps of a model on a card; forward alone is run in ``forward``."""
 
-    def measured(runs: nn.Module) -> tuple[int, int, float]:
-        step = stepper(runs, inputs, forward=forward)
+    kind: str
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    forward: AbstractContextManager[Any]
+
+    def planned(self, budget: str | int) -> planner.Plan:
+        """Plan within a budget, or the least that works."""
+        said: dict[str, Any] = {"inputs": self.inputs, "progress": "off"}
+        said["limits"] = Limits(seconds=20)
+        with self.forward:
+            try:
+                found: planner.Plan = planner.fit(self.model, budget, **said)
+            except planner.InfeasibleBudget as error:
+                found = planner.fit(self.model, error.least_bytes, **said)
+        return found
+
+    def measured(self, runs: nn.Module) -> tuple[int, int, float]:
+        """Return the most bytes held, those reserved, and the seconds of a step."""
+        step = stepper(runs, self.inputs, forward=self.forward)
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         step()
         step()
         reserved = torch.cuda.max_memory_reserved()
-        return peak_of(kind, model, inputs, step), reserved, seconds_of(kind, step)
+        held = peak_of(self.kind, self.model, self.inputs, step)
+        return held, reserved, seconds_of(self.kind, step)
 
+
+def large(kind: str, name: str) -> Iterator[Row]:
+    """Compare a model of a size that people train with what was predicted of it."""
+    model, inputs = on(kind, LARGE[name])
+    forward = torch.autocast(kind, torch.bfloat16) if AUTOCAST in name else nullcontext()
+    runs = _Runs(kind, model, inputs, forward)
+    plain = runs.planned("95%")
     with forward:
-        plain = planner.fit(model, "95%", **said)
         eager = capture(model, inputs).eager_peak_bytes
     assert eager is not None, "it was asked for"
-    peak, _, seconds = measured(model)
+    peak, _, seconds = runs.measured(model)
     expected = eager - outside_bytes(plain)
     ok = abs(peak / expected - 1) < 0.03
     yield row("large", f"{name}, eager", "bytes", peak, expected, "3%", ok)
     ok = 0.5 < seconds / plain.plain_seconds < 2
     yield row("large", f"{name}, eager", "seconds", seconds, plain.plain_seconds, "2x", ok)
     with checkpointed(model):
-        least, _, slow = measured(model)
+        least, _, slow = runs.measured(model)
     yield row("large", f"{name}, checkpointed", "bytes", least, peak, "", ok=True)
     yield row("large", f"{name}, checkpointed", "times eager", slow / seconds, "", "", ok=True)
     resident = plain.graph.resident_bytes
@@ -95,19 +118,18 @@ def large(kind: str, name: str) -> Iterator[Row]:
     budgets = {f"{x:.0%}": resident + int(x * moving) for x in (1.0, 0.6, 0.4)}
     budgets["as checkpointed"] = int(1.01 * least) + outside_bytes(plain)
     for within, budget in budgets.items():
-        with forward:
-            try:
-                plan = planner.fit(model, budget, **said)
-            except planner.InfeasibleBudget as error:
-                plan = planner.fit(model, error.least_bytes, **said)
-        ours, reserved, took = measured(plan.apply(model))
-        case = f"{name}, {within}, +{plan.overhead:.1%}"
-        expected = allocated_bytes(plan)
-        ok = abs(ours / expected - 1) < 0.02
-        yield row("large", case, "bytes", ours, expected, "2%", ok)
-        if plan.needs is not None:
-            most = plan.needs.reserved_bytes - outside_bytes(plan)
-            yield row("large", case, "reserved", reserved, most, "+2%", reserved <= 1.02 * most)
-        ratio, estimate = took / seconds, plan.seconds / plan.plain_seconds
-        ok = ratio < estimate + 0.1
-        yield row("large", case, "times eager", ratio, estimate, "+0.1", ok)
+        plan = runs.planned(budget)
+        yield from _kept(runs, plan, f"{name}, {within}, +{plan.overhead:.1%}", seconds)
+
+
+def _kept(runs: _Runs, plan: planner.Plan, case: str, seconds: float) -> Iterator[Row]:
+    """Compare a planned step with its plan, and with the seconds of an eager one."""
+    ours, reserved, took = runs.measured(plan.apply(runs.model))
+    expected = allocated_bytes(plan)
+    ok = abs(ours / expected - 1) < 0.02
+    yield row("large", case, "bytes", ours, expected, "2%", ok)
+    if plan.needs is not None:
+        most = plan.needs.reserved_bytes - outside_bytes(plan)
+        yield row("large", case, "reserved", reserved, most, "+2%", reserved <= 1.02 * most)
+    ratio, estimate = took / seconds, plan.seconds / plan.plain_seconds
+    yield row("large", case, "times eager", ratio, estimate, "+0.1", ratio < estimate + 0.1)

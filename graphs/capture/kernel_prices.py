@@ -28,7 +28,7 @@ from planner.graphs.costs.measured import Memory, measure_memory
 from planner.graphs.costs.operator_call import OperatorCall, new_storage_bytes
 from planner.graphs.costs.registry import cost_model
 from planner.graphs.costs.roofline import op_cost, tensors_in
-from planner.graphs.costs.workspace import estimate_workspace
+from planner.graphs.costs.workspace import estimate_workspace, scalar_buffer
 from planner.graphs.hardware import devices
 from planner.graphs.hardware.cluster import Cluster
 from planner.graphs.hardware.cluster import cluster as cluster_of
@@ -87,7 +87,7 @@ def _memory(calls: Sequence[OperatorCall], device: devices.Device, *, here: bool
     if here:
         return measure_memory(calls, cache=default_cache(), fallback=estimate_workspace)
     on_cpu = device.name == devices.cpu().name
-    return [Memory(estimate_workspace(c) if on_cpu else 0) for c in calls]
+    return [Memory(estimate_workspace(c) if on_cpu else 0, scalar_buffer(c)) for c in calls]
 
 
 def _exchanges(

@@ -30,6 +30,7 @@ from planner.graphs.costs.operator_call import (
 )
 from planner.graphs.costs.workspace import needs_no_workspace
 from planner.graphs.torch_api.allocation_records import measure_peak
+from planner.graphs.torch_api.dispatch import without_autocast
 
 N = TypeVar("N", float, list[int])
 T = TypeVar("T")
@@ -157,8 +158,9 @@ def _guarded(call: OperatorCall, one: Callable[[OperatorCall], T]) -> T:
                 f"{call.target} needs {needed} bytes, more than half of the {available} available "
                 f"on {device}: it is not run"
             )
-        # Only with gradients enabled does a recurrent layer make what its backward needs.
-        with torch.enable_grad(), _random_state_kept(call, device):
+        # Only with gradients enabled does a recurrent layer make what its backward needs. What
+        # autocast casts has been cast: it would hand the call another dtype, or widen its result.
+        with torch.enable_grad(), without_autocast(), _random_state_kept(call, device):
             return one(call)
     except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError) as error:
         if isinstance(error, MeasureError):

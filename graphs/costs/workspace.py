@@ -1,4 +1,4 @@
-"""Formulas for workspace, for operators that cannot be run: too large, or not on this device.
+"""Formulas for workspace and true outputs, for operators that cannot be run: too large, or not on this device.
 
 Knows what oneDNN and ATen allocate on a CPU, as observed. Knows nothing of accelerators, whose
 kernels take little beyond their outputs: for those the answer is 0.
@@ -130,3 +130,34 @@ _FORMULAS: dict[object, Callable[[OperatorCall], int]] = {
     aten.mul: _mixed,
     aten.div: _mixed,
 }
+
+
+_LOSSES = frozenset(
+    {
+        aten.mse_loss.default,
+        aten.smooth_l1_loss.default,
+        aten.soft_margin_loss.default,
+        aten.binary_cross_entropy.default,
+    }
+)
+
+
+def scalar_buffer(call: OperatorCall) -> tuple[int, ...]:
+    """Return the bytes in which a loss leaves its mean or sum, empty for other calls.
+
+    The scalar lies where the losses of all elements were, on a CPU and on CUDA; a fake tensor has
+    room for itself alone. An H200 showed it for ``mse_loss`` (``benchmarks.gpu``).
+
+    >>> x = torch.empty(8, 8, device="meta")
+    >>> scalar_buffer(OperatorCall(torch.ops.aten.mse_loss.default, (x, x)))
+    (256,)
+    >>> scalar_buffer(OperatorCall(torch.ops.aten.mse_loss.default, (x, x, 0)))
+    ()
+    """
+    if call.target not in _LOSSES:
+        return ()
+    names = [a.name for a in call.target._schema.arguments]
+    place = names.index("reduction")
+    said = call.args[place] if place < len(call.args) else call.kwargs.get("reduction", 1)
+    losses: Tensor = call.args[0]
+    return (losses.numel() * losses.element_size(),) if said else ()

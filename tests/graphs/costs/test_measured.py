@@ -141,6 +141,12 @@ def test_random_operators_leave_the_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_what_autocast_would_widen_is_measured_as_it_is() -> None:
+    call = OperatorCall(aten.prod.dim_int, (torch.ones(4, 512, dtype=torch.bfloat16), 0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert measure_memory([call])[0].output_bytes == (1024,)
+
+
 def test_an_operator_that_does_not_fit_is_refused() -> None:
     size = psutil.virtual_memory().total // 4
     with FakeTensorMode():
