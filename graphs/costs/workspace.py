@@ -1,4 +1,4 @@
-"""Formulas for workspace and true outputs, for operators that cannot be run: too large, or not on this device.
+"""Formulas for what operators take that cannot be run: too large, or not on this device.
 
 Knows what oneDNN and ATen allocate on a CPU, as observed. Knows nothing of accelerators, whose
 kernels take little beyond their outputs: for those the answer is 0.

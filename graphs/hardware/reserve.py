@@ -15,8 +15,8 @@ CUBLAS_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
 CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8, torch's default (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
 
 CUBLAS_HOPPER_BYTES = 33 * 2**20
-"""On Hopper eight of 4 MiB, as NVIDIA recommends (same file; cuBLAS manual, section 2.1.7), and one of
-cuBLASLt's."""
+"""On Hopper eight of 4 MiB, as NVIDIA recommends (same file; cuBLAS manual, section 2.1.7), and
+one of cuBLASLt's."""
 
 _THREADS = 2
 """Forward runs in the thread that calls it and backward in one of autograd's, each with a handle of

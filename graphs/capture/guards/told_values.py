@@ -300,10 +300,8 @@ def quickly(value: Any, *, loose: bool, depth: int = 0) -> Any:
         depth: as for ``told``.
     """
     kind = type(value)
-    if kind in PLAIN:
-        return kind, value  # True is no 1
-    if kind in _KNOWN_OBJECTS:
-        return kind
+    if (plain := kind in PLAIN) or kind in _KNOWN_OBJECTS:
+        return (kind, value) if plain else kind  # True is no 1
     if isinstance(value, Tensor):
         return (value.shape, value.dtype) if loose else token_of(value)
     if is_array(value):
@@ -312,11 +310,10 @@ def quickly(value: Any, *, loose: bool, depth: int = 0) -> Any:
         return kind, _quick_contents(value, loose=loose, depth=depth)
     if isinstance(value, _CONSTANTS):
         return kind, repr(value) if kind is slice else exact(value)
-    if not is_object(value):
-        return token_of(value)
-    if value.__class__ is kind:  # asked of the next one, this could cost more than all else
+    watched = is_object(value)
+    if watched and value.__class__ is kind:  # asked of each, this could cost more than all else
         _KNOWN_OBJECTS.add(kind)
-    return kind  # an object is watched by itself
+    return kind if watched else token_of(value)  # an object is watched by itself
 
 
 _KNOWN_OBJECTS = weakref.WeakSet[type]()

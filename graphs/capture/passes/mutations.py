@@ -6,6 +6,7 @@ Knows the joint graph and the statistics of batch norm. Knows nothing of values,
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable
 
 from torch import fx
@@ -92,16 +93,16 @@ def written_in_place(joint: Joint) -> dict[fx.Node, str]:
     kernel alone reads the buffer, and nobody the new value. The others are copied into theirs.
     """
     readers = Readers(joint.graph)
+    given = Counter(s for n in joint.graph.find_nodes(op="placeholder") for s in storages(n))
     found: dict[fx.Node, str] = {}
     for name, made in joint.mutations.items():
         buffer, kernel = joint.buffers[name], _kernel_of(made)
-        own = [n for n in joint.graph.find_nodes(op="placeholder") if storages(n) & storages(buffer)]
-        alone = own == [buffer] and all(readers.of(s) == {kernel} for s in storages(buffer))
+        alone = all(given[s] == 1 and readers.of(s) == {kernel} for s in storages(buffer))
         unread = all(user.op == "output" for user in made.users)
         if alone and unread and kernel not in joint.rewired and _writes_over(kernel, made, buffer):
             found[made] = name
-    whole = [set(_read_statistics(_kernel_of(made))) <= found.keys() for made in found]
-    return {made: found[made] for made, all_of_it in zip(list(found), whole, strict=True) if all_of_it}
+    halves = {m for m in found if not found.keys() >= {*_read_statistics(_kernel_of(m))}}
+    return {made: name for made, name in found.items() if made not in halves}
 
 
 def _kernel_of(made: fx.Node) -> fx.Node:
