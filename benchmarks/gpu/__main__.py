@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -62,6 +63,9 @@ def main() -> None:
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"of {', '.join(CHECKS)}")
     parser.add_argument("--ten-steps", metavar="MODEL", help="train it within its budget, alone")
     said = parser.parse_args()
+    if unknown := set(said.checks).difference(CHECKS):
+        known = ", ".join(CHECKS)
+        parser.error(f"no check is named {', '.join(sorted(unknown))}; there are {known}")
     if said.ten_steps:
         return ten_steps(said.ten_steps)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +74,8 @@ def main() -> None:
         found.append(row)
         print(*vars(row).values(), sep=" | ", file=sys.stderr, flush=True)
     show(f"Checks on {device_at(kind).name}", found)
-    print(record("gpu", found))
+    named = "_".join(re.sub(r"\W+", "_", name) for name in said.checks)
+    print(record(f"gpu_{named}" if named else "gpu", found))
     raise SystemExit(any(row.verdict == "WRONG" for row in found))
 
 

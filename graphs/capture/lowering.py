@@ -48,6 +48,8 @@ class _Builder:
     lowered: list[Lowered] = field(default_factory=list)
     storage: dict[int, int] = field(default_factory=dict)  # address -> value
     value_of: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
+    direct: dict[fx.Node, str] = field(default_factory=dict)
+    """New values of buffers that are written where the old ones lie."""
     additions: set[int] = field(default_factory=set)
     """Values of no bytes: that something was added to a sum in place."""
 
@@ -98,6 +100,7 @@ def assemble(
     accumulate: bool = False,
     eager: bool = False,
     looped: bool = False,
+    in_place: bool = True,
     name: str = "",
 ) -> tuple[Graph, Lowering]:
     """Build the graph of a training step and the lowering of its ops.
@@ -115,6 +118,8 @@ def assemble(
             what autograd holds until each of its nodes is done.
         looped: hold the model's output, for which a loop has a name while its loss is computed and
             differentiated.
+        in_place: write new values of buffers where the old ones lie, where nobody else reads them;
+            plans of earlier versions copy all of them.
         name: of the graph.
     """
     readers = None if eager else Readers(joint.graph)
@@ -126,13 +131,14 @@ def assemble(
     border = first_backward(joint)
     position = {n: i for i, n in enumerate(joint.graph.nodes)}
     tainted = once_only(joint)
-    updates, in_place = update_points(joint, border), written_in_place(joint)
-    for new, buffer in in_place.items():
+    updates = update_points(joint, border)
+    builder.direct = written_in_place(joint) if in_place else {}
+    for new, buffer in builder.direct.items():
         builder.storage[storage_key(new.meta["val"])] = builder.value_of[joint.buffers[buffer]][0]
     for node in (n for n in kernels if position[n] < border):
         _add_kernel(builder, node, Phase.FORWARD, recomputable=node not in tainted)
         for buffer in updates.get(node, ()):
-            if joint.mutations[buffer] not in in_place:
+            if joint.mutations[buffer] not in builder.direct:
                 _add_update(builder, buffer)
     for node in joint.tangents.values():
         made = builder.own(node, Kind.GRADIENT)
@@ -153,7 +159,7 @@ def assemble(
     outputs = frozenset(held | (set() if accumulate else set(gradients)))
     made_values = {v for op in builder.ops for v in op.outputs}
     graph = Graph(tuple(builder.ops), tuple(builder.values), outputs & made_values, name)
-    return graph, Lowering(tuple(builder.lowered), builder.value_of, in_place)
+    return graph, Lowering(tuple(builder.lowered), builder.value_of, builder.direct)
 
 
 def _left_with_the_loop(b: _Builder, border: int) -> set[int]:
@@ -252,7 +258,8 @@ def _joins_last(
     In the forward pass the op may make little else: what it makes besides would cost this kernel,
     too, to make again.
     """
-    overwrite = None if b.readers is None else b.readers.overwrite(node)
+    apart = b.readers is None or node in b.direct
+    overwrite = None if b.readers is None or apart else b.readers.overwrite(node)
     if overwrite is None or b.lowered[-1].role is not Role.KERNEL:
         return False
     last, (taken,) = b.ops[-1], b.value_of[overwrite.operand]

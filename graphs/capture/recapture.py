@@ -88,7 +88,12 @@ def recapture(
     target = Target(devices.cpu(), home.type, home.type)
     free = Price(0.0, 0, 0, 0)
     graph, lowering = assemble(
-        joint, lambda _: free, target=target, optimizer=None, accumulate=signature["accumulate"]
+        joint,
+        lambda _: free,
+        target=target,
+        optimizer=None,
+        accumulate=signature["accumulate"],
+        in_place=signature.get("in_place", False),
     )
     ops = (*lowering.ops, Lowered(Role.OPTIMIZER))  # whatever optimizer the plan counted
     numbers = symbolic.numbers(lowering) if symbolic else None

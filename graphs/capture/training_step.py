@@ -219,6 +219,7 @@ def capture_joint(
     )
     checked = sorted({short_line(check.source) for _, check in joint.outputs.checks})
     signature |= {"accumulate": accumulate, "dynamic": free, "checks": checks, "checked": checked}
+    signature |= {"in_place": True}  # new values of buffers, as far as can be
     signature |= (sends := capacity_of(joint.graph, capacity))
     # a model without data is planned for elsewhere: its kernels may be far too large to run here
     here = at_hand and (has_data(model) if real is None else real)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from planner.graphs.costs.operator_call import OperatorCall, device_of
 from planner.graphs.costs.roofline import tensors_in
+from planner.graphs.torch_api.operators import argument_place
 
 aten = torch.ops.aten
 
@@ -156,8 +157,9 @@ def scalar_buffer(call: OperatorCall) -> tuple[int, ...]:
     """
     if call.target not in _LOSSES:
         return ()
-    names = [a.name for a in call.target._schema.arguments]
-    place = names.index("reduction")
+    place = argument_place(call.target, "reduction")
     said = call.args[place] if place < len(call.args) else call.kwargs.get("reduction", 1)
-    losses: Tensor = call.args[0]
-    return (losses.numel() * losses.element_size(),) if said else ()
+    left, right = call.args[:2]
+    shape = torch.broadcast_shapes(left.shape, right.shape)  # type: ignore[no-untyped-call]
+    each = torch.promote_types(left.dtype, right.dtype).itemsize
+    return (math.prod(shape) * each,) if said else ()

@@ -135,7 +135,7 @@ def test_sizes_that_change_are_told(plain: planner.Plan) -> None:
     assert worst >= plain.needs.needed_bytes
     assert plan("38GB", dynamic="off").needed_bytes_at_sizes is None
     assert plan("38GB", device="cpu").needed_bytes_at_sizes is None
-    assert "workspace of cuBLAS" in str(plain)
+    assert "workspaces of cuBLAS" in str(plain)
     assert "smaller calls" not in str(plain)
     tight = replace(plain, budget_bytes=plain.needs.needed_bytes)
     told = " ".join(str(tight).split())

@@ -38,8 +38,7 @@ class Attribute:
         if self.name == "__dict__":
             return getattr(owner, "__dict__", MISSING)
         try:
-            # past a __getattribute__ of its own, which costs more than all else of a look
-            return object.__getattribute__(owner, "__dict__")[self.name]
+            return owner.__dict__[self.name]
         except (AttributeError, KeyError):
             return in_class(type(owner), self.name, owner)
 

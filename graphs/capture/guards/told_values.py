@@ -300,24 +300,32 @@ def quickly(value: Any, *, loose: bool, depth: int = 0) -> Any:
         depth: as for ``told``.
     """
     kind = type(value)
-    if (plain := kind in PLAIN) or kind in _KNOWN_OBJECTS:
-        return (kind, value) if plain else kind  # True is no 1
+    if kind in PLAIN:
+        return kind, value  # True is no 1
+    # asked once, not by every isinstance: some classes make that cost more than all else
+    own = getattr(value, "__class__", kind) is kind
+    if own and kind in _KNOWN_OBJECTS:
+        return kind
     if isinstance(value, Tensor):
         return (value.shape, value.dtype) if loose else token_of(value)
+    contents: Any
     if is_array(value):
-        return kind, contents_of(value)
-    if isinstance(value, _COLLECTIONS) and not isinstance(value, torch.Size):
-        return kind, _quick_contents(value, loose=loose, depth=depth)
-    if isinstance(value, _CONSTANTS):
-        return kind, repr(value) if kind is slice else exact(value)
-    watched = is_object(value)
-    if watched and value.__class__ is kind:  # asked of each, this could cost more than all else
-        _KNOWN_OBJECTS.add(kind)
-    return kind if watched else token_of(value)  # an object is watched by itself
+        contents = contents_of(value)
+    elif isinstance(value, _COLLECTIONS) and not isinstance(value, torch.Size):
+        contents = _quick_contents(value, loose=loose, depth=depth)
+    elif isinstance(value, _CONSTANTS):
+        contents = repr(value) if kind is slice else exact(value)
+    elif not is_object(value):
+        return token_of(value)
+    else:  # an object is watched by itself
+        if own:
+            _KNOWN_OBJECTS.add(kind)
+        return kind
+    return kind, contents
 
 
 _KNOWN_OBJECTS = weakref.WeakSet[type]()
-"""Classes whose instances are objects, all of them: none says that it is of another class."""
+"""Classes whose instances are objects, all that do not say that they are of another class."""
 
 
 _TOKENS = WeakIdKeyDictionary()

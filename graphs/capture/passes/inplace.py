@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,19 +122,26 @@ def written_over(
         operand: to write into.
         args, kwargs: of the kernel.
     """
-    tensors = [operand, *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))]
-    layouts = tuple([(x.shape, x.stride()) for x in tensors])
-    if layouts not in _LIES:
-        if len(_LIES) >= _MOST_LAYOUTS:
-            _LIES.clear()
-        _LIES[layouts] = _lies_as(operand, tensors[1:])
-    if _LIES[layouts]:
+    if _known_to_lie([operand, *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))]):
         return writing(*args, **kwargs, **{keyword: operand})
     return kernel(*args, **kwargs)
 
 
+def _known_to_lie(tensors: Sequence[Tensor]) -> bool:
+    """Tell what ``_lies_as`` does of the first and the others; a step asks hundreds of times."""
+    layouts = tuple([(x.shape, x.stride()) for x in tensors])
+    try:
+        known = _LIES.get(layouts)
+    except TypeError:  # sizes are symbols
+        return _lies_as(tensors[0], tensors[1:])
+    if known is None:
+        if len(_LIES) >= _MOST_LAYOUTS:
+            _LIES.clear()
+        known = _LIES[layouts] = _lies_as(tensors[0], tensors[1:])
+    return known
+
+
 _LIES: dict[tuple[Any, ...], bool] = {}
-"""What is known of layouts, since a step asks hundreds of times."""
 _MOST_LAYOUTS = 4096
 
 

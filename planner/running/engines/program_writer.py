@@ -169,9 +169,9 @@ class ProgramWriter:
     def _kernel(self, node: fx.Node) -> None:
         again = node in self.ran
         self.ran.add(node)
-        in_place = self._written_in_place(node)
+        in_place = () if again else self._written_in_place(node)
         statistics = new_statistics(node) if again or in_place else ()
-        if in_place and not again:
+        if in_place:
             made = self.graph.call_function(*in_place)
         elif again and is_random(node):
             made = self._replayed(node)

@@ -20,6 +20,7 @@ class Step(nn.Module):
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
         self.register_buffer("average", torch.zeros(3))
+        self.register_buffer("rate", torch.ones(3))
         self.register_buffer("rows", torch.zeros(2, 3))
         self.case = case
 
@@ -39,6 +40,13 @@ def averaged(model: Any, x: Tensor) -> Any:
 
 def averaged_in_two(model: Any, x: Tensor) -> Any:
     model.average.mul_(0.9).add_(x.detach().mean((0, 2, 3)), alpha=0.1)
+    return x.square().mean()
+
+
+def joined(model: Any, x: Tensor) -> Any:
+    """What is added can be written over what it is made of, which may not run again either."""
+    model.average.add_(x.detach().mean((0, 2, 3)) * model.rate)
+    model.rate.mul_(0.9)
     return x.square().mean()
 
 
@@ -69,6 +77,7 @@ COUNT, STATISTICS = "norm.num_batches_tracked", ["norm.running_mean", "norm.runn
         (once, []),
         (averaged, []),
         (averaged_in_two, ["average"]),
+        (joined, ["rate"]),
         (twice, [COUNT, *STATISTICS]),
         (read_before, STATISTICS),
         (read_after, STATISTICS),
