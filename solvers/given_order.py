@@ -29,7 +29,6 @@ from planner.solvers.bounds.least_bytes import least_bytes
 from planner.solvers.exact.state_search import exact, search_states
 from planner.solvers.minimum_budget import least_order, proven_floor
 from planner.solvers.model.problem import flatten, held_bytes
-from planner.solvers.model.settled import Shortened, shorten
 from planner.solvers.search.beside import beside
 from planner.solvers.search.block_plans import plan_blocks
 from planner.solvers.search.incumbent import Search
@@ -79,8 +78,6 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     Args:
         graph, budget_bytes, limits: as for ``solve``.
     """
-    if (short := shorten(graph)) is not None:
-        return _of_whole(graph, short, in_given_order(short.graph, budget_bytes, limits))
     if len(graph.ops) <= TINY_OPS:
         answer = exact(graph, budget_bytes, limits)
         if answer.status is not Status.UNKNOWN:
@@ -100,15 +97,6 @@ def in_given_order(graph: Graph, budget_bytes: int, limits: Limits) -> Answer:
     status = Status.OPTIMAL if proved else Status.FEASIBLE
     message = "" if proved else stopped
     return Answer.of_order(graph, status, search.order, search.base + search.bound, message)
-
-
-def _of_whole(graph: Graph, short: Shortened, found: Answer) -> Answer:
-    """Return the answer for a step, from that for the step without its settled ops."""
-    bound = found.bound_seconds + short.seconds
-    if found.schedule is None:
-        return replace(found, bound_seconds=bound)
-    order = short.expand(found.schedule.order)
-    return Answer.of_order(graph, found.status, order, bound, found.message)
 
 
 def _look(search: Search, graph: Graph, limits: Limits) -> None:
@@ -274,8 +262,6 @@ def lower_bound(graph: Graph, budget_bytes: int, limits: Limits | None = None) -
     >>> [round(lower_bound(g, budget), 3) for budget in (4, 3, 2)]
     [8.0, 9.0, inf]
     """
-    if (short := shorten(graph)) is not None:
-        return short.seconds + lower_bound(short.graph, budget_bytes, limits)
     if len(graph.ops) <= TINY_OPS:
         return graph.seconds + search_states(flatten(graph), budget_bytes).bound
     limits = limits or Limits()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from planner.graphs import Graph, Schedule, schedule_from_order
 from planner.solvers.api import Limits, deadline_of, floor_bytes
@@ -20,7 +20,6 @@ from planner.solvers.model.master import solve_master
 from planner.solvers.model.order_from_cuts import order_from_plan
 from planner.solvers.model.overshoot import overshoots
 from planner.solvers.model.problem import Problem, flatten, held_bytes
-from planner.solvers.model.settled import shorten
 from planner.solvers.search.block_plans import plan_blocks
 from planner.solvers.search.evict import fit_any
 from planner.solvers.search.incumbent import Search
@@ -74,10 +73,6 @@ def minimum_budget(
     >>> found.least_bytes, found.floor_bytes
     (3, 3)
     """
-    if (short := shorten(graph)) is not None:
-        found = minimum_budget(short.graph, limits, thorough=thorough)
-        order = short.expand(found.schedule.order)
-        return replace(found, schedule=schedule_from_order(graph, order))
     problem = flatten(graph)
     deadline = deadline_of(limits or Limits())
     floor = least_bytes(problem, proven_floor(graph), deadline=deadline)
