@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from planner.graphs.costs.roofline import tensors_in
-from planner.graphs.torch_api.cuda.cudnn_recurrent import RECURRENT_FAKES
+from planner.graphs.torch_api.cuda.cudnn_recurrent import RECURRENT_FAKES, WARNS_ONCE
 from planner.graphs.torch_api.fake_kernels import use_fakes
 from planner.graphs.torch_api.fake_tensors import FakeTensorMode
 from planner.graphs.torch_api.operators import OpOverload, argument_place
@@ -36,7 +36,7 @@ class OperatorCall:
 
     def run(self) -> Any:
         """Call the operator."""
-        return self.target(*self.args, **self.kwargs)
+        return WARNS_ONCE.get(self.target, self.target)(*self.args, **self.kwargs)
 
 
 def tensors_of(call: OperatorCall) -> Iterator[Tensor]:

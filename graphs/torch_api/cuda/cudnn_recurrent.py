@@ -27,6 +27,9 @@ from planner.graphs.torch_api.patches import Patches
 aten = torch.ops.aten
 _KINDS = {aten.rnn_relu.input: 0, aten.rnn_tanh.input: 1, aten.lstm.input: 2, aten.gru.input: 3}
 """The numbers of ``cudnnRNNMode_t``."""
+WARNS_ONCE: dict[Any, Any] = {aten._cudnn_rnn.default: torch._cudnn_rnn}
+"""Operators that warn in C++, and the functions by which that goes through Python's ``warnings``:
+called by its name, the kernel would write to stderr in every call that its weights lie apart."""
 KEPT_OF_A_STEP = {0: 1, 1: 1, 2: 6, 3: 6}
 """How many numbers a unit keeps of each step for backward: its gates, and the states they act on.
 

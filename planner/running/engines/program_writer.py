@@ -33,6 +33,7 @@ from planner.graphs.capture.passes.inplace import written_over
 from planner.graphs.costs.roofline import tensors_in
 from planner.graphs.host_memory import HostLayout
 from planner.graphs.torch_api.collective_ops import communicates, waits
+from planner.graphs.torch_api.cuda.cudnn_recurrent import WARNS_ONCE
 from planner.graphs.torch_api.fx_graphs import before_all, take_arguments_in_a_list, yield_where
 from planner.graphs.torch_api.operators import OpOverload, out_variant
 from planner.running.called_units import CalledUnit
@@ -181,6 +182,9 @@ class ProgramWriter:
         elif node.target is RECURRENT:
             args = (RECURRENT, *fx.node.map_arg(node.args, self.get))
             made = self.graph.call_function(run_for_backward, args)
+        elif node.target in WARNS_ONCE:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.get)
+            made = self.graph.call_function(WARNS_ONCE[node.target], args, kwargs)
         elif (told := unit_called(node.target, node.args)) is not None:
             made = self._unit(node, told)
         else:
