@@ -258,8 +258,9 @@ def _joins_last(
     In the forward pass the op may make little else: what it makes besides would cost this kernel,
     too, to make again.
     """
-    apart = b.readers is None or node in b.direct
-    overwrite = None if b.readers is None or apart else b.readers.overwrite(node)
+    if b.readers is None or node in b.direct:
+        return False
+    overwrite = b.readers.overwrite(node)
     if overwrite is None or b.lowered[-1].role is not Role.KERNEL:
         return False
     last, (taken,) = b.ops[-1], b.value_of[overwrite.operand]
