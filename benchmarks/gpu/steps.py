@@ -57,7 +57,7 @@ def trained(
     model = of or runs
     torch.manual_seed(1)
     model.zero_grad(set_to_none=True)
-    loss = model(**inputs).loss
+    loss = runs(**inputs).loss
     loss.backward()
     made = {
         n: p.grad.to("cpu", copy=True) for n, p in model.named_parameters() if p.grad is not None
