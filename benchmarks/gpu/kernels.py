@@ -80,10 +80,15 @@ def kernels(kind: str) -> Iterator[Row]:
             real = layer.to_empty(device=kind)
             found = capture_joint(real, arguments_of(x.to(kind)), device=card)
             ops = [[op.target for op in t.captured.graph.ops] for t in (found, planned)]
-            pairs = zip(*ops, strict=False)
-            differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
-            same = ops[0] == ops[1]
-            yield row("kernels", case, "ops", differing or len(ops[0]), len(ops[1]), "equal", same)
+            yield _equal("kernels", case, *ops)
+
+
+def _equal(check: str, case: str, found: list[str], planned: list[str]) -> Row:
+    """Compare two steps op by op; say where they differ first, or how many ops they have."""
+    pairs = itertools.zip_longest(found, planned)
+    differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
+    one, other = differing or (len(found), len(planned))
+    return row(check, case, "ops", one, other, "equal", differing is None)
 
 
 def overwritten(kind: str) -> Iterator[Row]:
@@ -119,10 +124,7 @@ def cases(kind: str) -> Iterator[Row]:
     """
     for case in CASES:
         found, planned = _ops(case, kind, "auto"), _ops(case, "cpu", device_at(kind))
-        pairs = itertools.zip_longest(found, planned)
-        differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        one, other = differing or (len(found), len(planned))
-        yield row("cases", case.name, "ops", one, other, "equal", differing is None)
+        yield _equal("cases", case.name, found, planned)
 
 
 def _ops(case: Case, kind: str, device: Device | str) -> list[str]:

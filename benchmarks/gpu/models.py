@@ -13,11 +13,15 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-import planner
-from planner.graphs.hardware.reserve import reserve_parts
 from planner.graphs.torch_api.allocation_records import measure_peak
 
 Built = tuple[nn.Module, dict[str, Tensor]]
+
+
+def _language(kind: type[nn.Module], config: Any, *size: int) -> Built:
+    """Build a model of transformers and a batch of tokens, which are the labels, too."""
+    ids = torch.randint(config.vocab_size, size)
+    return kind(config), {"input_ids": ids, "labels": ids}
 
 
 def gpt2(dropout: float = 0.1, layers: int = 4) -> Built:
@@ -27,18 +31,22 @@ def gpt2(dropout: float = 0.1, layers: int = 4) -> Built:
         resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=0,
         eos_token_id=0,
     )  # fmt: skip
-    ids = torch.randint(4096, (8, 256))
-    return hf.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids}
+    return _language(hf.GPT2LMHeadModel, config, 8, 256)
+
+
+def _llama(*size: int, **config: Any) -> Built:
+    """Build Llama with four heads for keys and values."""
+    config = {"num_key_value_heads": 4, "use_cache": False} | config
+    return _language(hf.LlamaForCausalLM, hf.LlamaConfig(**config), *size)
 
 
 def llama() -> Built:
     """Build Llama in bfloat16."""
-    config = hf.LlamaConfig(
-        hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, vocab_size=4096, use_cache=False,
+    model, inputs = _llama(
+        8, 256, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
+        num_attention_heads=8, vocab_size=4096,
     )  # fmt: skip
-    ids = torch.randint(4096, (8, 256))
-    return hf.LlamaForCausalLM(config).to(torch.bfloat16), {"input_ids": ids, "labels": ids}
+    return model.to(torch.bfloat16), inputs
 
 
 def resnet() -> Built:
@@ -56,29 +64,25 @@ MODELS: dict[str, Callable[[], Built]] = {"gpt2": gpt2, "llama": llama, "resnet"
 
 def vocabulary() -> Built:
     """Build a narrow Llama with a large vocabulary, whose loss is what it holds."""
-    config = hf.LlamaConfig(
-        hidden_size=256, intermediate_size=688, num_hidden_layers=2, num_attention_heads=8,
-        num_key_value_heads=4, vocab_size=32_000, use_cache=False, tie_word_embeddings=False,
+    return _llama(
+        8, 256, hidden_size=256, intermediate_size=688, num_hidden_layers=2,
+        num_attention_heads=8, vocab_size=32_000, tie_word_embeddings=False,
     )  # fmt: skip
-    ids = torch.randint(32_000, (8, 256))
-    return hf.LlamaForCausalLM(config), {"input_ids": ids, "labels": ids}
 
 
 def gpt2_small() -> Built:
     """Build GPT-2 (124M), without dropout, with 8 x 1,024 tokens."""
     config = hf.GPT2Config(use_cache=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    ids = torch.randint(config.vocab_size, (8, 1024))
-    return hf.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids}
+    return _language(hf.GPT2LMHeadModel, config, 8, 1024)
 
 
 def llama_1b() -> Built:
     """Build a Llama of 1.1 billion parameters in bfloat16 with 2 x 2,048 tokens."""
-    config = hf.LlamaConfig(
-        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
-        num_key_value_heads=4, vocab_size=32_000, use_cache=False, tie_word_embeddings=False,
+    model, inputs = _llama(
+        2, 2048, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
+        num_attention_heads=32, vocab_size=32_000, tie_word_embeddings=False,
     )  # fmt: skip
-    ids = torch.randint(32_000, (2, 2048))
-    return hf.LlamaForCausalLM(config).to(torch.bfloat16), {"input_ids": ids, "labels": ids}
+    return model.to(torch.bfloat16), inputs
 
 
 def resnet50() -> Built:
@@ -119,41 +123,6 @@ def on(kind: str, build: Callable[[], Built]) -> Built:
     torch.manual_seed(0)
     model, inputs = build()
     return model.to(kind).train(), {name: x.to(kind) for name, x in inputs.items()}
-
-
-def half_way(
-    model: nn.Module, inputs: dict[str, Tensor], share: float = 0.5, **options: Any
-) -> planner.Plan:
-    """Plan half way between what is resident and what the plain step holds.
-
-    Args:
-        model, inputs: of the step.
-        share: the way; where nothing fits, half of what is left of it is added.
-        options: what else ``planner.fit`` is told.
-    """
-    said: dict[str, Any] = {"inputs": inputs, "progress": "off", **options}
-    plain: planner.Plan = planner.fit(model, "90%", **said)
-    resident = plain.graph.resident_bytes
-    while True:
-        try:
-            budget = int(resident + share * (plain.plain_peak_bytes - resident))
-            found: planner.Plan = planner.fit(model, budget, **said)
-        except planner.InfeasibleBudget:
-            share = (1 + share) / 2
-        else:
-            return found
-
-
-def outside_bytes(plan: planner.Plan) -> int:
-    """Return the counted part of a device's reserve that torch's allocator knows nothing of."""
-    parts = reserve_parts(plan.hardware) if plan.hardware else ()
-    return sum(p.size_bytes or 0 for p in parts if p.counted and "cuBLAS" not in p.name)
-
-
-def allocated_bytes(plan: planner.Plan) -> int:
-    """Return what torch's allocator should say a planned step holds at most."""
-    held = plan.needs.allocated_bytes if plan.needs else plan.peak_bytes
-    return held - outside_bytes(plan)
 
 
 def peak_of(

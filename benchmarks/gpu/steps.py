@@ -14,16 +14,8 @@ import transformers as hf
 from torch import Tensor, nn
 
 import planner
-from benchmarks.gpu.models import (
-    MODELS,
-    allocated_bytes,
-    half_way,
-    llama,
-    on,
-    outside_bytes,
-    peak_of,
-    stepper,
-)
+from benchmarks.gpu.models import MODELS, llama, on, peak_of, stepper
+from benchmarks.gpu.plans import half_way, held, outside_bytes, reserved
 from benchmarks.gpu.rows import Row, row
 from planner.graphs.hardware.detect import device_at
 from planner.graphs.hardware.reserve import reserve_parts
@@ -76,15 +68,9 @@ def memory(kind: str) -> Iterator[Row]:
         if kind == "cuda":
             torch.cuda.empty_cache()
         step()
-        measured = peak_of(kind, model, inputs, step)
-        expected = allocated_bytes(plan)
-        off = measured / expected - 1
-        yield row("memory", f"{name}, planned", "bytes", measured, expected, "2%", abs(off) < 0.02)
-        if kind == "cuda" and plan.needs is not None:
-            reserved = torch.cuda.max_memory_reserved()
-            limit = plan.needs.reserved_bytes - outside_bytes(plan)
-            verdict = reserved <= 1.02 * limit
-            yield row("memory", f"{name}, reserved", "bytes", reserved, limit, "+2%", verdict)
+        yield held("memory", f"{name}, planned", peak_of(kind, model, inputs, step), plan)
+        if kind == "cuda":
+            yield from reserved("memory", name, torch.cuda.max_memory_reserved(), plan)
 
 
 def held_budget(kind: str) -> Iterator[Row]:
@@ -121,7 +107,7 @@ def ten_steps(name: str) -> None:
 
 def workspaces(kind: str) -> Iterator[Row]:
     """Measure what cuBLAS keeps after a step, and what the device has given no tensor."""
-    parts = {part.name: part.size_bytes or 0 for part in reserve_parts(device_at(kind))}
+    context_part, cublas, *_ = (part.size_bytes or 0 for part in reserve_parts(device_at(kind)))
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     for build in MODELS.values():
@@ -130,11 +116,12 @@ def workspaces(kind: str) -> Iterator[Row]:
         del model, inputs
     gc.collect()
     torch.cuda.empty_cache()
-    kept, expected = torch.cuda.memory_allocated() - before, parts["workspaces of cuBLAS"]
-    yield row("workspaces", "cuBLAS", "bytes", kept, expected, "at most", kept <= expected)
+    kept = torch.cuda.memory_allocated() - before
+    yield row("workspaces", "cuBLAS", "bytes", kept, cublas, "at most", kept <= cublas)
     free, total = torch.cuda.mem_get_info()
-    context, most = total - free - torch.cuda.memory_reserved(), next(iter(parts.values()))
-    yield row("workspaces", "context", "bytes", context, most, "at most", context <= most)
+    taken = total - free - torch.cuda.memory_reserved()
+    ok = taken <= context_part
+    yield row("workspaces", "context", "bytes", taken, context_part, "at most", ok)
 
 
 def guards(kind: str) -> Iterator[Row]:

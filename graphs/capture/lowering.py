@@ -122,8 +122,8 @@ def assemble(
             plans of earlier versions copy all of them.
         name: of the graph.
     """
-    readers = None if eager else Readers(joint.graph)
-    builder = _Builder(joint, price, target, target.device.granularity_bytes, readers)
+    readers, granularity = Readers(joint.graph), target.device.granularity_bytes
+    builder = _Builder(joint, price, target, granularity, None if eager else readers)
     builder.nodes = AutogradNodes(joint.graph) if eager else None
     _add_resident(builder)
     nodes = joint.graph.nodes
@@ -132,7 +132,7 @@ def assemble(
     position = {n: i for i, n in enumerate(joint.graph.nodes)}
     tainted = once_only(joint)
     updates = update_points(joint, border)
-    builder.direct = written_in_place(joint) if in_place else {}
+    builder.direct = written_in_place(joint, readers) if in_place else {}
     for new, buffer in builder.direct.items():
         builder.storage[storage_key(new.meta["val"])] = builder.value_of[joint.buffers[buffer]][0]
     for node in (n for n in kernels if position[n] < border):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from planner.graphs.costs.operator_call import OperatorCall, device_of
 from planner.graphs.costs.roofline import tensors_in
-from planner.graphs.torch_api.operators import argument_place
+from planner.graphs.torch_api.operators import said
 
 aten = torch.ops.aten
 
@@ -157,9 +157,8 @@ def scalar_buffer(call: OperatorCall) -> tuple[int, ...]:
     """
     if call.target not in _LOSSES:
         return ()
-    place = argument_place(call.target, "reduction")
-    said = call.args[place] if place < len(call.args) else call.kwargs.get("reduction", 1)
+    reduces = said(call.target, call.args, call.kwargs).get("reduction", 1)
     left, right = call.args[:2]
     shape = torch.broadcast_shapes(left.shape, right.shape)  # type: ignore[no-untyped-call]
     each = torch.promote_types(left.dtype, right.dtype).itemsize
-    return (math.prod(shape) * each,) if said else ()
+    return (math.prod(shape) * each,) if reduces else ()

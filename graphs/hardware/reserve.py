@@ -29,11 +29,15 @@ peers, as users of eight and more devices report. Assumed: it was not measured b
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something that a device keeps; ``size_bytes`` is ``None`` where only the card knows."""
+    """Something that a device keeps; ``size_bytes`` is ``None`` where only the card knows.
+
+    ``allocated`` tells what torch's allocator gives, and counts as its own.
+    """
 
     name: str
     size_bytes: int | None
     counted: bool
+    allocated: bool = False
 
 
 def reserve_parts(device: Device) -> tuple[Part, ...]:
@@ -51,11 +55,16 @@ def reserve_parts(device: Device) -> tuple[Part, ...]:
     cublas = min(cublas, own)
     found = [
         Part("context and kernels of CUDA", own - cublas, counted=True),
-        Part("workspaces of cuBLAS", cublas, counted=True),
+        Part("workspaces of cuBLAS", cublas, counted=True, allocated=True),
     ]
     if device.reserve_bytes > own:
         found.append(Part("what else lives there", device.reserve_bytes - own, counted=True))
     found.append(
-        Part("workspaces of cuDNN, whose algorithms the card chooses", None, counted=False)
+        Part(
+            "workspaces of cuDNN, whose algorithms the card chooses",
+            None,
+            counted=False,
+            allocated=True,
+        )
     )
     return tuple(found)

@@ -86,13 +86,16 @@ def update_points(joint: Joint, border: int) -> dict[fx.Node, list[str]]:
     return points
 
 
-def written_in_place(joint: Joint) -> dict[fx.Node, str]:
+def written_in_place(joint: Joint, readers: Readers) -> dict[fx.Node, str]:
     """Return the new values of buffers that their kernels may write where the old ones lie.
 
     As in eager mode: batch norm its statistics, both of them, a pointwise kernel its result. That
     kernel alone reads the buffer, and nobody the new value. The others are copied into theirs.
+
+    Args:
+        joint: the step.
+        readers: of its graph.
     """
-    readers = Readers(joint.graph)
     given = Counter(s for n in joint.graph.find_nodes(op="placeholder") for s in storages(n))
     found: dict[fx.Node, str] = {}
     for name, made in joint.mutations.items():
